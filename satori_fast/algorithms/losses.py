@@ -8,6 +8,7 @@ never exist. Not for the choice of terms (`algorithms.recipe`), nor for optimize
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +28,8 @@ class LossTerms:
 
     kind:                "policy" (clipped ratio) or "nll" (imitation; the policy terms are unused).
     clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+    clip_dual:           a token of negative advantage A adds at most clip_dual |A|; inf for no
+                         such bound (arXiv 1912.09729).
     value_clip:          distance, in units of reward, that a value may move from the value at
                          rollout; None for no clipping.
     value_coefficient:   factor of the value loss.
@@ -39,6 +42,7 @@ class LossTerms:
     kind: Literal["policy", "nll"]
     clip_low: float = 0.2
     clip_high: float = 0.2
+    clip_dual: float = math.inf
     value_clip: float | None = None
     value_coefficient: float = 1.0
     kl_coefficient: float = 0.0
@@ -88,6 +92,7 @@ class LossTerms:
             ref_logprobs=batch.require("ref_logprobs") if self.kl_coefficient else None,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
+            clip_dual=self.clip_dual,
             kl_coefficient=self.kl_coefficient,
             kl_estimator=self.kl_estimator,
             entropy_coefficient=self.entropy_coefficient,

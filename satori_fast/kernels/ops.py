@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 KL_ESTIMATORS = ("k1", "k2", "k3")
+IMPORTANCE = ("none", "truncate", "mask")
 
 
 def linear_logprob(
@@ -82,9 +83,13 @@ def linear_policy_loss(
     ref_logprobs: Tensor | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    clip_dual: float = math.inf,
     kl_coefficient: float = 0.0,
     kl_estimator: str = "k3",
     entropy_coefficient: float = 0.0,
+    importance: str = "none",
+    importance_low: float = 0.0,
+    importance_high: float = math.inf,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
     group: ProcessGroup | None = None,
@@ -97,7 +102,8 @@ def linear_policy_loss(
     """
     _check_head(hidden, weight, targets, vocab_size)
     inputs = PolicyInputs(old_logprobs, advantages, loss_weights, rollout_logprobs, ref_logprobs)
-    terms = PolicyTerms(clip_low, clip_high, kl_coefficient, kl_estimator, entropy_coefficient)
+    coefficients = (clip_low, clip_high, clip_dual, kl_coefficient, entropy_coefficient)
+    terms = PolicyTerms(*coefficients, importance_low, importance_high, kl_estimator, importance)
     _check_policy(inputs, terms, hidden.shape[0])
     number, per_token = _split_temperature(temperature, hidden.shape[0])
     differentiates = torch.is_grad_enabled()
@@ -106,7 +112,7 @@ def linear_policy_loss(
         weight,
         targets,
         *inputs,
-        *terms,
+        *terms.flat(),
         number,
         per_token,
         vocab_size,
@@ -128,18 +134,28 @@ def policy_loss(
     ref_logprobs: Tensor | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    clip_dual: float = math.inf,
     kl_coefficient: float = 0.0,
     kl_estimator: str = "k3",
     entropy_coefficient: float = 0.0,
+    importance: str = "none",
+    importance_low: float = 0.0,
+    importance_high: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """(loss, stats): the clipped policy loss, a weighted SUM over tokens, and its metrics.
 
     With rho = exp(logprob - old_logprob), advantage A, weight w and d = ref_logprob - logprob
-    (PPO, arXiv 1707.06347 eq. 7; the KL estimators are Schulman's):
+    (PPO, arXiv 1707.06347 eq. 7; dual clip, arXiv 1912.09729 eq. 5; the KL estimators are
+    Schulman's, http://joschu.net/blog/kl-approx.html):
 
-        loss = sum_t w (-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
+        loss = sum_t w (-u max(min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), floor)
                         + kl_coefficient KL - entropy_coefficient H)
         KL:  k1 = -d        k2 = d^2 / 2        k3 = exp(d) - 1 - d
+
+    clip_dual:  floor = clip_dual A where A < 0 (dual clip, > 1); inf for no floor.
+    importance: u, from r = exp(old_logprob - rollout_logprob), the trainer's probability over the
+                engine's, a constant: "none" is 1, "truncate" clamps r to [importance_low,
+                importance_high], "mask" is r inside that range and 0 outside.
 
     Every tensor is [T]; `logprobs` and `entropies` are differentiable. A token of weight 0 adds
     nothing, even where its log-probability is infinite or NaN.
@@ -148,10 +164,11 @@ def policy_loss(
     (`reference.policy_loss` tells what each is), so that the caller divides once.
     """
     inputs = PolicyInputs(old_logprobs, advantages, loss_weights, rollout_logprobs, ref_logprobs)
-    terms = PolicyTerms(clip_low, clip_high, kl_coefficient, kl_estimator, entropy_coefficient)
+    coefficients = (clip_low, clip_high, clip_dual, kl_coefficient, entropy_coefficient)
+    terms = PolicyTerms(*coefficients, importance_low, importance_high, kl_estimator, importance)
     _check_per_token(logprobs.numel(), logprobs=logprobs, entropies=entropies)
     _check_policy(inputs, terms, logprobs.numel())
-    loss, stats, _, _ = schemas.policy_loss(logprobs, entropies, *inputs, *terms)
+    loss, stats, _, _ = schemas.policy_loss(logprobs, entropies, *inputs, *terms.flat())
     return loss, stats
 
 
@@ -255,6 +272,17 @@ def _check_policy(inputs: PolicyInputs, terms: PolicyTerms, num_tokens: int) -> 
         )
     if terms.kl_coefficient and inputs.ref_logprobs is None:
         raise ValueError("kl_coefficient is not 0: ref_logprobs is needed")
+    if not terms.clip_dual > 1.0:
+        raise ValueError(f"clip_dual is {terms.clip_dual}: it must be above 1")
+    if terms.importance not in IMPORTANCE:
+        raise ValueError(f"importance is {terms.importance!r}: one of {', '.join(IMPORTANCE)}")
+    if terms.importance != "none" and inputs.rollout_logprobs is None:
+        raise ValueError(f"importance is {terms.importance!r}: rollout_logprobs is needed")
+    if not 0.0 <= terms.importance_low <= terms.importance_high:
+        raise ValueError(
+            f"importance_low is {terms.importance_low} and importance_high "
+            f"{terms.importance_high}: 0 <= importance_low <= importance_high"
+        )
 
 
 def _group_name(group: ProcessGroup | None) -> str | None:

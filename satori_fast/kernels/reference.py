@@ -36,22 +36,40 @@ POLICY_STATS = (
     "entropy",
     "clip_fraction_low",
     "clip_fraction_high",
+    "clip_fraction_dual",
     "ratio_max",
     "approx_kl",
     "rollout_abs_diff",
     "rollout_abs_diff_max",
+    "rollout_kl",
+    "rollout_clip_fraction",
     "num_tokens",
 )
 
 
 class PolicyTerms(NamedTuple):
-    """Coefficients of `policy_loss`."""
+    """Coefficients and choices of `policy_loss`; `math.inf` stands for no limit."""
 
     clip_low: float
     clip_high: float
+    clip_dual: float
     kl_coefficient: float
-    kl_estimator: str
     entropy_coefficient: float
+    importance_low: float
+    importance_high: float
+    kl_estimator: str
+    importance: str
+
+    def flat(self) -> tuple[list[float], str, str]:
+        """What the schema of an operation can hold; `unflat` is the way back."""
+        *coefficients, kl_estimator, importance = self
+        return coefficients, kl_estimator, importance
+
+    @classmethod
+    def unflat(
+        cls, coefficients: Sequence[float], kl_estimator: str, importance: str
+    ) -> "PolicyTerms":
+        return cls(*coefficients, kl_estimator=kl_estimator, importance=importance)  # pyright: ignore[reportCallIssue]
 
 
 class PolicyInputs(NamedTuple):
@@ -191,17 +209,13 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss (a sum), stats float32 [len(POLICY_STATS)], dLoss/dlogprob [T] and dLoss/dH [T].
 
-    With rho = exp(logprob - old_logprob), advantage A, token weight w and
-    d = ref_logprob - logprob (arXiv 1707.06347 eq. 7; http://joschu.net/blog/kl-approx.html):
+    The loss, u, floor and the estimators k1, k2, k3 of "kl" are those of `ops.policy_loss`.
 
-        loss = sum_t w (-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
-                        + kl_coefficient KL - entropy_coefficient H)
-        k1 = -d        k2 = d^2 / 2        k3 = exp(d) - 1 - d
-
-    stats: "kl" is that estimate; "clip_fraction_low" and "_high" are tokens that clipping leaves
-    without a gradient; "approx_kl" is k3 of old against new; "rollout_abs_diff" is
-    |old_logprob - rollout_logprob|, trainer against engine. A token of weight 0 adds nothing to
-    anything, whatever its other fields hold.
+    stats: "clip_fraction_low", "_high" and "_dual" are tokens that a clip leaves without a
+    gradient; "approx_kl" is k3 of old against new. Trainer against engine: "rollout_abs_diff" is
+    |old_logprob - rollout_logprob|, "rollout_kl" k3 of engine against trainer,
+    "rollout_clip_fraction" tokens whose u was truncated or masked. A token of weight 0 adds nothing
+    to anything, whatever its other fields hold.
     """
     dtype = compute_dtype(logprobs)
     live = inputs.loss_weights != 0
@@ -211,36 +225,63 @@ def policy_loss(
 
     logprobs, entropies = clean(logprobs), clean(entropies)
     old, advantages, weights = (clean(tensor) for tensor in inputs[:3])
+    rollout = old if inputs.rollout_logprobs is None else clean(inputs.rollout_logprobs)
+    importance, is_reweighted = _importance(old - rollout, terms)
     log_ratio = logprobs - old
     ratio = log_ratio.exp()
-    clipped_low = (advantages < 0) & (ratio < 1.0 - terms.clip_low)
-    clipped_high = (advantages > 0) & (ratio > 1.0 + terms.clip_high)
-    clipped_ratio = ratio.clamp(1.0 - terms.clip_low, 1.0 + terms.clip_high)
-    surrogate = torch.minimum(ratio * advantages, clipped_ratio * advantages)
-    gradient = torch.where(clipped_low | clipped_high, 0.0, -ratio * advantages)
-    kl = rollout_diff = torch.zeros_like(logprobs)
+    surrogate, clips = _surrogate(ratio, advantages, terms)
+    gradient = torch.where(clips.any(dim=0), 0.0, -importance * ratio * advantages)
+    kl = torch.zeros_like(logprobs)
     if inputs.ref_logprobs is not None:
         kl, kl_gradient = _kl_estimate(clean(inputs.ref_logprobs) - logprobs, terms.kl_estimator)
         if terms.kl_coefficient:
             gradient = gradient + terms.kl_coefficient * kl_gradient
-    if inputs.rollout_logprobs is not None:
-        rollout_diff = (old - clean(inputs.rollout_logprobs)).abs()
     sums = {
-        "policy_loss": -surrogate,
+        # A masked token adds 0 even where its ratio is infinite.
+        "policy_loss": torch.where(importance == 0, 0.0, -importance * surrogate),
         "kl": kl,
         "entropy": entropies,
-        "clip_fraction_low": clipped_low,
-        "clip_fraction_high": clipped_high,
-        "approx_kl": torch.expm1(log_ratio) - log_ratio,
-        "rollout_abs_diff": rollout_diff,
+        "clip_fraction_low": clips[0],
+        "clip_fraction_high": clips[1],
+        "clip_fraction_dual": clips[2],
+        "approx_kl": _k3(log_ratio),
+        "rollout_abs_diff": (old - rollout).abs(),
+        "rollout_kl": _k3(old - rollout),
+        "rollout_clip_fraction": is_reweighted & live,
     }
+    gradient = torch.where(live, gradient, 0.0)
     stats = {name: (weights * value).sum() for name, value in sums.items()}
     loss = _total_loss(stats, terms)
     stats["ratio_max"] = _maximum(torch.where(live, ratio, 0.0))
-    stats["rollout_abs_diff_max"] = _maximum(rollout_diff)
+    stats["rollout_abs_diff_max"] = _maximum(sums["rollout_abs_diff"])
     stats["num_tokens"] = live.sum()
     stacked = torch.stack([stats[name].to(torch.float32) for name in POLICY_STATS])
     return loss, stacked, weights * gradient, -terms.entropy_coefficient * weights
+
+
+def _surrogate(ratio: Tensor, advantages: Tensor, terms: PolicyTerms) -> tuple[Tensor, Tensor]:
+    """The clipped objective of each token, and which of the three clips (low, high, dual) leave it
+    without a gradient, bool [3, T]."""
+    clipped_ratio = ratio.clamp(1.0 - terms.clip_low, 1.0 + terms.clip_high)
+    surrogate = torch.minimum(ratio * advantages, clipped_ratio * advantages)
+    clipped_low = (advantages < 0) & (ratio < 1.0 - terms.clip_low)
+    clipped_high = (advantages > 0) & (ratio > 1.0 + terms.clip_high)
+    clipped_dual = (advantages < 0) & (ratio > terms.clip_dual)
+    surrogate = torch.where(clipped_dual, terms.clip_dual * advantages, surrogate)
+    return surrogate, torch.stack([clipped_low, clipped_high, clipped_dual])
+
+
+def _importance(log_ratio: Tensor, terms: PolicyTerms) -> tuple[Tensor, Tensor]:
+    """u of `policy_loss` and where it is not exp(log_ratio), the trainer's probability over the
+    engine's: "none" is 1; "truncate" clamps it to [importance_low, importance_high]; "mask" is 0
+    outside that range."""
+    if terms.importance == "none":
+        return torch.ones_like(log_ratio), torch.zeros_like(log_ratio, dtype=torch.bool)
+    ratio = log_ratio.exp()
+    outside = (ratio < terms.importance_low) | (ratio > terms.importance_high)
+    if terms.importance == "mask":
+        return torch.where(outside, 0.0, ratio), outside
+    return ratio.clamp(terms.importance_low, terms.importance_high), outside
 
 
 def _total_loss(stats: dict[str, Tensor], terms: PolicyTerms) -> Tensor:
@@ -259,7 +300,11 @@ def _kl_estimate(log_ratio: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
         return -log_ratio, torch.ones_like(log_ratio)
     if estimator == "k2":
         return log_ratio.square() / 2, -log_ratio
-    return torch.expm1(log_ratio) - log_ratio, -torch.expm1(log_ratio)
+    return _k3(log_ratio), -torch.expm1(log_ratio)
+
+
+def _k3(log_ratio: Tensor) -> Tensor:
+    return torch.expm1(log_ratio) - log_ratio
 
 
 def _maximum(x: Tensor) -> Tensor:

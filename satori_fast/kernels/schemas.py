@@ -7,7 +7,7 @@ for torch.compile, and its backward is another. Checks that look at values are h
 code runs when there are values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -175,11 +175,9 @@ def linear_policy_loss(
     loss_weights: Tensor,
     rollout_logprobs: Tensor | None,
     ref_logprobs: Tensor | None,
-    clip_low: float,
-    clip_high: float,
-    kl_coefficient: float,
+    coefficients: Sequence[float],
     kl_estimator: str,
-    entropy_coefficient: float,
+    importance: str,
     temperature: float,
     temperatures: Tensor | None,
     vocab_size: int | None,
@@ -194,7 +192,7 @@ def linear_policy_loss(
         weight,
         targets,
         PolicyInputs(old_logprobs, advantages, loss_weights, rollout_logprobs, ref_logprobs),
-        PolicyTerms(clip_low, clip_high, kl_coefficient, kl_estimator, entropy_coefficient),
+        PolicyTerms.unflat(coefficients, kl_estimator, importance),
         temperature=temperature if temperatures is None else temperatures,
         vocab_size=vocab_size,
         group=_group(group),
@@ -224,17 +222,15 @@ def policy_loss(
     loss_weights: Tensor,
     rollout_logprobs: Tensor | None,
     ref_logprobs: Tensor | None,
-    clip_low: float,
-    clip_high: float,
-    kl_coefficient: float,
+    coefficients: Sequence[float],
     kl_estimator: str,
-    entropy_coefficient: float,
+    importance: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     loss, stats, grad_logprobs, grad_entropies = reference.policy_loss(
         logprobs,
         entropies,
         PolicyInputs(old_logprobs, advantages, loss_weights, rollout_logprobs, ref_logprobs),
-        PolicyTerms(clip_low, clip_high, kl_coefficient, kl_estimator, entropy_coefficient),
+        PolicyTerms.unflat(coefficients, kl_estimator, importance),
     )
     return loss, stats, grad_logprobs.to(logprobs.dtype), grad_entropies.to(entropies.dtype)
 

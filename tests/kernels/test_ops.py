@@ -20,14 +20,19 @@ from satori_fast.kernels import (
     segment_scan,
     sequence_similarity,
 )
+from satori_fast.kernels.reference import PolicyTerms
 
 NUM_TOKENS, HIDDEN, VOCAB, REAL = 7, 5, 13, 11
 POLICY = {
     "clip_low": 0.2,
     "clip_high": 0.28,
+    "clip_dual": 3.0,
     "kl_coefficient": 0.1,
     "kl_estimator": "k3",
     "entropy_coefficient": 0.02,
+    "importance": "truncate",
+    "importance_low": 0.5,
+    "importance_high": 2.0,
 }
 
 
@@ -51,7 +56,7 @@ def policy():
 
 
 def policy_terms():
-    return tuple(POLICY.values())
+    return PolicyTerms(**POLICY).flat()
 
 
 @pytest.mark.parametrize("temperature", [1.3, torch.linspace(0.5, 2, NUM_TOKENS)])

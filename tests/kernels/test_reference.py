@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from satori_fast.kernels import reference
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 
-TERMS = PolicyTerms(0.2, 0.3, 0.1, "k3", 0.02)
+TERMS = PolicyTerms(0.2, 0.3, math.inf, 0.1, 0.02, 0.0, math.inf, "k3", "none")
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +202,12 @@ def test_no_loss_token_gives_zeros(num_tokens):
     inputs = make_inputs(num_tokens)
     inputs.loss_weights.zero_()
     outputs = linear_policy_loss(hidden, weight, targets, inputs)
-    assert [tuple(o.shape) for o in outputs] == [(), (10,), tuple(hidden.shape), (20, 8)]
+    assert [tuple(o.shape) for o in outputs] == [
+        (),
+        (len(POLICY_STATS),),
+        tuple(hidden.shape),
+        (20, 8),
+    ]
     assert all((output == 0).all() for output in outputs)
 
 
@@ -255,7 +260,7 @@ def test_policy_stats_by_hand():
         ref_logprobs=None,
     )
     entropies = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
-    terms = PolicyTerms(0.25, 0.25, 0.0, "k3", 0.1)
+    terms = PolicyTerms(0.25, 0.25, math.inf, 0.0, 0.1, 0.0, math.inf, "k3", "none")
     loss, stats, grad_logprobs, grad_entropies = reference.policy_loss(
         logprobs, entropies, inputs, terms
     )
@@ -266,16 +271,44 @@ def test_policy_stats_by_hand():
         "entropy": 1 + 2 * 2 + 0.5 * 3,
         "clip_fraction_low": 2.0,
         "clip_fraction_high": 1.0,
+        "clip_fraction_dual": 0.0,
         "ratio_max": 2.0,
         "approx_kl": (1 - log2) + 2 * (-0.5 + log2),
         "rollout_abs_diff": 0.5 + 0.5 * 0.25,
         "rollout_abs_diff_max": 0.5,
+        "rollout_kl": (math.exp(0.5) - 1.5) + 0.5 * (math.exp(0.25) - 1.25),
+        "rollout_clip_fraction": 0.0,
         "num_tokens": 3.0,
     }
     assert dict(zip(POLICY_STATS, stats.tolist(), strict=True)) == pytest.approx(expected)
     assert loss.item() == pytest.approx(expected["policy_loss"] - 0.1 * expected["entropy"])
     assert grad_logprobs.tolist() == pytest.approx([0, 0, 0.5 * 3, 0])
     assert grad_entropies.tolist() == pytest.approx([-0.1, -0.2, -0.05, 0])
+
+
+@pytest.mark.parametrize("importance", ["none", "truncate", "mask"])
+def test_dual_clip_and_importance_by_hand(importance):
+    """Ratio 4 everywhere, dual clip 3; the trainer gives 1/4, 1, 2 and 8 times the engine's
+    probability, and the weights of [0.5, 2] are let through."""
+    log2 = math.log(2.0)
+    old = torch.full((4,), -3.0).double()
+    inputs = PolicyInputs(
+        old_logprobs=old,
+        advantages=torch.tensor([-1.0, -1.0, 1.0, -1.0]).double(),
+        loss_weights=torch.ones(4).double(),
+        rollout_logprobs=old - log2 * torch.tensor([-2.0, 0.0, 1.0, 3.0]).double(),
+        ref_logprobs=None,
+    )
+    logprobs = old + torch.tensor([2 * log2, 0.0, 0.0, 1.0]).double()
+    terms = PolicyTerms(0.2, 0.2, 3.0, 0.0, 0.0, 0.5, 2.0, "k3", importance)
+    loss, stats, grad, _ = reference.policy_loss(logprobs, torch.zeros_like(old), inputs, terms)
+    # Losses before the weights: dual clip stops the first at 3; ratios 1, 1 and e follow.
+    u = {"none": [1, 1, 1, 1], "truncate": [0.5, 1, 2, 2], "mask": [0, 1, 2, 0]}[importance]
+    assert loss.item() == pytest.approx(u[0] * 3 + u[1] - u[2] + u[3] * math.e)
+    assert grad.tolist() == pytest.approx([0, u[1], -u[2], u[3] * math.e])
+    named = dict(zip(POLICY_STATS, stats.tolist(), strict=True))
+    assert named["clip_fraction_dual"] == 1
+    assert named["rollout_clip_fraction"] == (0 if importance == "none" else 2)
 
 
 def scan_loop(values, decay, cu_seqlens, reverse):
