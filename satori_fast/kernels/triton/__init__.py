@@ -1,7 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the GPU kernels live: one file per operation, named as in `satori_fast.kernels.ops`.
+"""The GPU kernels. Plain functions on CUDA tensors, with the signatures of `reference`; they know
+nothing of `torch.library`, and `schemas` calls them.
 
-A file here exports plain functions on tensors and knows nothing of `torch.library`; `ops` registers
-them for CUDA. This is the only place that may import triton. Until a file is added, CUDA tensors
-run the reference.
+This is the only place that imports triton, and it does so at the first use of a function: importing
+this package costs nothing and works without triton, where `OPERATIONS` is empty.
+
+**Adding a kernel.** A file holds `@triton.jit` functions, a table `CONFIGURATIONS` and the plain
+function of the operation:
+
+    SCALE = Configuration(
+        name="activation.scale",
+        kernel=_scale,
+        types={"x": "*bf16:16", "y": "*bf16:16", "factor": "fp32", "num": "i32"},
+        constants={"BLOCK": 1024},
+        num_warps=4,
+    )
+    CONFIGURATIONS = (SCALE,)
+
+    def scale(x, factor):
+        y = torch.empty_like(x)
+        SCALE.launch((triton.cdiv(x.numel(), 1024),), x, y, factor, x.numel())
+        return y
+
+A kernel is launched through a `Configuration` only, so whatever can be launched is in the table.
+The file is listed in `FILES` and its operations in `FUNCTIONS`, below.
+`python -m satori_fast.kernels.triton.ahead` compiles every configuration for the GPUs it names,
+without a GPU, and holds what the compiler made of it to `limits.toml`; `--update` rewrites that
+file for a new or changed kernel. Tests run kernels on CPU tensors with the fixture `interpreter`
+of tests/kernels/triton/conftest.py.
 """
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+# Files with a table CONFIGURATIONS.
+FILES = ("segment_scan",)
+# Where each function is.
+FUNCTIONS = {
+    "segment_scan": "segment_scan",
+}
+
+OPERATIONS = frozenset(FUNCTIONS if importlib.util.find_spec("triton") else ())
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function `name` of `FUNCTIONS`. Imports triton."""
+    return getattr(importlib.import_module(f"{__name__}.{FUNCTIONS[name]}"), name)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scan kernel in the interpreter, against the reference in float64."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from satori_fast.kernels import reference
+from satori_fast.kernels.triton import segment_scan as file
+
+BLOCK = 32
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(interpreter, monkeypatch):
+    """The interpreter scans token by token: short sequences must cross blocks too."""
+    for reverse, shipped in file.SCAN.items():
+        constants = {**shipped.constants, "BLOCK": BLOCK}
+        monkeypatch.setitem(file.SCAN, reverse, dataclasses.replace(shipped, constants=constants))
+
+
+# Empty sequences at both ends and inside, one token, one block exactly and one more, several
+# blocks, and no sequence at all.
+@pytest.mark.parametrize("lengths", [[0, 1, 32, 0, 33, 127, 0], [333], [0], []])
+@pytest.mark.parametrize("reverse", [True, False])
+def test_equals_the_reference_in_float64(lengths, reverse):
+    torch.manual_seed(0)
+    boundaries = torch.tensor([0, *lengths]).cumsum(0)
+    x = torch.randn(int(boundaries[-1]))
+    expected = reference.segment_scan(x.double(), 0.97, boundaries, reverse=reverse)
+    for dtype in (torch.int32, torch.int64):
+        y = file.segment_scan(x, 0.97, boundaries.to(dtype), reverse=reverse)
+        assert y.dtype == torch.float32
+        torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-5)
+        assert y.equal(file.segment_scan(x, 0.97, boundaries.to(dtype), reverse=reverse))
