@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor, nn
 
+from satori_fast.kernels import rope
+
 # A rectangle may hold this many slots per real token; 1.25 keeps the calls few and the waste small.
 _MAX_SLOTS_PER_TOKEN = 1.25
 
@@ -58,7 +60,7 @@ class AttentionPlan:
     Rows: T tokens in batch order on the varlen path; P >= T slots of the rectangles otherwise.
 
     cu_seqlens: int32 [N + 1] and max_seqlen describe the sequences.
-    cos, sin:   [rows, 1, 1, head_dim / 2] of each row's position.
+    cos, sin:   [rows, head_dim / 2] of each row's position.
     rectangles: (number of sequences, length) of each, in slot order; empty on the varlen path.
     tokens:     int64 [P], the token in each slot; a padding slot repeats its sequence's last token.
     slots:      int64 [T], the slot of each token.
@@ -94,7 +96,7 @@ def plan_attention(
             "slots": torch.from_numpy(slots).to(positions.device),
         }
         positions = positions.index_select(0, layout["tokens"])
-    angles = torch.outer(positions.float(), frequencies.to(positions.device))[:, None, None]
+    angles = torch.outer(positions.float(), frequencies.to(positions.device))
     return AttentionPlan(
         cu_seqlens, max_seqlen, cos=angles.cos().to(dtype), sin=angles.sin().to(dtype), **layout
     )
@@ -161,32 +163,6 @@ class _FromSlots(torch.autograd.Function):
         return padded.index_copy_(0, slots, grad), None
 
 
-class _Rotate(torch.autograd.Function):
-    """(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) on the two halves of the last dimension.
-
-    Its own function because the backward is the rotation by the opposite angle: four passes and no
-    saved activations, where autograd would take a dozen.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1.0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        cos, sin = ctx.saved_tensors
-        return _rotated(grad, cos, sin, -1.0), None, None
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    (first, second), (out_first, out_second) = x.chunk(2, -1), out.chunk(2, -1)
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-direction)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=direction)
-    return out
-
-
 class PackedCoreAttention(nn.Module):
     """softmax(q k^T / sqrt(d)) v within each sequence, causal. Holds no parameters.
 
@@ -240,8 +216,8 @@ class PackedSelfAttention(SelfAttention):
         rows = rows.unflatten(1, (groups, -1, self.hidden_size_per_attention_head))
         # Per group: its query heads, then its key, then its value.
         query, key, value = rows.split([rows.shape[2] - 2, 1, 1], dim=2)
-        query = _Rotate.apply(self.q_layernorm(query), plan.cos, plan.sin).flatten(1, 2)
-        key = _Rotate.apply(self.k_layernorm(key), plan.cos, plan.sin).flatten(1, 2)
+        query = rope(self.q_layernorm(query), plan.cos, plan.sin).flatten(1, 2)
+        key = rope(self.k_layernorm(key), plan.cos, plan.sin).flatten(1, 2)
         out = self.core_attention(query, key, value.flatten(1, 2), plan)
         if plan.slots is not None:
             out = _FromSlots.apply(out, plan.slots)

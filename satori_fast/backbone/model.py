@@ -17,7 +17,6 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
@@ -51,6 +50,7 @@ from satori_fast.backbone.attention import (
 )
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.weights import initialize, load_hf
+from satori_fast.kernels import rms_norm, swiglu
 from satori_fast.types import PackedBatch
 
 Kind = Literal["policy", "scalar"]
@@ -86,32 +86,9 @@ class RMSNorm(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-
-
-class _SwiGLU(torch.autograd.Function):
-    """[.., 2 F] = (gate, up) -> silu(gate) * up.
-
-    The backward writes both halves of its gradient where they belong: autograd would make them
-    apart and copy them together, the largest copy of a layer.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-        torch.mul(grad, F.silu(gate), out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
-        return grad_gate_up
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """The norm of x; with a residual, the norm of the sum and the sum."""
+        return rms_norm(x, self.weight, eps=self.eps, residual=residual)
 
 
 class GatedMLP(MLP):
@@ -127,7 +104,25 @@ class GatedMLP(MLP):
         )
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
-        return self.linear_fc2(_SwiGLU.apply(self.linear_fc1(hidden_states)[0]))
+        return self.linear_fc2(swiglu(self.linear_fc1(hidden_states)[0]))
+
+
+class PackedLayer(TransformerLayer):
+    """h = x + attention(norm(x)), then h + mlp(norm(h)), with the first sum inside its norm.
+
+    Megatron's forward also drops out, adds biases, crosses to an encoder, offloads and recomputes
+    parts: `transformer_config` asks for none of these. Whole layers are recomputed from outside.
+    """
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, *, packed_seq_params: AttentionPlan, **_: Any
+    ) -> tuple[Tensor, None]:
+        """hidden_states [T, 1, H] -> the same, and the context of a cross-attention: none."""
+        attended, _bias = self.self_attention(
+            self.input_layernorm(hidden_states), packed_seq_params=packed_seq_params
+        )
+        normed, hidden_states = self.pre_mlp_layernorm(attended, hidden_states)
+        return hidden_states + self.mlp(normed)[0], None
 
 
 class VocabularyHead(ColumnParallelLinear):
@@ -343,7 +338,6 @@ def _tensor_group() -> Any:
 
 def _block_spec(config: TransformerConfig) -> Any:
     norm: Any = RMSNorm
-    residual_add: Any = get_bias_dropout_add
     core_attention: Any = PackedCoreAttention
     head_norm = RMSNorm if config.qk_layernorm else IdentityOp
     attention = ModuleSpec(
@@ -358,14 +352,12 @@ def _block_spec(config: TransformerConfig) -> Any:
         ),
     )
     layer = ModuleSpec(
-        module=TransformerLayer,
+        module=PackedLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=attention,
-            self_attn_bda=residual_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=GatedMLP,
-            mlp_bda=residual_add,
         ),
     )
     return TransformerBlockSubmodules(

@@ -2,9 +2,11 @@
 """Fast maths on tensors and on ragged integer sequences.
 
 Knows no reinforcement learning beyond the words "policy loss". `reference` is the definition of
-every operation; `ops` gives it a schema and picks an implementation by device.
+every operation; `ops` gives it a schema and picks an implementation by device. The operations
+inside a transformer layer have files of their own, `reference_layers` and `layers`.
 """
 
+from satori_fast.kernels.layers import rms_norm, rope, swiglu
 from satori_fast.kernels.ops import (
     POLICY_STATS,
     implementation,
@@ -23,6 +25,9 @@ __all__ = [
     "linear_policy_loss",
     "pack_bins",
     "policy_loss",
+    "rms_norm",
+    "rope",
     "segment_scan",
     "sequence_similarity",
+    "swiglu",
 ]

@@ -28,6 +28,9 @@ OPERATIONS = (
     "segment_scan",
     "sequence_similarity",
     "pack_bins",
+    "rms_norm",
+    "swiglu",
+    "rope",
 )
 
 

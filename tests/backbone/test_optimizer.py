@@ -42,8 +42,9 @@ def test_three_steps_equal_torch_adamw(name: str) -> None:
         assert stats["update/grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
         assert norm > 1.0  # clipping is at work
     trained = dict(reference.named_parameters())
+    # float32 against float64 alone, within transformers, differs by up to 6e-6 after three steps.
     for tensor_name, tensor in learner.hf_weights():
-        assert (tensor - trained[tensor_name]).abs().max() < 5e-6, tensor_name
+        assert (tensor - trained[tensor_name]).abs().max() < 1e-5, tensor_name
 
 
 def test_norms_and_biases_do_not_decay() -> None:

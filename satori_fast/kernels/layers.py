@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations inside a transformer layer: public functions, and what torch knows of them.
+
+Not the mathematics (`reference_layers`, and the GPU kernels). Each operation exists twice over one
+implementation and one gradient. torch.compile sees a custom operator, a single node of its graph.
+Eager code runs an autograd node: a custom operator costs tens of microseconds of Python a call,
+which would show in a small model.
+"""
+
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from satori_fast.kernels import reference_layers
+from satori_fast.kernels import triton as gpu
+
+__all__ = ["rms_norm", "rope", "swiglu"]
+
+
+@overload
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float, residual: None = None) -> Tensor: ...
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, *, eps: float, residual: Tensor
+) -> tuple[Tensor, Tensor]: ...
+def rms_norm(
+    x: Tensor, weight: Tensor, *, eps: float, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467).
+
+    x [.., H], weight [H]. With a `residual` like x: (y, x + residual), where y is the norm of the
+    sum as it is after rounding. Differentiable in x, residual and weight; the mean and y itself are
+    float32 until y is rounded, once (float64 for float64 inputs).
+
+    ValueError for shapes or types that do not fit.
+    """
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}, expected {list(x.shape[-1:])}, "
+            f"the last dimension of x"
+        )
+    if residual is None:
+        return _call("rms_norm", x, weight, eps)[0]
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise ValueError(
+            f"residual is {residual.dtype} {list(residual.shape)}, x is {x.dtype} {list(x.shape)}: "
+            "they must be alike"
+        )
+    y, total, _ = _call("add_rms_norm", x, residual, weight, eps)
+    return y, total
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up [.., F] of gate_up = (gate, up) [.., 2 F], silu(g) = g / (1 + exp(-g))
+    (arXiv 2002.05202 eq. 5). ValueError when the last dimension is odd."""
+    if gate_up.shape[-1] % 2:
+        raise ValueError(
+            f"gate_up has shape {list(gate_up.shape)}: the last dimension holds two halves, so it "
+            "must be even"
+        )
+    return _call("swiglu", gate_up)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(a cos - b sin, b cos + a sin) of the halves (a, b) of the last dimension of x: rotary
+    position embedding (arXiv 2104.09864) with Hugging Face's order of channels.
+
+    x [T, .., d]; cos and sin [T, d / 2] of each token's angles, constants for the gradient. Packed
+    sequences need nothing more: a token's position is in its row of cos and sin.
+
+    ValueError for shapes or types that do not fit.
+    """
+    expected = (x.shape[0], x.shape[-1] // 2)
+    if cos.shape != expected or sin.shape != expected or x.shape[-1] % 2:
+        raise ValueError(
+            f"cos and sin have shapes {list(cos.shape)} and {list(sin.shape)}, x has "
+            f"{list(x.shape)}: expected [T, d / 2] for x [T, .., d] with even d"
+        )
+    if not cos.dtype == sin.dtype == x.dtype:
+        raise ValueError(f"x, cos and sin are {x.dtype}, {cos.dtype}, {sin.dtype}: make them one")
+    return _call("rope", x, cos, sin, False)
+
+
+def _call(name: str, *inputs: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return _OPERATORS[name](*inputs)
+    if torch.is_grad_enabled():
+        return _NODES[name].apply(*inputs)
+    return _implementation(name, inputs[0])(*inputs)
+
+
+def _implementation(name: str, x: Tensor) -> Callable[..., Any]:
+    if x.is_cuda and name in gpu.OPERATIONS and x.dtype != torch.float64:
+        return gpu.load(name)
+    return getattr(reference_layers, name)
+
+
+# Operators. A schema can neither return None nor an input, hence two forms of the norm and empty
+# tensors for gradients that nobody needs.
+
+
+@torch.library.custom_op("satori_fast::rms_norm", mutates_args=())
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return _implementation("rms_norm", x)(x, weight, eps)
+
+
+@_rms_norm.register_fake
+def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), _fake_rstd(x)
+
+
+@torch.library.custom_op("satori_fast::add_rms_norm", mutates_args=())
+def _add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _implementation("add_rms_norm", x)(x, residual, weight, eps)
+
+
+@_add_rms_norm.register_fake
+def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape), _fake_rstd(x)
+
+
+@torch.library.custom_op("satori_fast::rms_norm_backward", mutates_args=())
+def _rms_norm_backward(
+    grad: Tensor,
+    grad_sum: Tensor | None,
+    z: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    need_z: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    backward = _implementation("rms_norm_backward", z)
+    grad_z, grad_weight = backward(grad, grad_sum, z, weight, rstd, need_z, need_weight)
+    return (
+        z.new_empty(0) if grad_z is None else grad_z,
+        weight.new_empty(0) if grad_weight is None else grad_weight,
+    )
+
+
+@_rms_norm_backward.register_fake
+def _(
+    grad: Tensor,
+    grad_sum: Tensor | None,
+    z: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    need_z: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        z.new_empty(z.shape if need_z else 0),
+        weight.new_empty(weight.shape if need_weight else 0),
+    )
+
+
+@torch.library.custom_op("satori_fast::swiglu", mutates_args=())
+def _swiglu(gate_up: Tensor) -> Tensor:
+    return _implementation("swiglu", gate_up)(gate_up)
+
+
+@_swiglu.register_fake
+def _(gate_up: Tensor) -> Tensor:
+    return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
+
+
+@torch.library.custom_op("satori_fast::swiglu_backward", mutates_args=())
+def _swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
+    return _implementation("swiglu_backward", gate_up)(grad, gate_up)
+
+
+@_swiglu_backward.register_fake
+def _(grad: Tensor, gate_up: Tensor) -> Tensor:
+    return gate_up.new_empty(gate_up.shape)
+
+
+@torch.library.custom_op("satori_fast::rope", mutates_args=())
+def _rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+    return _implementation("rope", x)(x, cos, sin, inverse)
+
+
+@_rope.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _fake_rstd(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], 1), dtype=reference_layers.compute_dtype(x))
+
+
+# Gradients. `run(name, x)` is the implementation to call: an operator while compiling.
+
+Run = Callable[[str, Tensor], Callable[..., Any]]
+
+
+def _rms_norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _rms_norm_gradient(run: Run, ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return None, None, None
+    z, weight, rstd = ctx.saved_tensors
+    need_z, need_weight, _ = ctx.needs_input_grad
+    gradients = run("rms_norm_backward", z)(grad, None, z, weight, rstd, need_z, need_weight)
+    return gradients[0] if need_z else None, gradients[1] if need_weight else None, None
+
+
+def _add_rms_norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, total, rstd = output
+    ctx.save_for_backward(total, inputs[2], rstd)
+    ctx.mark_non_differentiable(rstd)
+    ctx.set_materialize_grads(False)
+
+
+def _add_rms_norm_gradient(
+    run: Run, ctx: Any, grad: Tensor | None, grad_sum: Tensor | None, _: Any
+) -> tuple[Any, ...]:
+    need_x, need_residual, need_weight, _ = ctx.needs_input_grad
+    if grad is None:
+        return grad_sum if need_x else None, grad_sum if need_residual else None, None, None
+    z, weight, rstd = ctx.saved_tensors
+    need_z = need_x or need_residual
+    grad_z, grad_weight = run("rms_norm_backward", z)(
+        grad, grad_sum, z, weight, rstd, need_z, need_weight
+    )
+    return (
+        grad_z if need_x else None,
+        grad_z if need_residual else None,
+        grad_weight if need_weight else None,
+        None,
+    )
+
+
+def _swiglu_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _swiglu_gradient(run: Run, ctx: Any, grad: Tensor) -> Tensor:
+    (gate_up,) = ctx.saved_tensors
+    return run("swiglu_backward", gate_up)(grad, gate_up)
+
+
+def _rope_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, cos, sin, ctx.inverse = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _rope_gradient(run: Run, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    cos, sin = ctx.saved_tensors
+    return run("rope", grad)(grad, cos, sin, not ctx.inverse), None, None, None
+
+
+_OPERATORS: dict[str, Any] = {
+    "rms_norm": _rms_norm,
+    "add_rms_norm": _add_rms_norm,
+    "rms_norm_backward": _rms_norm_backward,
+    "swiglu": _swiglu,
+    "swiglu_backward": _swiglu_backward,
+    "rope": _rope,
+}
+_NODES: dict[str, Any] = {}
+
+
+def _differentiate(name: str, setup: Callable[..., None], gradient: Callable[..., Any]) -> None:
+    """The gradient of the operator `name`, and its autograd node."""
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = _implementation(name, inputs[0])(*inputs)
+            setup(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return gradient(_implementation, ctx, *grads)
+
+    def operator_gradient(ctx: Any, *grads: Tensor | None) -> Any:
+        return gradient(lambda name, _: _OPERATORS[name], ctx, *grads)
+
+    _NODES[name] = Node
+    _OPERATORS[name].register_autograd(operator_gradient, setup_context=setup)
+
+
+_differentiate("rms_norm", _rms_norm_setup, _rms_norm_gradient)
+_differentiate("add_rms_norm", _add_rms_norm_setup, _add_rms_norm_gradient)
+_differentiate("swiglu", _swiglu_setup, _swiglu_gradient)
+_differentiate("rope", _rope_setup, _rope_gradient)
