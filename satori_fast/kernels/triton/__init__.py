@@ -36,9 +36,10 @@ from collections.abc import Callable
 from typing import Any
 
 # Files with a table CONFIGURATIONS.
-FILES = ("segment_scan",)
+FILES = ("policy_loss", "segment_scan")
 # Where each function is.
 FUNCTIONS = {
+    "policy_loss": "policy_loss",
     "segment_scan": "segment_scan",
 }
 
