@@ -18,10 +18,8 @@ from torch import Tensor
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 from satori_fast.kernels.triton.launch import Configuration
 
-BLOCK = 1024
 # Partial sums of a block: one for each of POLICY_STATS, and padding to a power of 2.
 WIDTH = 16
-BLOCKS_AT_ONCE = 64
 
 KL_ESTIMATORS = {"k1": 1, "k2": 2, "k3": 3}
 IMPORTANCE = {"none": 0, "truncate": 1, "mask": 2}
@@ -42,8 +40,11 @@ class Choices(NamedTuple):
 
     @classmethod
     def of(cls, terms: PolicyTerms) -> "Choices":
-        *coefficients, kl_estimator, importance = terms
-        return cls(*coefficients, KL_ESTIMATORS[kl_estimator], IMPORTANCE[importance])
+        chosen = {
+            "kl_estimator": KL_ESTIMATORS[terms.kl_estimator],
+            "importance": IMPORTANCE[terms.importance],
+        }
+        return cls(**(terms._asdict() | chosen))
 
 
 CHOICE_TYPES = {
@@ -184,7 +185,7 @@ TOKENS = Configuration(
         "num_tokens": "i32",
         **CHOICE_TYPES,
     },
-    constants={"BLOCK": BLOCK, "WIDTH": WIDTH},
+    constants={"BLOCK": 1024, "WIDTH": WIDTH},
 )
 TOTAL = Configuration(
     name="policy_loss.total",
@@ -195,7 +196,7 @@ TOTAL = Configuration(
         "kl_coefficient": "fp32",
         "entropy_coefficient": "fp32",
     },
-    constants={"NUM_STATS": len(POLICY_STATS), "BLOCKS_AT_ONCE": BLOCKS_AT_ONCE, "WIDTH": WIDTH},
+    constants={"NUM_STATS": len(POLICY_STATS), "BLOCKS_AT_ONCE": 64, "WIDTH": WIDTH},
 )
 CONFIGURATIONS = (TOKENS, TOTAL)
 
@@ -208,7 +209,7 @@ def policy_loss(
         _flat(tensor) for tensor in (logprobs, entropies, *with_stand_ins(logprobs, inputs))
     )
     grad_logprobs, grad_entropies = torch.empty_like(logprobs), torch.empty_like(logprobs)
-    num_blocks = triton.cdiv(len(logprobs), BLOCK)
+    num_blocks = triton.cdiv(len(logprobs), TOKENS.constants["BLOCK"])
     partials = logprobs.new_empty(num_blocks, WIDTH)
     choices = Choices.of(terms)
     if num_blocks:

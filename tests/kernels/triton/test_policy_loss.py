@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy loss kernel in the interpreter, against the reference in float64."""
 
-import dataclasses
 import itertools
 import math
 
@@ -16,13 +15,10 @@ TERMS = PolicyTerms(0.2, 0.3, 3.0, 0.1, 0.02, 0.5, 2.0, "k3", "truncate")
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(interpreter, monkeypatch):
+def small_blocks(interpreter, resize):
     """Several blocks, and several turns over the blocks, from few tokens."""
-    for name, size in (("TOKENS", {"BLOCK": 32}), ("TOTAL", {"BLOCKS_AT_ONCE": 4})):
-        shipped = getattr(file, name)
-        changed = dataclasses.replace(shipped, constants={**shipped.constants, **size})
-        monkeypatch.setattr(file, name, changed)
-    monkeypatch.setattr(file, "BLOCK", 32)
+    resize([file.TOKENS], BLOCK=32)
+    resize([file.TOTAL], BLOCKS_AT_ONCE=4)
 
 
 def make_problem(num_tokens, *, absent=()):
