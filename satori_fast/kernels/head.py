@@ -151,6 +151,46 @@ def logit_gradients(
     return d
 
 
+def stash_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a softmax is kept in: bfloat16, which has the range of float32, for half precision."""
+    return torch.bfloat16 if dtype.itemsize == 2 else dtype
+
+
+def stash_width(num_columns: int) -> int:
+    """Columns of a kept row: a multiple of 16, so that every row starts at an aligned address."""
+    return -(-num_columns // 16) * 16
+
+
+def shard_log_partition(statistics: Tensor) -> Tensor:
+    """m + log S of a shard alone, [T]; of a shard without columns, a number that is never used."""
+    return statistics[:, 0] + statistics[:, 1].clamp_min(1.0).log()
+
+
+def keep_softmax(logits: Tensor, statistics: Tensor, stash: Tensor) -> None:
+    """Fill `stash` [T, stash_width(C)] with exp(l - m - log S), the softmax within the shard, and
+    with 0 beyond C. Its relative rounding is that of the gradient made from it."""
+    stash.zero_()
+    stash[:, : logits.shape[1]] = (logits - shard_log_partition(statistics)[:, None]).exp()
+
+
+def kept_logits(
+    stash: Tensor, num_columns: int, targets: Tensor, logprob: Tensor, log_partition: Tensor
+) -> Tensor:
+    """Logits [T, C] that `keep_softmax` kept, moved by the log-partition of the shard.
+
+    log_partition: of these logits over all shards. The logit of a target comes from its exact
+    `logprob`: for a likely one, 1 - p would be nothing but the rounding of p.
+    """
+    kept = stash[:, :num_columns].to(logprob.dtype)
+    # What was rounded to 0 has no logarithm, and no gradient either.
+    logits = torch.where(kept > 0, kept.log(), NO_LOGIT)
+    if num_columns:
+        owned, index = _own_targets(targets, num_columns)
+        exact = torch.where(owned, logprob + log_partition, logits.gather(1, index).squeeze(1))
+        logits.scatter_(1, index, exact[:, None])
+    return logits
+
+
 class HeadGradients:
     """Sums of the gradients of `hidden` and `weight` over chunks, in at least float32."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from satori_fast.kernels import schemas
+from satori_fast.kernels.head import stash_dtype
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 from satori_fast.kernels.schemas import implementation
 
@@ -31,6 +32,9 @@ __all__ = [
     "sequence_similarity",
 ]
 
+MODES = ("auto", "recompute", "stash")
+# "auto" keeps a softmax up to this size.
+STASH_BYTES = 4 * 2**30
 KL_ESTIMATORS = ("k1", "k2", "k3")
 IMPORTANCE = ("none", "truncate", "mask")
 
@@ -49,7 +53,7 @@ def linear_logprob(
     """(logprob [T] of `targets`, entropy [T]) of softmax(hidden weight^T / temperature).
 
     hidden [T, H] and weight [V, H] are differentiable and share a type; half precision is summed in
-    float32. The logits [T, V] are never stored: they are made again for the gradient.
+    float32. The logits [T, V] are never stored in float32.
 
     targets:     [T], vocabulary indices.
     temperature: > 0, a float or a tensor [T]; a constant for the gradient.
@@ -57,16 +61,21 @@ def linear_logprob(
     vocab_start: vocabulary index of weight[0], for a shard.
     group:       tensor-parallel group whose ranks hold the other shards, of any sizes. Every rank
                  gets the full results and the full gradient of `hidden`.
-    mode:        "auto" or "recompute", which are the same so far.
+    mode:        "recompute" makes the logits again for the gradient, chunk by chunk; "stash" keeps
+                 their softmax instead, in bfloat16 for half precision: 2 T V bytes for one matrix
+                 product of four. "auto" stashes where a gradient may be asked for and this takes
+                 no more than STASH_BYTES. On the host every mode recomputes.
 
     ValueError for shapes that do not fit and, on the host, for targets out of range.
     """
-    if mode not in ("auto", "recompute"):
-        raise ValueError(f'mode is {mode!r}: use "auto" or "recompute"')
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}: one of {', '.join(MODES)}")
     _check_head(hidden, weight, targets, vocab_size)
     number, per_token = _split_temperature(temperature, hidden.shape[0])
-    logprob, entropy, _ = schemas.linear_logprob(
-        hidden, weight, targets, number, per_token, vocab_size, vocab_start, _group_name(group)
+    layout = (vocab_size, vocab_start, _group_name(group))
+    mode = _stash_or_recompute(mode, hidden, weight)
+    logprob, entropy, _, _ = schemas.linear_logprob(
+        hidden, weight, targets, number, per_token, *layout, mode
     )
     return logprob, entropy
 
@@ -218,6 +227,14 @@ def pack_bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> np.ndarray:
             f"of a bin, {capacity}"
         )
     return schemas.implementation_of("pack_bins")(values, capacity)
+
+
+def _stash_or_recompute(mode: str, hidden: Tensor, weight: Tensor) -> str:
+    may_need_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    if mode == "recompute" or not (hidden.is_cuda and may_need_gradient):
+        return "recompute"
+    num_bytes = hidden.shape[0] * weight.shape[0] * stash_dtype(hidden.dtype).itemsize
+    return "stash" if mode == "stash" or num_bytes <= STASH_BYTES else "recompute"
 
 
 def _split_temperature(temperature: float | Tensor, num_tokens: int) -> tuple[float, Tensor | None]:

@@ -22,9 +22,12 @@ from satori_fast.kernels.head import (
     chunks,
     compute_dtype,
     gather_statistics,
+    keep_softmax,
+    kept_logits,
     logit_gradients,
     merge_statistics,
     shard_layout,
+    shard_log_partition,
     shard_statistics,
 )
 
@@ -81,7 +84,7 @@ class PolicyInputs(NamedTuple):
     rollout_logprobs: Tensor | None
     ref_logprobs: Tensor | None
 
-    def take(self, rows: Tensor) -> "PolicyInputs":
+    def take(self, rows: Tensor | slice) -> "PolicyInputs":
         rollout, ref = self.rollout_logprobs, self.ref_logprobs
         return PolicyInputs(
             self.old_logprobs[rows],
@@ -101,18 +104,25 @@ def linear_logprob(
     vocab_size: int | None,
     vocab_start: int,
     group: ProcessGroup | None,
+    stash: Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """logprob, entropy and log-partition, each [T], of softmax(x W^T / temperature).
 
     Logits are float32 (float64 for float64 inputs) from the matrix product on. One collective.
+    A `stash` is filled by `head.keep_softmax`, and the log-partition is that of what it keeps.
     """
     head = Head.of(weight, vocab_start, vocab_size, temperature)
     statistics = hidden.new_empty((len(hidden), 4), dtype=compute_dtype(hidden))
     for rows in chunks(len(hidden), len(head.weight), hidden, chunk_bytes):
         logits = head.logits(hidden, rows)
         statistics[rows] = shard_statistics(logits, targets[rows] - head.start)
-    return merge_statistics(gather_statistics(statistics, group))
+        if stash is not None:
+            keep_softmax(logits, statistics[rows], stash[rows])
+    logprob, entropy, log_partition = merge_statistics(gather_statistics(statistics, group))
+    if stash is not None:
+        log_partition = log_partition - shard_log_partition(statistics)
+    return logprob, entropy, log_partition
 
 
 def linear_logprob_backward(
@@ -130,12 +140,14 @@ def linear_logprob_backward(
     group: ProcessGroup | None,
     need_hidden: bool,
     need_weight: bool,
+    logprob: Tensor | None = None,
+    stash: Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of `hidden` (summed over the group) and of this rank's `weight`.
 
-    The logits are made again, chunk by chunk: four matrix products in all. Tokens whose incoming
-    gradients are 0 are left out of them.
+    The logits are made again, chunk by chunk: four matrix products in all. Three, with the `stash`
+    of the way forward and its `logprob`. Tokens whose incoming gradients are 0 are left out.
     """
     zero = torch.zeros_like(entropy)
     grad_logprob = zero if grad_logprob is None else grad_logprob
@@ -145,9 +157,15 @@ def linear_logprob_backward(
     gradients = HeadGradients(hidden, weight, need_hidden=need_hidden, need_weight=need_weight)
     for chunk in chunks(len(live), len(head.weight), hidden, chunk_bytes):
         rows = live[chunk]
+        local_targets = targets[rows] - head.start
+        if stash is None or logprob is None:
+            logits = head.logits(hidden, rows)
+        else:
+            kept = (stash[rows], len(head.weight), local_targets, logprob[rows])
+            logits = kept_logits(*kept, log_partition[rows])
         d = logit_gradients(
-            head.logits(hidden, rows),
-            targets[rows] - head.start,
+            logits,
+            local_targets,
             entropy[rows],
             log_partition[rows],
             grad_logprob[rows],

@@ -17,8 +17,8 @@ from torch.distributed.distributed_c10d import (
     _resolve_process_group,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from satori_fast.kernels import cpu, reference
-from satori_fast.kernels.head import compute_dtype
+from satori_fast.kernels import cpu, reference, triton
+from satori_fast.kernels.head import compute_dtype, stash_dtype, stash_width
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 
 OPERATIONS = (
@@ -40,15 +40,32 @@ def implementation(
     """What runs the operation `name` on `device`. ValueError for an unknown name."""
     if name not in OPERATIONS:
         raise ValueError(f"unknown operation {name!r}: one of {', '.join(OPERATIONS)}")
-    is_compiled = torch.device(device).type == "cpu" and name in cpu.OPERATIONS
-    return "cpp" if is_compiled else "reference"
+    kind = torch.device(device).type
+    if kind == "cuda" and name in triton.OPERATIONS:
+        return "triton"
+    return "cpp" if kind == "cpu" and name in cpu.OPERATIONS else "reference"
 
 
 def implementation_of(name: str, device: torch.device | str = "cpu") -> Callable[..., Any]:
-    return getattr(cpu if implementation(name, device) == "cpp" else reference, name)
+    return _named(implementation(name, device), name)
 
 
-# linear_logprob: the log-partition is a third output, which only the backward needs.
+def _function(operation: str, x: Tensor, name: str | None = None) -> Callable[..., Any]:
+    """What runs `operation`, or the function `name` that goes with it, on tensors like `x`."""
+    # The kernels of the GPU compute in float32.
+    is_double = x.is_cuda and x.dtype == torch.float64
+    kind = "reference" if is_double else implementation(operation, x.device)
+    return _named(kind, name or operation)
+
+
+def _named(kind: str, name: str) -> Callable[..., Any]:
+    if kind == "triton":
+        return triton.load(name)
+    return getattr(cpu if kind == "cpp" else reference, name)
+
+
+# linear_logprob: the log-partition and, with the mode "stash", a softmax are outputs that only the
+# backward needs.
 
 
 @torch.library.custom_op("satori_fast::linear_logprob", mutates_args=())
@@ -61,11 +78,14 @@ def linear_logprob(
     vocab_size: int | None,
     vocab_start: int,
     group: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    mode: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     first = vocab_start if group is None else 0
     end = vocab_start + weight.shape[0] if group is None else None
     _check_target_range(targets, first, _smallest(vocab_size, end))
-    return reference.linear_logprob(
+    stash = _new_stash(hidden, weight, vocab_size, vocab_start, mode)
+    run = _function("linear_logprob", hidden)
+    outputs = run(
         hidden,
         weight,
         targets,
@@ -73,13 +93,17 @@ def linear_logprob(
         vocab_size=vocab_size,
         vocab_start=vocab_start,
         group=_group(group),
+        **_if_stashing(mode, stash=stash),
     )
+    return *outputs, stash
 
 
 @linear_logprob.register_fake
-def _(hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, vocab_size, vocab_start, _, mode = rest
     per_token = hidden.new_empty(hidden.shape[0], dtype=compute_dtype(hidden))
-    return per_token, torch.empty_like(per_token), torch.empty_like(per_token)
+    stash = _new_stash(hidden, weight, vocab_size, vocab_start, mode)
+    return per_token, torch.empty_like(per_token), torch.empty_like(per_token), stash
 
 
 @torch.library.custom_op("satori_fast::linear_logprob_backward", mutates_args=())
@@ -89,17 +113,21 @@ def _linear_logprob_backward(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
+    logprob: Tensor,
     entropy: Tensor,
     log_partition: Tensor,
+    stash: Tensor,
     temperature: float,
     temperatures: Tensor | None,
     vocab_size: int | None,
     vocab_start: int,
     group: str | None,
+    mode: str,
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    gradients = reference.linear_logprob_backward(
+    run = _function("linear_logprob", hidden, "linear_logprob_backward")
+    gradients = run(
         grad_logprob,
         grad_entropy,
         hidden,
@@ -113,6 +141,7 @@ def _linear_logprob_backward(
         group=_group(group),
         need_hidden=need_hidden,
         need_weight=need_weight,
+        **_if_stashing(mode, stash=stash, logprob=logprob),
     )
     return _present(gradients[0], hidden), _present(gradients[1], weight)
 
@@ -131,18 +160,17 @@ def _(
 
 def _linear_logprob_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, targets, temperature, temperatures, *ctx.layout = inputs
-    _, entropy, log_partition = output
     ctx.temperature = temperature
-    ctx.save_for_backward(hidden, weight, targets, entropy, log_partition, temperatures)
-    ctx.mark_non_differentiable(log_partition)
+    ctx.save_for_backward(hidden, weight, targets, *output, temperatures)
+    ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
 
 
 def _linear_logprob_gradient(
-    ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None, _: Tensor | None
+    ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if grad_logprob is None and grad_entropy is None:
-        return (None,) * 8
+        return (None,) * 9
     *saved, temperatures = ctx.saved_tensors
     need_hidden, need_weight = ctx.needs_input_grad[:2]
     grad_hidden, grad_weight = _linear_logprob_backward(
@@ -158,7 +186,7 @@ def _linear_logprob_gradient(
     return (
         grad_hidden if need_hidden else None,
         grad_weight if need_weight else None,
-        *(None,) * 6,
+        *(None,) * 7,
     )
 
 
@@ -190,7 +218,8 @@ def linear_policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     end = weight.shape[0] if group is None else None
     _check_target_range(targets, 0, _smallest(vocab_size, end), loss_weights)
-    loss, stats, grad_hidden, grad_weight = reference.linear_policy_loss(
+    run = _function("linear_policy_loss", hidden)
+    loss, stats, grad_hidden, grad_weight = run(
         hidden,
         weight,
         targets,
@@ -229,7 +258,7 @@ def policy_loss(
     kl_estimator: str,
     importance: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss, stats, grad_logprobs, grad_entropies = reference.policy_loss(
+    loss, stats, grad_logprobs, grad_entropies = _function("policy_loss", logprobs)(
         logprobs,
         entropies,
         PolicyInputs(old_logprobs, advantages, loss_weights, rollout_logprobs, ref_logprobs),
@@ -294,8 +323,7 @@ def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> 
         is_ordered = bool((cu_seqlens.diff() >= 0).all())
         if not (is_ordered and cu_seqlens[0] == 0 and cu_seqlens[-1] == x.shape[0]):
             raise ValueError(f"cu_seqlens must rise from 0 to {x.shape[0]}, the length of x")
-    scan = implementation_of("segment_scan", x.device)
-    return scan(x, decay, cu_seqlens, reverse=reverse)
+    return _function("segment_scan", x)(x, decay, cu_seqlens, reverse=reverse)
 
 
 @segment_scan.register_fake
@@ -314,6 +342,22 @@ def _segment_scan_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 segment_scan.register_autograd(_segment_scan_gradient, setup_context=_segment_scan_setup)
+
+
+def _new_stash(
+    hidden: Tensor, weight: Tensor, vocab_size: int | None, vocab_start: int, mode: str
+) -> Tensor:
+    """Room for `head.keep_softmax`, or nothing in the mode "recompute"."""
+    if mode != "stash":
+        return hidden.new_empty(0)
+    end = weight.shape[0] if vocab_size is None else vocab_size - vocab_start
+    num_columns = max(0, min(weight.shape[0], end))
+    shape = (hidden.shape[0], stash_width(num_columns))
+    return hidden.new_empty(shape, dtype=stash_dtype(hidden.dtype))
+
+
+def _if_stashing(mode: str, **keywords: Tensor) -> dict[str, Tensor]:
+    return keywords if mode == "stash" else {}
 
 
 def _present(gradient: Tensor | None, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 What they compute is tested in test_reference.py."""
 
 import datetime
+import importlib.util
 
 import numpy as np
 import pytest
@@ -67,6 +68,26 @@ def test_linear_logprob_passes_gradcheck(head, temperature):
         return linear_logprob(x, w, targets, temperature=temperature, vocab_size=REAL)
 
     assert torch.autograd.gradcheck(both, (hidden, weight))
+
+
+def test_a_kept_softmax_gives_the_same_gradients(head):
+    """By the operation itself: the public function stashes on a GPU only."""
+    hidden, weight, targets = head
+    temperatures = torch.linspace(0.5, 2, NUM_TOKENS)
+
+    def both(x, w, mode="stash"):
+        layout = (1.0, temperatures, REAL, 0, None)
+        return schemas.linear_logprob(x, w, targets, *layout, mode)
+
+    *_, stash = both(hidden, weight)
+    assert stash.shape == (NUM_TOKENS, 16) and both(hidden, weight, "recompute")[-1].numel() == 0
+    assert torch.autograd.gradcheck(lambda x, w: both(x, w)[:2], (hidden, weight))
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (both, compiled):
+        logprob, entropy, *_ = function(hidden, weight)
+        results.append(torch.autograd.grad((logprob * entropy).sum(), (hidden, weight)))
+    torch.testing.assert_close(results[1], results[0])
 
 
 def test_temperature_as_a_number_or_a_tensor(head):
@@ -179,14 +200,18 @@ def test_segment_scan_gradient():
     assert torch.autograd.gradgradcheck(lambda x: segment_scan(x, 0.8, boundaries), x)
 
 
-@pytest.mark.parametrize("temperatures", [None, torch.linspace(0.5, 2, NUM_TOKENS)])
-def test_opcheck(head, policy, temperatures):
+# The public function never stashes on the host, but the operation does.
+@pytest.mark.parametrize(
+    ("temperatures", "mode"),
+    [(None, "recompute"), (torch.linspace(0.5, 2, NUM_TOKENS), "stash")],
+)
+def test_opcheck(head, policy, temperatures, mode):
     hidden, weight, targets = head
     head_arguments = (1.2, temperatures, REAL)
     logprob, entropy = (t.detach() for t in linear_logprob(hidden, weight, targets))
     x = torch.randn(7, requires_grad=True)
     samples = {
-        schemas.linear_logprob: (*head, *head_arguments, 0, None),
+        schemas.linear_logprob: (*head, *head_arguments, 0, None, mode),
         schemas.linear_policy_loss: (
             *head, *policy, *policy_terms(), *head_arguments, None, True, True,
         ),
@@ -315,10 +340,15 @@ def test_errors_name_the_argument(head, policy):
             call()
 
 
-def test_implementation_of_a_device():
+def test_implementation_of_a_device(monkeypatch):
     assert implementation("segment_scan", "cpu") in ("cpp", "reference")
-    assert implementation("segment_scan", torch.device("cuda", 1)) == "reference"
-    assert implementation("linear_logprob", "cpu") == "reference"
+    # Asking needs no such device.
+    on_device = "triton" if importlib.util.find_spec("triton") else "reference"
+    for operation in ("linear_logprob", "linear_policy_loss", "policy_loss", "segment_scan"):
+        assert implementation(operation, torch.device("cuda", 1)) == on_device
+    assert implementation("pack_bins", "cuda") == "reference"
+    monkeypatch.setattr(schemas.triton, "OPERATIONS", frozenset())
+    assert implementation("segment_scan", "cuda") == "reference"
 
 
 def test_similarity_takes_lists_and_arrays():

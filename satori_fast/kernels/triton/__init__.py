@@ -19,7 +19,8 @@ function of the operation:
 
     def scale(x, factor):
         y = torch.empty_like(x)
-        SCALE.launch((triton.cdiv(x.numel(), 1024),), x, y, factor, x.numel())
+        grid = (triton.cdiv(x.numel(), SCALE.constants["BLOCK"]),)
+        SCALE.launch(grid, x, y, factor, x.numel())
         return y
 
 A kernel is launched through a `Configuration` only, so whatever can be launched is in the table.
@@ -36,9 +37,13 @@ from collections.abc import Callable
 from typing import Any
 
 # Files with a table CONFIGURATIONS.
-FILES = ("segment_scan",)
+FILES = ("head", "stash", "linear_policy_loss", "policy_loss", "segment_scan")
 # Where each function is.
 FUNCTIONS = {
+    "linear_logprob": "linear_logprob",
+    "linear_logprob_backward": "linear_logprob",
+    "linear_policy_loss": "linear_policy_loss",
+    "policy_loss": "policy_loss",
     "segment_scan": "segment_scan",
 }
 

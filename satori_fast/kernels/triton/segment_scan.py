@@ -8,8 +8,6 @@ from torch import Tensor
 
 from satori_fast.kernels.triton.launch import Configuration
 
-BLOCK = 1024
-
 
 @triton.jit
 def _compose(decay_a, sum_a, decay_b, sum_b):
@@ -51,7 +49,7 @@ def _configuration(reverse: bool) -> Configuration:
             "decay": "fp32",
             "stride_x": "i32",
         },
-        constants={"REVERSE": reverse, "BLOCK": BLOCK},
+        constants={"REVERSE": reverse, "BLOCK": 1024},
         num_warps=4,
     )
 

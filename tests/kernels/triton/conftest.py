@@ -8,7 +8,12 @@ that the interpreter multiplies the bit patterns of bfloat16 in `tl.dot`, and sa
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
 import pytest
+import torch
 
 try:
     import triton
@@ -34,8 +39,36 @@ def call_function(function, *arguments, **keywords):
         scope.restore()
 
 
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Kernels run in the interpreter, and memory that nobody has written holds NaN."""
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan().all()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(triton.knobs.runtime, "interpret", True)
+            patch.setattr(JITFunction, "run", run_kernel)
+            patch.setattr(JITFunction, "__call__", call_function)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic)
+
+
 @pytest.fixture
-def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
-    monkeypatch.setattr(JITFunction, "run", run_kernel)
-    monkeypatch.setattr(JITFunction, "__call__", call_function)
+def interpreter() -> Iterator[None]:
+    with interpreted():
+        yield
+
+
+@pytest.fixture
+def resize(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Changes block sizes of configurations: small problems then cross many blocks."""
+
+    def change(configurations: Iterable[Any], **sizes: int) -> None:
+        for configuration in configurations:
+            for name, size in sizes.items():
+                assert name in configuration.constants
+                monkeypatch.setitem(configuration.constants, name, size)
+
+    return change
