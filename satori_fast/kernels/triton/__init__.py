@@ -37,9 +37,24 @@ from collections.abc import Callable
 from typing import Any
 
 # Files with a table CONFIGURATIONS.
-FILES = ("head", "stash", "linear_policy_loss", "policy_loss", "segment_scan")
+FILES = (
+    "activation",
+    "norm",
+    "rope",
+    "head",
+    "stash",
+    "linear_policy_loss",
+    "policy_loss",
+    "segment_scan",
+)
 # Where each function is.
 FUNCTIONS = {
+    "add_rms_norm": "norm",
+    "rms_norm": "norm",
+    "rms_norm_backward": "norm",
+    "rope": "rope",
+    "swiglu": "activation",
+    "swiglu_backward": "activation",
     "linear_logprob": "linear_logprob",
     "linear_logprob_backward": "linear_logprob",
     "linear_policy_loss": "linear_policy_loss",
