@@ -51,8 +51,8 @@ def row_statistics(row, num_columns, scale, LANES: tl.constexpr, WIDTH: tl.const
         m, s, e = _fold(tl.load(row + first + column) * scale, m, s, e)
     if rest < num_columns:
         exists = rest + column < num_columns
-        logits = tl.load(row + rest + column, mask=exists, other=0.0) * scale
-        m, s, e = _fold(tl.where(exists, logits, NO_LOGIT), m, s, e)
+        tail = tl.load(row + rest + column, mask=exists, other=0.0) * scale
+        m, s, e = _fold(tl.where(exists, tail, NO_LOGIT), m, s, e)
     # A lane without a logit stands NO_LOGIT below the maximum: its scale is 0.
     maximum = tl.max(m, 0)
     below = m - maximum

@@ -38,8 +38,8 @@ def _keep(
     column = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     for first in range(0, stash_stride, LANES * WIDTH):
         exists = first + column < stash_stride
-        logits = tl.load(here + first + column, mask=exists, other=0.0) * scale
-        p = tl.where(first + column < num_columns, tl.exp(logits - log_partition), 0.0)
+        log_p = tl.load(here + first + column, mask=exists, other=0.0) * scale - log_partition
+        p = tl.where(first + column < num_columns, tl.exp(log_p), 0.0)
         tl.store(kept + first + column, p.to(stash.dtype.element_ty), mask=exists)
 
 
