@@ -11,6 +11,7 @@ from torch import Tensor
 
 from satori_fast.kernels.head import stash_dtype
 from satori_fast.kernels.triton.head import (
+    GRADIENT_TILE,
     NO_LOGIT,
     ROW,
     ROW_TYPES,
@@ -83,7 +84,7 @@ KEEP = {
             "stash_stride": "i32:16",
             **ROW_TYPES,
         },
-        constants=TILE,
+        constants={**TILE},
         **ROW,
     )
     for dtype in (torch.bfloat16, torch.float32)
@@ -102,7 +103,7 @@ GRADIENTS = {
             "stride": "i32:16",
             **ROW_TYPES,
         },
-        constants=TILE,
+        constants={**GRADIENT_TILE},
         **ROW,
     )
     for dtype in (torch.bfloat16, torch.float16, torch.float32)
