@@ -8,6 +8,7 @@ code runs when there are values.
 """
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch.distributed.distributed_c10d import (
     _resolve_process_group,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from satori_fast.kernels import cpu, reference
+from satori_fast.kernels import cpu, cpu_head, reference
 from satori_fast.kernels.head import compute_dtype
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 
@@ -37,12 +38,18 @@ def implementation(
     """What runs the operation `name` on `device`. ValueError for an unknown name."""
     if name not in OPERATIONS:
         raise ValueError(f"unknown operation {name!r}: one of {', '.join(OPERATIONS)}")
-    is_compiled = torch.device(device).type == "cpu" and name in cpu.OPERATIONS
-    return "cpp" if is_compiled else "reference"
+    is_compiled = name in cpu.OPERATIONS | cpu_head.OPERATIONS
+    return "cpp" if is_compiled and torch.device(device).type == "cpu" else "reference"
 
 
 def implementation_of(name: str, device: torch.device | str = "cpu") -> Callable[..., Any]:
     return getattr(cpu if implementation(name, device) == "cpp" else reference, name)
+
+
+def _head_module(name: str, hidden: Tensor) -> ModuleType:
+    """The module that runs the head operation `name`, and its backward, on this type."""
+    is_compiled = implementation(name, hidden.device) == "cpp" and hidden.dtype in cpu_head.DTYPES
+    return cpu_head if is_compiled else reference
 
 
 # linear_logprob: the log-partition is a third output, which only the backward needs.
@@ -62,7 +69,7 @@ def linear_logprob(
     first = vocab_start if group is None else 0
     end = vocab_start + weight.shape[0] if group is None else None
     _check_target_range(targets, first, _smallest(vocab_size, end))
-    return reference.linear_logprob(
+    return _head_module("linear_logprob", hidden).linear_logprob(
         hidden,
         weight,
         targets,
@@ -96,7 +103,7 @@ def _linear_logprob_backward(
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    gradients = reference.linear_logprob_backward(
+    gradients = _head_module("linear_logprob", hidden).linear_logprob_backward(
         grad_logprob,
         grad_entropy,
         hidden,
@@ -187,7 +194,8 @@ def linear_policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     end = weight.shape[0] if group is None else None
     _check_target_range(targets, 0, _smallest(vocab_size, end), loss_weights)
-    loss, stats, grad_hidden, grad_weight = reference.linear_policy_loss(
+    head = _head_module("linear_policy_loss", hidden)
+    loss, stats, grad_hidden, grad_weight = head.linear_policy_loss(
         hidden,
         weight,
         targets,
