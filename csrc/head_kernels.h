@@ -17,20 +17,43 @@ constexpr int64_t kTileTokens = kTileVectors * kLanes;
 // Tokens whose logit gradients wait for the product that gives the weight's gradient.
 constexpr int64_t kWaitingPanels = 256 / kTileTokens;
 
+// Matrix products of one tile. They are functions of their own, because accumulators that share a
+// function with other code end up on the stack.
+
 struct Tile {
     Floats at[kTileColumns][kTileVectors];
 };
 
-SATORI_INLINE void clear(Tile& tile) {
+SATORI_INLINE Tile zero_tile() {
+    Tile tile;
     SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
         SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j)
             tile.at[i][j] = Floats{};
+    return tile;
+}
+
+// out[i * stride + j] (+)= tile[i, j]
+SATORI_INLINE void store(const Tile& tile, bool accumulates, int64_t stride, float* out) {
+    SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
+        SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j) {
+            float* at = out + i * stride + j * kLanes;
+            store(at, accumulates ? load(at) + tile.at[i][j] : tile.at[i][j]);
+        }
+}
+
+// out[i, j] = tile[i, j] scale[j]. Rounded here: were the product fused with a later subtraction of
+// the maximum, the largest logit minus the maximum would not be 0.
+SATORI_INLINE void store_scaled(const Tile& tile, const float* scale, float* out) {
+    SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
+        SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j)
+            store(out + i * kTileTokens + j * kLanes, tile.at[i][j] * load(scale + j * kLanes));
 }
 
 // tile[i, :] += sum_k a[i * StrideI + k * StrideK] b[k, :]
 template <int64_t StrideI, int64_t StrideK>
 SATORI_INLINE void multiply_add(Tile& tile, const float* a, const float* b, int64_t depth) {
-    for (int64_t k = 0; k < depth; ++k, a += StrideK, b += kTileTokens) {
+    // Unrolled where `depth` is a constant, the loop would need more registers than there are.
+    _Pragma("GCC unroll 1") for (int64_t k = 0; k < depth; ++k, a += StrideK, b += kTileTokens) {
         Floats row[kTileVectors];
         SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j)
             row[j] = load(b + j * kLanes);
@@ -42,26 +65,48 @@ SATORI_INLINE void multiply_add(Tile& tile, const float* a, const float* b, int6
     }
 }
 
+// Logits [tile_columns, tile_tokens] of packed columns and packed tokens.
+SATORI_NOINLINE void tile_logits(const float* columns, const float* tokens, int64_t depth,
+                                 const float* scale, float* out) {
+    Tile tile = zero_tile();
+    multiply_add<1, kTileColumns>(tile, columns, tokens, depth);
+    store_scaled(tile, scale, out);
+}
+
 #if defined(__AVX512BF16__)
-// The same with pairs of bfloat16, of packed columns.
-SATORI_INLINE void multiply_add_pairs(Tile& tile, const float* a, const float* b, int64_t depth) {
-    for (int64_t k = 0; k < depth; ++k, a += kTileColumns, b += kTileTokens) {
+// The same of pairs of bfloat16.
+SATORI_NOINLINE void tile_logits_of_pairs(const float* columns, const float* tokens, int64_t depth,
+                                          const float* scale, float* out) {
+    Tile tile = zero_tile();
+    for (int64_t k = 0; k < depth; ++k, columns += kTileColumns, tokens += kTileTokens) {
+        Floats row[kTileVectors];
+        SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j)
+            row[j] = load(tokens + j * kLanes);
         SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
             SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j)
-                tile.at[i][j] = multiply_add_pairs(tile.at[i][j], a + i, load(b + j * kLanes));
+                tile.at[i][j] = multiply_add_pairs(tile.at[i][j], columns + i, row[j]);
     }
+    store_scaled(tile, scale, out);
 }
 #endif
 
-// One tile of x W^T, from packed columns and packed tokens.
-template <bool IsPaired>
-SATORI_INLINE void product(Tile& tile, const float* columns, const float* tokens, int64_t depth) {
-    clear(tile);
-#if defined(__AVX512BF16__)
-    if (IsPaired)
-        return multiply_add_pairs(tile, columns, tokens, depth);
-#endif
-    multiply_add<1, kTileColumns>(tile, columns, tokens, depth);
+// out [tile_columns, tile_tokens] (+)= W^T d, over the columns of a block.
+SATORI_NOINLINE void product_over_columns(const float* components, const float* d, int64_t count,
+                                          bool accumulates, float* out) {
+    Tile tile = zero_tile();
+    multiply_add<1, kTileColumns>(tile, components, d, count);
+    store(tile, accumulates, kTileTokens, out);
+}
+
+// out [tile_columns, tile_tokens] (+)= d x, over panels of tokens: d is [panel][..][token in panel].
+SATORI_NOINLINE void product_over_tokens(const float* d, int64_t panel_size, const float* x,
+                                         int64_t num_panels, bool accumulates, int64_t stride,
+                                         float* out) {
+    Tile tile = zero_tile();
+    for (int64_t panel = 0; panel < num_panels; ++panel)
+        multiply_add<kTileTokens, 1>(tile, d + panel * panel_size,
+                                     x + panel * kTileTokens * kTileTokens, kTileTokens);
+    store(tile, accumulates, stride, out);
 }
 
 // Packing: a tile's operands end up next to each other, in the order in which they are used.
@@ -155,54 +200,55 @@ void pack_components(const Head& head, const HeadBlocking& blocking, int64_t blo
     }
 }
 
+// A panel of logits, [column in block][token in panel].
+inline void panel_logits(const HeadBlocking& blocking, const float* columns, const float* tokens,
+                         const float* scale, int64_t count, float* out) {
+#if defined(__AVX512BF16__)
+    const auto multiply = blocking.is_paired ? tile_logits_of_pairs : tile_logits;
+#else
+    const auto multiply = tile_logits;
+#endif
+    for (int64_t column = 0; column < count; column += kTileColumns)
+        multiply(columns + column * blocking.depth, tokens, blocking.depth, scale,
+                 out + column * kTileTokens);
+}
+
+// Columns of `block` that the shard has.
+inline int64_t count_columns(const Head& head, const HeadBlocking& blocking, int64_t block) {
+    const int64_t left = head.num_columns - block * blocking.block_columns;
+    return left < blocking.block_columns ? left : blocking.block_columns;
+}
+
 // Forward.
 
-// Adds a tile of logits to the running statistics of its tokens (online softmax).
-SATORI_INLINE void add_statistics(const Tile& logits, int64_t j, const HeadStatistics& statistics,
-                                  int64_t token) {
-    Floats highest = logits.at[0][j];
-    SATORI_UNROLL for (int64_t i = 1; i < kTileColumns; ++i)
-        highest = maximum(highest, logits.at[i][j]);
-    Floats top = load(statistics.maximum + token);
-    Floats total = load(statistics.total + token);
-    Floats weighted = load(statistics.weighted + token);
-    if (any(highest > top)) {
-        // Moving the centre of the weighted sum by `below` adds below * total.
+// Adds `count` logits of each token of a panel to the running statistics (online softmax).
+inline void add_statistics(const float* logits, int64_t count, int64_t token,
+                           const HeadStatistics& out) {
+    for (int64_t j = 0; j < kTileVectors; ++j, token += kLanes, logits += kLanes) {
+        Floats highest = load(logits);
+        for (int64_t column = 1; column < count; ++column)
+            highest = maximum(highest, load(logits + column * kTileTokens));
+        const Floats top = load(out.maximum + token);
         const Floats new_top = maximum(top, highest);
+        Floats total{}, weighted{};
+        for (int64_t column = 0; column < count; ++column) {
+            const Floats shifted = load(logits + column * kTileTokens) - new_top;
+            const Floats p = exp(shifted);
+            total += p;
+            weighted += p * shifted;
+        }
+        // Moving the centre of the weighted sum by `below` adds below * total.
         const Floats below = top - new_top;
-        const Floats scale = exp(below);
-        weighted = scale * (weighted + below * total);
-        total = scale * total;
-        top = new_top;
-        store(statistics.maximum + token, top);
-    }
-    SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i) {
-        const Floats shifted = logits.at[i][j] - top;
-        const Floats p = exp(shifted);
-        total += p;
-        weighted += p * shifted;
-    }
-    store(statistics.total + token, total);
-    store(statistics.weighted + token, weighted);
-}
-
-SATORI_INLINE void pick_targets(const Tile& logits, const int32_t* targets, int64_t first_column,
-                                float* target_logit) {
-    const int32_t first = static_cast<int32_t>(first_column);
-    SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j) {
-        const Ints place = load(targets + j * kLanes) - first;
-        if (!any((place >= 0) & (place < static_cast<int32_t>(kTileColumns))))
-            continue;
-        float values[kTileColumns][kLanes];
-        SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
-            store(values[i], logits.at[i][j]);
-        for (int64_t lane = 0; lane < kLanes; ++lane)
-            if (place[lane] >= 0 && place[lane] < kTileColumns)
-                target_logit[j * kLanes + lane] = values[place[lane]][lane];
+        const Floats factor = exp(below);
+        const Floats old_total = load(out.total + token);
+        store(out.maximum + token, new_top);
+        store(out.total + token, factor * old_total + total);
+        store(out.weighted + token,
+              factor * (load(out.weighted + token) + below * old_total) + weighted);
     }
 }
 
-template <typename Element, bool IsPaired>
+template <typename Element>
 void statistics_as(const Head& head, const HeadBlocking& blocking, const HeadTokens& tokens,
                    const float* transposed, const HeadItem& item, const HeadStatistics& out,
                    float* logits) {
@@ -211,37 +257,23 @@ void statistics_as(const Head& head, const HeadBlocking& blocking, const HeadTok
         out.total[t] = out.weighted[t] = out.target_logit[t] = 0.0f;
     }
     const int64_t panel_size = blocking.block_columns * kTileTokens;
+    float* columns = item.scratch;
+    float* passing = columns + blocking.block_columns * blocking.depth;
     for (int64_t block = item.first_block; block < item.end_block; ++block) {
-        pack_columns<Element>(head, blocking, block, item.scratch);
+        pack_columns<Element>(head, blocking, block, columns);
         const int64_t first = block * blocking.block_columns;
-        const int64_t left = head.num_columns - first;
-        const int64_t count = left < blocking.block_columns ? left : blocking.block_columns;
+        const int64_t count = count_columns(head, blocking, block);
         for (int64_t panel = item.first_panel; panel < item.end_panel; ++panel) {
             const int64_t token = panel * kTileTokens;
             float* place =
-                logits ? logits + (block * blocking.num_panels + panel) * panel_size : nullptr;
-            for (int64_t column = 0; column < count; column += kTileColumns) {
-                Tile tile;
-                product<IsPaired>(tile, item.scratch + column * blocking.depth,
-                                  transposed + token * blocking.depth, blocking.depth);
-                SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j) {
-                    const Floats scale = load(tokens.inverse_temperature + token + j * kLanes);
-                    SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
-                        tile.at[i][j] *= scale;
-                }
-                pick_targets(tile, tokens.targets + token, first + column,
-                             out.target_logit + token);
-                if (place)
-                    SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
-                        SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j)
-                            store(place + (column + i) * kTileTokens + j * kLanes, tile.at[i][j]);
-                if (column + kTileColumns > count)
-                    SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
-                        if (column + i >= count)
-                            SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j)
-                                tile.at[i][j] = splat(kNoLogit);
-                SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j)
-                    add_statistics(tile, j, out, token + j * kLanes);
+                logits ? logits + (block * blocking.num_panels + panel) * panel_size : passing;
+            panel_logits(blocking, columns, transposed + token * blocking.depth,
+                         tokens.inverse_temperature + token, count, place);
+            add_statistics(place, count, token, out);
+            for (int64_t lane = 0; lane < kTileTokens; ++lane) {
+                const int64_t column = tokens.targets[token + lane] - first;
+                if (column >= 0 && column < count)
+                    out.target_logit[token + lane] = place[column * kTileTokens + lane];
             }
         }
     }
@@ -249,41 +281,18 @@ void statistics_as(const Head& head, const HeadBlocking& blocking, const HeadTok
 
 // Backward.
 
-// dLoss/dl of one row of a tile, times the inverse temperature; see HeadTokens.
-SATORI_INLINE Floats logit_gradient(Floats log_probability, const HeadTokens& tokens,
-                                    int64_t token) {
-    return -exp(log_probability) *
-           (load(tokens.offset + token) + load(tokens.slope + token) * log_probability);
-}
-
-// Gradients of a panel of logits, [column in block][token in panel].
-template <bool IsPaired>
-void panel_gradients(const HeadBlocking& blocking, const HeadTokens& tokens,
-                     const float* transposed, const float* columns, const float* logits,
-                     int64_t panel, int64_t first, int64_t count, float* d) {
-    const int64_t token = panel * kTileTokens;
-    if (logits) {
-        SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j) {
-            const Floats log_partition = load(tokens.log_partition + token + j * kLanes);
-            for (int64_t column = 0; column < count; ++column) {
-                const int64_t at = column * kTileTokens + j * kLanes;
-                store(d + at, logit_gradient(load(logits + at) - log_partition, tokens,
-                                             token + j * kLanes));
-            }
-        }
-    } else {
-        for (int64_t column = 0; column < count; column += kTileColumns) {
-            Tile tile;
-            product<IsPaired>(tile, columns + column * blocking.depth,
-                              transposed + token * blocking.depth, blocking.depth);
-            SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j) {
-                const int64_t t = token + j * kLanes;
-                const Floats scale = load(tokens.inverse_temperature + t);
-                const Floats log_partition = load(tokens.log_partition + t);
-                SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
-                    store(d + (column + i) * kTileTokens + j * kLanes,
-                          logit_gradient(tile.at[i][j] * scale - log_partition, tokens, t));
-            }
+// d [column in block][token in panel] = dLoss/dl times the inverse temperature, see HeadTokens.
+// `logits` may be `d` itself.
+inline void panel_gradients(const HeadTokens& tokens, const float* logits, int64_t first,
+                            int64_t count, int64_t token, float* d) {
+    for (int64_t j = 0; j < kTileVectors; ++j) {
+        const int64_t t = token + j * kLanes;
+        const Floats log_partition = load(tokens.log_partition + t);
+        const Floats offset = load(tokens.offset + t), slope = load(tokens.slope + t);
+        for (int64_t column = 0; column < count; ++column) {
+            const int64_t at = column * kTileTokens + j * kLanes;
+            const Floats log_p = load(logits + at) - log_partition;
+            store(d + at, -exp(log_p) * (offset + slope * log_p));
         }
     }
     for (int64_t lane = 0; lane < kTileTokens; ++lane) {
@@ -293,72 +302,46 @@ void panel_gradients(const HeadBlocking& blocking, const HeadTokens& tokens,
     }
 }
 
-// grad_hidden [component][token in panel] (+)= W^T d over the columns of one block.
-SATORI_INLINE void add_grad_hidden(const HeadBlocking& blocking, const float* components,
-                                   const float* d, int64_t count, bool accumulates, float* out) {
-    for (int64_t start = 0; start < blocking.padded_hidden; start += kTileColumns) {
-        Tile tile;
-        clear(tile);
-        multiply_add<1, kTileColumns>(tile, components + start * blocking.block_columns, d, count);
-        float* place = out + start * kTileTokens;
-        SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
-            SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j) {
-                float* at = place + i * kTileTokens + j * kLanes;
-                store(at, accumulates ? load(at) + tile.at[i][j] : tile.at[i][j]);
-            }
-    }
-}
-
 // Rows `count` of grad_weight (+)= d x over `num_panels` panels of tokens.
-SATORI_INLINE void add_grad_weight(const Head& head, const HeadBlocking& blocking,
-                                   const float* packed, const float* d, int64_t num_panels,
-                                   int64_t count, bool accumulates, float* out) {
+inline void add_grad_weight(const Head& head, const HeadBlocking& blocking, const float* packed,
+                            const float* d, int64_t num_panels, int64_t count, bool accumulates,
+                            float* out) {
     const int64_t panel_size = blocking.block_columns * kTileTokens;
     for (int64_t start = 0; start < head.hidden_size; start += kTileTokens) {
         const float* x = packed + start * blocking.padded_rows;
         const int64_t left = head.hidden_size - start;
         const int64_t width = left < kTileTokens ? left : kTileTokens;
         for (int64_t column = 0; column < count; column += kTileColumns) {
-            Tile tile;
-            clear(tile);
-            for (int64_t panel = 0; panel < num_panels; ++panel)
-                multiply_add<kTileTokens, 1>(tile, d + panel * panel_size + column * kTileTokens,
-                                             x + panel * kTileTokens * kTileTokens, kTileTokens);
+            const float* a = d + column * kTileTokens;
             float* place = out + column * head.hidden_size + start;
             const int64_t height = count - column < kTileColumns ? count - column : kTileColumns;
             if (height == kTileColumns && width == kTileTokens) {
-                SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
-                    SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j) {
-                        float* at = place + i * head.hidden_size + j * kLanes;
-                        store(at, accumulates ? load(at) + tile.at[i][j] : tile.at[i][j]);
-                    }
+                product_over_tokens(a, panel_size, x, num_panels, accumulates, head.hidden_size,
+                                    place);
                 continue;
             }
-            float values[kTileColumns][kTileTokens];
-            SATORI_UNROLL for (int64_t i = 0; i < kTileColumns; ++i)
-                SATORI_UNROLL for (int64_t j = 0; j < kTileVectors; ++j)
-                    store(values[i] + j * kLanes, tile.at[i][j]);
+            float values[kTileColumns * kTileTokens];
+            product_over_tokens(a, panel_size, x, num_panels, false, kTileTokens, values);
             for (int64_t i = 0; i < height; ++i)
                 for (int64_t j = 0; j < width; ++j) {
                     float& at = place[i * head.hidden_size + j];
-                    at = accumulates ? at + values[i][j] : values[i][j];
+                    at = (accumulates ? at : 0.0f) + values[i * kTileTokens + j];
                 }
         }
     }
 }
 
-template <typename Element, bool IsPaired>
+template <typename Element>
 void gradients_as(const Head& head, const HeadBlocking& blocking, const HeadTokens& tokens,
                   const float* transposed, const float* packed, const float* logits,
                   const HeadItem& item, float* grad_hidden, float* grad_weight, bool accumulates) {
     float* columns = item.scratch;
     float* components = columns + blocking.block_columns * blocking.depth;
-    float* d = components + blocking.block_columns * blocking.padded_hidden;
+    float* waiting = components + blocking.block_columns * blocking.padded_hidden;
     const int64_t panel_size = blocking.block_columns * kTileTokens;
     for (int64_t block = item.first_block; block < item.end_block; ++block) {
         const int64_t first = block * blocking.block_columns;
-        const int64_t left = head.num_columns - first;
-        const int64_t count = left < blocking.block_columns ? left : blocking.block_columns;
+        const int64_t count = count_columns(head, blocking, block);
         if (!logits)
             pack_columns<Element>(head, blocking, block, columns);
         if (grad_hidden)
@@ -366,19 +349,24 @@ void gradients_as(const Head& head, const HeadBlocking& blocking, const HeadToke
         for (int64_t start = item.first_panel; start < item.end_panel; start += kWaitingPanels) {
             int64_t num_panels = item.end_panel - start;
             num_panels = num_panels < kWaitingPanels ? num_panels : kWaitingPanels;
-            for (int64_t i = 0; i < num_panels; ++i) {
-                const int64_t panel = start + i;
-                const float* stored =
-                    logits ? logits + (block * blocking.num_panels + panel) * panel_size : nullptr;
-                panel_gradients<IsPaired>(blocking, tokens, transposed, columns, stored, panel,
-                                          first, count, d + i * panel_size);
-                if (grad_hidden)
-                    add_grad_hidden(blocking, components, d + i * panel_size, count,
-                                    block > item.first_block,
-                                    grad_hidden + panel * blocking.padded_hidden * kTileTokens);
+            for (int64_t panel = start; panel < start + num_panels; ++panel) {
+                const int64_t token = panel * kTileTokens;
+                float* d = waiting + (panel - start) * panel_size;
+                const float* source =
+                    logits ? logits + (block * blocking.num_panels + panel) * panel_size : d;
+                if (!logits)
+                    panel_logits(blocking, columns, transposed + token * blocking.depth,
+                                 tokens.inverse_temperature + token, count, d);
+                panel_gradients(tokens, source, first, count, token, d);
+                if (!grad_hidden)
+                    continue;
+                float* sums = grad_hidden + token * blocking.padded_hidden;
+                for (int64_t h = 0; h < blocking.padded_hidden; h += kTileColumns)
+                    product_over_columns(components + h * blocking.block_columns, d, count,
+                                         block > item.first_block, sums + h * kTileTokens);
             }
             if (grad_weight)
-                add_grad_weight(head, blocking, packed + start * kTileTokens * kTileTokens, d,
+                add_grad_weight(head, blocking, packed + start * kTileTokens * kTileTokens, waiting,
                                 num_panels, count, accumulates || start > item.first_panel,
                                 grad_weight + first * head.hidden_size);
         }
@@ -421,16 +409,14 @@ inline void pack_hidden_rows(const Head& head, const HeadBlocking& blocking, int
 }
 
 inline int64_t statistics_scratch(const HeadBlocking& blocking) {
-    return blocking.block_columns * blocking.depth;
+    return blocking.block_columns * (blocking.depth + kTileTokens);
 }
 
 inline void statistics(const Head& head, const HeadBlocking& blocking, const HeadTokens& tokens,
                        const float* transposed, const HeadItem& item, const HeadStatistics& out,
                        float* logits) {
-    auto run = !head.is_bfloat16     ? statistics_as<float, false>
-               : blocking.is_paired ? statistics_as<uint16_t, kMultipliesBfloat16>
-                                    : statistics_as<uint16_t, false>;
-    run(head, blocking, tokens, transposed, item, out, logits);
+    (head.is_bfloat16 ? statistics_as<uint16_t> : statistics_as<float>)(
+        head, blocking, tokens, transposed, item, out, logits);
 }
 
 inline int64_t gradients_scratch(const HeadBlocking& blocking) {
@@ -442,10 +428,8 @@ inline void gradients(const Head& head, const HeadBlocking& blocking, const Head
                       const float* transposed, const float* packed, const float* logits,
                       const HeadItem& item, float* grad_hidden, float* grad_weight,
                       bool accumulates) {
-    auto run = !head.is_bfloat16     ? gradients_as<float, false>
-               : blocking.is_paired ? gradients_as<uint16_t, kMultipliesBfloat16>
-                                    : gradients_as<uint16_t, false>;
-    run(head, blocking, tokens, transposed, packed, logits, item, grad_hidden, grad_weight,
+    (head.is_bfloat16 ? gradients_as<uint16_t> : gradients_as<float>)(
+        head, blocking, tokens, transposed, packed, logits, item, grad_hidden, grad_weight,
         accumulates);
 }
 

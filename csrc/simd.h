@@ -9,12 +9,12 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
+#if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 
-// Inlined because accumulators must stay in registers across the call.
 #define SATORI_INLINE inline __attribute__((always_inline))
+#define SATORI_NOINLINE inline __attribute__((noinline))
 #define SATORI_UNROLL _Pragma("GCC unroll 16")
 
 namespace satori_fast::SATORI_ISA {
@@ -25,27 +25,12 @@ typedef float Floats __attribute__((vector_size(SATORI_LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(SATORI_LANES * 4)));
 // What memory holds: any alignment, and it may alias plain floats.
 typedef float StoredFloats __attribute__((vector_size(SATORI_LANES * 4), aligned(4), may_alias));
-typedef int32_t StoredInts __attribute__((vector_size(SATORI_LANES * 4), aligned(4), may_alias));
 
 SATORI_INLINE Floats load(const float* p) { return *reinterpret_cast<const StoredFloats*>(p); }
-SATORI_INLINE Ints load(const int32_t* p) { return *reinterpret_cast<const StoredInts*>(p); }
 SATORI_INLINE void store(float* p, Floats x) { *reinterpret_cast<StoredFloats*>(p) = x; }
 // x - 0 is x, also for x = -0, and costs nothing.
 SATORI_INLINE Floats splat(float x) { return x - Floats{}; }
 SATORI_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
-
-SATORI_INLINE bool any(Ints mask) {
-#if defined(__AVX512F__)
-    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
-#elif defined(__AVX2__)
-    return _mm256_movemask_epi8((__m256i)mask) != 0;
-#else
-    int32_t either = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane)
-        either |= mask[lane];
-    return either != 0;
-#endif
-}
 
 // exp(x) for x <= 88, within 1e-7 of it relatively, and exp(0) = 1. Below -64 it is 0: a probability
 // that small is lost in any sum, and its products would be denormal, which is slow.
