@@ -51,8 +51,8 @@ class Figures(NamedTuple):
 
     def widened(self, other: "Figures") -> "Figures":
         """Limits that let pass what either of two lets pass."""
-        *upper, _ = map(max, self, other)
-        return Figures(*upper, min(self.tensor_core, other.tensor_core))
+        wider = Figures(*map(max, self, other))
+        return wider._replace(tensor_core=min(self.tensor_core, other.tensor_core))
 
 
 def shipped() -> list[Configuration]:
