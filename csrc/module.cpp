@@ -5,6 +5,9 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 namespace nb = nanobind;
 
@@ -12,6 +15,75 @@ namespace {
 
 template <typename T> using Array = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Integers = Array<const int64_t>;
+
+template <typename T> using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// The bits of a bfloat16 arrive as int16, because nanobind has no such type.
+template <typename Element>
+satori_fast::HeadTask head_task(const Matrix<const Element>& hidden,
+                                const Matrix<const Element>& weight, const Integers& rows,
+                                const Integers& targets, const Array<const float>& temperature,
+                                int64_t first_column, int num_threads) {
+    return {hidden.data(),
+            weight.data(),
+            std::is_same_v<Element, int16_t>,
+            rows.data(),
+            static_cast<int64_t>(rows.size()),
+            static_cast<int64_t>(weight.shape(0)),
+            static_cast<int64_t>(weight.shape(1)),
+            targets.data(),
+            temperature.data(),
+            first_column,
+            num_threads};
+}
+
+template <typename T> T* data_or_null(const std::optional<Array<T>>& array) {
+    return array ? array->data() : nullptr;
+}
+
+template <typename Element>
+int64_t head_logits_size(Matrix<const Element> weight, int64_t num_rows) {
+    satori_fast::HeadTask task{};
+    task.is_bfloat16 = std::is_same_v<Element, int16_t>;
+    task.num_rows = num_rows;
+    task.num_columns = static_cast<int64_t>(weight.shape(0));
+    task.hidden_size = static_cast<int64_t>(weight.shape(1));
+    return satori_fast::head_logits_size(task);
+}
+
+template <typename Element>
+void head_statistics(Matrix<const Element> hidden, Matrix<const Element> weight, Integers rows,
+                     Integers targets, Array<const float> temperature, int64_t first_column,
+                     int num_threads, Array<float> statistics, std::optional<Array<float>> logits) {
+    nb::gil_scoped_release unlocked;
+    satori_fast::head_statistics(head_task<Element>(hidden, weight, rows, targets, temperature,
+                                                    first_column, num_threads),
+                                 statistics.data(), data_or_null(logits));
+}
+
+template <typename Element>
+void head_gradients(Matrix<const Element> hidden, Matrix<const Element> weight, Integers rows,
+                    Integers targets, Array<const float> temperature, int64_t first_column,
+                    int num_threads, std::optional<Array<const float>> logits,
+                    Array<const float> entropy, Array<const float> log_partition,
+                    Array<const float> grad_logprob, Array<const float> grad_entropy,
+                    std::optional<Array<float>> grad_hidden,
+                    std::optional<Array<float>> grad_weight, bool accumulates) {
+    nb::gil_scoped_release unlocked;
+    satori_fast::head_gradients(
+        head_task<Element>(hidden, weight, rows, targets, temperature, first_column, num_threads),
+        {data_or_null(logits), entropy.data(), log_partition.data(), grad_logprob.data(),
+         grad_entropy.data(), data_or_null(grad_hidden), data_or_null(grad_weight), accumulates});
+}
+
+template <typename Element> void bind_head(nb::module_& m) {
+    m.def("head_logits_size", &head_logits_size<Element>);
+    m.def("head_statistics", &head_statistics<Element>, nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+          nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+    m.def("head_gradients", &head_gradients<Element>, nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+          nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(),
+          nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg());
+}
 
 template <typename Real>
 void segment_scan(Array<const Real> x, double decay, Integers cu_seqlens, bool reverse,
@@ -43,4 +115,9 @@ NB_MODULE(_C, m) {
     m.def("segment_scan", &segment_scan<double>);
     m.def("sequence_similarity", &sequence_similarity);
     m.def("pack_bins", &pack_bins);
+    bind_head<float>(m);
+    bind_head<int16_t>(m);
+    m.def("instruction_set", &satori_fast::instruction_set);
+    m.def("instruction_sets", &satori_fast::instruction_sets);
+    m.def("use_instruction_set", &satori_fast::use_instruction_set);
 }

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace satori_fast {
 
@@ -21,5 +23,47 @@ void segment_scan(const Real* x, Real decay, const int64_t* cu_seqlens, int64_t 
 void sequence_similarity(const int64_t* a, const int64_t* a_offsets, const int64_t* b,
                          const int64_t* b_offsets, int64_t num_pairs, bool autojunk,
                          int num_threads, double* ratios);
+
+// The output head, for some tokens and the columns of one shard of the vocabulary.
+struct HeadTask {
+    const void* hidden; // [any, hidden_size]: bfloat16 or float32
+    const void* weight; // [num_columns, hidden_size], of the same type
+    bool is_bfloat16;
+    const int64_t* rows; // [num_rows]: which rows of `hidden`
+    int64_t num_rows;
+    int64_t num_columns;
+    int64_t hidden_size;
+    const int64_t* targets;   // [num_rows], vocabulary indices
+    const float* temperature; // [num_rows]
+    int64_t first_column;     // vocabulary index of weight[0]
+    int num_threads;
+};
+
+// Floats that the logits of a task take, in the layout of these kernels.
+int64_t head_logits_size(const HeadTask& task);
+
+// (m, S, E, l_y or 0) of each token, float32 [num_rows, 4], as in satori_fast/kernels/head.py; the
+// logits too, unless null. Throws std::bad_alloc when out of memory.
+void head_statistics(const HeadTask& task, float* statistics, float* logits);
+
+// Gradients of the tokens' hidden states [num_rows, hidden_size] (overwritten) and of the weight
+// [num_columns, hidden_size] (overwritten, or added to); either may be null.
+struct HeadGradients {
+    const float* logits; // of head_statistics; null makes them again
+    const float* entropy; // [num_rows], as the four below
+    const float* log_partition;
+    const float* grad_logprob;
+    const float* grad_entropy;
+    float* grad_hidden;
+    float* grad_weight;
+    bool accumulates;
+};
+void head_gradients(const HeadTask& task, const HeadGradients& gradients);
+
+// The instruction set that the output head runs on; those it could run on here, widest first; and
+// the way to choose one of them (std::invalid_argument for another name).
+std::string instruction_set();
+std::vector<std::string> instruction_sets();
+void use_instruction_set(const std::string& name);
 
 } // namespace satori_fast

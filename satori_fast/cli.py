@@ -106,7 +106,7 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> None:
         import torch
 
         from satori_fast.kernels import implementation
-        from satori_fast.kernels.schemas import OPERATIONS
+        from satori_fast.kernels.dispatch import OPERATIONS
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         for name in OPERATIONS:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from satori_fast.kernels import reference_layers
-from satori_fast.kernels import triton as gpu
+from satori_fast.kernels.dispatch import layer_function
+from satori_fast.kernels.head import compute_dtype
 
 __all__ = ["rms_norm", "rope", "swiglu"]
 
@@ -89,13 +89,7 @@ def _call(name: str, *inputs: Any) -> Any:
         return _OPERATORS[name](*inputs)
     if torch.is_grad_enabled():
         return _NODES[name].apply(*inputs)
-    return _implementation(name, inputs[0])(*inputs)
-
-
-def _implementation(name: str, x: Tensor) -> Callable[..., Any]:
-    if x.is_cuda and name in gpu.OPERATIONS and x.dtype != torch.float64:
-        return gpu.load(name)
-    return getattr(reference_layers, name)
+    return layer_function(name, inputs[0])(*inputs)
 
 
 # Operators. A schema can neither return None nor an input, hence two forms of the norm and empty
@@ -104,7 +98,7 @@ def _implementation(name: str, x: Tensor) -> Callable[..., Any]:
 
 @torch.library.custom_op("satori_fast::rms_norm", mutates_args=())
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return _implementation("rms_norm", x)(x, weight, eps)
+    return layer_function("rms_norm", x)(x, weight, eps)
 
 
 @_rms_norm.register_fake
@@ -116,7 +110,7 @@ def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def _add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _implementation("add_rms_norm", x)(x, residual, weight, eps)
+    return layer_function("add_rms_norm", x)(x, residual, weight, eps)
 
 
 @_add_rms_norm.register_fake
@@ -134,7 +128,7 @@ def _rms_norm_backward(
     need_z: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    backward = _implementation("rms_norm_backward", z)
+    backward = layer_function("rms_norm_backward", z)
     grad_z, grad_weight = backward(grad, grad_sum, z, weight, rstd, need_z, need_weight)
     return (
         z.new_empty(0) if grad_z is None else grad_z,
@@ -160,7 +154,7 @@ def _(
 
 @torch.library.custom_op("satori_fast::swiglu", mutates_args=())
 def _swiglu(gate_up: Tensor) -> Tensor:
-    return _implementation("swiglu", gate_up)(gate_up)
+    return layer_function("swiglu", gate_up)(gate_up)
 
 
 @_swiglu.register_fake
@@ -170,7 +164,7 @@ def _(gate_up: Tensor) -> Tensor:
 
 @torch.library.custom_op("satori_fast::swiglu_backward", mutates_args=())
 def _swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
-    return _implementation("swiglu_backward", gate_up)(grad, gate_up)
+    return layer_function("swiglu_backward", gate_up)(grad, gate_up)
 
 
 @_swiglu_backward.register_fake
@@ -180,7 +174,7 @@ def _(grad: Tensor, gate_up: Tensor) -> Tensor:
 
 @torch.library.custom_op("satori_fast::rope", mutates_args=())
 def _rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
-    return _implementation("rope", x)(x, cos, sin, inverse)
+    return layer_function("rope", x)(x, cos, sin, inverse)
 
 
 @_rope.register_fake
@@ -189,7 +183,7 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
 
 
 def _fake_rstd(x: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:-1], 1), dtype=reference_layers.compute_dtype(x))
+    return x.new_empty((*x.shape[:-1], 1), dtype=compute_dtype(x))
 
 
 # Gradients. `run(name, x)` is the implementation to call: an operator while compiling.
@@ -275,14 +269,14 @@ def _differentiate(name: str, setup: Callable[..., None], gradient: Callable[...
     class Node(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            output = _implementation(name, inputs[0])(*inputs)
+            output = layer_function(name, inputs[0])(*inputs)
             setup(ctx, inputs, output)
             return output
 
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            return gradient(_implementation, ctx, *grads)
+            return gradient(layer_function, ctx, *grads)
 
     def operator_gradient(ctx: Any, *grads: Tensor | None) -> Any:
         return gradient(lambda name, _: _OPERATORS[name], ctx, *grads)

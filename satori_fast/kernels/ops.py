@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from satori_fast.kernels import schemas
+from satori_fast.kernels.dispatch import implementation, implementation_of
 from satori_fast.kernels.head import stash_dtype
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
-from satori_fast.kernels.schemas import implementation
 
 __all__ = [
     "POLICY_STATS",
@@ -206,7 +206,7 @@ def sequence_similarity(
     """
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} sequences and b has {len(b)}: they are compared in pairs")
-    compare = schemas.implementation_of("sequence_similarity")
+    compare = implementation_of("sequence_similarity")
     return compare(_token_arrays("a", a), _token_arrays("b", b), autojunk=autojunk)
 
 
@@ -226,7 +226,7 @@ def pack_bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> np.ndarray:
             f"lengths[{wrong[0]}] is {values[wrong[0]]}: it must be between 0 and the capacity "
             f"of a bin, {capacity}"
         )
-    return schemas.implementation_of("pack_bins")(values, capacity)
+    return implementation_of("pack_bins")(values, capacity)
 
 
 def _stash_or_recompute(mode: str, hidden: Tensor, weight: Tensor) -> str:

@@ -213,7 +213,7 @@ def linear_policy_loss(
             logprob, entropy, inputs.take(rows), terms
         )
         loss = loss + chunk_loss
-        stats = _combine_stats(stats, chunk_stats)
+        stats = combine_stats(stats, chunk_stats)
         if need_hidden or need_weight:
             d = logit_gradients(
                 logits, local_targets, entropy, log_partition, grad_logprob, grad_entropy
@@ -329,7 +329,7 @@ def _maximum(x: Tensor) -> Tensor:
     return x.amax() if x.numel() else x.new_zeros(())
 
 
-def _combine_stats(a: Tensor, b: Tensor) -> Tensor:
+def combine_stats(a: Tensor, b: Tensor) -> Tensor:
     is_maximum = torch.tensor([name.endswith("_max") for name in POLICY_STATS], device=a.device)
     return torch.where(is_maximum, torch.maximum(a, b), a + b)
 

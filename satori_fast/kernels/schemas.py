@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch knows of the tensor operations: a schema, a fake, a gradient for each, and the choice
-of an implementation by device.
+"""What torch knows of the tensor operations: a schema, a fake and a gradient for each.
 
-Not the public functions (`ops`) nor the mathematics (`reference`). An operation is a single node
-for torch.compile, and its backward is another. Checks that look at values are here, because this
-code runs when there are values.
+Not the public functions (`ops`), the mathematics (`reference`) nor the choice of an implementation
+(`dispatch`). An operation is a single node for torch.compile, and its backward is another. Checks
+that look at values are here, because this code runs when there are values.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,55 +16,20 @@ from torch.distributed.distributed_c10d import (
     _resolve_process_group,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from satori_fast.kernels import cpu, reference, triton
+from satori_fast.kernels import reference
+from satori_fast.kernels.dispatch import function_for
 from satori_fast.kernels.head import compute_dtype, stash_dtype, stash_width
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 
-OPERATIONS = (
-    "linear_logprob",
-    "linear_policy_loss",
-    "policy_loss",
-    "segment_scan",
-    "sequence_similarity",
-    "pack_bins",
-    "rms_norm",
-    "swiglu",
-    "rope",
-)
-
-
-def implementation(
-    name: str, device: torch.device | str = "cpu"
-) -> Literal["reference", "cpp", "triton"]:
-    """What runs the operation `name` on `device`. ValueError for an unknown name."""
-    if name not in OPERATIONS:
-        raise ValueError(f"unknown operation {name!r}: one of {', '.join(OPERATIONS)}")
-    kind = torch.device(device).type
-    if kind == "cuda" and name in triton.OPERATIONS:
-        return "triton"
-    return "cpp" if kind == "cpu" and name in cpu.OPERATIONS else "reference"
-
-
-def implementation_of(name: str, device: torch.device | str = "cpu") -> Callable[..., Any]:
-    return _named(implementation(name, device), name)
-
-
-def _function(operation: str, x: Tensor, name: str | None = None) -> Callable[..., Any]:
-    """What runs `operation`, or the function `name` that goes with it, on tensors like `x`."""
-    # The kernels of the GPU compute in float32.
-    is_double = x.is_cuda and x.dtype == torch.float64
-    kind = "reference" if is_double else implementation(operation, x.device)
-    return _named(kind, name or operation)
-
-
-def _named(kind: str, name: str) -> Callable[..., Any]:
-    if kind == "triton":
-        return triton.load(name)
-    return getattr(cpu if kind == "cpp" else reference, name)
-
-
 # linear_logprob: the log-partition and, with the mode "stash", a softmax are outputs that only the
 # backward needs.
+
+
+def _head_function(name: str, hidden: Tensor, mode: str) -> Callable[..., Any]:
+    # The compiled head of the host keeps no softmax.
+    if mode == "stash" and not hidden.is_cuda:
+        return getattr(reference, name)
+    return function_for("linear_logprob", hidden, name)
 
 
 @torch.library.custom_op("satori_fast::linear_logprob", mutates_args=())
@@ -84,8 +48,7 @@ def linear_logprob(
     end = vocab_start + weight.shape[0] if group is None else None
     _check_target_range(targets, first, _smallest(vocab_size, end))
     stash = _new_stash(hidden, weight, vocab_size, vocab_start, mode)
-    run = _function("linear_logprob", hidden)
-    outputs = run(
+    outputs = _head_function("linear_logprob", hidden, mode)(
         hidden,
         weight,
         targets,
@@ -126,8 +89,7 @@ def _linear_logprob_backward(
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    run = _function("linear_logprob", hidden, "linear_logprob_backward")
-    gradients = run(
+    gradients = _head_function("linear_logprob_backward", hidden, mode)(
         grad_logprob,
         grad_entropy,
         hidden,
@@ -218,8 +180,8 @@ def linear_policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     end = weight.shape[0] if group is None else None
     _check_target_range(targets, 0, _smallest(vocab_size, end), loss_weights)
-    run = _function("linear_policy_loss", hidden)
-    loss, stats, grad_hidden, grad_weight = run(
+    compute = function_for("linear_policy_loss", hidden)
+    loss, stats, grad_hidden, grad_weight = compute(
         hidden,
         weight,
         targets,
@@ -258,7 +220,7 @@ def policy_loss(
     kl_estimator: str,
     importance: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss, stats, grad_logprobs, grad_entropies = _function("policy_loss", logprobs)(
+    loss, stats, grad_logprobs, grad_entropies = function_for("policy_loss", logprobs)(
         logprobs,
         entropies,
         PolicyInputs(old_logprobs, advantages, loss_weights, rollout_logprobs, ref_logprobs),
@@ -323,7 +285,7 @@ def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> 
         is_ordered = bool((cu_seqlens.diff() >= 0).all())
         if not (is_ordered and cu_seqlens[0] == 0 and cu_seqlens[-1] == x.shape[0]):
             raise ValueError(f"cu_seqlens must rise from 0 to {x.shape[0]}, the length of x")
-    return _function("segment_scan", x)(x, decay, cu_seqlens, reverse=reverse)
+    return function_for("segment_scan", x)(x, decay, cu_seqlens, reverse=reverse)
 
 
 @segment_scan.register_fake

@@ -227,6 +227,7 @@ def test_listed_rooms_use_only_the_listed_libraries() -> None:
         ("satori_fast.config", ("torch", "transformers", "rich")),
         ("satori_fast.grading", ("torch", "sympy", "math_verify")),
         ("satori_fast.cli", ("torch", "transformers", "rich")),
+        ("satori_fast.kernels", ("triton",)),
         ("satori_fast.data.sources", ("datasets", "transformers", "pyarrow", "megatron")),
         ("satori_fast.data.tokenizer", ("tokenizers", "transformers", "megatron")),
         ("satori_fast.rollout.engine", ("transformers", "megatron", "vllm")),

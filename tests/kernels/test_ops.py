@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from satori_fast.kernels import (
     POLICY_STATS,
+    dispatch,
     implementation,
     linear_logprob,
     linear_policy_loss,
@@ -342,12 +343,13 @@ def test_errors_name_the_argument(head, policy):
 
 def test_implementation_of_a_device(monkeypatch):
     assert implementation("segment_scan", "cpu") in ("cpp", "reference")
+    assert implementation("linear_logprob", "cpu") in ("cpp", "reference")
     # Asking needs no such device.
     on_device = "triton" if importlib.util.find_spec("triton") else "reference"
     for operation in ("linear_logprob", "linear_policy_loss", "policy_loss", "segment_scan"):
         assert implementation(operation, torch.device("cuda", 1)) == on_device
     assert implementation("pack_bins", "cuda") == "reference"
-    monkeypatch.setattr(schemas.triton, "OPERATIONS", frozenset())
+    monkeypatch.setattr(dispatch.triton, "OPERATIONS", frozenset())
     assert implementation("segment_scan", "cuda") == "reference"
 
 

@@ -2,7 +2,7 @@
 """Compiles every kernel configuration ahead of time and holds the result to a table of limits.
 
     python -m satori_fast.kernels.triton.ahead             # check against limits.toml
-    python -m satori_fast.kernels.triton.ahead --update    # rewrite limits.toml
+    python -m satori_fast.kernels.triton.ahead --update    # raise limits that are too low
 
 Needs no GPU: registers, stack (where registers spill), shared memory and tensor-core instructions
 are read from the machine code. Not a test of what the kernels compute.
@@ -30,8 +30,8 @@ from satori_fast.kernels.triton.launch import Configuration
 LIMITS = Path(__file__).with_name("limits.toml")
 # Compute capabilities: A100, H100 and H200, B200.
 TARGETS = (80, 90, 100)
-# Registers may differ a little between compiler versions; spills may not appear.
-REGISTER_SLACK = 16
+# Registers change a little from one version of the compiler to the next.
+REGISTER_SLACK = 8
 
 TENSOR_CORE = re.compile(r"\b(?:HMMA|HGMMA|IMMA|UTC\w*MMA)\b")
 
@@ -47,8 +47,12 @@ class Figures(NamedTuple):
 
     def limits(self) -> "Figures":
         """What `--update` writes down for a kernel with these figures."""
-        registers = min(255, -(-(self.registers + REGISTER_SLACK // 2) // 8) * 8)
-        return self._replace(registers=registers)
+        return self._replace(registers=min(255, self.registers + REGISTER_SLACK))
+
+    def widened(self, other: "Figures") -> "Figures":
+        """Limits that let pass what either of two lets pass."""
+        wider = Figures(*map(max, self, other))
+        return wider._replace(tensor_core=min(self.tensor_core, other.tensor_core))
 
 
 def shipped() -> list[Configuration]:
@@ -84,13 +88,13 @@ def figures(configuration: Configuration, target: int) -> Figures:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        usage = _cuobjdump("--dump-resource-usage", cubin.name)
-        code = _cuobjdump("--dump-sass", cubin.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", cubin.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if found is None:
-        raise ValueError(f"cuobjdump told no resource usage of {configuration.name}: {usage!r}")
+        raise ValueError(f"cuobjdump told no resource usage of {configuration.name}")
     registers, stack = map(int, found.groups())
-    return Figures(registers, stack, compiled.metadata.shared, len(TENSOR_CORE.findall(code)))
+    return Figures(registers, stack, compiled.metadata.shared, len(TENSOR_CORE.findall(text)))
 
 
 def excesses(found: Figures, limits: Figures) -> Iterator[str]:
@@ -114,9 +118,10 @@ def read_limits(path: Path) -> dict[tuple[str, int], Figures]:
 def write_limits(path: Path, limits: dict[tuple[str, int], Figures]) -> None:
     lines = [
         "# SPDX-License-Identifier: Apache-2.0",
-        "# What the compiler may make of each kernel: written by",
-        "# `python -m satori_fast.kernels.triton.ahead --update`. Registers and stack bytes per",
-        "# thread, shared memory in bytes per program; tensor_core counts instructions, at least.",
+        "# What the compiler may make of each kernel, written by `ahead.py --update`. That only",
+        "# raises limits, so the table holds for every version of Triton it was run with.",
+        "# At most: registers and bytes of stack (spilled registers) per thread, bytes of shared",
+        "# memory per program. At least: tensor_core, instructions.",
     ]
     previous = None
     for (name, target), figures in limits.items():
@@ -131,7 +136,7 @@ def write_limits(path: Path, limits: dict[tuple[str, int], Figures]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 when every figure is within its limit."""
     parser = argparse.ArgumentParser(prog="python -m satori_fast.kernels.triton.ahead")
-    parser.add_argument("--update", action="store_true", help="write the limits anew")
+    parser.add_argument("--update", action="store_true", help="raise limits that are too low")
     parser.add_argument("--limits", type=Path, default=LIMITS, help="file of the limits")
     parser.add_argument("--only", default="", help="only configurations whose name holds this")
     parser.add_argument("--targets", type=int, nargs="+", default=list(TARGETS))
@@ -144,7 +149,9 @@ def main(arguments: list[str] | None = None) -> int:
     for configuration, target, found in _table(chosen, options.targets):
         key = (configuration.name, target)
         if options.update:
-            limits[key] = found.limits()
+            wanted = found.limits()
+            is_enough = key in limits and not list(excesses(found, limits[key]))
+            limits[key] = limits[key] if is_enough else wanted.widened(limits.get(key, wanted))
         elif key not in limits:
             complaints.append(f"{configuration.name} sm_{target}: has no limits, run --update")
         else:
@@ -170,11 +177,6 @@ def _table(
             sys.stdout.write(f"{configuration.name:44}{'sm_' + str(target):>8}{row}\n")
             sys.stdout.flush()
             yield configuration, target, found
-
-
-def _cuobjdump(option: str, path: str) -> str:
-    tool = knobs.nvidia.cuobjdump.path
-    return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

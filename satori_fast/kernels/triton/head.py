@@ -51,8 +51,8 @@ def row_statistics(row, num_columns, scale, LANES: tl.constexpr, WIDTH: tl.const
         m, s, e = _fold(tl.load(row + first + column) * scale, m, s, e)
     if rest < num_columns:
         exists = rest + column < num_columns
-        logits = tl.load(row + rest + column, mask=exists, other=0.0) * scale
-        m, s, e = _fold(tl.where(exists, logits, NO_LOGIT), m, s, e)
+        tail = tl.load(row + rest + column, mask=exists, other=0.0) * scale
+        m, s, e = _fold(tl.where(exists, tail, NO_LOGIT), m, s, e)
     # A lane without a logit stands NO_LOGIT below the maximum: its scale is 0.
     maximum = tl.max(m, 0)
     below = m - maximum
@@ -176,8 +176,10 @@ def _gradients(
 
 # Several programs a multiprocessor, so that one reduces its row while others load. No software
 # pipeline: it would load past the barrier of `write_gradient`.
-TILE = {"LANES": 2048, "WIDTH": WIDTH}
 ROW = {"num_warps": 16, "num_stages": 1}
+TILE = {"LANES": 2048, "WIDTH": WIDTH}
+# A gradient needs more registers for each logit of a tile.
+GRADIENT_TILE = {"LANES": 1024, "WIDTH": WIDTH}
 ROW_TYPES = {
     "targets": "*i64:16",
     "temperatures": "*fp32:16",
@@ -196,7 +198,7 @@ STATISTICS = Configuration(
     name="head.statistics",
     kernel=_statistics,
     types={"logits": "*fp32:16", "statistics": "*fp32:16", "stride": "i32:16", **ROW_TYPES},
-    constants=TILE,
+    constants={**TILE},
     **ROW,
 )
 MERGE = Configuration(
@@ -219,7 +221,7 @@ GRADIENTS = {
             "stride": "i32:16",
             **ROW_TYPES,
         },
-        constants={**TILE, "TYPE": language_type(dtype)},
+        constants={**GRADIENT_TILE, "TYPE": language_type(dtype)},
         **ROW,
     )
     for dtype in (torch.bfloat16, torch.float16, torch.float32)

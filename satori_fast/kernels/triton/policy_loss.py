@@ -186,6 +186,7 @@ TOKENS = Configuration(
         **CHOICE_TYPES,
     },
     constants={"BLOCK": 1024, "WIDTH": WIDTH},
+    num_warps=8,
 )
 TOTAL = Configuration(
     name="policy_loss.total",

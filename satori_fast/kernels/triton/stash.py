@@ -11,6 +11,7 @@ from torch import Tensor
 
 from satori_fast.kernels.head import stash_dtype
 from satori_fast.kernels.triton.head import (
+    GRADIENT_TILE,
     NO_LOGIT,
     ROW,
     ROW_TYPES,
@@ -38,8 +39,8 @@ def _keep(
     column = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     for first in range(0, stash_stride, LANES * WIDTH):
         exists = first + column < stash_stride
-        logits = tl.load(here + first + column, mask=exists, other=0.0) * scale
-        p = tl.where(first + column < num_columns, tl.exp(logits - log_partition), 0.0)
+        log_p = tl.load(here + first + column, mask=exists, other=0.0) * scale - log_partition
+        p = tl.where(first + column < num_columns, tl.exp(log_p), 0.0)
         tl.store(kept + first + column, p.to(stash.dtype.element_ty), mask=exists)
 
 
@@ -83,7 +84,7 @@ KEEP = {
             "stash_stride": "i32:16",
             **ROW_TYPES,
         },
-        constants=TILE,
+        constants={**TILE},
         **ROW,
     )
     for dtype in (torch.bfloat16, torch.float32)
@@ -102,7 +103,7 @@ GRADIENTS = {
             "stride": "i32:16",
             **ROW_TYPES,
         },
-        constants=TILE,
+        constants={**GRADIENT_TILE},
         **ROW,
     )
     for dtype in (torch.bfloat16, torch.float16, torch.float32)

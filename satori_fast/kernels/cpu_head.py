@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output head on the host: `reference`'s operations of the same names, compiled (csrc/).
+
+float32 and bfloat16 run as they are, float16 is cast to float32 on the way; logits and sums are
+float32. Not for other types: `schemas` sends those to the reference. The compiled code knows one
+shard and some tokens; this file walks over the tokens and talks to the other shards.
+
+Extra memory, whatever T and V are: one chunk's logits in `linear_policy_loss`, one chunk's packed
+hidden states and partial gradients elsewhere, and the weight's gradient in float32 if it is
+returned in half precision.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from satori_fast.kernels.cpu import _C
+from satori_fast.kernels.head import gather_statistics, merge_statistics, shard_layout
+from satori_fast.kernels.reference import (
+    POLICY_STATS,
+    PolicyInputs,
+    PolicyTerms,
+    combine_stats,
+    policy_loss,
+)
+
+OPERATIONS = frozenset(("linear_logprob", "linear_policy_loss") if _C else ())
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+CHUNK_BYTES = 48 * 2**20
+# Fewer tokens would not pay for packing the weight and for passing over its gradient once more.
+MIN_CHUNK_TOKENS = 256
+# Chunks are whole panels of vectors on every instruction set.
+PANEL_TOKENS = 32
+# Partial gradients of the hidden states: kNumItems in csrc/linear_logprob.cpp.
+NUM_PARTIAL_SUMS = 16
+
+
+class _Shard(NamedTuple):
+    """One shard of the output layer and all tokens, as the compiled code wants them.
+
+    hidden, weight: float32, or the bits of bfloat16 as int16; padding columns are cut off.
+    temperature: float32 [T]. start: vocabulary index of weight[0].
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    targets: Tensor
+    temperature: Tensor
+    start: int
+
+    @classmethod
+    def of(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float | Tensor,
+        start: int,
+        vocab_size: int | None,
+    ) -> "_Shard":
+        if vocab_size is not None:
+            weight = weight[: max(0, vocab_size - start)]
+        if isinstance(temperature, Tensor):
+            temperature = temperature.detach().to(torch.float32).contiguous()
+        else:
+            temperature = torch.full((len(hidden),), temperature, dtype=torch.float32)
+        return cls(_packed(hidden), _packed(weight), targets.long(), temperature, start)
+
+    def task(self, rows: Tensor) -> tuple[Tensor | int, ...]:
+        return (
+            self.hidden,
+            self.weight,
+            rows,
+            self.targets[rows],
+            self.temperature[rows],
+            self.start,
+            torch.get_num_threads(),
+        )
+
+    def statistics(self, rows: Tensor, logits: Tensor | None = None) -> Tensor:
+        """(m, S, E, l_y or 0) of the tokens `rows`, [rows, 4]; fills `logits` if there."""
+        statistics = torch.empty(4 * len(rows))
+        _C.head_statistics(*self.task(rows), statistics, logits)
+        return statistics.view(-1, 4)
+
+
+class _Gradients:
+    """float32 gradients of `hidden` (of the tokens `live` only) and `weight`, chunk by chunk.
+
+    With a group, the sum of a chunk's hidden gradient over the shards travels while the next chunk
+    is worked on.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        live: Tensor,
+        group: ProcessGroup | None,
+        *,
+        need_hidden: bool,
+        need_weight: bool,
+    ) -> None:
+        self._inputs = hidden, weight
+        self._live = live
+        self._group = group
+        self._hidden = torch.empty(len(live), hidden.shape[1]) if need_hidden else None
+        self._weight = torch.empty(weight.shape) if need_weight else None
+        self._is_first = True
+        self._pending: list[dist.Work] = []
+
+    def add(
+        self,
+        shard: _Shard,
+        chunk: slice,
+        logits: Tensor | None,
+        entropy: Tensor,
+        log_partition: Tensor,
+        grad_logprob: Tensor,
+        grad_entropy: Tensor,
+    ) -> None:
+        """Add what the tokens live[chunk] contribute; the four vectors are theirs."""
+        hidden = None if self._hidden is None else self._hidden[chunk]
+        # Padding rows are not the compiled code's.
+        weight = None if self._weight is None else self._weight[: len(shard.weight)]
+        vectors = (entropy, log_partition, grad_logprob, grad_entropy)
+        _C.head_gradients(
+            *shard.task(self._live[chunk]),
+            logits,
+            *(vector.to(torch.float32).contiguous() for vector in vectors),
+            None if hidden is None else hidden.view(-1),
+            None if weight is None else weight.view(-1),
+            not self._is_first,
+        )
+        if self._weight is not None and self._is_first:
+            self._weight[len(shard.weight) :] = 0
+        self._is_first = False
+        if hidden is not None and self._group is not None:
+            work = dist.all_reduce(hidden, group=self._group, async_op=True)
+            assert work is not None
+            self._pending.append(work)
+
+    def finish(self) -> tuple[Tensor | None, Tensor | None]:
+        """Both gradients in the type of the inputs."""
+        hidden, weight = self._inputs
+        grad_hidden, grad_weight = self._hidden, self._weight
+        for work in self._pending:
+            work.wait()
+        if grad_hidden is not None and len(self._live) < len(hidden):
+            compact = grad_hidden
+            grad_hidden = torch.zeros(hidden.shape)
+            grad_hidden[self._live] = compact
+        if grad_weight is not None and self._is_first:
+            grad_weight.zero_()
+        return (
+            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+        )
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float | Tensor,
+    vocab_size: int | None,
+    vocab_start: int,
+    group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.linear_logprob`. One matrix product; the logits never leave the registers."""
+    shard = _Shard.of(hidden, weight, targets, temperature, vocab_start, vocab_size)
+    rows = torch.arange(len(hidden))
+    statistics = torch.empty(len(hidden), 4)
+    for chunk in _chunks(len(rows), 4 * hidden.shape[1]):
+        statistics[chunk] = shard.statistics(rows[chunk])
+    return merge_statistics(gather_statistics(statistics, group))
+
+
+def linear_logprob_backward(
+    grad_logprob: Tensor | None,
+    grad_entropy: Tensor | None,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    entropy: Tensor,
+    log_partition: Tensor,
+    *,
+    temperature: float | Tensor,
+    vocab_size: int | None,
+    vocab_start: int,
+    group: ProcessGroup | None,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """See `reference.linear_logprob_backward`. A tile of logits is made again, becomes its
+    gradient and enters both products before it leaves the caches."""
+    zero = torch.zeros_like(entropy)
+    grad_logprob = zero if grad_logprob is None else grad_logprob
+    grad_entropy = zero if grad_entropy is None else grad_entropy
+    live = ((grad_logprob != 0) | (grad_entropy != 0)).nonzero().squeeze(1)
+    shard = _Shard.of(hidden, weight, targets, temperature, vocab_start, vocab_size)
+    gradients = _Gradients(
+        hidden, weight, live, group, need_hidden=need_hidden, need_weight=need_weight
+    )
+    vectors = [vector[live] for vector in (entropy, log_partition, grad_logprob, grad_entropy)]
+    for chunk in _chunks(len(live), _gradient_bytes(hidden)):
+        gradients.add(shard, chunk, None, *(vector[chunk] for vector in vectors))
+    return gradients.finish()
+
+
+def linear_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    inputs: PolicyInputs,
+    terms: PolicyTerms,
+    *,
+    temperature: float | Tensor,
+    vocab_size: int | None,
+    group: ProcessGroup | None,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """See `reference.linear_policy_loss`. The logits of a chunk of tokens are kept until its
+    gradients are made: three matrix products, and one where no gradient is needed."""
+    live = (inputs.loss_weights != 0).nonzero().squeeze(1)
+    start, largest_shard = shard_layout(weight, group)
+    shard = _Shard.of(hidden, weight, targets, temperature, start, vocab_size)
+    gradients = _Gradients(
+        hidden, weight, live, group, need_hidden=need_hidden, need_weight=need_weight
+    )
+    loss = torch.zeros(())
+    stats = torch.zeros(len(POLICY_STATS))
+    logits: Tensor | None = None
+    # Each chunk has a collective of its own, so every rank must cut the same chunks.
+    for chunk in _chunks(len(live), 4 * largest_shard + _gradient_bytes(hidden)):
+        rows = live[chunk]
+        if logits is None and (need_hidden or need_weight):
+            # The first chunk is the largest.
+            logits = torch.empty(_C.head_logits_size(shard.weight, len(rows)))
+        merged = merge_statistics(gather_statistics(shard.statistics(rows, logits), group))
+        logprob, entropy, log_partition = merged
+        chunk_loss, chunk_stats, grad_logprob, grad_entropy = policy_loss(
+            logprob, entropy, inputs.take(rows), terms
+        )
+        loss = loss + chunk_loss
+        stats = combine_stats(stats, chunk_stats)
+        if logits is not None:
+            gradients.add(shard, chunk, logits, entropy, log_partition, grad_logprob, grad_entropy)
+    return loss, stats, *gradients.finish()
+
+
+def _packed(x: Tensor) -> Tensor:
+    """Contiguous float32, or the bits of bfloat16 as int16: DLPack readers know no bfloat16."""
+    x = x.detach().contiguous()
+    return x.view(torch.int16) if x.dtype == torch.bfloat16 else x.to(torch.float32)
+
+
+def _gradient_bytes(hidden: Tensor) -> int:
+    """What a token takes while gradients are made: its hidden state, packed twice, and sums."""
+    return 4 * hidden.shape[1] * (NUM_PARTIAL_SUMS + 2)
+
+
+def _chunks(num_tokens: int, token_bytes: int) -> Iterator[slice]:
+    """Consecutive tokens, in chunks of nearly one size that take about CHUNK_BYTES."""
+    largest = max(MIN_CHUNK_TOKENS, CHUNK_BYTES // max(1, token_bytes))
+    num_chunks = -(-num_tokens // largest)
+    size = -(-num_tokens // max(1, num_chunks))
+    size = -(-size // PANEL_TOKENS) * PANEL_TOKENS
+    for start in range(0, num_tokens, max(1, size)):
+        yield slice(start, min(start + size, num_tokens))
