@@ -5,9 +5,15 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <type_traits>
 
 namespace nb = nanobind;
 
@@ -85,13 +91,38 @@ template <typename Element> void bind_head(nb::module_& m) {
           nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg());
 }
 
+// A tensor comes as its address: a DLPack capsule costs microseconds, and these operations take
+// tens of them. cpu.py makes the tensors contiguous and keeps them alive.
+using Address = uintptr_t;
+
+template <typename Real> Real* at(Address address) { return reinterpret_cast<Real*>(address); }
+
+// tensors: the fields of PolicyArrays, 0 for one that is absent; then the loss and the stats.
+// coefficients: the first fields of PolicyTerms; kl_estimator, importance: values of the enums.
 template <typename Real>
-void segment_scan(Array<const Real> x, double decay, Integers cu_seqlens, bool reverse,
-                  int num_threads, Array<Real> y) {
+void policy_loss(const std::array<Address, 11>& tensors, int64_t count,
+                 const std::array<double, 7>& coefficients, int kl_estimator, int importance,
+                 int num_threads) {
+    const auto& x = tensors;
+    const satori_fast::PolicyArrays<Real> tokens{
+        at<Real>(x[0]), at<Real>(x[1]), at<Real>(x[2]), at<Real>(x[3]), at<Real>(x[4]),
+        at<Real>(x[5]), at<Real>(x[6]), at<Real>(x[7]), at<Real>(x[8]), count};
+    const auto& c = coefficients;
+    const satori_fast::PolicyTerms terms{
+        c[0], c[1], c[2], c[3], c[4], c[5], c[6],
+        static_cast<satori_fast::KlEstimator>(kl_estimator),
+        static_cast<satori_fast::Importance>(importance)};
     nb::gil_scoped_release unlocked;
-    satori_fast::segment_scan<Real>(x.data(), static_cast<Real>(decay), cu_seqlens.data(),
-                                    static_cast<int64_t>(cu_seqlens.size()) - 1, reverse,
-                                    num_threads, y.data());
+    satori_fast::policy_loss<Real>(tokens, terms, num_threads, at<Real>(x[9]), at<float>(x[10]));
+}
+
+template <typename Real>
+void segment_scan(Address x, int64_t num_tokens, double decay, Address cu_seqlens,
+                  int64_t num_sequences, bool reverse, int num_threads, Address y) {
+    nb::gil_scoped_release unlocked;
+    satori_fast::segment_scan<Real>(at<Real>(x), num_tokens, static_cast<Real>(decay),
+                                    at<const int64_t>(cu_seqlens), num_sequences, reverse,
+                                    num_threads, at<Real>(y));
 }
 
 void sequence_similarity(Integers a, Integers a_offsets, Integers b, Integers b_offsets,
@@ -111,8 +142,10 @@ void pack_bins(Integers lengths, int64_t capacity, Array<int64_t> bins) {
 } // namespace
 
 NB_MODULE(_C, m) {
-    m.def("segment_scan", &segment_scan<float>);
-    m.def("segment_scan", &segment_scan<double>);
+    m.def("policy_loss_float32", &policy_loss<float>);
+    m.def("policy_loss_float64", &policy_loss<double>);
+    m.def("segment_scan_float32", &segment_scan<float>);
+    m.def("segment_scan_float64", &segment_scan<double>);
     m.def("sequence_similarity", &sequence_similarity);
     m.def("pack_bins", &pack_bins);
     bind_head<float>(m);

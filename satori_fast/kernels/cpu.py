@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from satori_fast.kernels.head import compute_dtype
+from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
+
 _C: Any = None
 try:
     _C = importlib.import_module("satori_fast._C")
@@ -25,16 +28,59 @@ except ImportError as error:
         stacklevel=2,
     )
 
-OPERATIONS = frozenset(("pack_bins", "segment_scan", "sequence_similarity") if _C else ())
+OPERATIONS = frozenset(
+    ("pack_bins", "policy_loss", "segment_scan", "sequence_similarity") if _C else ()
+)
+# As the enums in csrc/operations.h count them.
+KL_ESTIMATORS = ("k1", "k2", "k3")
+IMPORTANCE = ("none", "truncate", "mask")
+
+
+def policy_loss(
+    logprobs: Tensor, entropies: Tensor, inputs: PolicyInputs, terms: PolicyTerms
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `reference.policy_loss`; the same bits for any number of threads."""
+    dtype = compute_dtype(logprobs)
+    tensors = [
+        None if x is None else x.to(dtype).contiguous() for x in (logprobs, entropies, *inputs)
+    ]
+    grad_logprobs = torch.empty(logprobs.shape, dtype=dtype)
+    grad_entropies = torch.empty(logprobs.shape, dtype=dtype)
+    loss = torch.empty((), dtype=dtype)
+    stats = torch.empty(len(POLICY_STATS))
+    tensors += (grad_logprobs, grad_entropies, loss, stats)
+    run = _C.policy_loss_float64 if dtype == torch.float64 else _C.policy_loss_float32
+    coefficients, kl_estimator, importance = terms.flat()
+    run(
+        [0 if x is None else x.data_ptr() for x in tensors],
+        len(logprobs),
+        coefficients,
+        KL_ESTIMATORS.index(kl_estimator),
+        IMPORTANCE.index(importance),
+        torch.get_num_threads(),
+    )
+    return loss, stats, grad_logprobs, grad_entropies
 
 
 def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, *, reverse: bool) -> Tensor:
-    """See `reference.segment_scan`; the same bits, for any number of threads."""
+    """See `reference.segment_scan`; the same bits, for any number of threads.
+
+    ValueError if cu_seqlens does not rise from 0 to the length of x.
+    """
     # bfloat16 and float16 are summed in float32, as in the reference.
-    computed = x.detach().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-    y = torch.empty_like(computed)
-    _C.segment_scan(
-        computed, decay, cu_seqlens.long().contiguous(), reverse, torch.get_num_threads(), y
+    dtype = compute_dtype(x)
+    values, boundaries = x.to(dtype).contiguous(), cu_seqlens.long().contiguous()
+    y = torch.empty_like(values)
+    scan = _C.segment_scan_float64 if dtype == torch.float64 else _C.segment_scan_float32
+    scan(
+        values.data_ptr(),
+        len(x),
+        decay,
+        boundaries.data_ptr(),
+        len(boundaries) - 1,
+        reverse,
+        torch.get_num_threads(),
+        y.data_ptr(),
     )
     return y.to(x.dtype)
 

@@ -338,9 +338,15 @@ def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, *, reverse: bool) 
     """y_t = x_t + decay y_{t+1} inside each sequence (`reverse`), or x_t + decay y_{t-1}. [T].
 
     All sequences advance together, one token at a time, so each sum is made in the order of the
-    formula. Half precision is summed in float32.
+    formula. Half precision is summed in float32. On the host, ValueError if cu_seqlens does not
+    rise from 0 to T.
     """
     boundaries = cu_seqlens.long()
+    # Looking at the values of a device tensor would stop the device.
+    if not boundaries.is_cuda:
+        is_ordered = bool((boundaries.diff() >= 0).all())
+        if not (is_ordered and boundaries[0] == 0 and boundaries[-1] == x.shape[0]):
+            raise ValueError(f"cu_seqlens must rise from 0 to {x.shape[0]}, the length of x")
     lengths, order = boundaries.diff().sort(descending=True, stable=True)
     first = (boundaries[1:] - 1 if reverse else boundaries[:-1])[order]
     ascending = lengths.flip(0).tolist()

@@ -20,6 +20,7 @@ from satori_fast.kernels import reference
 from satori_fast.kernels.dispatch import function_for
 from satori_fast.kernels.head import compute_dtype, stash_dtype, stash_width
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
+from satori_fast.kernels.registration import define
 
 # linear_logprob: the log-partition and, with the mode "stash", a softmax are outputs that only the
 # backward needs.
@@ -207,8 +208,7 @@ def _(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
     )
 
 
-@torch.library.custom_op("satori_fast::policy_loss", mutates_args=())
-def policy_loss(
+def _run_policy_loss(
     logprobs: Tensor,
     entropies: Tensor,
     old_logprobs: Tensor,
@@ -229,26 +229,15 @@ def policy_loss(
     return loss, stats, grad_logprobs.to(logprobs.dtype), grad_entropies.to(entropies.dtype)
 
 
-@policy_loss.register_fake
-def _(logprobs: Tensor, entropies: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_policy_loss(
+    logprobs: Tensor, entropies: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         logprobs.new_empty((), dtype=compute_dtype(logprobs)),
         logprobs.new_empty(len(POLICY_STATS), dtype=torch.float32),
         _fake_gradient(logprobs, True),
         _fake_gradient(entropies, True),
     )
-
-
-@torch.library.custom_op("satori_fast::policy_loss_backward", mutates_args=())
-def _policy_loss_backward(
-    grad_loss: Tensor, first: Tensor, second: Tensor
-) -> tuple[Tensor, Tensor]:
-    return (first * grad_loss).to(first.dtype), (second * grad_loss).to(second.dtype)
-
-
-@_policy_loss_backward.register_fake
-def _(grad_loss: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(first), torch.empty_like(second)
 
 
 def _policy_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -264,32 +253,33 @@ def _policy_loss_gradient(
 ) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * ctx.num_inputs
-    gradients = _policy_loss_backward(grad_loss, *ctx.saved_tensors)
-    needed = ctx.needs_input_grad[:2]
-    return (
-        *(gradient if need else None for gradient, need in zip(gradients, needed, strict=True)),
-        *(None,) * (ctx.num_inputs - 2),
+    gradients = (
+        (saved * grad_loss).to(saved.dtype) if is_needed else None
+        for saved, is_needed in zip(ctx.saved_tensors, ctx.needs_input_grad[:2], strict=True)
     )
+    return (*gradients, *(None,) * (ctx.num_inputs - 2))
 
 
 linear_policy_loss.register_autograd(_policy_loss_gradient, setup_context=_policy_loss_setup)
-policy_loss.register_autograd(_policy_loss_gradient, setup_context=_policy_loss_setup)
+policy_loss = define(
+    "policy_loss(Tensor logprobs, Tensor entropies, Tensor old_logprobs, Tensor advantages, "
+    "Tensor loss_weights, Tensor? rollout_logprobs, Tensor? ref_logprobs, float[] coefficients, "
+    "str kl_estimator, str importance) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_policy_loss,
+    fake=_fake_policy_loss,
+    setup_context=_policy_loss_setup,
+    gradient=_policy_loss_gradient,
+)
 
 
 # segment_scan: the backward of a scan is the scan in the other direction.
 
 
-@torch.library.custom_op("satori_fast::segment_scan", mutates_args=())
-def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> Tensor:
-    if not cu_seqlens.is_cuda:
-        is_ordered = bool((cu_seqlens.diff() >= 0).all())
-        if not (is_ordered and cu_seqlens[0] == 0 and cu_seqlens[-1] == x.shape[0]):
-            raise ValueError(f"cu_seqlens must rise from 0 to {x.shape[0]}, the length of x")
+def _run_segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> Tensor:
     return function_for("segment_scan", x)(x, decay, cu_seqlens, reverse=reverse)
 
 
-@segment_scan.register_fake
-def _(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> Tensor:
+def _fake_segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -303,7 +293,13 @@ def _segment_scan_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return segment_scan(grad, ctx.decay, cu_seqlens, not ctx.reverse), None, None, None
 
 
-segment_scan.register_autograd(_segment_scan_gradient, setup_context=_segment_scan_setup)
+segment_scan = define(
+    "segment_scan(Tensor x, float decay, Tensor cu_seqlens, bool reverse) -> Tensor",
+    _run_segment_scan,
+    fake=_fake_segment_scan,
+    setup_context=_segment_scan_setup,
+    gradient=_segment_scan_gradient,
+)
 
 
 def _new_stash(
