@@ -115,7 +115,7 @@ def _head_gemms(place: Place, head: HeadShape) -> dict[str, Any]:
     x = torch.randn(head.num_tokens, head.hidden_size, device=place.device).bfloat16()
     w = torch.randn(head.vocab_size, head.hidden_size, device=place.device).bfloat16()
     d = torch.randn(head.num_tokens, head.vocab_size, device=place.device, dtype=torch.bfloat16)
-    wide = {"out_dtype": torch.float32}
+    wide: dict[str, Any] = {"out_dtype": torch.float32}
     calls: dict[str, Call] = {
         "x W^T": lambda: torch.mm(x, w.T),
         "d W": lambda: torch.mm(d, w),

@@ -30,6 +30,8 @@ from satori_fast.kernels import reference
 
 # An error this small, relative to the largest value, passes whatever eager's is.
 SLACK = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
+# Values that are kept in float32 are held to it: logits are never rounded below that.
+VALUE_LIMIT = 1e-4
 TEST_SECONDS = 100.0
 
 HEAD_RESULTS = ("logprob", "entropy", "grad_hidden", "grad_weight")
@@ -285,8 +287,13 @@ def _compare(
         name: {"ours": _error(a, t), "eager": _error(b, t)}
         for name, a, b, t in zip(names, ours, eager, truth, strict=True)
     }
-    # A NaN compares as false, so it never passes.
-    passed = all(e["ours"] <= 2 * e["eager"] + slack for e in errors.values())
+    passed = True
+    for (name, error), result in zip(errors.items(), ours, strict=True):
+        limit = 2 * error["eager"] + slack
+        if result.dtype == torch.float32 and not name.startswith("grad"):
+            limit = min(limit, VALUE_LIMIT)
+        # A NaN compares as false, so it never passes.
+        passed &= error["ours"] <= limit
     return {"passed": passed, "errors": errors}
 
 
