@@ -39,12 +39,6 @@ def without_entropy(batch):
     return baselines.our_head_loss(batch, entropy_coefficient=0.0)
 
 
-def test_metrics_are_those_of_eager() -> None:
-    batch = baselines.random_head_batch(96, 64, 333, dtype=torch.float32, num_sequences=4)
-    ours, eager = baselines.our_head_loss(batch), baselines.eager_head_loss(batch)
-    torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 @pytest.mark.parametrize("name", SHAPES)
 def test_linear_policy_loss(race, name, dtype) -> None:
@@ -67,6 +61,8 @@ def test_linear_policy_loss(race, name, dtype) -> None:
         "chunked torch": forward_backward(baselines.chunked_head_loss),
     }
     truth = baselines.upcast(batch, torch.float32)
+    metrics = baselines.our_head_loss(batch)[1], baselines.eager_head_loss(truth)[1]
+    torch.testing.assert_close(*metrics, rtol=1e-3, atol=1e-4)
     race_heads(
         race,
         "linear_policy_loss",

@@ -40,7 +40,7 @@ class Worker:
             stderr=self._log,
             text=True,
             cwd=ROOT,
-            start_new_session=True,
+            process_group=0,
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
