@@ -71,7 +71,8 @@ def test_linear_logprob(race, way, name, dtype) -> None:
         "eager in float32": way(in_float32(baselines.eager_logprob)) if wide else None,
         "torch.compile": fast and way(fast),
         "Liger": liger and way(liger),
-        "chunked torch": way(baselines.chunked_logprob),
+        # At full size in bfloat16 it says what it says in float32, and takes as long.
+        "chunked torch": None if wide and name == "main" else way(baselines.chunked_logprob),
     }
     truth = baselines.upcast(batch, torch.float32)
     race_heads(

@@ -58,7 +58,10 @@ def test_linear_policy_loss(race, name, dtype) -> None:
         else None,
         "torch.compile": fast and forward_backward(fast),
         "Liger": liger and forward_backward(liger),
-        "chunked torch": forward_backward(baselines.chunked_head_loss),
+        # At full size in bfloat16 it says what it says in float32, and takes as long.
+        "chunked torch": None
+        if wide and name == "main"
+        else forward_backward(baselines.chunked_head_loss),
     }
     truth = baselines.upcast(batch, torch.float32)
     metrics = baselines.our_head_loss(batch)[1], baselines.eager_head_loss(truth)[1]
