@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import baselines
 from benchmarks.head_race import (
-    DTYPES,
+    CASES,
     SHAPES,
     Head,
     Step,
@@ -39,8 +39,7 @@ def without_entropy(batch):
     return baselines.our_head_loss(batch, entropy_coefficient=0.0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=case_id)
 def test_linear_policy_loss(race, name, dtype) -> None:
     shape = SHAPES[name]
     batch, wide = batch_of(shape, dtype), dtype != torch.float32
