@@ -120,6 +120,9 @@ class EmbeddedEngine:
             max_slots=max_slots,
         )
 
+    def weight_sink(self) -> None:
+        """None: the parameters are the trainer's own."""
+
     def close(self) -> None:
         self._parameters = {}
 

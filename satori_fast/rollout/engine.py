@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from satori_fast.data.coat import PromptRenderer, build_trajectory
+from satori_fast.rollout.weight_sync import WeightSink
 from satori_fast.types import Finish, Problem, RolloutResult, Trajectory
 
 
@@ -83,6 +84,11 @@ class Engine(Protocol):
         self, requests: Sequence[Request], sampling: SamplingParams
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index of the request, completion) as each one finishes, in any order."""
+        ...
+
+    def weight_sink(self) -> WeightSink | None:
+        """Where `weight_sync.push_weights` sends weights; None when the engine reads the
+        trainer's own."""
         ...
 
     def close(self) -> None:
