@@ -123,6 +123,12 @@ class EmbeddedEngine:
     def weight_sink(self) -> None:
         """None: the parameters are the trainer's own."""
 
+    def sleep(self) -> None:
+        """Nothing: between calls the engine holds no memory of its own."""
+
+    def wake(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         self._parameters = {}
 

@@ -91,6 +91,14 @@ class Engine(Protocol):
         trainer's own."""
         ...
 
+    def sleep(self) -> None:
+        """Give memory back until `wake`, if the engine can."""
+        ...
+
+    def wake(self) -> None:
+        """Take the memory again. Harmless on an engine that is awake."""
+        ...
+
     def close(self) -> None:
         """Give back what the engine holds. It cannot be used afterwards."""
         ...

@@ -35,6 +35,8 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
+# Prompt tokens of one prefill where prompts are not cut.
+_PREFILL_TOKENS = 8192
 EXTENSION = "satori_fast.rollout.vllm_worker.SyncExtension"
 
 
@@ -49,6 +51,7 @@ class VllmSettings:
     gpu_memory_share:   of a GPU that vLLM may take for weights and cache.
     cpu_cache_gib:      key-value cache on a machine without a GPU.
     compile:            let vLLM compile and capture graphs: faster decoding, slower start.
+    sleep:              `sleep` will be called: vLLM then allocates in a way that lets go.
     request_seeds:      every request has a stream of its own, so a sample does not depend on its
                         batch. vLLM pays for it with a draw per request and token.
     """
@@ -61,6 +64,7 @@ class VllmSettings:
     gpu_memory_share: float = 0.4
     cpu_cache_gib: int = 1
     compile: bool = False
+    sleep: bool = False
     request_seeds: bool = True
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
     timeout_s: float = DEFAULT_TIMEOUT_S
@@ -117,8 +121,8 @@ class VllmEngine:
                 core.abort_request(list(running))
 
     def _sampling_params(self, request: Request, sampling: SamplingParams) -> Any:
-        from vllm import SamplingParams as VllmSamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm import SamplingParams as VllmSamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         return VllmSamplingParams(
             temperature=sampling.temperature,
@@ -177,6 +181,8 @@ class VllmEngine:
 
     def wake(self) -> None:
         """Take the memory back. SyncError when the weights are not those that were synced last."""
+        if not self._is_asleep:
+            return
         self._llm.wake_up()
         self._is_asleep = False
         held = self._llm.collective_rpc("satori_fingerprints")
@@ -218,7 +224,7 @@ def _start_vllm(model_folder: Path, settings: VllmSettings) -> Any:
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_cache_gib))
     try:
-        from vllm import LLM
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
             f'rollout.engine = "vllm" needs vLLM ({error}): pip install "satori-fast[vllm]" on a '
@@ -231,15 +237,21 @@ def _start_vllm(model_folder: Path, settings: VllmSettings) -> Any:
             "tensor_parallel_size": settings.tensor_size,
             "data_parallel_size": settings.data_size,
         }
+    if settings.request_seeds:
+        # vLLM 0.32 moves a request's generator back when it prefills a prompt in pieces, which a
+        # host generator cannot do: whole prompts only.
+        layout["enable_chunked_prefill"] = False
+        layout["max_num_batched_tokens"] = max(settings.max_seqlen, _PREFILL_TOKENS)
     return LLM(
         str(model_folder),
-        dtype=settings.dtype,
+        dtype=settings.dtype,  # pyright: ignore[reportArgumentType]
         load_format="dummy",
         runner="generate",
         skip_tokenizer_init=True,
         max_model_len=settings.max_seqlen,
         max_num_seqs=settings.max_slots,
         enforce_eager=not settings.compile,
+        enable_sleep_mode=settings.sleep,
         gpu_memory_utilization=settings.gpu_memory_share,
         logprobs_mode="processed_logprobs",
         worker_extension_cls=EXTENSION,

@@ -9,17 +9,18 @@ sender (`weight_sync`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.config import set_current_vllm_config
-from vllm.model_executor.model_loader.reload import (
+from vllm.config import set_current_vllm_config  # pyright: ignore[reportMissingImports]
+from vllm.model_executor.model_loader.reload import (  # pyright: ignore[reportMissingImports]
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-from vllm.platforms import current_platform
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info  # pyright: ignore[reportMissingImports]
+from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
 from satori_fast.rollout.weight_sync import (
     SyncError,
@@ -99,15 +100,12 @@ class SyncExtension:
     vllm_config: Any
     rank: int
 
-    _satori_receiver: Receiver | None = None
+    @cached_property
+    def _satori_receiver(self) -> Receiver:
+        model, config = self.model_runner.model, self.vllm_config.model_config
+        return Receiver(model, config, where=f"engine rank {self.rank}")
 
     def satori_begin(self) -> None:
-        if self._satori_receiver is None:
-            self._satori_receiver = Receiver(
-                self.model_runner.model,
-                self.vllm_config.model_config,
-                where=f"engine rank {self.rank}",
-            )
         with set_current_vllm_config(self.vllm_config):
             self._satori_receiver.begin()
 
@@ -146,6 +144,6 @@ def _repack_tied_head(model: Any) -> None:
     embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
     if head is None or embedding is None or head is embedding:
         return
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm  # pyright: ignore[reportMissingImports]
 
     dispatch_cpu_unquantized_gemm(head, remove_weight=False)

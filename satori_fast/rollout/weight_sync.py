@@ -145,9 +145,7 @@ def describe(bucket: Sequence[NamedTensor]) -> list[TensorRecord]:
     ]
 
 
-def check_bucket(
-    records: Sequence[TensorRecord], tensors: Sequence[Tensor], *, where: str
-) -> None:
+def check_bucket(records: Sequence[TensorRecord], tensors: Sequence[Tensor], *, where: str) -> None:
     """Compare what arrived with what was sent. SyncError names the first tensor that differs."""
     for record, tensor in zip(records, tensors, strict=True):
         if (dtype_name(tensor.dtype), tuple(tensor.shape)) != (record.dtype, record.shape):
@@ -164,9 +162,7 @@ def check_bucket(
             )
 
 
-def check_complete(
-    sent: Sequence[TensorRecord], received: Iterable[str], *, where: str
-) -> None:
+def check_complete(sent: Sequence[TensorRecord], received: Iterable[str], *, where: str) -> None:
     """SyncError names the tensors of `sent` that are not in `received`."""
     names = set(received)
     missing = [record.name for record in sent if record.name not in names]

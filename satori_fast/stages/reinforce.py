@@ -9,17 +9,17 @@ disk.
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.credit import assign_credit
+from satori_fast.algorithms.importance import ImportanceRule, weigh_sequences
 from satori_fast.algorithms.losses import explained_variance
 from satori_fast.algorithms.recipe import RECIPES, Recipe
 from satori_fast.backbone.checkpoint import export_hf
@@ -28,14 +28,15 @@ from satori_fast.config import ReinforceConfig
 from satori_fast.data.coat import count_reflections
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, ProblemMixture, origin_of
 from satori_fast.data.packing import pack
-from satori_fast.data.prefixes import restart_buffer
-from satori_fast.evaluation.evaluate import graded
 from satori_fast.profiling.metrics import progress
 from satori_fast.rewards.compose import RewardTerms, drop_uninformative_groups, score
-from satori_fast.rollout.embedded_engine import EmbeddedEngine
+from satori_fast.rollout.engine import Engine
+from satori_fast.rollout.weight_sync import push_weights
+from satori_fast.stages.mismatch import check_logprobs
+from satori_fast.stages.restarts import load_or_build_restarts
 from satori_fast.stages.run import Run, StageOutcome, StageProgress
 from satori_fast.stages.setup import learner_for
-from satori_fast.types import Prefix, Problem, RolloutResult, Trajectory
+from satori_fast.types import Problem, RolloutResult, Trajectory
 
 STAGE = "reinforce"
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Actors:
     policy: Learner
     critic: Learner | None
     reference: Learner | None
-    engine: EmbeddedEngine
+    engine: Engine
     problems: ProblemMixture
     rewards: RewardTerms
 
@@ -69,6 +70,8 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     )
     with run.spans.span("rollout"):
         rollout = run.collect(actors.engine, problems, sampling)
+        if run.config.rollout.sleep:
+            actors.engine.sleep()
     with run.spans.span("reward"):
         scored = score(rollout.trajectories, actors.rewards, run.grader)
         kept = informative(scored, recipe)
@@ -84,7 +87,9 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
             actors.critic,
             temperature=recipe.loss.temperature,
         )
+        check_logprobs(run, batches, kept)
         advantages = estimate_advantages(batches, recipe.advantage, run.parallel.all_reduce_sum)
+        advantages, reweighted = weigh_sequences(batches, advantages, importance_rule(config))
     with run.spans.span("update"):
         stats = update(
             actors.policy,
@@ -95,15 +100,17 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
             policy_enabled=actors.critic is None or step >= config.critic_warmup_steps,
         )
     with run.spans.span("sync"):
-        # The engine reads the trained parameters in place: all that moves is the version.
-        actors.engine.policy_version = step + 1
+        actors.engine.wake()
+        report = push_weights(actors.policy.hf_weights(), actors.engine, version=step + 1)
     count_tokens(run, rollout, kept)
     every = max(1, len(scored) // max(1, config.num_logged_samples))
     run.record_samples(STAGE, step, scored[::every][: config.num_logged_samples])
     return {
         **rollout_metrics(rollout, scored, kept),
         **update_metrics(stats),
+        **importance_metrics(run, reweighted),
         **pool_metrics(run),
+        "sync/bytes": float(report.num_bytes),
     }
 
 
@@ -114,7 +121,7 @@ def reinforce(run: Run) -> StageOutcome:
     done = run.resume_stage(STAGE, actors.learners)
     if done.data is not None:
         actors.problems.load_state_dict(done.data)
-        actors.engine.policy_version = done.step
+        actors.engine = run.engine(actors.policy, version=done.step)
     evaluation = None
     run.spans.start_step()
     with progress(STAGE, config.num_steps, completed=done.step, console=run.console) as bar:
@@ -122,7 +129,7 @@ def reinforce(run: Run) -> StageOutcome:
             metrics = reinforce_step(run, actors, step)
             last = step + 1 == config.num_steps
             if last or (config.evaluate_every and (step + 1) % config.evaluate_every == 0):
-                evaluation = run.evaluate(actors.policy)
+                evaluation = run.evaluate(actors.engine)
                 metrics |= run.record_evaluation(STAGE, step, evaluation)
             times = done.times + run.record(STAGE, step, metrics)
             done = StageProgress(step + 1, times, actors.problems.state_dict())
@@ -131,7 +138,7 @@ def reinforce(run: Run) -> StageOutcome:
                 run.save_stage(STAGE, actors.learners, done)
     exported = run.exported_model(STAGE)
     export_hf(actors.policy, exported, run.renderer.tokenizer)
-    return StageOutcome(exported, evaluation or run.evaluate(actors.policy), done.times)
+    return StageOutcome(exported, evaluation or run.evaluate(actors.engine), done.times)
 
 
 # -- set-up -----------------------------------------------------------------------------------
@@ -173,6 +180,7 @@ def recipe_for(config: ReinforceConfig, *, temperature: float) -> Recipe:
     """The row of the recipe table with this config's coefficients."""
     row = RECIPES[config.recipe]
     kl = row.loss.kl_coefficient if config.kl_coefficient is None else config.kl_coefficient
+    rule = importance_rule(config)
     needs = row.needs | {"reference"} if kl else row.needs - {"reference"}
     return replace(
         row,
@@ -183,6 +191,10 @@ def recipe_for(config: ReinforceConfig, *, temperature: float) -> Recipe:
             row.loss,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
+            clip_dual=math.inf if config.clip_dual is None else config.clip_dual,
+            importance=rule.kind if rule.level == "token" else "none",
+            importance_low=rule.low,
+            importance_high=rule.high,
             kl_coefficient=kl,
             entropy_coefficient=config.entropy_coefficient,
             temperature=temperature or 1.0,
@@ -190,80 +202,17 @@ def recipe_for(config: ReinforceConfig, *, temperature: float) -> Recipe:
     )
 
 
+def importance_rule(config: ReinforceConfig) -> ImportanceRule:
+    return ImportanceRule(
+        kind=config.importance,
+        level=config.importance_level,
+        low=config.importance_low,
+        high=config.importance_high,
+    )
+
+
 def num_updates(config: ReinforceConfig) -> int:
     return config.num_steps * config.num_minibatches
-
-
-def load_or_build_restarts(run: Run, engine: EmbeddedEngine) -> list[Problem]:
-    """The restart buffer: restarts.jsonl of the run folder, built on first use."""
-    path = run.folder / "restarts.jsonl"
-    # One process decides for all: sampling is collective.
-    if not run.parallel.all_gather(path.exists())[0]:
-        restarts = build_restarts(run, engine)
-        run.parallel.on_main(lambda: write_restarts(path, restarts))
-    return read_restarts(path)
-
-
-def build_restarts(run: Run, engine: EmbeddedEngine) -> list[Problem]:
-    """Sample the starting model, grade, and cut (see `data.prefixes.restart_buffer`)."""
-    config = run.config.reinforce.restarts
-    rng = run.rng(STAGE, "restarts")
-    chosen = rng.permutation(len(run.problems))[: config.num_problems]
-    sampling = run.sampling(
-        num_samples=config.num_samples, seed=run.seed(STAGE, "restarts", "sampling")
-    )
-    with run.spans.span("restart_buffer"):
-        rollout = run.collect(engine, [run.problems[i] for i in chosen], sampling)
-        correct = graded(rollout.trajectories, run.grader)
-    groups: dict[int, list[tuple[Trajectory, bool]]] = {}
-    for trajectory, is_correct in zip(rollout.trajectories, correct, strict=True):
-        groups.setdefault(trajectory.group_id, []).append((trajectory, is_correct))
-    restarts = list(
-        restart_buffer(
-            groups.values(),
-            max_backtrack=config.max_backtrack,
-            cut_after=config.cut_after,
-            renderer=run.renderer,
-            rng=rng,
-        )
-    )
-    num_right = sum(origin_of(p) == CORRECT for p in restarts)
-    logger.info(
-        "restart buffer: %d from right, %d from wrong solutions of %d problems",
-        num_right,
-        len(restarts) - num_right,
-        len(chosen),
-    )
-    return restarts
-
-
-def write_restarts(path: Path, restarts: Sequence[Problem]) -> None:
-    """One JSON object a line, in one piece."""
-    lines = [json.dumps(_restart_line(problem)) + "\n" for problem in restarts]
-    partial = path.with_suffix(".jsonl.partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
-
-
-def read_restarts(path: Path) -> list[Problem]:
-    """Restarts as `load_or_build_restarts` wrote them."""
-    problems = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        prefix = Prefix(row["prefix"], "restart", row["correct"])
-        problems.append(Problem(row["problem_id"], row["question"], row["answer"], prefix))
-    return problems
-
-
-def _restart_line(problem: Problem) -> dict[str, Any]:
-    assert problem.prefix is not None
-    return {
-        "problem_id": problem.problem_id,
-        "question": problem.question,
-        "answer": problem.answer,
-        "prefix": problem.prefix.text,
-        "correct": problem.prefix.correct,
-    }
 
 
 # -- what a step leaves in the metrics ----------------------------------------------------------
@@ -312,19 +261,31 @@ def rollout_metrics(
 def update_metrics(stats: dict[str, float]) -> dict[str, float]:
     """What `update` returned, with two numbers under the names that people look for.
 
-    "rollout/logprob_abs_diff" (and its max): |engine - trainer| under the same weights, nats; the
-    critic's four sums over returns become the share of their variance that it explains.
+    "rollout/logprob_abs_diff" (and its max): |engine - trainer| under the same weights, nats;
+    "rollout/logprob_kl" and "rollout/importance_clip_fraction" are of the same pair; the critic's
+    four sums over returns become the share of their variance that it explains.
     """
     metrics = dict(stats)
     for suffix in ("", "_max"):
         if f"update/rollout_abs_diff{suffix}" in metrics:
             difference = metrics.pop(f"update/rollout_abs_diff{suffix}")
             metrics[f"rollout/logprob_abs_diff{suffix}"] = difference
+    renamed = {
+        "update/rollout_kl": "rollout/logprob_kl",
+        "update/rollout_clip_fraction": "rollout/importance_clip_fraction",
+    }
+    metrics = {renamed.get(name, name): value for name, value in metrics.items()}
     if "critic/return" in metrics:
         names = ("return", "return_square", "residual", "residual_square")
         sums = {name: metrics.pop(f"critic/{name}") for name in names}
         metrics["critic/explained_variance"] = explained_variance(sums)
     return metrics
+
+
+def importance_metrics(run: Run, reweighted: Tensor) -> dict[str, float]:
+    """Share of responses whose sequence-level weight was truncated or masked, if there is one."""
+    changed, total = run.parallel.all_reduce_sum(reweighted).tolist()
+    return {"rollout/sequence_clip_fraction": changed / total} if total else {}
 
 
 def pool_metrics(run: Run) -> dict[str, float]:

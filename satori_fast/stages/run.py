@@ -43,9 +43,9 @@ from satori_fast.profiling.report import (
     write_summary,
 )
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
-from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Engine, SamplingParams
 from satori_fast.stages import setup
+from satori_fast.stages.engines import EngineRoom
 from satori_fast.stages.sharing import SharedGrader, collect_shared
 from satori_fast.types import Problem, RolloutResult, StepReport, Trajectory
 
@@ -86,12 +86,14 @@ class Run:
     model_folder: Path
     finished: list[dict[str, Any]] = field(default_factory=list)
     earlier_wall_s: float = 0.0
+    engines: EngineRoom = field(default_factory=EngineRoom)
     begin: float = field(default_factory=time.perf_counter)
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.engines.close()
         self.grader.pool.close()
         if self.writer is not None:
             self.writer.close()
@@ -116,14 +118,9 @@ class Run:
 
     # -- sampling and evaluation --------------------------------------------------------------
 
-    def engine(self, policy: Learner) -> EmbeddedEngine:
-        """An engine that samples from `policy`'s live weights."""
-        return EmbeddedEngine.of_policy(
-            policy,
-            renderer=self.renderer,
-            max_seqlen=self.config.rollout.max_seqlen,
-            max_slots=self.config.rollout.max_slots,
-        )
+    def engine(self, policy: Learner, *, version: int = 0) -> Engine:
+        """An engine that samples from `policy`'s weights of now."""
+        return self.engines.serve(self, policy, version=version)
 
     def sampling(self, *, num_samples: int, seed: int) -> SamplingParams:
         rollout = self.config.rollout
@@ -154,12 +151,12 @@ class Run:
         """Samples of `problems`, shared out over the data-parallel ranks and gathered again."""
         return collect_shared(engine, problems, sampling, parallel=self.parallel)
 
-    def evaluate(self, policy: Learner) -> EvaluationResult:
-        """Greedy accuracy of `policy` on the held-out problems, under the span "evaluate"."""
+    def evaluate(self, engine: Engine) -> EvaluationResult:
+        """Greedy accuracy of what `engine` serves on the held-out problems; span "evaluate"."""
         limit = self.config.evaluation.max_new_tokens or self.config.rollout.max_new_tokens
         with self.spans.span("evaluate"):
             result = evaluate(
-                self.engine(policy),
+                engine,
                 self.heldout,
                 max_new_tokens=limit,
                 pool=self.grader,
