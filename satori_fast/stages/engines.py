@@ -7,11 +7,13 @@ and synced. Not for what an engine does (`rollout`).
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from satori_fast.backbone.architecture import hf_architecture
 from satori_fast.backbone.step import Learner
 from satori_fast.config import ConfigError
 from satori_fast.data.coat import PromptRenderer
@@ -73,13 +75,15 @@ def external_engine(run: Run, policy: Learner) -> Engine:
             f'rollout.engine = "{rollout.engine}" needs parallel.pipeline = 1: it serves each '
             "tensor-parallel group in place"
         )
-    folder = run.folder / "engine"
-    parallel.on_main(lambda: write_engine_folder(folder, policy.hf_config, run.renderer))
+    folder, dtype = run.folder / "engine", run.config.model.dtype
+    parallel.on_main(
+        lambda: write_engine_folder(folder, policy.hf_config, run.renderer, dtype=dtype)
+    )
     # Imported here: a run with the embedded engine must not need vLLM.
     from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
 
     settings = VllmSettings(
-        dtype=run.config.model.dtype,
+        dtype=dtype,
         max_seqlen=rollout.max_seqlen,
         max_slots=rollout.max_slots,
         tensor_size=parallel.tensor_size,
@@ -94,9 +98,15 @@ def external_engine(run: Run, policy: Learner) -> Engine:
     return VllmEngine(folder, settings, renderer=run.renderer)
 
 
-def write_engine_folder(folder: Path, hf_config: Any, renderer: PromptRenderer) -> None:
+def write_engine_folder(
+    folder: Path, hf_config: Any, renderer: PromptRenderer, *, dtype: str
+) -> None:
     """What an engine starts from: config and tokenizer, no weights."""
     if folder.exists():
         shutil.rmtree(folder)
-    hf_config.save_pretrained(folder)
+    config = copy.deepcopy(hf_config)
+    # Without a class name vLLM falls back, silently, to a slower model of other roundings.
+    config.architectures = [hf_architecture(config, "policy")]
+    config.dtype = dtype
+    config.save_pretrained(folder)
     renderer.tokenizer.save_pretrained(folder)

@@ -9,6 +9,7 @@ not.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -44,9 +45,10 @@ from satori_fast.profiling.report import (
 )
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
 from satori_fast.rollout.engine import Engine, SamplingParams
+from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages import setup
 from satori_fast.stages.engines import EngineRoom
-from satori_fast.stages.sharing import SharedGrader, collect_shared
+from satori_fast.stages.sharing import SharedGrader, collect_shared, generate_shared
 from satori_fast.types import Problem, RolloutResult, StepReport, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -146,10 +148,19 @@ class Run:
         )
 
     def collect(
-        self, engine: Engine, problems: Sequence[Problem], sampling: SamplingParams
+        self,
+        engine: Engine,
+        problems: Sequence[Problem],
+        sampling: SamplingParams,
+        *,
+        partial: PartialRollouts | None = None,
     ) -> RolloutResult:
-        """Samples of `problems`, shared out over the data-parallel ranks and gathered again."""
-        return collect_shared(engine, problems, sampling, parallel=self.parallel)
+        """Samples of `problems`, shared out over the data-parallel ranks and gathered again; with
+        `partial`, finished groups of this step and of earlier ones."""
+        if partial is None:
+            return collect_shared(engine, problems, sampling, parallel=self.parallel)
+        generate = functools.partial(generate_shared, parallel=self.parallel)
+        return partial.collect(engine, problems, sampling, generate=generate)
 
     def evaluate(self, engine: Engine) -> EvaluationResult:
         """Greedy accuracy of what `engine` serves on the held-out problems; span "evaluate"."""
