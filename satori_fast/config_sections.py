@@ -114,12 +114,14 @@ class OptimizerConfig(Section):
 
 
 class RolloutConfig(Section):
-    engine: Literal["embedded"] = "embedded"
-    """who samples: embedded decodes on the trained weights themselves"""
+    engine: Literal["embedded", "vllm"] = "embedded"
+    """who samples: embedded decodes on the trained weights themselves; vllm needs vLLM installed"""
     max_seqlen: int = Field(default=2048, gt=1)
     """context of the engine: prompt and response, tokens"""
     max_new_tokens: int = Field(default=1024, gt=0)
     """response limit, tokens"""
+    max_step_tokens: int | None = Field(default=None, gt=0)
+    """response tokens per step; longer responses go on in the next step; None: no such limit"""
     max_slots: int = Field(default=256, gt=0)
     """requests decoded at once"""
     temperature: float = Field(default=1.0, ge=0)
@@ -128,6 +130,20 @@ class RolloutConfig(Section):
     """0: off"""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """1: off"""
+    request_seeds: bool = True
+    """every sample has a random stream of its own: repeatable, and slower in vLLM"""
+    max_logprob_diff: float | None = Field(default=0.2, gt=0)
+    """mean |engine - trainer| log-prob of a step, nats, above which the run stops; None: never"""
+    sync_timeout_s: float = Field(default=300.0, gt=0)
+    """vllm: longest weight sync"""
+    sync_bucket_mib: int = Field(default=512, gt=0)
+    """vllm: weights on their way at once"""
+    sleep: bool = False
+    """vllm: free its GPU memory while the trainer updates"""
+    compile: bool = False
+    """vllm: compile and capture graphs: faster decoding, slower start"""
+    gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
+    """vllm: of a GPU, for its weights and cache"""
 
 
 class RewardConfig(Section):
@@ -206,6 +222,16 @@ class ReinforceConfig(Section):
     """lower clip of the probability ratio"""
     clip_high: float = Field(default=0.2, gt=0)
     """upper clip of the probability ratio"""
+    clip_dual: float | None = Field(default=None, gt=1)
+    """bound of the ratio for negative advantages; None: no bound"""
+    importance: Literal["none", "truncate", "mask"] = "none"
+    """weight by trainer's over engine's probability: clamped into the range, or 0 outside it"""
+    importance_level: Literal["token", "sequence"] = "token"
+    """that ratio of each token, or the product over a response"""
+    importance_low: float = Field(default=0.0, ge=0)
+    """lower end of the range"""
+    importance_high: float = Field(default=2.0, gt=0)
+    """upper end of the range"""
     weighting: Literal["token", "sequence"] | None = None
     """mean over tokens, or over responses of their token means; None: as in the recipe"""
     kl_coefficient: float | None = Field(default=None, ge=0)

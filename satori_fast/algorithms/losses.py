@@ -30,6 +30,9 @@ class LossTerms:
     clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
     clip_dual:           a token of negative advantage A adds at most clip_dual |A|; inf for no
                          such bound (arXiv 1912.09729).
+    importance:          "none", "truncate" or "mask": how the trainer's probability over the
+                         engine's weighs a token, with the range importance_low, importance_high
+                         (`kernels.policy_loss`).
     value_clip:          distance, in units of reward, that a value may move from the value at
                          rollout; None for no clipping.
     value_coefficient:   factor of the value loss.
@@ -43,6 +46,9 @@ class LossTerms:
     clip_low: float = 0.2
     clip_high: float = 0.2
     clip_dual: float = math.inf
+    importance: Literal["none", "truncate", "mask"] = "none"
+    importance_low: float = 0.0
+    importance_high: float = math.inf
     value_clip: float | None = None
     value_coefficient: float = 1.0
     kl_coefficient: float = 0.0
@@ -93,6 +99,9 @@ class LossTerms:
             clip_low=self.clip_low,
             clip_high=self.clip_high,
             clip_dual=self.clip_dual,
+            importance=self.importance,
+            importance_low=self.importance_low,
+            importance_high=self.importance_high,
             kl_coefficient=self.kl_coefficient,
             kl_estimator=self.kl_estimator,
             entropy_coefficient=self.entropy_coefficient,

@@ -120,6 +120,15 @@ class EmbeddedEngine:
             max_slots=max_slots,
         )
 
+    def weight_sink(self) -> None:
+        """None: the parameters are the trainer's own."""
+
+    def sleep(self) -> None:
+        """Nothing: between calls the engine holds no memory of its own."""
+
+    def wake(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         self._parameters = {}
 

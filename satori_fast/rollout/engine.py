@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from satori_fast.data.coat import PromptRenderer, build_trajectory
+from satori_fast.rollout.weight_sync import WeightSink
 from satori_fast.types import Finish, Problem, RolloutResult, Trajectory
 
 
@@ -85,6 +86,19 @@ class Engine(Protocol):
         """Yield (index of the request, completion) as each one finishes, in any order."""
         ...
 
+    def weight_sink(self) -> WeightSink | None:
+        """Where `weight_sync.push_weights` sends weights; None when the engine reads the
+        trainer's own."""
+        ...
+
+    def sleep(self) -> None:
+        """Give memory back until `wake`, if the engine can."""
+        ...
+
+    def wake(self) -> None:
+        """Take the memory again. Harmless on an engine that is awake."""
+        ...
+
     def close(self) -> None:
         """Give back what the engine holds. It cannot be used afterwards."""
         ...
@@ -143,25 +157,31 @@ def _requests(
 ) -> list[Request]:
     """The samples of each problem, siblings together."""
     requests: list[Request] = []
-    renderer = engine.renderer
     for group, problem in enumerate(problems, start=first_group):
-        prompt = tuple(renderer.prompt_ids(problem))
-        room = engine.max_seqlen - len(prompt)
-        if room < 1:
-            raise ValueError(
-                f"prompt of problem {problem.problem_id!r} has {len(prompt)} tokens, the context "
-                f"{engine.max_seqlen}: raise rollout.max_seqlen or filter the problem out"
-            )
+        prompt, room = prompt_of(engine, problem)
         requests += [
             Request(
                 prompt_ids=prompt,
                 max_new_tokens=min(sampling.max_new_tokens, room),
-                stop_ids=(renderer.eos_id,),
+                stop_ids=(engine.renderer.eos_id,),
                 seed=request_seed(sampling.seed, group, sibling),
             )
             for sibling in range(sampling.num_samples)
         ]
     return requests
+
+
+def prompt_of(engine: Engine, problem: Problem) -> tuple[tuple[int, ...], int]:
+    """Prompt ids of `problem` and the room they leave for a response, in tokens; ValueError where
+    there is none."""
+    prompt = tuple(engine.renderer.prompt_ids(problem))
+    room = engine.max_seqlen - len(prompt)
+    if room < 1:
+        raise ValueError(
+            f"prompt of problem {problem.problem_id!r} has {len(prompt)} tokens, the context "
+            f"{engine.max_seqlen}: raise rollout.max_seqlen or filter the problem out"
+        )
+    return prompt, room
 
 
 def request_seed(seed: int, group: int, sibling: int) -> int:

@@ -22,7 +22,7 @@ def evaluate_model(config: Config) -> EvaluationResult:
     with tempfile.TemporaryDirectory() as own_folder:
         folder = state.all_gather(own_folder)[0]
         with build_run(config.model_copy(update={"output_dir": folder})) as run:
-            result = run.evaluate(learner_for(run, "policy", None))
+            result = run.evaluate(run.engine(learner_for(run, "policy", None)))
     if not state.is_main:
         return result
     console = Console()

@@ -9,33 +9,37 @@ disk.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.credit import assign_credit
-from satori_fast.algorithms.losses import explained_variance
+from satori_fast.algorithms.importance import ImportanceRule, weigh_sequences
 from satori_fast.algorithms.recipe import RECIPES, Recipe
 from satori_fast.backbone.checkpoint import export_hf
 from satori_fast.backbone.step import Learner, annotate, update
 from satori_fast.config import ReinforceConfig
-from satori_fast.data.coat import count_reflections
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, ProblemMixture, origin_of
 from satori_fast.data.packing import pack
-from satori_fast.data.prefixes import restart_buffer
-from satori_fast.evaluation.evaluate import graded
 from satori_fast.profiling.metrics import progress
 from satori_fast.rewards.compose import RewardTerms, drop_uninformative_groups, score
-from satori_fast.rollout.embedded_engine import EmbeddedEngine
+from satori_fast.rollout.engine import Engine
+from satori_fast.rollout.partial import PartialRollouts
+from satori_fast.rollout.weight_sync import push_weights
+from satori_fast.stages.mismatch import check_logprobs
+from satori_fast.stages.restarts import load_or_build_restarts
 from satori_fast.stages.run import Run, StageOutcome, StageProgress
 from satori_fast.stages.setup import learner_for
-from satori_fast.types import Prefix, Problem, RolloutResult, Trajectory
+from satori_fast.stages.step_metrics import (
+    importance_metrics,
+    pool_metrics,
+    rollout_metrics,
+    update_metrics,
+)
+from satori_fast.types import Problem, RolloutResult, Trajectory
 
 STAGE = "reinforce"
 logger = logging.getLogger(__name__)
@@ -50,25 +54,39 @@ class Actors:
     policy: Learner
     critic: Learner | None
     reference: Learner | None
-    engine: EmbeddedEngine
+    engine: Engine
     problems: ProblemMixture
     rewards: RewardTerms
+    partial: PartialRollouts | None  # rollouts that go on from step to step, if the config has any
 
     @property
     def learners(self) -> dict[str, Learner]:
         trained = {"policy": self.policy, "critic": self.critic}
         return {name: learner for name, learner in trained.items() if learner is not None}
 
+    def data_state(self) -> dict[str, Any]:
+        """JSON-able: where the data stands, rollouts under way included."""
+        partial = None if self.partial is None else self.partial.state_dict()
+        return {"problems": self.problems.state_dict(), "partial": partial}
+
+    def load_data_state(self, state: Mapping[str, Any]) -> None:
+        self.problems.load_state_dict(state["problems"])
+        if self.partial is not None:
+            self.partial.load_state_dict(state["partial"])
+
 
 def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     """One step on `actors.config.problems_per_step` problems; metrics without times."""
     config, recipe = actors.config, actors.recipe
-    problems = actors.problems.take(config.problems_per_step)
+    pending = 0 if actors.partial is None else actors.partial.num_pending
+    problems = actors.problems.take(max(0, config.problems_per_step - pending))
     sampling = run.sampling(
         num_samples=config.samples_per_problem, seed=run.seed(STAGE, "rollout", step)
     )
     with run.spans.span("rollout"):
-        rollout = run.collect(actors.engine, problems, sampling)
+        rollout = run.collect(actors.engine, problems, sampling, partial=actors.partial)
+        if run.config.rollout.sleep:
+            actors.engine.sleep()
     with run.spans.span("reward"):
         scored = score(rollout.trajectories, actors.rewards, run.grader)
         kept = informative(scored, recipe)
@@ -84,7 +102,9 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
             actors.critic,
             temperature=recipe.loss.temperature,
         )
+        check_logprobs(run, batches, kept, version=rollout.policy_version)
         advantages = estimate_advantages(batches, recipe.advantage, run.parallel.all_reduce_sum)
+        advantages, reweighted = weigh_sequences(batches, advantages, importance_rule(config))
     with run.spans.span("update"):
         stats = update(
             actors.policy,
@@ -95,15 +115,17 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
             policy_enabled=actors.critic is None or step >= config.critic_warmup_steps,
         )
     with run.spans.span("sync"):
-        # The engine reads the trained parameters in place: all that moves is the version.
-        actors.engine.policy_version = step + 1
+        actors.engine.wake()
+        report = push_weights(actors.policy.hf_weights(), actors.engine, version=step + 1)
     count_tokens(run, rollout, kept)
     every = max(1, len(scored) // max(1, config.num_logged_samples))
     run.record_samples(STAGE, step, scored[::every][: config.num_logged_samples])
     return {
         **rollout_metrics(rollout, scored, kept),
         **update_metrics(stats),
-        **pool_metrics(run),
+        **importance_metrics(run.parallel.all_reduce_sum(reweighted)),
+        **pool_metrics(run.grader.pool),
+        "sync/bytes": float(report.num_bytes),
     }
 
 
@@ -113,8 +135,8 @@ def reinforce(run: Run) -> StageOutcome:
     actors = build_actors(run)
     done = run.resume_stage(STAGE, actors.learners)
     if done.data is not None:
-        actors.problems.load_state_dict(done.data)
-        actors.engine.policy_version = done.step
+        actors.load_data_state(done.data)
+        actors.engine = run.engine(actors.policy, version=done.step)
     evaluation = None
     run.spans.start_step()
     with progress(STAGE, config.num_steps, completed=done.step, console=run.console) as bar:
@@ -122,23 +144,23 @@ def reinforce(run: Run) -> StageOutcome:
             metrics = reinforce_step(run, actors, step)
             last = step + 1 == config.num_steps
             if last or (config.evaluate_every and (step + 1) % config.evaluate_every == 0):
-                evaluation = run.evaluate(actors.policy)
+                evaluation = run.evaluate(actors.engine)
                 metrics |= run.record_evaluation(STAGE, step, evaluation)
             times = done.times + run.record(STAGE, step, metrics)
-            done = StageProgress(step + 1, times, actors.problems.state_dict())
-            bar.advance(values={"accuracy": metrics["rollout/accuracy"]})
+            done = StageProgress(step + 1, times, actors.data_state())
+            bar.advance(values={"accuracy": metrics.get("rollout/accuracy", math.nan)})
             if last or (config.checkpoint_every and done.step % config.checkpoint_every == 0):
                 run.save_stage(STAGE, actors.learners, done)
     exported = run.exported_model(STAGE)
     export_hf(actors.policy, exported, run.renderer.tokenizer)
-    return StageOutcome(exported, evaluation or run.evaluate(actors.policy), done.times)
+    return StageOutcome(exported, evaluation or run.evaluate(actors.engine), done.times)
 
 
 # -- set-up -----------------------------------------------------------------------------------
 
 
 def build_actors(run: Run) -> Actors:
-    config = run.config.reinforce
+    config, limit = run.config.reinforce, run.config.rollout.max_step_tokens
     recipe = recipe_for(config, temperature=run.config.rollout.temperature)
     policy = learner_for(run, "policy", config.optimizer, num_steps=num_updates(config))
     critic = reference = None
@@ -166,6 +188,7 @@ def build_actors(run: Run) -> Actors:
         engine=engine,
         problems=ProblemMixture(origins, weights, seed=run.seed(STAGE, "problems")),
         rewards=RewardTerms(run.config.reward.reflection_bonus),
+        partial=PartialRollouts(limit) if limit is not None else None,
     )
 
 
@@ -173,6 +196,7 @@ def recipe_for(config: ReinforceConfig, *, temperature: float) -> Recipe:
     """The row of the recipe table with this config's coefficients."""
     row = RECIPES[config.recipe]
     kl = row.loss.kl_coefficient if config.kl_coefficient is None else config.kl_coefficient
+    rule = importance_rule(config)
     needs = row.needs | {"reference"} if kl else row.needs - {"reference"}
     return replace(
         row,
@@ -183,6 +207,10 @@ def recipe_for(config: ReinforceConfig, *, temperature: float) -> Recipe:
             row.loss,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
+            clip_dual=math.inf if config.clip_dual is None else config.clip_dual,
+            importance=rule.kind if rule.level == "token" else "none",
+            importance_low=rule.low,
+            importance_high=rule.high,
             kl_coefficient=kl,
             entropy_coefficient=config.entropy_coefficient,
             temperature=temperature or 1.0,
@@ -190,83 +218,17 @@ def recipe_for(config: ReinforceConfig, *, temperature: float) -> Recipe:
     )
 
 
+def importance_rule(config: ReinforceConfig) -> ImportanceRule:
+    return ImportanceRule(
+        kind=config.importance,
+        level=config.importance_level,
+        low=config.importance_low,
+        high=config.importance_high,
+    )
+
+
 def num_updates(config: ReinforceConfig) -> int:
     return config.num_steps * config.num_minibatches
-
-
-def load_or_build_restarts(run: Run, engine: EmbeddedEngine) -> list[Problem]:
-    """The restart buffer: restarts.jsonl of the run folder, built on first use."""
-    path = run.folder / "restarts.jsonl"
-    # One process decides for all: sampling is collective.
-    if not run.parallel.all_gather(path.exists())[0]:
-        restarts = build_restarts(run, engine)
-        run.parallel.on_main(lambda: write_restarts(path, restarts))
-    return read_restarts(path)
-
-
-def build_restarts(run: Run, engine: EmbeddedEngine) -> list[Problem]:
-    """Sample the starting model, grade, and cut (see `data.prefixes.restart_buffer`)."""
-    config = run.config.reinforce.restarts
-    rng = run.rng(STAGE, "restarts")
-    chosen = rng.permutation(len(run.problems))[: config.num_problems]
-    sampling = run.sampling(
-        num_samples=config.num_samples, seed=run.seed(STAGE, "restarts", "sampling")
-    )
-    with run.spans.span("restart_buffer"):
-        rollout = run.collect(engine, [run.problems[i] for i in chosen], sampling)
-        correct = graded(rollout.trajectories, run.grader)
-    groups: dict[int, list[tuple[Trajectory, bool]]] = {}
-    for trajectory, is_correct in zip(rollout.trajectories, correct, strict=True):
-        groups.setdefault(trajectory.group_id, []).append((trajectory, is_correct))
-    restarts = list(
-        restart_buffer(
-            groups.values(),
-            max_backtrack=config.max_backtrack,
-            cut_after=config.cut_after,
-            renderer=run.renderer,
-            rng=rng,
-        )
-    )
-    num_right = sum(origin_of(p) == CORRECT for p in restarts)
-    logger.info(
-        "restart buffer: %d from right, %d from wrong solutions of %d problems",
-        num_right,
-        len(restarts) - num_right,
-        len(chosen),
-    )
-    return restarts
-
-
-def write_restarts(path: Path, restarts: Sequence[Problem]) -> None:
-    """One JSON object a line, in one piece."""
-    lines = [json.dumps(_restart_line(problem)) + "\n" for problem in restarts]
-    partial = path.with_suffix(".jsonl.partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
-
-
-def read_restarts(path: Path) -> list[Problem]:
-    """Restarts as `load_or_build_restarts` wrote them."""
-    problems = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        prefix = Prefix(row["prefix"], "restart", row["correct"])
-        problems.append(Problem(row["problem_id"], row["question"], row["answer"], prefix))
-    return problems
-
-
-def _restart_line(problem: Problem) -> dict[str, Any]:
-    assert problem.prefix is not None
-    return {
-        "problem_id": problem.problem_id,
-        "question": problem.question,
-        "answer": problem.answer,
-        "prefix": problem.prefix.text,
-        "correct": problem.prefix.correct,
-    }
-
-
-# -- what a step leaves in the metrics ----------------------------------------------------------
 
 
 def informative(scored: list[Trajectory], recipe: Recipe) -> list[Trajectory]:
@@ -274,7 +236,7 @@ def informative(scored: list[Trajectory], recipe: Recipe) -> list[Trajectory]:
     if recipe.min_group_std is None:
         return scored
     kept = drop_uninformative_groups(scored, recipe.min_group_std)
-    if not kept:
+    if scored and not kept:
         logger.warning("every group of this step earned one reward: there is nothing to update")
     return kept
 
@@ -285,51 +247,3 @@ def count_tokens(run: Run, rollout: RolloutResult, kept: Sequence[Trajectory]) -
     run.spans.count("logprob", trained)
     run.spans.count("update", trained)
     run.spans.count("step", rollout.num_prompt_tokens + rollout.num_generated_tokens)
-
-
-def rollout_metrics(
-    rollout: RolloutResult, scored: Sequence[Trajectory], kept: Sequence[Trajectory]
-) -> dict[str, float]:
-    """Means over the step's trajectories; accuracy also by where the problem started."""
-    rewards = [t.reward for t in scored if t.reward is not None]
-    metrics = {
-        "reward/total": float(np.mean([r.total for r in rewards])),
-        "reward/rule": float(np.mean([r.rule for r in rewards])),
-        "reward/reflection": float(np.mean([r.reflection for r in rewards])),
-        "rollout/accuracy": float(np.mean([r.correct for r in rewards])),
-        "rollout/reflections_per_answer": float(np.mean([count_reflections(t) for t in scored])),
-        "rollout/mean_response_tokens": rollout.num_generated_tokens / len(scored),
-        "rollout/truncated": float(np.mean([t.finish == "length" for t in scored])),
-        "rollout/kept": len(kept) / len(scored),
-    }
-    for origin in (ORIGINAL, CORRECT, INCORRECT):
-        right = [t.reward.correct for t in scored if t.reward and origin_of(t.problem) == origin]
-        if right:
-            metrics[f"rollout/accuracy_{origin}"] = float(np.mean(right))
-    return metrics
-
-
-def update_metrics(stats: dict[str, float]) -> dict[str, float]:
-    """What `update` returned, with two numbers under the names that people look for.
-
-    "rollout/logprob_abs_diff" (and its max): |engine - trainer| under the same weights, nats; the
-    critic's four sums over returns become the share of their variance that it explains.
-    """
-    metrics = dict(stats)
-    for suffix in ("", "_max"):
-        if f"update/rollout_abs_diff{suffix}" in metrics:
-            difference = metrics.pop(f"update/rollout_abs_diff{suffix}")
-            metrics[f"rollout/logprob_abs_diff{suffix}"] = difference
-    if "critic/return" in metrics:
-        names = ("return", "return_square", "residual", "residual_square")
-        sums = {name: metrics.pop(f"critic/{name}") for name in names}
-        metrics["critic/explained_variance"] = explained_variance(sums)
-    return metrics
-
-
-def pool_metrics(run: Run) -> dict[str, float]:
-    """Totals since the run was opened: a grader that kills answers must be seen."""
-    return {
-        "grading/timeouts": float(run.grader.pool.timeouts),
-        "grading/crashes": float(run.grader.pool.crashes),
-    }

@@ -9,6 +9,7 @@ not.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -43,10 +44,11 @@ from satori_fast.profiling.report import (
     write_summary,
 )
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
-from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Engine, SamplingParams
+from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages import setup
-from satori_fast.stages.sharing import SharedGrader, collect_shared
+from satori_fast.stages.engines import EngineRoom
+from satori_fast.stages.sharing import SharedGrader, collect_shared, generate_shared
 from satori_fast.types import Problem, RolloutResult, StepReport, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -86,12 +88,14 @@ class Run:
     model_folder: Path
     finished: list[dict[str, Any]] = field(default_factory=list)
     earlier_wall_s: float = 0.0
+    engines: EngineRoom = field(default_factory=EngineRoom)
     begin: float = field(default_factory=time.perf_counter)
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.engines.close()
         self.grader.pool.close()
         if self.writer is not None:
             self.writer.close()
@@ -116,14 +120,9 @@ class Run:
 
     # -- sampling and evaluation --------------------------------------------------------------
 
-    def engine(self, policy: Learner) -> EmbeddedEngine:
-        """An engine that samples from `policy`'s live weights."""
-        return EmbeddedEngine.of_policy(
-            policy,
-            renderer=self.renderer,
-            max_seqlen=self.config.rollout.max_seqlen,
-            max_slots=self.config.rollout.max_slots,
-        )
+    def engine(self, policy: Learner, *, version: int = 0) -> Engine:
+        """An engine that samples from `policy`'s weights of now."""
+        return self.engines.serve(self, policy, version=version)
 
     def sampling(self, *, num_samples: int, seed: int) -> SamplingParams:
         rollout = self.config.rollout
@@ -149,17 +148,26 @@ class Run:
         )
 
     def collect(
-        self, engine: Engine, problems: Sequence[Problem], sampling: SamplingParams
+        self,
+        engine: Engine,
+        problems: Sequence[Problem],
+        sampling: SamplingParams,
+        *,
+        partial: PartialRollouts | None = None,
     ) -> RolloutResult:
-        """Samples of `problems`, shared out over the data-parallel ranks and gathered again."""
-        return collect_shared(engine, problems, sampling, parallel=self.parallel)
+        """Samples of `problems`, shared out over the data-parallel ranks and gathered again; with
+        `partial`, finished groups of this step and of earlier ones."""
+        if partial is None:
+            return collect_shared(engine, problems, sampling, parallel=self.parallel)
+        generate = functools.partial(generate_shared, parallel=self.parallel)
+        return partial.collect(engine, problems, sampling, generate=generate)
 
-    def evaluate(self, policy: Learner) -> EvaluationResult:
-        """Greedy accuracy of `policy` on the held-out problems, under the span "evaluate"."""
+    def evaluate(self, engine: Engine) -> EvaluationResult:
+        """Greedy accuracy of what `engine` serves on the held-out problems; span "evaluate"."""
         limit = self.config.evaluation.max_new_tokens or self.config.rollout.max_new_tokens
         with self.spans.span("evaluate"):
             result = evaluate(
-                self.engine(policy),
+                engine,
                 self.heldout,
                 max_new_tokens=limit,
                 pool=self.grader,

@@ -69,7 +69,7 @@ def supervised(run: Run) -> StageOutcome:
             metrics = supervised_step(run, policy, cursor.take(config.batch_size), step)
             last = step + 1 == num_steps
             if last:
-                evaluation = run.evaluate(policy)
+                evaluation = run.evaluate(run.engine(policy))
                 metrics |= run.record_evaluation(STAGE, step, evaluation)
             times = done.times + run.record(STAGE, step, metrics)
             done = StageProgress(step + 1, times, cursor.state_dict())
@@ -78,7 +78,7 @@ def supervised(run: Run) -> StageOutcome:
                 run.save_stage(STAGE, learners, done)
     exported = run.exported_model(STAGE)
     export_hf(policy, exported, run.renderer.tokenizer)
-    return StageOutcome(exported, evaluation or run.evaluate(policy), done.times)
+    return StageOutcome(exported, evaluation or run.evaluate(run.engine(policy)), done.times)
 
 
 def load_trajectories(run: Run) -> list[Trajectory]:

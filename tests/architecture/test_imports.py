@@ -59,7 +59,7 @@ ALSO_ALLOWED = {"rollout.embedded_engine": {"backbone"}}
 # Libraries that only one place may import, as a module of satori_fast.
 ONLY_IN = {
     "megatron": "backbone",
-    "vllm": "rollout.vllm_engine",
+    "vllm": "rollout",
     "triton": "kernels.triton",
     "math_verify": "grading",
     "latex2sympy2_extended": "grading",

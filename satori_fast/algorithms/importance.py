@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine against trainer: how far their log-probabilities lie apart, and weights that correct it.
+
+The engine samples from mu, the trainer differentiates pi; both are the same policy, computed twice.
+Token-level weights are made inside the loss (`kernels.policy_loss`, `importance`); here are those
+of whole sequences, which need all tokens of a sequence. Not for the ratio to an older policy, which
+is the clipped one of the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from satori_fast.types import Advantages, PackedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class ImportanceRule:
+    """How a token's or a sequence's ratio r = pi / mu weighs its policy loss.
+
+    kind:  "none": 1; "truncate": r clamped into [low, high]; "mask": r inside it, else 0.
+    level: "token": r of each token; "sequence": the product over the response's tokens.
+    """
+
+    kind: Literal["none", "truncate", "mask"] = "none"
+    level: Literal["token", "sequence"] = "token"
+    low: float = 0.0
+    high: float = float("inf")
+
+
+def weigh_sequences(
+    batches: Sequence[PackedBatch], advantages: Sequence[Advantages], rule: ImportanceRule
+) -> tuple[list[Advantages], Tensor]:
+    """Advantages times their sequence's weight, and (sequences reweighted, sequences) float64 [2].
+
+    The clipped objective is linear in the advantage for a weight that is not negative, so scaling
+    the advantage scales the loss; KL and entropy terms keep weight 1, as at the token level.
+    Returns stay what they are. With another level or kind "none" nothing changes.
+    """
+    counts = torch.zeros(2, dtype=torch.float64)
+    if rule.kind == "none" or rule.level != "sequence":
+        return list(advantages), counts
+    weighed: list[Advantages] = []
+    for batch, advantage in zip(batches, advantages, strict=True):
+        ratio = _sequence_sums(batch, _gaps(batch)).exp()
+        outside = (ratio < rule.low) | (ratio > rule.high)
+        weight = ratio.clamp(rule.low, rule.high)
+        if rule.kind == "mask":
+            weight = torch.where(outside, 0.0, ratio)
+        has_tokens = _sequence_sums(batch, batch.loss_mask.double()) > 0
+        counts += torch.stack([(outside & has_tokens).sum(), has_tokens.sum()]).cpu()
+        per_token = weight[_sequence_of_token(batch)].to(advantage.advantages.dtype)
+        # Sequences without a loss token may have any ratio: their advantages are 0 already.
+        scaled = torch.where(batch.loss_mask, advantage.advantages * per_token, 0.0)
+        weighed.append(replace(advantage, advantages=scaled))
+    return weighed, counts
+
+
+def logprob_gap(batches: Sequence[PackedBatch]) -> Tensor:
+    """(sum of |trainer - engine| in nats, tokens) over all loss tokens, float64 [2], on the host.
+
+    Needs `old_logprobs`, the trainer's, under the weights that the engine sampled from.
+    """
+    total = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        total += torch.stack([_gaps(batch).abs().sum(), batch.loss_mask.sum().double()]).cpu()
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGap:
+    """A loss token whose log-probabilities differ. source: index of its trajectory in what was
+    packed; position: of the predicted token in the trajectory, prompt included."""
+
+    source: int
+    position: int
+    token: int
+    trainer: float
+    engine: float
+
+
+def first_gap(batches: Sequence[PackedBatch], limit: float) -> TokenGap | None:
+    """The first loss token, in packing order, that differs by more than `limit` nats."""
+    for batch in batches:
+        where = (_gaps(batch).abs() > limit).nonzero()
+        if len(where):
+            index = int(where[0])
+            sequence = int(_sequence_of_token(batch)[index])
+            return TokenGap(
+                source=int(batch.source[sequence]),
+                position=int(batch.positions[index]) + 1,
+                token=int(batch.targets[index]),
+                trainer=float(batch.require("old_logprobs")[index]),
+                engine=float(batch.rollout_logprobs[index]),
+            )
+    return None
+
+
+def _gaps(batch: PackedBatch) -> Tensor:
+    """log pi - log mu of each loss token, 0 elsewhere: float64 [T]."""
+    gap = batch.require("old_logprobs").double() - batch.rollout_logprobs.double()
+    return torch.where(batch.loss_mask, gap, 0.0)
+
+
+def _sequence_sums(batch: PackedBatch, values: Tensor) -> Tensor:
+    """Sum of `values` [T] over each sequence, [N]; by differences of a running sum, so that no
+    order of threads can change it."""
+    running = torch.cat([values.new_zeros(1), values.cumsum(0)])
+    boundaries = batch.cu_seqlens.long()
+    return running[boundaries[1:]] - running[boundaries[:-1]]
+
+
+def _sequence_of_token(batch: PackedBatch) -> Tensor:
+    """Index of the sequence that holds each entry, int64 [T]."""
+    places = torch.arange(batch.num_tokens, device=batch.cu_seqlens.device)
+    return torch.bucketize(places, batch.cu_seqlens[1:].long(), right=True)
