@@ -7,6 +7,7 @@ what the module offers: it is empty when the package was installed without a C++
 
 import importlib
 import warnings
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,6 +94,18 @@ def sequence_similarity(
     num_threads = torch.get_num_threads()
     _C.sequence_similarity(*_flat(a), *_flat(b), autojunk, num_threads, ratios)
     return ratios
+
+
+def integer_array(values: list[int]) -> np.ndarray:
+    """int64 [N] of a list, also without the compiled module.
+
+    TypeError or OverflowError for what is not an integer of 64 bits.
+    """
+    if _C is None:
+        return np.array(array("q", values), dtype=np.int64)
+    integers = np.empty(len(values), dtype=np.int64)
+    _C.read_integers(values, integers)
+    return integers
 
 
 def pack_bins(lengths: np.ndarray, capacity: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from satori_fast.kernels import schemas
+from satori_fast.kernels import cpu, schemas
 from satori_fast.kernels.dispatch import implementation, implementation_of
 from satori_fast.kernels.head import stash_dtype
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
@@ -250,14 +250,20 @@ def _split_temperature(temperature: float | Tensor, num_tokens: int) -> tuple[fl
 
 
 def _token_arrays(name: str, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    arrays = [np.asarray(sequence) for sequence in sequences]
-    for index, array in enumerate(arrays):
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+    arrays: list[np.ndarray] = []
+    for index, sequence in enumerate(sequences):
+        try:
+            is_list = isinstance(sequence, list)
+            tokens = cpu.integer_array(sequence) if is_list else np.asarray(sequence)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"{name}[{index}] must be a sequence of integers: {error}") from None
+        if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
             raise ValueError(
-                f"{name}[{index}] must be a sequence of integers, got {array.dtype} "
-                f"{list(array.shape)}"
+                f"{name}[{index}] must be a sequence of integers, got {tokens.dtype} "
+                f"{list(tokens.shape)}"
             )
-    return [array.astype(np.int64) for array in arrays]
+        arrays.append(tokens.astype(np.int64, copy=False))
+    return arrays
 
 
 def _check_per_token(num_tokens: int, **tensors: Tensor | None) -> None:

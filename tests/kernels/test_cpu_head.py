@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled output head against dense float64 autograd, on every instruction set of the machine."""
+"""The compiled output head against dense float64 autograd, on every instruction set at hand."""
 
 import datetime
 
