@@ -16,8 +16,7 @@ from torch.distributed.distributed_c10d import (
     _resolve_process_group,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from satori_fast.kernels import reference
-from satori_fast.kernels.dispatch import function_for
+from satori_fast.kernels import dispatch, reference
 from satori_fast.kernels.head import compute_dtype, stash_dtype, stash_width
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 from satori_fast.kernels.registration import define
@@ -28,9 +27,9 @@ from satori_fast.kernels.registration import define
 
 def _head_function(name: str, hidden: Tensor, mode: str) -> Callable[..., Any]:
     # The compiled head of the host keeps no softmax.
-    if mode == "stash" and not hidden.is_cuda:
+    if mode == "stash" and dispatch.implementation("linear_logprob", hidden.device) == "cpp":
         return getattr(reference, name)
-    return function_for("linear_logprob", hidden, name)
+    return dispatch.function_for("linear_logprob", hidden, name)
 
 
 @torch.library.custom_op("satori_fast::linear_logprob", mutates_args=())
@@ -181,7 +180,7 @@ def linear_policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     end = weight.shape[0] if group is None else None
     _check_target_range(targets, 0, _smallest(vocab_size, end), loss_weights)
-    compute = function_for("linear_policy_loss", hidden)
+    compute = dispatch.function_for("linear_policy_loss", hidden)
     loss, stats, grad_hidden, grad_weight = compute(
         hidden,
         weight,
@@ -220,7 +219,7 @@ def _run_policy_loss(
     kl_estimator: str,
     importance: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss, stats, grad_logprobs, grad_entropies = function_for("policy_loss", logprobs)(
+    loss, stats, grad_logprobs, grad_entropies = dispatch.function_for("policy_loss", logprobs)(
         logprobs,
         entropies,
         PolicyInputs(old_logprobs, advantages, loss_weights, rollout_logprobs, ref_logprobs),
@@ -276,7 +275,7 @@ policy_loss = define(
 
 
 def _run_segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> Tensor:
-    return function_for("segment_scan", x)(x, decay, cu_seqlens, reverse=reverse)
+    return dispatch.function_for("segment_scan", x)(x, decay, cu_seqlens, reverse=reverse)
 
 
 def _fake_segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> Tensor:

@@ -3,7 +3,6 @@
 What they compute is tested in test_reference.py."""
 
 import datetime
-import importlib.util
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import torch.distributed as dist
 
 from satori_fast.kernels import (
     POLICY_STATS,
-    dispatch,
     implementation,
     linear_logprob,
     linear_policy_loss,
@@ -339,18 +337,6 @@ def test_errors_name_the_argument(head, policy):
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
-
-
-def test_implementation_of_a_device(monkeypatch):
-    assert implementation("segment_scan", "cpu") in ("cpp", "reference")
-    assert implementation("linear_logprob", "cpu") in ("cpp", "reference")
-    # Asking needs no such device.
-    on_device = "triton" if importlib.util.find_spec("triton") else "reference"
-    for operation in ("linear_logprob", "linear_policy_loss", "policy_loss", "segment_scan"):
-        assert implementation(operation, torch.device("cuda", 1)) == on_device
-    assert implementation("pack_bins", "cuda") == "reference"
-    monkeypatch.setattr(dispatch.triton, "OPERATIONS", frozenset())
-    assert implementation("segment_scan", "cuda") == "reference"
 
 
 def test_similarity_takes_lists_and_arrays():

@@ -277,12 +277,16 @@ def statistics(logits: Tensor, rows: Rows, out: Tensor) -> None:
 def merge(shards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.head.merge_statistics`; shards: float32 [shards, T, 4], contiguous."""
     num_shards, num_tokens, _ = shards.shape
-    outputs = shards.new_empty(3, num_tokens)
+    # Not views of one tensor: outputs of an operation must not share memory.
+    outputs = (
+        shards.new_empty(num_tokens),
+        shards.new_empty(num_tokens),
+        shards.new_empty(num_tokens),
+    )
     if num_tokens:
         grid = (triton.cdiv(num_tokens, MERGE.constants["BLOCK"]),)
         MERGE.launch(grid, shards, *outputs, num_shards, num_tokens)
-    logprobs, entropies, log_partitions = outputs
-    return logprobs, entropies, log_partitions
+    return outputs
 
 
 def logit_gradients(

@@ -8,7 +8,14 @@ import math
 import pytest
 import torch
 
-from satori_fast.kernels import reference
+from satori_fast.kernels import (
+    dispatch,
+    linear_policy_loss,
+    policy_loss,
+    reference,
+    schemas,
+    segment_scan,
+)
 from satori_fast.kernels.head import stash_dtype, stash_width
 from satori_fast.kernels.triton import head as row_kernels
 from satori_fast.kernels.triton import linear_logprob as file
@@ -220,3 +227,26 @@ def test_strided_inputs_and_no_token():
     nothing = run(file, hidden[:0], weight, targets[:0], g[:0], h[:0])
     assert nothing[0].shape == nothing[1].shape == (0,) and nothing[2].shape == (0, 8)
     assert nothing[3].shape == (40, 8) and (nothing[3] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["recompute", "stash"])
+def test_the_operation_reaches_the_kernels_and_their_gradient(monkeypatch, mode):
+    """From the schema through autograd, as a CUDA tensor would go."""
+    monkeypatch.setattr(dispatch, "implementation", lambda name, device: "triton")
+    hidden, weight, targets, g, h = make_head(6, 40, torch.bfloat16, real=37)
+    x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    arguments = (x, w, targets, 0.8, None, 37, 0, None, mode)
+    logprob, entropy, _, stash = schemas.linear_logprob(*arguments)
+    assert stash.shape == ((6, 48) if mode == "stash" else (0,))
+    gradients = torch.autograd.grad(g @ logprob + h @ entropy, (x, w), retain_graph=True)
+    expected = in_float64(hidden, weight, targets, g, h, temperature=0.8, vocab_size=37)
+    assert_close((logprob.detach(), entropy.detach(), *gradients), expected, torch.bfloat16)
+
+    constants = (logprob.detach() - 0.1, g, torch.ones(6))
+    fused, _ = linear_policy_loss(x, w, targets, *constants, temperature=0.8, vocab_size=37)
+    two_steps, _ = policy_loss(logprob, entropy, *constants)
+    torch.testing.assert_close(fused, two_steps)
+    scanned = segment_scan(logprob, 0.9, torch.tensor([0, 2, 6])).sum()
+    for value in (fused, two_steps, scanned):
+        gradients = torch.autograd.grad(value, (x, w), retain_graph=True)
+        assert all(gradient.isfinite().all() for gradient in gradients)
