@@ -6,14 +6,13 @@
 // takes one group of one part at a time. What several items add to (statistics and grad_hidden over
 // groups, grad_weight over parts) is kept apart and summed afterwards in order, so the cut, which
 // follows from the shapes alone, settles the bits.
+#include "head_scratch.h"
 #include "head_table.h"
 #include "operations.h"
 #include "parallel.h"
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
-#include <new>
 #include <vector>
 
 namespace satori_fast {
@@ -30,17 +29,6 @@ constexpr int64_t kMinPartTokens = 256;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-
-struct FreeAligned {
-    void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
-};
-using Buffer = std::unique_ptr<float[], FreeAligned>;
-
-// Uninitialised, aligned for any vector. Throws std::bad_alloc.
-Buffer allocate(int64_t num_floats) {
-    const size_t bytes = static_cast<size_t>(std::max<int64_t>(num_floats, 1)) * sizeof(float);
-    return Buffer(static_cast<float*>(::operator new[](bytes, std::align_val_t(64))));
-}
 
 HeadBlocking blocking_of(const HeadKernels& kernels, const Head& head) {
     HeadBlocking b{};
@@ -86,7 +74,7 @@ template <typename Body>
 void for_each_item(const Cut& cut, int num_threads, int64_t scratch_floats, const Body& body) {
     const int64_t num_slots = std::max<int64_t>(1, std::min<int64_t>(num_threads, cut.size()));
     const int64_t stride = round_up(scratch_floats, 16);
-    const Buffer scratch = allocate(num_slots * stride);
+    const Scratch scratch = take_scratch(num_slots * stride);
     parallel_for_slots(cut.size(), static_cast<int>(num_slots), [&](int64_t item, int64_t slot) {
         body(item, scratch.get() + slot * stride);
     });
@@ -96,7 +84,7 @@ void for_each_item(const Cut& cut, int num_threads, int64_t scratch_floats, cons
 class TokenArrays {
   public:
     TokenArrays(const HeadTask& task, const HeadBlocking& b)
-        : floats_(allocate(5 * b.padded_rows)), targets_(b.padded_rows, -1),
+        : floats_(take_scratch(5 * b.padded_rows)), targets_(b.padded_rows, -1),
           stride_(b.padded_rows) {
         std::fill_n(floats_.get(), 5 * b.padded_rows, 0.0f);
         for (int64_t t = 0; t < task.num_rows; ++t) {
@@ -125,7 +113,7 @@ class TokenArrays {
   private:
     float* array(int64_t i) { return floats_.get() + i * stride_; }
 
-    Buffer floats_;
+    Scratch floats_;
     std::vector<int32_t> targets_;
     int64_t stride_;
 };
@@ -194,8 +182,8 @@ void head_statistics(const HeadTask& task, float* statistics, float* logits) {
     const Cut cut(b);
     const TokenArrays arrays(task, b);
     const HeadTokens tokens = arrays.view();
-    const Buffer transposed = allocate(b.padded_rows * b.depth);
-    const Buffer partial = allocate(cut.num_groups * 4 * b.padded_rows);
+    const Scratch transposed = take_scratch(b.padded_rows * b.depth);
+    const Scratch partial = take_scratch(cut.num_groups * 4 * b.padded_rows);
 
     parallel_for(b.num_panels, task.num_threads, [&](int64_t panel) {
         kernels.pack_hidden(head, b, panel, transposed.get());
@@ -231,11 +219,11 @@ void head_gradients(const HeadTask& task, const HeadGradients& gradients) {
     const int64_t hidden_size = b.padded_rows * b.padded_hidden;
     const int64_t weight_size = task.num_columns * task.hidden_size;
     const bool keeps_parts = needs_weight && cut.num_parts > 1;
-    const Buffer transposed = allocate(gradients.logits ? 0 : b.padded_rows * b.depth);
-    const Buffer packed =
-        allocate(needs_weight ? b.hidden_panels * b.tile_tokens * b.padded_rows : 0);
-    const Buffer hidden_sums = allocate(needs_hidden ? cut.num_groups * hidden_size : 0);
-    const Buffer weight_sums = allocate(keeps_parts ? cut.num_parts * weight_size : 0);
+    const Scratch transposed = take_scratch(gradients.logits ? 0 : b.padded_rows * b.depth);
+    const Scratch packed =
+        take_scratch(needs_weight ? b.hidden_panels * b.tile_tokens * b.padded_rows : 0);
+    const Scratch hidden_sums = take_scratch(needs_hidden ? cut.num_groups * hidden_size : 0);
+    const Scratch weight_sums = take_scratch(keeps_parts ? cut.num_parts * weight_size : 0);
 
     parallel_for(b.num_panels, task.num_threads, [&](int64_t panel) {
         if (!gradients.logits)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Python bindings of satori_fast._C; nothing else. satori_fast/kernels/cpu.py is the only caller
 // and has checked every argument.
+#include "head_scratch.h"
 #include "operations.h"
 
 #include <nanobind/nanobind.h>
@@ -47,30 +48,37 @@ template <typename T> T* data_or_null(const std::optional<Array<T>>& array) {
     return array ? array->data() : nullptr;
 }
 
+// The logits of a chunk of tokens, which only these kernels read.
+struct HeadLogits {
+    satori_fast::Scratch memory;
+};
+
+float* memory_or_null(const HeadLogits* logits) { return logits ? logits->memory.get() : nullptr; }
+
 template <typename Element>
-int64_t head_logits_size(Matrix<const Element> weight, int64_t num_rows) {
+HeadLogits head_logits(Matrix<const Element> weight, int64_t num_rows) {
     satori_fast::HeadTask task{};
     task.is_bfloat16 = std::is_same_v<Element, int16_t>;
     task.num_rows = num_rows;
     task.num_columns = static_cast<int64_t>(weight.shape(0));
     task.hidden_size = static_cast<int64_t>(weight.shape(1));
-    return satori_fast::head_logits_size(task);
+    return {satori_fast::take_scratch(satori_fast::head_logits_size(task))};
 }
 
 template <typename Element>
 void head_statistics(Matrix<const Element> hidden, Matrix<const Element> weight, Integers rows,
                      Integers targets, Array<const float> temperature, int64_t first_column,
-                     int num_threads, Array<float> statistics, std::optional<Array<float>> logits) {
+                     int num_threads, Array<float> statistics, const HeadLogits* logits) {
     nb::gil_scoped_release unlocked;
     satori_fast::head_statistics(head_task<Element>(hidden, weight, rows, targets, temperature,
                                                     first_column, num_threads),
-                                 statistics.data(), data_or_null(logits));
+                                 statistics.data(), memory_or_null(logits));
 }
 
 template <typename Element>
 void head_gradients(Matrix<const Element> hidden, Matrix<const Element> weight, Integers rows,
                     Integers targets, Array<const float> temperature, int64_t first_column,
-                    int num_threads, std::optional<Array<const float>> logits,
+                    int num_threads, const HeadLogits* logits,
                     Array<const float> entropy, Array<const float> log_partition,
                     Array<const float> grad_logprob, Array<const float> grad_entropy,
                     std::optional<Array<float>> grad_hidden,
@@ -78,12 +86,12 @@ void head_gradients(Matrix<const Element> hidden, Matrix<const Element> weight, 
     nb::gil_scoped_release unlocked;
     satori_fast::head_gradients(
         head_task<Element>(hidden, weight, rows, targets, temperature, first_column, num_threads),
-        {data_or_null(logits), entropy.data(), log_partition.data(), grad_logprob.data(),
+        {memory_or_null(logits), entropy.data(), log_partition.data(), grad_logprob.data(),
          grad_entropy.data(), data_or_null(grad_hidden), data_or_null(grad_weight), accumulates});
 }
 
 template <typename Element> void bind_head(nb::module_& m) {
-    m.def("head_logits_size", &head_logits_size<Element>);
+    m.def("head_logits", &head_logits<Element>);
     m.def("head_statistics", &head_statistics<Element>, nb::arg(), nb::arg(), nb::arg(), nb::arg(),
           nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
     m.def("head_gradients", &head_gradients<Element>, nb::arg(), nb::arg(), nb::arg(), nb::arg(),
@@ -161,6 +169,7 @@ NB_MODULE(_C, m) {
     m.def("read_integers", &read_integers);
     m.def("sequence_similarity", &sequence_similarity);
     m.def("pack_bins", &pack_bins);
+    nb::class_<HeadLogits>(m, "HeadLogits");
     bind_head<float>(m);
     bind_head<int16_t>(m);
     m.def("instruction_set", &satori_fast::instruction_set);

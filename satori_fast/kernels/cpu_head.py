@@ -11,7 +11,7 @@ returned in half precision.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -40,15 +40,32 @@ PANEL_TOKENS = 32
 NUM_PARTIAL_SUMS = 16
 
 
+def instruction_set() -> str:
+    """What the compiled output head runs on, or "none" without compiled kernels."""
+    return _C.instruction_set() if _C else "none"
+
+
+def instruction_sets() -> list[str]:
+    """What it could run on here, widest first."""
+    return _C.instruction_sets() if _C else []
+
+
+def use_instruction_set(name: str) -> None:
+    """Run on `name` from now on, for tests and measurements. ValueError if it is not there."""
+    _C.use_instruction_set(name)
+
+
 class _Shard(NamedTuple):
-    """One shard of the output layer and all tokens, as the compiled code wants them.
+    """One shard of the output layer and the tokens at hand, as the compiled code wants them.
 
     hidden, weight: float32, or the bits of bfloat16 as int16; padding columns are cut off.
-    temperature: float32 [T]. start: vocabulary index of weight[0].
+    rows: int64 [rows], which tokens of `hidden`; targets and temperature (float32) are theirs.
+    start: vocabulary index of weight[0].
     """
 
     hidden: Tensor
     weight: Tensor
+    rows: Tensor
     targets: Tensor
     temperature: Tensor
     start: int
@@ -60,37 +77,40 @@ class _Shard(NamedTuple):
         weight: Tensor,
         targets: Tensor,
         temperature: float | Tensor,
+        rows: Tensor,
+        *,
         start: int,
         vocab_size: int | None,
     ) -> "_Shard":
         if vocab_size is not None:
             weight = weight[: max(0, vocab_size - start)]
         if isinstance(temperature, Tensor):
-            temperature = temperature.detach().to(torch.float32).contiguous()
+            temperature = temperature.detach()[rows].to(torch.float32)
         else:
-            temperature = torch.full((len(hidden),), temperature, dtype=torch.float32)
-        return cls(_packed(hidden), _packed(weight), targets.long(), temperature, start)
+            temperature = torch.full(rows.shape, temperature, dtype=torch.float32)
+        return cls(_packed(hidden), _packed(weight), rows, targets.long()[rows], temperature, start)
 
-    def task(self, rows: Tensor) -> tuple[Tensor | int, ...]:
+    def task(self, chunk: slice) -> tuple[Tensor | int, ...]:
         return (
             self.hidden,
             self.weight,
-            rows,
-            self.targets[rows],
-            self.temperature[rows],
+            self.rows[chunk],
+            self.targets[chunk],
+            self.temperature[chunk],
             self.start,
             torch.get_num_threads(),
         )
 
-    def statistics(self, rows: Tensor, logits: Tensor | None = None) -> Tensor:
-        """(m, S, E, l_y or 0) of the tokens `rows`, [rows, 4]; fills `logits` if there."""
-        statistics = torch.empty(4 * len(rows))
-        _C.head_statistics(*self.task(rows), statistics, logits)
+    def statistics(self, chunk: slice, logits: Any = None) -> Tensor:
+        """(m, S, E, l_y or 0) of the tokens rows[chunk], [chunk, 4]; fills `logits` if there."""
+        task = self.task(chunk)
+        statistics = torch.empty(4 * len(self.rows[chunk]))
+        _C.head_statistics(*task, statistics, logits)
         return statistics.view(-1, 4)
 
 
 class _Gradients:
-    """float32 gradients of `hidden` (of the tokens `live` only) and `weight`, chunk by chunk.
+    """float32 gradients of `hidden` (of the shard's tokens only) and `weight`, chunk by chunk.
 
     With a group, the sum of a chunk's hidden gradient over the shards travels while the next chunk
     is worked on.
@@ -100,37 +120,37 @@ class _Gradients:
         self,
         hidden: Tensor,
         weight: Tensor,
-        live: Tensor,
+        shard: _Shard,
         group: ProcessGroup | None,
         *,
         need_hidden: bool,
         need_weight: bool,
     ) -> None:
         self._inputs = hidden, weight
-        self._live = live
+        self._shard = shard
         self._group = group
-        self._hidden = torch.empty(len(live), hidden.shape[1]) if need_hidden else None
+        self._hidden = torch.empty(len(shard.rows), hidden.shape[1]) if need_hidden else None
         self._weight = torch.empty(weight.shape) if need_weight else None
         self._is_first = True
         self._pending: list[dist.Work] = []
 
     def add(
         self,
-        shard: _Shard,
         chunk: slice,
-        logits: Tensor | None,
+        logits: Any,
         entropy: Tensor,
         log_partition: Tensor,
         grad_logprob: Tensor,
         grad_entropy: Tensor,
     ) -> None:
-        """Add what the tokens live[chunk] contribute; the four vectors are theirs."""
+        """Add what the tokens rows[chunk] contribute; the four vectors are theirs."""
+        shard = self._shard
         hidden = None if self._hidden is None else self._hidden[chunk]
         # Padding rows are not the compiled code's.
         weight = None if self._weight is None else self._weight[: len(shard.weight)]
         vectors = (entropy, log_partition, grad_logprob, grad_entropy)
         _C.head_gradients(
-            *shard.task(self._live[chunk]),
+            *shard.task(chunk),
             logits,
             *(vector.to(torch.float32).contiguous() for vector in vectors),
             None if hidden is None else hidden.view(-1),
@@ -151,10 +171,8 @@ class _Gradients:
         grad_hidden, grad_weight = self._hidden, self._weight
         for work in self._pending:
             work.wait()
-        if grad_hidden is not None and len(self._live) < len(hidden):
-            compact = grad_hidden
-            grad_hidden = torch.zeros(hidden.shape)
-            grad_hidden[self._live] = compact
+        if grad_hidden is not None and len(grad_hidden) < len(hidden):
+            grad_hidden = torch.zeros(hidden.shape).index_copy_(0, self._shard.rows, grad_hidden)
         if grad_weight is not None and self._is_first:
             grad_weight.zero_()
         return (
@@ -174,11 +192,12 @@ def linear_logprob(
     group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.linear_logprob`. One matrix product; the logits never leave the registers."""
-    shard = _Shard.of(hidden, weight, targets, temperature, vocab_start, vocab_size)
     rows = torch.arange(len(hidden))
-    statistics = torch.empty(len(hidden), 4)
-    for chunk in _chunks(len(rows), 4 * hidden.shape[1]):
-        statistics[chunk] = shard.statistics(rows[chunk])
+    shard = _Shard.of(
+        hidden, weight, targets, temperature, rows, start=vocab_start, vocab_size=vocab_size
+    )
+    chunks = _chunks(len(rows), 4 * hidden.shape[1])
+    statistics = torch.cat([torch.empty(0, 4), *map(shard.statistics, chunks)])
     return merge_statistics(gather_statistics(statistics, group))
 
 
@@ -204,13 +223,15 @@ def linear_logprob_backward(
     grad_logprob = zero if grad_logprob is None else grad_logprob
     grad_entropy = zero if grad_entropy is None else grad_entropy
     live = ((grad_logprob != 0) | (grad_entropy != 0)).nonzero().squeeze(1)
-    shard = _Shard.of(hidden, weight, targets, temperature, vocab_start, vocab_size)
+    shard = _Shard.of(
+        hidden, weight, targets, temperature, live, start=vocab_start, vocab_size=vocab_size
+    )
     gradients = _Gradients(
-        hidden, weight, live, group, need_hidden=need_hidden, need_weight=need_weight
+        hidden, weight, shard, group, need_hidden=need_hidden, need_weight=need_weight
     )
     vectors = [vector[live] for vector in (entropy, log_partition, grad_logprob, grad_entropy)]
     for chunk in _chunks(len(live), _gradient_bytes(hidden)):
-        gradients.add(shard, chunk, None, *(vector[chunk] for vector in vectors))
+        gradients.add(chunk, None, *(vector[chunk] for vector in vectors))
     return gradients.finish()
 
 
@@ -231,20 +252,22 @@ def linear_policy_loss(
     gradients are made: three matrix products, and one where no gradient is needed."""
     live = (inputs.loss_weights != 0).nonzero().squeeze(1)
     start, largest_shard = shard_layout(weight, group)
-    shard = _Shard.of(hidden, weight, targets, temperature, start, vocab_size)
+    shard = _Shard.of(
+        hidden, weight, targets, temperature, live, start=start, vocab_size=vocab_size
+    )
     gradients = _Gradients(
-        hidden, weight, live, group, need_hidden=need_hidden, need_weight=need_weight
+        hidden, weight, shard, group, need_hidden=need_hidden, need_weight=need_weight
     )
     loss = torch.zeros(())
     stats = torch.zeros(len(POLICY_STATS))
-    logits: Tensor | None = None
+    logits = None
     # Each chunk has a collective of its own, so every rank must cut the same chunks.
     for chunk in _chunks(len(live), 4 * largest_shard + _gradient_bytes(hidden)):
         rows = live[chunk]
         if logits is None and (need_hidden or need_weight):
             # The first chunk is the largest.
-            logits = torch.empty(_C.head_logits_size(shard.weight, len(rows)))
-        merged = merge_statistics(gather_statistics(shard.statistics(rows, logits), group))
+            logits = _C.head_logits(shard.weight, len(rows))
+        merged = merge_statistics(gather_statistics(shard.statistics(chunk, logits), group))
         logprob, entropy, log_partition = merged
         chunk_loss, chunk_stats, grad_logprob, grad_entropy = policy_loss(
             logprob, entropy, inputs.take(rows), terms
@@ -252,7 +275,7 @@ def linear_policy_loss(
         loss = loss + chunk_loss
         stats = combine_stats(stats, chunk_stats)
         if logits is not None:
-            gradients.add(shard, chunk, logits, entropy, log_partition, grad_logprob, grad_entropy)
+            gradients.add(chunk, logits, entropy, log_partition, grad_logprob, grad_entropy)
     return loss, stats, *gradients.finish()
 
 

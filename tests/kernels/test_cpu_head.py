@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 from satori_fast.kernels import cpu_head, implementation, linear_logprob, linear_policy_loss
-from satori_fast.kernels.cpu import _C
 
-if not cpu_head.OPERATIONS:
-    pytest.skip("satori_fast._C is not built", allow_module_level=True)
+pytestmark = pytest.mark.skipif(
+    not cpu_head.OPERATIONS, reason="satori_fast._C is missing: install with a C++17 compiler"
+)
 
 DTYPES = [torch.float32, torch.bfloat16]
 # Tokens, hidden size, columns, real columns: below, at and above the sizes of tiles and blocks.
@@ -27,12 +27,12 @@ SHAPES = [
 POLICY = {"clip_dual": 3.0, "kl_coefficient": 0.1, "entropy_coefficient": 0.02}
 
 
-@pytest.fixture(params=_C.instruction_sets())
+@pytest.fixture(params=cpu_head.instruction_sets())
 def instruction_set(request):
-    before = _C.instruction_set()
-    _C.use_instruction_set(request.param)
+    before = cpu_head.instruction_set()
+    cpu_head.use_instruction_set(request.param)
     yield request.param
-    _C.use_instruction_set(before)
+    cpu_head.use_instruction_set(before)
 
 
 @pytest.fixture
@@ -116,9 +116,9 @@ def run_logprob(shape, dtype, scale=1.0, upstream=None):
     )
 
 
-def assert_close(ours, truths, dtype):
+def assert_close(ours, truths, dtype, output_error=5e-6):
     *outputs, grad_hidden, grad_weight = errors(ours, truths)
-    assert max(outputs) < 1e-5
+    assert max(outputs) < output_error
     # The gradients are summed in float32 and rounded once.
     assert max(grad_hidden, grad_weight) < (5e-6 if dtype == torch.float32 else 4e-3)
 
@@ -173,7 +173,8 @@ def test_policy_loss_is_that_of_float64(instruction_set, shape, dtype):
         temperature=temperature, vocab_size=shape[-1], **POLICY,
     )  # fmt: skip
     truths = loss.detach(), stats.double(), *torch.autograd.grad(loss, (hidden, weight))
-    assert_close(ours, truths, dtype)
+    # Terms of both signs cancel in the loss.
+    assert_close(ours, truths, dtype, output_error=2e-5)
     assert ours[2][weights == 0].eq(0).all()
 
 
@@ -360,11 +361,11 @@ def test_sharded_equals_unsharded(tmp_path):
 
 
 def test_the_instruction_set_can_be_chosen(instruction_set):
-    assert _C.instruction_set() == instruction_set
-    assert _C.instruction_sets()[-1] == "scalar"
+    assert cpu_head.instruction_set() == instruction_set
+    assert cpu_head.instruction_sets()[-1] == "scalar"
     with pytest.raises(ValueError, match="no instruction set avx1024"):
-        _C.use_instruction_set("avx1024")
-    assert _C.instruction_set() == instruction_set
+        cpu_head.use_instruction_set("avx1024")
+    assert cpu_head.instruction_set() == instruction_set
 
 
 def test_the_head_is_compiled_by_default(monkeypatch):
