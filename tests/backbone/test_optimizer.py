@@ -14,7 +14,7 @@ from tests.tiny_models import ImitationLoss, imitation_reference, ones, random_b
 
 # Adam divides by sqrt(v) + epsilon: a larger epsilon keeps rounding in tiny gradients from showing.
 _SETTINGS = OptimizerSettings(
-    learning_rate=1e-3, weight_decay=0.1, beta2=0.95, epsilon=1e-6, clip_grad=1.0
+    learning_rate=1e-3, weight_decay=0.1, beta2=0.95, epsilon=1e-5, clip_grad=1.0
 )
 
 
@@ -28,7 +28,7 @@ def test_three_steps_equal_torch_adamw(name: str) -> None:
         [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}],
         lr=1e-3,
         betas=(0.9, 0.95),
-        eps=1e-6,
+        eps=1e-5,
     )
     for step in range(3):
         batch = random_batch([9, 20, 6], seed=step)
@@ -42,9 +42,8 @@ def test_three_steps_equal_torch_adamw(name: str) -> None:
         assert stats["update/grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
         assert norm > 1.0  # clipping is at work
     trained = dict(reference.named_parameters())
-    # float32 against float64 alone, within transformers, differs by up to 6e-6 after three steps.
     for tensor_name, tensor in learner.hf_weights():
-        assert (tensor - trained[tensor_name]).abs().max() < 1e-5, tensor_name
+        assert (tensor - trained[tensor_name]).abs().max() < 5e-6, tensor_name
 
 
 def test_norms_and_biases_do_not_decay() -> None:
