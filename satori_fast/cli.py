@@ -106,11 +106,13 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> None:
         import torch
 
         from satori_fast.kernels import implementation
+        from satori_fast.kernels.cpu_head import instruction_set
         from satori_fast.kernels.dispatch import OPERATIONS
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         for name in OPERATIONS:
             console.print(f"{name}: {implementation(name, device)}")
+        console.print(f"instruction set of the host: {instruction_set()}")
         return
     if options.config is None and overrides:
         raise ConfigError("show: name a config file to override its keys")

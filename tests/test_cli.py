@@ -149,6 +149,7 @@ def test_show_kernels_names_an_implementation_of_each(
 
     assert main(["show", "--kernels"]) == 0
     rows = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert "instruction set of the host" in rows
     for name in ("linear_logprob", "policy_loss", "segment_scan", "pack_bins"):
         assert name in rows
         assert callable(getattr(kernels, name))

@@ -40,6 +40,11 @@ PANEL_TOKENS = 32
 NUM_PARTIAL_SUMS = 16
 
 
+def instruction_set() -> str:
+    """What the compiled output head runs on, or "none" without compiled kernels."""
+    return _C.instruction_set() if _C else "none"
+
+
 class _Shard(NamedTuple):
     """One shard of the output layer and all tokens, as the compiled code wants them.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled output head against dense float64 autograd, on every instruction set of the machine."""
+"""The compiled output head against dense float64 autograd, on every instruction set there is."""
 
 import datetime
 
@@ -116,9 +116,9 @@ def run_logprob(shape, dtype, scale=1.0, upstream=None):
     )
 
 
-def assert_close(ours, truths, dtype):
+def assert_close(ours, truths, dtype, output_error=5e-6):
     *outputs, grad_hidden, grad_weight = errors(ours, truths)
-    assert max(outputs) < 5e-6
+    assert max(outputs) < output_error
     # The gradients are summed in float32 and rounded once.
     assert max(grad_hidden, grad_weight) < (5e-6 if dtype == torch.float32 else 4e-3)
 
@@ -173,7 +173,8 @@ def test_policy_loss_is_that_of_float64(instruction_set, shape, dtype):
         temperature=temperature, vocab_size=shape[-1], **POLICY,
     )  # fmt: skip
     truths = loss.detach(), stats.double(), *torch.autograd.grad(loss, (hidden, weight))
-    assert_close(ours, truths, dtype)
+    # Terms of both signs cancel in the loss.
+    assert_close(ours, truths, dtype, output_error=2e-5)
     assert ours[2][weights == 0].eq(0).all()
 
 
