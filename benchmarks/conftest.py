@@ -34,6 +34,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[s
     key:          what the record benchmarks/results/<op>.json calls this race.
     alternatives: ours first, then its rivals; None for a rival that is not to be had.
     targets:      for rivals, how many times faster ours should be. Reported, never asserted.
+    warmup:       calls of each before the first that counts (one more finds how long a call is).
     memory:       whether to measure the peak memory of a call as well.
     extra:        more figures to keep, such as shapes or the share of a hardware floor.
     """
@@ -44,11 +45,12 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[s
         *,
         targets: Mapping[str, float],
         repeats: int = 7,
+        warmup: int = 1,
         memory: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         present = {name: f for name, f in alternatives.items() if f is not None}
-        timings = measure.interleave(present, repeats=repeats)
+        timings = measure.interleave(present, repeats=repeats, warmup=warmup)
         ours = next(iter(present))
         figures = {name: timing.figures() for name, timing in timings.items()}
         if memory:

@@ -133,8 +133,8 @@ void segment_scan(Address x, int64_t num_tokens, double decay, Address cu_seqlen
                                     num_threads, at<Real>(y));
 }
 
-// Copies a list of Python integers; numpy takes five times as long. TypeError or OverflowError, from
-// Python, for anything that is not an integer of 64 bits.
+// Copies a list of Python integers; numpy takes five times as long. TypeError or OverflowError,
+// from Python, for anything that is not an integer of 64 bits.
 void read_integers(nb::list values, Array<int64_t> out) {
     const auto count = static_cast<Py_ssize_t>(out.size());
     for (Py_ssize_t i = 0; i < count; ++i) {
