@@ -44,8 +44,9 @@ from satori_fast.profiling.report import (
 )
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
 from satori_fast.rollout.engine import Engine, SamplingParams
+from satori_fast.rollout.weight_sync import SyncReport
 from satori_fast.stages import setup
-from satori_fast.stages.engines import EngineRoom
+from satori_fast.stages.engines import EngineRoom, check_engine
 from satori_fast.stages.sharing import SharedGrader, collect_shared
 from satori_fast.types import Problem, RolloutResult, StepReport, Trajectory
 
@@ -122,6 +123,10 @@ class Run:
         """An engine that samples from `policy`'s weights of now."""
         return self.engines.serve(self, policy, version=version)
 
+    def sync(self, engine: Engine, policy: Learner, *, version: int) -> SyncReport:
+        """From now on `engine` samples from `policy`'s weights of now, under `version`."""
+        return self.engines.push(self, engine, policy, version=version)
+
     def sampling(self, *, num_samples: int, seed: int) -> SamplingParams:
         rollout = self.config.rollout
         return SamplingParams(
@@ -149,7 +154,9 @@ class Run:
         self, engine: Engine, problems: Sequence[Problem], sampling: SamplingParams
     ) -> RolloutResult:
         """Samples of `problems`, shared out over the data-parallel ranks and gathered again."""
-        return collect_shared(engine, problems, sampling, parallel=self.parallel)
+        return self.engines.keep_trying(
+            self, lambda: collect_shared(engine, problems, sampling, parallel=self.parallel)
+        )
 
     def evaluate(self, engine: Engine) -> EvaluationResult:
         """Greedy accuracy of what `engine` serves on the held-out problems; span "evaluate"."""
@@ -250,8 +257,10 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     """Set up everything that stages share. Nothing trains yet.
 
     resume continues the run folder of this config's name. Raises ConfigError when the folder holds
-    a run and resume is False, or when it holds one of a different config.
+    a run and resume is False, or when it holds one of a different config, and when the rollout
+    engine is not installed.
     """
+    check_engine(config.rollout)
     parallel = initialize_parallel(
         config.parallel.tensor, config.parallel.pipeline, config.parallel.context, config.seed
     )
