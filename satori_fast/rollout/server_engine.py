@@ -10,6 +10,7 @@ trainer's process: `vllm_engine`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ from satori_fast.rollout.weight_sync import (
     TensorRecord,
 )
 
+logger = logging.getLogger(__name__)
+
 # An aborted request still holds its cache for a moment.
 _CACHE_RESET_PATIENCE_S = 30.0
 # A message may take as long as a sync; the workers' own time-outs should speak first.
@@ -52,6 +55,8 @@ class ServerSettings:
                    GPU, else "broadcast".
     sync_folder:   of the file route, seen by all; None: the memory of this machine.
     device:        where the trainer's weights are.
+    has_peers:     the trainer has other processes, and making the weights is collective: an error
+                   of a server is raised when all have come through.
     """
 
     max_seqlen: int = 2048
@@ -60,6 +65,7 @@ class ServerSettings:
     route: RouteName = "auto"
     sync_folder: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    has_peers: bool = False
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
     timeout_s: float = DEFAULT_TIMEOUT_S
     start_timeout_s: float = 600.0
@@ -151,8 +157,6 @@ class ServerEngine:
                     )
 
     # -- weights: the WeightSink protocol -------------------------------------------------------
-    # An error of a server is kept until `finish`: making the tensors is collective in a trainer of
-    # several processes, and the others would wait for this one.
 
     def weight_sink(self) -> ServerEngine:
         return self
@@ -187,10 +191,15 @@ class ServerEngine:
         self._close_route()
 
     def _keep_failure(self, act: Callable[[], None]) -> None:
+        """Do a part of a sync. With peers an error waits for `finish`: they would hang without
+        this process."""
         if self._failure is None:
             try:
                 act()
             except (EngineDied, SyncError) as error:
+                if not self._settings.has_peers:
+                    raise
+                logger.error("%s", error)
                 self._failure = error
 
     def _tell_all(self, do: str, **fields: Any) -> None:

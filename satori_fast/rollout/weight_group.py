@@ -9,6 +9,7 @@ end, and the error says which tensor did not come.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,9 +98,11 @@ class WeightGroup:
 
     def close(self) -> None:
         """Let go of the connections, also of a broadcast that still waits."""
-        group, self._group = self._group, None
-        if group is not None:
-            group.abort()
+        held, self._group = [self._group], None
+        if held[0] is not None:
+            held[0].abort()
+            # gloo has no abort: its destructor waits until a broadcast under way times out.
+            threading.Thread(target=held.clear, name="weight group's end", daemon=True).start()
 
 
 def _connect(seat: GroupSeat) -> Any:

@@ -203,6 +203,7 @@ def server_engine(run: Run, policy: Learner) -> ServerEngine | IdleEngine:
         route=rollout.sync_route,
         sync_folder=Path(rollout.sync_folder) if rollout.sync_folder else None,
         device=parallel.device,
+        has_peers=parallel.world_size > 1,
         bucket_bytes=rollout.sync_bucket_mib * 2**20,
         timeout_s=rollout.sync_timeout_s,
         start_timeout_s=rollout.server_start_timeout_s,
