@@ -134,7 +134,7 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _export(options: argparse.Namespace, overrides: list[str]) -> None:
     _refuse(overrides)
-    from satori_fast.stages.run import export_stage
+    from satori_fast.stages.export import export_stage
 
     export_stage(options.folder, options.destination, stage=options.stage)
 

@@ -23,6 +23,7 @@ from satori_fast.config_sections import (
     Config,
     OptimizerConfig,
     ReinforceConfig,
+    RolloutConfig,
     Section,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigError",
     "OptimizerConfig",
     "ReinforceConfig",
+    "RolloutConfig",
     "describe",
     "load_config",
     "parse_overrides",

@@ -7,9 +7,9 @@ Frozen pydantic models; the text under a field is its description, units include
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -114,8 +114,9 @@ class OptimizerConfig(Section):
 
 
 class RolloutConfig(Section):
-    engine: Literal["embedded", "vllm"] = "embedded"
-    """who samples: embedded decodes on the trained weights themselves; vllm needs vLLM installed"""
+    engine: Literal["embedded", "vllm", "server"] = "embedded"
+    """who samples: embedded decodes on the trained weights themselves; vllm is vLLM in this
+    process; server is vLLM in another one, started by the run or running at server_url"""
     max_seqlen: int = Field(default=2048, gt=1)
     """context of the engine: prompt and response, tokens"""
     max_new_tokens: int = Field(default=1024, gt=0)
@@ -135,15 +136,41 @@ class RolloutConfig(Section):
     max_logprob_diff: float | None = Field(default=0.2, gt=0)
     """mean |engine - trainer| log-prob of a step, nats, above which the run stops; None: never"""
     sync_timeout_s: float = Field(default=300.0, gt=0)
-    """vllm: longest weight sync"""
+    """vllm, server: longest weight sync"""
     sync_bucket_mib: int = Field(default=512, gt=0)
-    """vllm: weights on their way at once"""
+    """vllm, server: weights on their way at once"""
     sleep: bool = False
     """vllm: free its GPU memory while the trainer updates"""
     compile: bool = False
-    """vllm: compile and capture graphs: faster decoding, slower start"""
+    """vllm, server: compile and capture graphs: faster decoding, slower start"""
     gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
-    """vllm: of a GPU, for its weights and cache"""
+    """vllm, server: of a GPU, for its weights and cache"""
+    server_url: tuple[str, ...] = Field(default=(), strict=False)
+    """server: running servers that share the requests, e.g. "http://127.0.0.1:8000", several by
+    commas; none: the run starts one of its own"""
+    server_allow_public: bool = False
+    """server: use one that other machines can reach; whoever reaches it can replace its weights or
+    run code on it, whether or not it has an API key"""
+    server_args: tuple[str, ...] = Field(default=(), strict=False)
+    """server: further flags of vLLM where the run starts it, e.g. ["--tensor-parallel-size", "2"]
+    """
+    server_devices: str | None = None
+    """server: CUDA_VISIBLE_DEVICES of a server that the run starts; None: the trainer's"""
+    server_start_timeout_s: float = Field(default=600.0, gt=0)
+    """server: longest start of an own server, and longest wait for one that is away"""
+    sync_route: Literal["auto", "file", "broadcast"] = "auto"
+    """server: way of the weights: broadcast over NCCL or gloo, or files; auto: files where all is
+    on one machine without a GPU"""
+    sync_folder: str | None = None
+    """server: folder of the file route, the same path for trainer and servers; None: in memory"""
+    max_engine_restarts: int = Field(default=3, ge=0)
+    """server: deaths of the engine in a row after which the run stops"""
+
+    @field_validator("server_url", mode="before")
+    @classmethod
+    def _by_commas(cls, value: Any) -> Any:
+        urls = value.split(",") if isinstance(value, str) else value
+        return [url.strip().rstrip("/") for url in urls if url.strip()]
 
 
 class RewardConfig(Section):

@@ -70,16 +70,29 @@ class ParallelState:
 
         An error there is raised on every rank: nobody waits for a process that is gone.
         """
-        outcome: list[Exception | None] = [None]
+
+        def act() -> None:
+            action()
+
+        self.from_main(act)
+
+    def from_main(self, action: Callable[[], Item]) -> Item:
+        """What `action` returns in the main process, the only one that runs it; picklable.
+
+        An error there is raised on every rank.
+        """
+        outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                action()
+                outcome[0] = action()
             except Exception as error:
-                outcome[0] = error
+                outcome[1] = error
         if self.world_size > 1:
             dist.broadcast_object_list(outcome, src=0)
-        if outcome[0] is not None:
-            raise outcome[0]
+        value, error = outcome
+        if error is not None:
+            raise error
+        return value
 
     def _all_reduce(self, value: Number, operation: dist.ReduceOp.RedOpType) -> Number:
         if isinstance(value, Tensor):

@@ -20,6 +20,11 @@ from satori_fast.rollout.weight_sync import WeightSink
 from satori_fast.types import Finish, Problem, RolloutResult, Trajectory
 
 
+class EngineDied(RuntimeError):
+    """The engine's process is gone, or came back without its weights. What it was asked can be
+    asked again of a fresh one."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to sample. The log-probs that come back are of the full softmax at `temperature`.

@@ -35,8 +35,10 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-# Prompt tokens of one prefill where prompts are not cut.
 _PREFILL_TOKENS = 8192
+INSTALL_HINT = (
+    'pip install "satori-fast[vllm]" on a machine with a GPU, `make setup-vllm` on one without'
+)
 EXTENSION = "satori_fast.rollout.vllm_worker.SyncExtension"
 
 
@@ -202,6 +204,11 @@ class VllmEngine:
             core.llm_engine.engine_core.shutdown()
 
 
+def prefill_tokens(max_seqlen: int) -> int:
+    """Tokens of one prefill where prompts are not cut."""
+    return max(max_seqlen, _PREFILL_TOKENS)
+
+
 def check_filters(sampling: SamplingParams) -> None:
     """vLLM reports log-probs after top-k and top-p; a trainer needs them before."""
     if sampling.top_k or sampling.top_p < 1.0:
@@ -226,10 +233,7 @@ def _start_vllm(model_folder: Path, settings: VllmSettings) -> Any:
     try:
         from vllm import LLM  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ValueError(
-            f'rollout.engine = "vllm" needs vLLM ({error}): pip install "satori-fast[vllm]" on a '
-            "machine with a GPU, `make setup-vllm` on one without"
-        ) from error
+        raise ValueError(f'rollout.engine = "vllm" needs vLLM ({error}): {INSTALL_HINT}') from error
     layout: dict[str, Any] = {}
     if settings.tensor_size * settings.data_size > 1:
         layout = {
@@ -241,7 +245,7 @@ def _start_vllm(model_folder: Path, settings: VllmSettings) -> Any:
         # vLLM 0.32 moves a request's generator back when it prefills a prompt in pieces, which a
         # host generator cannot do: whole prompts only.
         layout["enable_chunked_prefill"] = False
-        layout["max_num_batched_tokens"] = max(settings.max_seqlen, _PREFILL_TOKENS)
+        layout["max_num_batched_tokens"] = prefill_tokens(settings.max_seqlen)
     return LLM(
         str(model_folder),
         dtype=settings.dtype,  # pyright: ignore[reportArgumentType]

@@ -2,35 +2,51 @@
 """Which rollout engine a run samples with, and how it gets a policy's weights.
 
 The embedded engine is made anew for each policy and costs nothing; vLLM is started once per run
-and synced. Not for what an engine does (`rollout`).
+and synced. An engine in another process may die: what it was asked is then repeated on a fresh one.
+Not for what an engine does (`rollout`).
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from satori_fast.backbone.architecture import hf_architecture
 from satori_fast.backbone.step import Learner
-from satori_fast.config import ConfigError
+from satori_fast.config import ConfigError, RolloutConfig
 from satori_fast.data.coat import PromptRenderer
 from satori_fast.rollout.embedded_engine import EmbeddedEngine
-from satori_fast.rollout.engine import Engine
-from satori_fast.rollout.weight_sync import push_weights
+from satori_fast.rollout.engine import Engine, EngineDied
+from satori_fast.rollout.server_engine import IdleEngine, ServerEngine, ServerSettings
+from satori_fast.rollout.server_process import ServerCommand, ServerProcess, check_address
+from satori_fast.rollout.vllm_engine import INSTALL_HINT, prefill_tokens
+from satori_fast.rollout.weight_sync import SyncError, SyncReport, push_weights
 
 if TYPE_CHECKING:
     from satori_fast.stages.run import Run
 
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
 
 class EngineRoom:
-    """The engine of a run, started when it is first needed."""
+    """The engine of a run, started when it is first needed.
+
+    num_restarts: engines that died and were started again, since the run was opened.
+    """
 
     def __init__(self) -> None:
+        self.num_restarts = 0
         self._engine: Engine | None = None
         self._architecture: str | None = None
+        self._push: Callable[[], SyncReport] | None = None
 
     def serve(self, run: Run, policy: Learner, *, version: int) -> Engine:
         """An engine that samples from `policy`'s weights of now, under `version`."""
@@ -44,13 +60,89 @@ class EngineRoom:
         if self._engine is None:
             self._engine = external_engine(run, policy)
             self._architecture = architecture
-        push_weights(policy.hf_weights(), self._engine, version=version)
+        self.push(run, self._engine, policy, version=version)
         return self._engine
+
+    def push(self, run: Run, engine: Engine, policy: Learner, *, version: int) -> SyncReport:
+        """`push_weights`, with the same outcome on every rank."""
+
+        def push() -> SyncReport:
+            outcome = try_push(policy, engine, version)
+            # Only the main process hears of what happened in a server.
+            told = run.parallel.from_main(lambda: outcome)
+            for heard in (told, outcome):
+                if isinstance(heard, Exception):
+                    raise heard
+            assert isinstance(outcome, SyncReport)
+            return outcome
+
+        self._push = push
+        return self.keep_trying(run, push)
+
+    def keep_trying(self, run: Run, action: Callable[[], Result]) -> Result:
+        """What `action` returns, a thing asked of the engine; asked again of a fresh one, with the
+        weights that were pushed last, when the engine dies. Seeds belong to requests, so the
+        answers are those that the dead one would have given."""
+        limit = run.config.rollout.max_engine_restarts
+        num_deaths = 0
+        while True:
+            try:
+                if num_deaths:
+                    self._restart(run)
+                return action()
+            except EngineDied as error:
+                num_deaths += 1
+                if num_deaths > limit:
+                    raise EngineDied(
+                        f"the rollout engine died {num_deaths} times in a row "
+                        f"(rollout.max_engine_restarts = {limit}): {error}"
+                    ) from error
+                logger.warning("the rollout engine died, and is started again: %s", error)
+
+    def _restart(self, run: Run) -> None:
+        engine = self._engine
+        assert isinstance(engine, ServerEngine | IdleEngine) and self._push is not None
+        self.num_restarts += 1
+        run.parallel.on_main(engine.restart)
+        self._push()
+
+    def metrics(self) -> dict[str, float]:
+        """How often the engine died, for an engine that can."""
+        if not isinstance(self._engine, ServerEngine | IdleEngine):
+            return {}
+        return {"rollout/engine_restarts": float(self.num_restarts)}
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+
+def check_engine(rollout: RolloutConfig) -> None:
+    """ConfigError for an engine that is not installed or not safe: before anything is done."""
+    starts_vllm = rollout.engine == "vllm" or (
+        rollout.engine == "server" and not rollout.server_url
+    )
+    if starts_vllm and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(f'rollout.engine = "{rollout.engine}" needs vLLM: {INSTALL_HINT}')
+    if rollout.engine != "server":
+        return
+    for url in rollout.server_url:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or parts.hostname is None:
+            raise ConfigError(f"rollout.server_url: {url!r} is not of the form http://HOST:PORT")
+        try:
+            check_address(parts.hostname, allowed=rollout.server_allow_public)
+        except ValueError as error:
+            raise ConfigError(f"rollout.server_url: {error}") from None
+
+
+def try_push(policy: Learner, engine: Engine, version: int) -> SyncReport | Exception:
+    """`push_weights`, with an error as its result."""
+    try:
+        return push_weights(policy.hf_weights(), engine, version=version)
+    except (EngineDied, SyncError) as error:
+        return error
 
 
 def _architecture(hf_config: Any) -> str:
@@ -69,6 +161,8 @@ def embedded_engine(run: Run, policy: Learner) -> EmbeddedEngine:
 
 def external_engine(run: Run, policy: Learner) -> Engine:
     """vLLM, with random weights until the first sync."""
+    if run.config.rollout.engine == "server":
+        return server_engine(run, policy)
     rollout, parallel = run.config.rollout, run.parallel
     if parallel.pipeline_size > 1:
         raise ConfigError(
@@ -96,6 +190,57 @@ def external_engine(run: Run, policy: Learner) -> Engine:
         timeout_s=rollout.sync_timeout_s,
     )
     return VllmEngine(folder, settings, renderer=run.renderer)
+
+
+def server_engine(run: Run, policy: Learner) -> ServerEngine | IdleEngine:
+    """vLLM servers in the main process, a stand-in in the others."""
+    rollout, parallel = run.config.rollout, run.parallel
+    folder, dtype = run.folder / "engine", run.config.model.dtype
+    settings = ServerSettings(
+        max_seqlen=rollout.max_seqlen,
+        max_slots=rollout.max_slots,
+        request_seeds=rollout.request_seeds,
+        route=rollout.sync_route,
+        sync_folder=Path(rollout.sync_folder) if rollout.sync_folder else None,
+        device=parallel.device,
+        has_peers=parallel.world_size > 1,
+        bucket_bytes=rollout.sync_bucket_mib * 2**20,
+        timeout_s=rollout.sync_timeout_s,
+        start_timeout_s=rollout.server_start_timeout_s,
+    )
+    command = ServerCommand(
+        folder=folder,
+        log=run.folder / "engine.log",
+        flags=server_flags(rollout, dtype=dtype),
+        devices=rollout.server_devices,
+        start_timeout_s=rollout.server_start_timeout_s,
+    )
+    started: list[ServerEngine] = []
+
+    def start() -> None:
+        write_engine_folder(folder, policy.hf_config, run.renderer, dtype=dtype)
+        servers = rollout.server_url or ServerProcess(command)
+        started.append(ServerEngine(servers, settings, renderer=run.renderer))
+
+    parallel.on_main(start)
+    return started[0] if started else IdleEngine(settings, renderer=run.renderer)
+
+
+def server_flags(rollout: RolloutConfig, *, dtype: str) -> tuple[str, ...]:
+    """Flags of vLLM for a server that this run starts."""
+    flags = [
+        *("--dtype", dtype),
+        *("--max-model-len", str(rollout.max_seqlen)),
+        *("--max-num-seqs", str(rollout.max_slots)),
+        *("--gpu-memory-utilization", str(rollout.gpu_memory_share)),
+    ]
+    if not rollout.compile:
+        flags.append("--enforce-eager")
+    if rollout.request_seeds:
+        # A request's stream is only its own where prompts are not cut (see `vllm_engine`).
+        batch = str(prefill_tokens(rollout.max_seqlen))
+        flags += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", batch]
+    return (*flags, *rollout.server_args)
 
 
 def write_engine_folder(

@@ -28,7 +28,6 @@ from satori_fast.profiling.metrics import progress
 from satori_fast.rewards.compose import RewardTerms, drop_uninformative_groups, score
 from satori_fast.rollout.engine import Engine
 from satori_fast.rollout.partial import PartialRollouts
-from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.restarts import load_or_build_restarts
 from satori_fast.stages.run import Run, StageOutcome, StageProgress
@@ -116,7 +115,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         )
     with run.spans.span("sync"):
         actors.engine.wake()
-        report = push_weights(actors.policy.hf_weights(), actors.engine, version=step + 1)
+        report = run.sync(actors.engine, actors.policy, version=step + 1)
     count_tokens(run, rollout, kept)
     every = max(1, len(scored) // max(1, config.num_logged_samples))
     run.record_samples(STAGE, step, scored[::every][: config.num_logged_samples])
@@ -125,6 +124,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         **update_metrics(stats),
         **importance_metrics(run.parallel.all_reduce_sum(reweighted)),
         **pool_metrics(run.grader.pool),
+        **run.engines.metrics(),
         "sync/bytes": float(report.num_bytes),
     }
 

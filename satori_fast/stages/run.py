@@ -9,7 +9,6 @@ not.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -44,10 +43,11 @@ from satori_fast.profiling.report import (
     write_summary,
 )
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
-from satori_fast.rollout.engine import Engine, SamplingParams
+from satori_fast.rollout.engine import Completion, Engine, SamplingParams
 from satori_fast.rollout.partial import PartialRollouts
+from satori_fast.rollout.weight_sync import SyncReport
 from satori_fast.stages import setup
-from satori_fast.stages.engines import EngineRoom
+from satori_fast.stages.engines import EngineRoom, check_engine
 from satori_fast.stages.sharing import SharedGrader, collect_shared, generate_shared
 from satori_fast.types import Problem, RolloutResult, StepReport, Trajectory
 
@@ -124,6 +124,10 @@ class Run:
         """An engine that samples from `policy`'s weights of now."""
         return self.engines.serve(self, policy, version=version)
 
+    def sync(self, engine: Engine, policy: Learner, *, version: int) -> SyncReport:
+        """From now on `engine` samples from `policy`'s weights of now, under `version`."""
+        return self.engines.push(self, engine, policy, version=version)
+
     def sampling(self, *, num_samples: int, seed: int) -> SamplingParams:
         rollout = self.config.rollout
         return SamplingParams(
@@ -156,10 +160,18 @@ class Run:
         partial: PartialRollouts | None = None,
     ) -> RolloutResult:
         """Samples of `problems`, shared out over the data-parallel ranks and gathered again; with
-        `partial`, finished groups of this step and of earlier ones."""
+        `partial`, finished groups of this step and of earlier ones. An engine that dies meanwhile
+        is replaced, and asked again."""
         if partial is None:
-            return collect_shared(engine, problems, sampling, parallel=self.parallel)
-        generate = functools.partial(generate_shared, parallel=self.parallel)
+            return self.engines.keep_trying(
+                self, lambda: collect_shared(engine, problems, sampling, parallel=self.parallel)
+            )
+
+        def generate(*arguments: Any) -> list[Completion]:
+            return self.engines.keep_trying(
+                self, lambda: generate_shared(*arguments, parallel=self.parallel)
+            )
+
         return partial.collect(engine, problems, sampling, generate=generate)
 
     def evaluate(self, engine: Engine) -> EvaluationResult:
@@ -261,8 +273,10 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     """Set up everything that stages share. Nothing trains yet.
 
     resume continues the run folder of this config's name. Raises ConfigError when the folder holds
-    a run and resume is False, or when it holds one of a different config.
+    a run and resume is False, or when it holds one of a different config, and when the rollout
+    engine is not installed.
     """
+    check_engine(config.rollout)
     parallel = initialize_parallel(
         config.parallel.tensor, config.parallel.pipeline, config.parallel.context, config.seed
     )
@@ -372,19 +386,3 @@ def _write_atomically(path: Path, text: str) -> None:
     partial = path.with_suffix(path.suffix + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
-
-
-def export_stage(folder: Path, destination: Path, *, stage: str | None) -> None:
-    """Copy the model of a stage (None: the last finished one) out of a run folder."""
-    models = folder / "models"
-    trained = sorted(path.name for path in models.glob("*") if (path / "config.json").exists())
-    if not trained:
-        raise ConfigError(f"{folder} holds no model: give a run folder with a finished stage")
-    if stage is None:
-        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        stage = Path(progress["model_folder"]).name
-    if stage not in trained:
-        raise ConfigError(f"{folder} has no model of stage {stage!r}; it has {', '.join(trained)}")
-    if destination.exists():
-        raise ConfigError(f"{destination} exists: choose a new folder")
-    shutil.copytree(models / stage, destination)

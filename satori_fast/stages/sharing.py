@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.grading import GradingPool, Verdict
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams, collect
+from satori_fast.rollout.server_engine import IdleEngine, ServerEngine
 from satori_fast.types import Problem, RolloutResult
 
 
@@ -42,7 +43,12 @@ def collect_shared(
     *,
     parallel: ParallelState,
 ) -> RolloutResult:
-    """`rollout.engine.collect` with a contiguous share of the problems on each rank."""
+    """`rollout.engine.collect` with a contiguous share of the problems on each rank.
+
+    Servers are asked by the main process alone: they are the same for all ranks.
+    """
+    if isinstance(engine, ServerEngine | IdleEngine):
+        return parallel.from_main(lambda: collect(engine, problems, sampling))
     size, rank = parallel.data_size, parallel.data_rank
     if size == 1:
         return collect(engine, problems, sampling)
@@ -67,8 +73,13 @@ def generate_shared(
     parallel: ParallelState,
 ) -> list[Completion]:
     """A completion of each request, in order, on every rank; each rank samples every n-th one."""
+
+    def generate(own: Sequence[Request]) -> list[Completion]:
+        done = dict(engine.generate(own, sampling))
+        return [done[i] for i in range(len(own))]
+
+    if isinstance(engine, ServerEngine | IdleEngine):
+        return parallel.from_main(lambda: generate(requests))
     size, rank = parallel.data_size, parallel.data_rank
-    own = requests[rank::size]
-    done = dict(engine.generate(own, sampling))
-    parts = parallel.all_gather([done[i] for i in range(len(own))])
+    parts = parallel.all_gather(generate(requests[rank::size]))
     return [parts[i % size][i // size] for i in range(len(requests))]

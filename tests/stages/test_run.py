@@ -17,8 +17,9 @@ import torch
 from satori_fast.config import Config, ConfigError, load_config
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.stages import run_stages
+from satori_fast.stages.export import export_stage
 from satori_fast.stages.restarts import read_restarts
-from satori_fast.stages.run import build_run, export_stage
+from satori_fast.stages.run import build_run
 from satori_fast.stages.supervised import load_trajectories
 
 TINY = """

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes over HTTP to a vLLM server: requests for completions, and messages to its workers.
+
+Errors have three kinds. `EngineDied`: the server is gone, and a fresh one can be asked again.
+`SyncError`: a worker refused weights. ValueError: a server that was not started for training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+
+from satori_fast.rollout.engine import EngineDied
+from satori_fast.rollout.server_process import is_healthy
+from satori_fast.rollout.weight_sync import SyncError
+
+# Idle connections are dropped sooner than the server does (5 s), so that none is used that the
+# server is about to close.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
+_CONNECT_TIMEOUT_S = 30.0
+# Silence after which the server's health is asked for.
+_SILENCE_S = 15.0
+_HEALTH_TIMEOUT_S = 60.0
+_HINT = "start it with `python -m satori_fast.rollout.vllm_server`"
+
+Answer = dict[str, Any]
+
+
+class ServerClient:
+    """One server. timeout_s: longest wait for an answer to a message."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self.url = url
+        self.host = httpx.URL(url).host
+        self._http = httpx.Client(
+            base_url=url,
+            limits=_LIMITS,
+            timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
+            trust_env=False,  # a proxy has no business between a trainer and its engine
+        )
+
+    def message(self, do: str, **fields: Any) -> list[Answer]:
+        """Have every worker do something (`server_worker`); their answers in rank order."""
+        text = json.dumps({"do": do, **fields})
+        body = {"method": "satori_message", "args": [text]}
+        answers: list[Answer] = self._post("/collective_rpc", body)["results"]
+        for answer in answers:
+            if answer["error"] is not None:
+                raise SyncError(f"{answer['error']} (engine rank {answer['rank']} of {self.url})")
+        return answers
+
+    def reset_prefix_cache(self) -> bool:
+        """False while requests run: the server then keeps its cache."""
+        return self._post("/reset_prefix_cache", None)["success"]
+
+    def _post(self, path: str, body: Any) -> Any:
+        try:
+            response = self._http.post(path, json=body)
+        except httpx.ReadTimeout as error:
+            raise SyncError(
+                f"weight sync: {self.url}{path} did not answer within rollout.sync_timeout_s"
+            ) from error
+        except httpx.TransportError as error:
+            raise EngineDied(f"the server at {self.url} is gone: {described(error)}") from error
+        if response.status_code == 200:
+            return response.json()
+        if response.status_code == 404 or "satori_message" in response.text:
+            raise ValueError(f"the server at {self.url} cannot be synced: {_HINT}")
+        raise server_error(self.url, f"{path} answered {response.status_code}: {response.text}")
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def server_error(url: str, text: str) -> Exception:
+    """What an answer that is no success means: a dead engine, or an error in a living one."""
+    if not is_healthy(url, _HEALTH_TIMEOUT_S):
+        return EngineDied(f"the engine of the server at {url} is gone: {text}")
+    return RuntimeError(f"the server at {url} failed: {text}")
+
+
+def described(error: BaseException) -> str:
+    return f"{type(error).__name__} {error}".strip()
+
+
+class Flight:
+    """Requests on their way to servers, `slots` at a time for each, from a thread of its own.
+
+    Iterate for (index of the body, answer) as they come. `close` takes back what still runs: vLLM
+    aborts a request whose connection ends.
+    """
+
+    def __init__(self, urls: Sequence[str], bodies: Sequence[Answer], slots: int) -> None:
+        self._urls = urls
+        self._bodies = bodies
+        self._slots = slots
+        self._landed: queue.SimpleQueue[tuple[int, Answer] | Exception] = queue.SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        self._flying: asyncio.Task[None] = self._loop.create_task(self._fly())
+        self._thread = threading.Thread(target=self._run, name="server requests", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[tuple[int, Answer]]:
+        for _ in self._bodies:
+            yield self._next()
+
+    def _next(self) -> tuple[int, Answer]:
+        while True:
+            try:
+                landed = self._landed.get(timeout=_SILENCE_S)
+            except queue.Empty:
+                for url in self._urls:
+                    if not is_healthy(url, _HEALTH_TIMEOUT_S):
+                        raise EngineDied(f"the server at {url} fell silent") from None
+                continue
+            if isinstance(landed, Exception):
+                raise landed
+            return landed
+
+    def close(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            self._loop.call_soon_threadsafe(self._flying.cancel)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._flying)
+        except asyncio.CancelledError:
+            pass
+        except ExceptionGroup as group:
+            error = group.exceptions[0]
+            self._landed.put(error)
+        finally:
+            self._loop.close()
+
+    async def _fly(self) -> None:
+        waiting = iter(enumerate(self._bodies))
+        timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
+        slots = min(self._slots, len(self._bodies))
+        async with (
+            httpx.AsyncClient(limits=_LIMITS, timeout=timeout, trust_env=False) as http,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(slots):
+                for url in self._urls:
+                    group.create_task(self._work(http, url, waiting))
+
+    async def _work(
+        self, http: httpx.AsyncClient, url: str, waiting: Iterator[tuple[int, Answer]]
+    ) -> None:
+        for index, body in waiting:
+            response = await self._ask(http, f"{url}/v1/completions", body)
+            if response.status_code != 200:
+                text = f"a request answered {response.status_code}: {response.text}"
+                raise await asyncio.to_thread(server_error, url, text)
+            self._landed.put((index, response.json()))
+
+    async def _ask(self, http: httpx.AsyncClient, url: str, body: Answer) -> httpx.Response:
+        # Once more after a lost connection: a request and its seed give the same answer again.
+        with contextlib.suppress(httpx.TransportError):
+            return await http.post(url, json=body)
+        try:
+            return await http.post(url, json=body)
+        except httpx.TransportError as error:
+            raise EngineDied(f"the server is gone: {described(error)} at {url}") from error

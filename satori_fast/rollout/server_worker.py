@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server's end of a weight sync: what its workers do on a message of `server_engine`.
+
+Messages are JSON, because vLLM's HTTP route passes nothing but text on. An error is answered, not
+raised: raised in one worker of several, it would leave vLLM's answer queues out of step. Tensors
+come as files or by broadcast; loading and checking them is `vllm_worker.Receiver`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from satori_fast.rollout.vllm_worker import SyncExtension
+from satori_fast.rollout.weight_group import GroupSeat, WeightGroup
+from satori_fast.rollout.weight_sync import SyncError, TensorRecord
+
+
+class ServerExtension(SyncExtension):
+    """Methods that the workers of a server gain; `device` and `rank` are the worker's own.
+
+    _satori_weights: name of the weights that are loaded whole; "" when there are none.
+    """
+
+    device: torch.device
+    _satori_weights: str = ""
+    _satori_group: WeightGroup | None = None
+
+    def satori_message(self, text: str) -> dict[str, Any]:
+        """Do what one message asks. The answer has this worker's rank and "error", None if none."""
+        message = json.loads(text)
+        actions: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
+            "describe": self._satori_describe,
+            "join": self._satori_join,
+            "begin": self._satori_begin,
+            "receive": self._satori_load,
+            "finish": lambda m: self.satori_finish(records_of(m)),
+            "name": self._satori_name,
+            "abort": self._satori_give_up,
+        }
+        try:
+            answer = actions[message["do"]](message) or {}
+        except Exception as error:
+            return {"rank": self.rank, "error": f"{error}" or type(error).__name__}
+        return {"rank": self.rank, "error": None, **answer}
+
+    def _satori_describe(self, _: dict[str, Any]) -> dict[str, Any]:
+        config = self.vllm_config
+        return {
+            "weights": self._satori_weights,
+            "logprobs_mode": config.model_config.logprobs_mode,
+            "max_seqlen": config.model_config.max_model_len,
+            "chunked_prefill": config.scheduler_config.enable_chunked_prefill,
+            "replicas": config.parallel_config.data_parallel_size,
+            "device": self.device.type,
+        }
+
+    def _satori_join(self, message: dict[str, Any]) -> None:
+        self._satori_leave()
+        seat = GroupSeat(**message["seat"], rank=1 + self.rank)
+        self._satori_group = WeightGroup(seat, self.device)
+
+    def _satori_leave(self) -> None:
+        group, self._satori_group = self._satori_group, None
+        if group is not None:
+            group.close()
+
+    def _satori_begin(self, _: dict[str, Any]) -> None:
+        self._satori_weights = ""
+        self.satori_begin()
+
+    def _satori_load(self, message: dict[str, Any]) -> None:
+        records = records_of(message)
+        path = message["path"]
+        tensors = self._satori_hear(records) if path is None else read_bucket(path, records)
+        self.satori_receive(records, tensors)
+
+    def _satori_hear(self, records: list[TensorRecord]) -> list[Tensor]:
+        if self._satori_group is None:
+            raise SyncError("weight sync: a broadcast came before this worker joined the group")
+        tensors = [
+            torch.empty(r.shape, dtype=getattr(torch, r.dtype), device=self.device) for r in records
+        ]
+        try:
+            self._satori_group.broadcast(tensors, [record.name for record in records])
+        except SyncError:
+            self._satori_group = None
+            raise
+        return tensors
+
+    def _satori_name(self, message: dict[str, Any]) -> None:
+        self._satori_weights = message["weights"]
+
+    def _satori_give_up(self, _: dict[str, Any]) -> None:
+        self._satori_weights = ""
+        self._satori_leave()
+        self.satori_abort()
+
+
+def records_of(message: dict[str, Any]) -> list[TensorRecord]:
+    return [TensorRecord(n, d, tuple(shape), number) for n, d, shape, number in message["records"]]
+
+
+def read_bucket(path: str, records: list[TensorRecord]) -> list[Tensor]:
+    """Tensors of a bucket file in the order of `records`. SyncError names one that is missing."""
+    held = load_file(path)
+    for record in records:
+        if record.name not in held:
+            raise SyncError(f"weight sync: tensor {record.name!r} is missing in its bucket file")
+    return [held[record.name] for record in records]

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copy a trained model out of a run folder. It is a Hugging Face folder already (`stages.run`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from satori_fast.config import ConfigError
+
+
+def export_stage(folder: Path, destination: Path, *, stage: str | None) -> None:
+    """Copy the model of a stage (None: the last finished one) out of a run folder."""
+    models = folder / "models"
+    trained = sorted(path.name for path in models.glob("*") if (path / "config.json").exists())
+    if not trained:
+        raise ConfigError(f"{folder} holds no model: give a run folder with a finished stage")
+    if stage is None:
+        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        stage = Path(progress["model_folder"]).name
+    if stage not in trained:
+        raise ConfigError(f"{folder} has no model of stage {stage!r}; it has {', '.join(trained)}")
+    if destination.exists():
+        raise ConfigError(f"{destination} exists: choose a new folder")
+    shutil.copytree(models / stage, destination)
