@@ -115,8 +115,7 @@ class OptimizerConfig(Section):
 
 class RolloutConfig(Section):
     engine: Literal["embedded", "vllm", "server"] = "embedded"
-    """who samples: embedded decodes on the trained weights themselves; vllm is vLLM in this
-    process; server is vLLM in another one, started by the run or running at server_url"""
+    """who samples: the trained weights themselves, vLLM in this process, or vLLM in another one"""
     max_seqlen: int = Field(default=2048, gt=1)
     """context of the engine: prompt and response, tokens"""
     max_new_tokens: int = Field(default=1024, gt=0)
