@@ -145,11 +145,9 @@ class RolloutConfig(Section):
     gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
     """vllm, server: of a GPU, for its weights and cache"""
     server_url: tuple[str, ...] = Field(default=(), strict=False)
-    """server: running servers that share the requests, e.g. "http://127.0.0.1:8000", several by
-    commas; none: the run starts one of its own"""
+    """server: running servers, as "http://127.0.0.1:8000"; none: the run starts one of its own"""
     server_allow_public: bool = False
-    """server: use one that other machines can reach; whoever reaches it can replace its weights or
-    run code on it, whether or not it has an API key"""
+    """server: use one that others can reach, who can then replace weights or run code on it"""
     server_args: tuple[str, ...] = Field(default=(), strict=False)
     """server: further flags of vLLM where the run starts it, e.g. ["--tensor-parallel-size", "2"]
     """
@@ -158,8 +156,7 @@ class RolloutConfig(Section):
     server_start_timeout_s: float = Field(default=600.0, gt=0)
     """server: longest start of an own server, and longest wait for one that is away"""
     sync_route: Literal["auto", "file", "broadcast"] = "auto"
-    """server: way of the weights: broadcast over NCCL or gloo, or files; auto: files where all is
-    on one machine without a GPU"""
+    """server: weights by broadcast or as files; auto: files on one machine without a GPU"""
     sync_folder: str | None = None
     """server: folder of the file route, the same path for trainer and servers; None: in memory"""
     max_engine_restarts: int = Field(default=3, ge=0)
