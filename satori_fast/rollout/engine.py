@@ -162,25 +162,31 @@ def _requests(
 ) -> list[Request]:
     """The samples of each problem, siblings together."""
     requests: list[Request] = []
-    renderer = engine.renderer
     for group, problem in enumerate(problems, start=first_group):
-        prompt = tuple(renderer.prompt_ids(problem))
-        room = engine.max_seqlen - len(prompt)
-        if room < 1:
-            raise ValueError(
-                f"prompt of problem {problem.problem_id!r} has {len(prompt)} tokens, the context "
-                f"{engine.max_seqlen}: raise rollout.max_seqlen or filter the problem out"
-            )
+        prompt, room = prompt_of(engine, problem)
         requests += [
             Request(
                 prompt_ids=prompt,
                 max_new_tokens=min(sampling.max_new_tokens, room),
-                stop_ids=(renderer.eos_id,),
+                stop_ids=(engine.renderer.eos_id,),
                 seed=request_seed(sampling.seed, group, sibling),
             )
             for sibling in range(sampling.num_samples)
         ]
     return requests
+
+
+def prompt_of(engine: Engine, problem: Problem) -> tuple[tuple[int, ...], int]:
+    """Prompt ids of `problem` and the room they leave for a response, in tokens; ValueError where
+    there is none."""
+    prompt = tuple(engine.renderer.prompt_ids(problem))
+    room = engine.max_seqlen - len(prompt)
+    if room < 1:
+        raise ValueError(
+            f"prompt of problem {problem.problem_id!r} has {len(prompt)} tokens, the context "
+            f"{engine.max_seqlen}: raise rollout.max_seqlen or filter the problem out"
+        )
+    return prompt, room
 
 
 def request_seed(seed: int, group: int, sibling: int) -> int:

@@ -5,6 +5,11 @@ them otherwise, stops before it trains on the samples."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from satori_fast.algorithms.importance import first_gap, logprob_gap
 from satori_fast.stages.run import Run
@@ -15,12 +20,18 @@ class MismatchError(RuntimeError):
     """Engine and trainer disagree on the probabilities of what was sampled."""
 
 
-def check_logprobs(run: Run, batches: Sequence[PackedBatch], packed: Sequence[Trajectory]) -> None:
+def check_logprobs(
+    run: Run, batches: Sequence[PackedBatch], packed: Sequence[Trajectory], *, version: int
+) -> None:
     """MismatchError, on every rank alike, when the mean difference of the step's loss tokens is
-    above `rollout.max_logprob_diff`; it shows the first sequence that differs."""
+    above `rollout.max_logprob_diff`; it shows the first sequence that differs.
+
+    version: of the trainer's weights; tokens that older ones sampled are left out.
+    """
     limit = run.config.rollout.max_logprob_diff
     if limit is None:
         return
+    batches = without_stale(batches, packed, version)
     total, num_tokens = run.parallel.all_reduce_sum(logprob_gap(batches)).tolist()
     # Written so that NaN raises the alarm too.
     if num_tokens == 0 or total / num_tokens <= limit:
@@ -40,3 +51,32 @@ def check_logprobs(run: Run, batches: Sequence[PackedBatch], packed: Sequence[Tr
             f"{gap.engine:.4f}, in: {text}"
         )
     raise MismatchError(message)
+
+
+def without_stale(
+    batches: Sequence[PackedBatch], packed: Sequence[Trajectory], version: int
+) -> list[PackedBatch]:
+    """The batches with tokens of other versions masked; for comparing, not for training."""
+    if all(t.policy_version == version and t.versions is None for t in packed):
+        return list(batches)
+    return [replace(b, loss_mask=b.loss_mask & _is_fresh(b, packed, version)) for b in batches]
+
+
+def _is_fresh(batch: PackedBatch, packed: Sequence[Trajectory], version: int) -> Tensor:
+    fresh = torch.ones(batch.num_tokens, dtype=torch.bool)
+    starts = batch.cu_seqlens.tolist()
+    for start, source in zip(starts, batch.source.tolist(), strict=False):
+        if source < 0:  # padding
+            continue
+        trajectory = packed[source]
+        first = start + trajectory.prompt_len - 1
+        stale = token_versions(trajectory) != version
+        fresh[first : first + len(stale)] = torch.from_numpy(~stale)
+    return fresh.to(batch.loss_mask.device)
+
+
+def token_versions(trajectory: Trajectory) -> np.ndarray:
+    """int64 [R]: the version of the weights that sampled each response token."""
+    if trajectory.versions is not None:
+        return trajectory.versions
+    return np.full(trajectory.num_response_tokens, trajectory.policy_version)

@@ -11,30 +11,33 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
-from torch import Tensor
+from typing import Any
 
 from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.credit import assign_credit
 from satori_fast.algorithms.importance import ImportanceRule, weigh_sequences
-from satori_fast.algorithms.losses import explained_variance
 from satori_fast.algorithms.recipe import RECIPES, Recipe
 from satori_fast.backbone.checkpoint import export_hf
 from satori_fast.backbone.step import Learner, annotate, update
 from satori_fast.config import ReinforceConfig
-from satori_fast.data.coat import count_reflections
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, ProblemMixture, origin_of
 from satori_fast.data.packing import pack
 from satori_fast.profiling.metrics import progress
 from satori_fast.rewards.compose import RewardTerms, drop_uninformative_groups, score
 from satori_fast.rollout.engine import Engine
+from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.restarts import load_or_build_restarts
 from satori_fast.stages.run import Run, StageOutcome, StageProgress
 from satori_fast.stages.setup import learner_for
+from satori_fast.stages.step_metrics import (
+    importance_metrics,
+    pool_metrics,
+    rollout_metrics,
+    update_metrics,
+)
 from satori_fast.types import Problem, RolloutResult, Trajectory
 
 STAGE = "reinforce"
@@ -53,22 +56,34 @@ class Actors:
     engine: Engine
     problems: ProblemMixture
     rewards: RewardTerms
+    partial: PartialRollouts | None  # rollouts that go on from step to step, if the config has any
 
     @property
     def learners(self) -> dict[str, Learner]:
         trained = {"policy": self.policy, "critic": self.critic}
         return {name: learner for name, learner in trained.items() if learner is not None}
 
+    def data_state(self) -> dict[str, Any]:
+        """JSON-able: where the data stands, rollouts under way included."""
+        partial = None if self.partial is None else self.partial.state_dict()
+        return {"problems": self.problems.state_dict(), "partial": partial}
+
+    def load_data_state(self, state: Mapping[str, Any]) -> None:
+        self.problems.load_state_dict(state["problems"])
+        if self.partial is not None:
+            self.partial.load_state_dict(state["partial"])
+
 
 def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     """One step on `actors.config.problems_per_step` problems; metrics without times."""
     config, recipe = actors.config, actors.recipe
-    problems = actors.problems.take(config.problems_per_step)
+    pending = 0 if actors.partial is None else actors.partial.num_pending
+    problems = actors.problems.take(max(0, config.problems_per_step - pending))
     sampling = run.sampling(
         num_samples=config.samples_per_problem, seed=run.seed(STAGE, "rollout", step)
     )
     with run.spans.span("rollout"):
-        rollout = run.collect(actors.engine, problems, sampling)
+        rollout = run.collect(actors.engine, problems, sampling, partial=actors.partial)
         if run.config.rollout.sleep:
             actors.engine.sleep()
     with run.spans.span("reward"):
@@ -86,7 +101,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
             actors.critic,
             temperature=recipe.loss.temperature,
         )
-        check_logprobs(run, batches, kept)
+        check_logprobs(run, batches, kept, version=rollout.policy_version)
         advantages = estimate_advantages(batches, recipe.advantage, run.parallel.all_reduce_sum)
         advantages, reweighted = weigh_sequences(batches, advantages, importance_rule(config))
     with run.spans.span("update"):
@@ -100,15 +115,15 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         )
     with run.spans.span("sync"):
         actors.engine.wake()
-        report = run.sync(actors.engine, actors.policy, version=step + 1)
+        report = run.engines.push(run, actors.engine, actors.policy, version=step + 1)
     count_tokens(run, rollout, kept)
     every = max(1, len(scored) // max(1, config.num_logged_samples))
     run.record_samples(STAGE, step, scored[::every][: config.num_logged_samples])
     return {
         **rollout_metrics(rollout, scored, kept),
         **update_metrics(stats),
-        **importance_metrics(run, reweighted),
-        **pool_metrics(run),
+        **importance_metrics(run.parallel.all_reduce_sum(reweighted)),
+        **pool_metrics(run.grader.pool),
         **run.engines.metrics(),
         "sync/bytes": float(report.num_bytes),
     }
@@ -120,7 +135,7 @@ def reinforce(run: Run) -> StageOutcome:
     actors = build_actors(run)
     done = run.resume_stage(STAGE, actors.learners)
     if done.data is not None:
-        actors.problems.load_state_dict(done.data)
+        actors.load_data_state(done.data)
         actors.engine = run.engine(actors.policy, version=done.step)
     evaluation = None
     run.spans.start_step()
@@ -132,8 +147,8 @@ def reinforce(run: Run) -> StageOutcome:
                 evaluation = run.evaluate(actors.engine)
                 metrics |= run.record_evaluation(STAGE, step, evaluation)
             times = done.times + run.record(STAGE, step, metrics)
-            done = StageProgress(step + 1, times, actors.problems.state_dict())
-            bar.advance(values={"accuracy": metrics["rollout/accuracy"]})
+            done = StageProgress(step + 1, times, actors.data_state())
+            bar.advance(values={"accuracy": metrics.get("rollout/accuracy", math.nan)})
             if last or (config.checkpoint_every and done.step % config.checkpoint_every == 0):
                 run.save_stage(STAGE, actors.learners, done)
     exported = run.exported_model(STAGE)
@@ -145,7 +160,7 @@ def reinforce(run: Run) -> StageOutcome:
 
 
 def build_actors(run: Run) -> Actors:
-    config = run.config.reinforce
+    config, limit = run.config.reinforce, run.config.rollout.max_step_tokens
     recipe = recipe_for(config, temperature=run.config.rollout.temperature)
     policy = learner_for(run, "policy", config.optimizer, num_steps=num_updates(config))
     critic = reference = None
@@ -173,6 +188,7 @@ def build_actors(run: Run) -> Actors:
         engine=engine,
         problems=ProblemMixture(origins, weights, seed=run.seed(STAGE, "problems")),
         rewards=RewardTerms(run.config.reward.reflection_bonus),
+        partial=PartialRollouts(limit) if limit is not None else None,
     )
 
 
@@ -215,15 +231,12 @@ def num_updates(config: ReinforceConfig) -> int:
     return config.num_steps * config.num_minibatches
 
 
-# -- what a step leaves in the metrics ----------------------------------------------------------
-
-
 def informative(scored: list[Trajectory], recipe: Recipe) -> list[Trajectory]:
     """Drop groups without signal, unless the recipe learns from all."""
     if recipe.min_group_std is None:
         return scored
     kept = drop_uninformative_groups(scored, recipe.min_group_std)
-    if not kept:
+    if scored and not kept:
         logger.warning("every group of this step earned one reward: there is nothing to update")
     return kept
 
@@ -234,63 +247,3 @@ def count_tokens(run: Run, rollout: RolloutResult, kept: Sequence[Trajectory]) -
     run.spans.count("logprob", trained)
     run.spans.count("update", trained)
     run.spans.count("step", rollout.num_prompt_tokens + rollout.num_generated_tokens)
-
-
-def rollout_metrics(
-    rollout: RolloutResult, scored: Sequence[Trajectory], kept: Sequence[Trajectory]
-) -> dict[str, float]:
-    """Means over the step's trajectories; accuracy also by where the problem started."""
-    rewards = [t.reward for t in scored if t.reward is not None]
-    metrics = {
-        "reward/total": float(np.mean([r.total for r in rewards])),
-        "reward/rule": float(np.mean([r.rule for r in rewards])),
-        "reward/reflection": float(np.mean([r.reflection for r in rewards])),
-        "rollout/accuracy": float(np.mean([r.correct for r in rewards])),
-        "rollout/reflections_per_answer": float(np.mean([count_reflections(t) for t in scored])),
-        "rollout/mean_response_tokens": rollout.num_generated_tokens / len(scored),
-        "rollout/truncated": float(np.mean([t.finish == "length" for t in scored])),
-        "rollout/kept": len(kept) / len(scored),
-    }
-    for origin in (ORIGINAL, CORRECT, INCORRECT):
-        right = [t.reward.correct for t in scored if t.reward and origin_of(t.problem) == origin]
-        if right:
-            metrics[f"rollout/accuracy_{origin}"] = float(np.mean(right))
-    return metrics
-
-
-def update_metrics(stats: dict[str, float]) -> dict[str, float]:
-    """What `update` returned, with two numbers under the names that people look for.
-
-    "rollout/logprob_abs_diff" (and its max): |engine - trainer| under the same weights, nats;
-    "rollout/logprob_kl" and "rollout/importance_clip_fraction" are of the same pair; the critic's
-    four sums over returns become the share of their variance that it explains.
-    """
-    metrics = dict(stats)
-    for suffix in ("", "_max"):
-        if f"update/rollout_abs_diff{suffix}" in metrics:
-            difference = metrics.pop(f"update/rollout_abs_diff{suffix}")
-            metrics[f"rollout/logprob_abs_diff{suffix}"] = difference
-    renamed = {
-        "update/rollout_kl": "rollout/logprob_kl",
-        "update/rollout_clip_fraction": "rollout/importance_clip_fraction",
-    }
-    metrics = {renamed.get(name, name): value for name, value in metrics.items()}
-    if "critic/return" in metrics:
-        names = ("return", "return_square", "residual", "residual_square")
-        sums = {name: metrics.pop(f"critic/{name}") for name in names}
-        metrics["critic/explained_variance"] = explained_variance(sums)
-    return metrics
-
-
-def importance_metrics(run: Run, reweighted: Tensor) -> dict[str, float]:
-    """Share of responses whose sequence-level weight was truncated or masked, if there is one."""
-    changed, total = run.parallel.all_reduce_sum(reweighted).tolist()
-    return {"rollout/sequence_clip_fraction": changed / total} if total else {}
-
-
-def pool_metrics(run: Run) -> dict[str, float]:
-    """Totals since the run was opened: a grader that kills answers must be seen."""
-    return {
-        "grading/timeouts": float(run.grader.pool.timeouts),
-        "grading/crashes": float(run.grader.pool.crashes),
-    }

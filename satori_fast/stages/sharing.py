@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.grading import GradingPool, Verdict
-from satori_fast.rollout.engine import Engine, SamplingParams, collect
+from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams, collect
 from satori_fast.rollout.server_engine import IdleEngine, ServerEngine
 from satori_fast.types import Problem, RolloutResult
 
@@ -63,3 +63,24 @@ def collect_shared(
         wall_s=max(p.wall_s for p in parts),
         policy_version=part.policy_version,
     )
+
+
+def generate_shared(
+    engine: Engine,
+    requests: Sequence[Request],
+    sampling: SamplingParams,
+    *,
+    parallel: ParallelState,
+) -> list[Completion]:
+    """A completion of each request, in order, on every rank; each rank samples every n-th one.
+
+    Servers are asked by the main process alone.
+    """
+    if isinstance(engine, ServerEngine | IdleEngine):
+        done = parallel.from_main(lambda: dict(engine.generate(requests, sampling)))
+        return [done[i] for i in range(len(requests))]
+    size, rank = parallel.data_size, parallel.data_rank
+    own = requests[rank::size]
+    done = dict(engine.generate(own, sampling))
+    parts = parallel.all_gather([done[i] for i in range(len(own))])
+    return [parts[i % size][i // size] for i in range(len(requests))]

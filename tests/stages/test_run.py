@@ -159,6 +159,33 @@ def test_a_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path) -
         assert (tmp_path / "tiny" / name).read_bytes() == (finished / name).read_bytes()
 
 
+def reinforce_lines(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(folder / "tiny" / "metrics.jsonl")
+    return [line for line in lines if line["stage"] == "reinforce"]
+
+
+def test_partial_rollouts_resume_to_the_same_bits(tmp_path: Path) -> None:
+    options = ("--rollout.max_step_tokens", "10", "--reinforce.num_steps", "6")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+        run_stages(tiny_config(folder, *options, "--reinforce.checkpoint_every", "3"))
+    lines = reinforce_lines(whole)
+    # The first step can finish no response of more than ten tokens; later ones mix versions.
+    assert any(line.get("rollout/stale_tokens", 0) > 0 for line in lines)
+    assert all(line["rollout/completion_tokens"] <= 16 * 10 for line in lines)
+    for line in lines:
+        assert line.get("rollout/mean_response_tokens", 0) <= 24
+    # Take the run back to its third step, as a kill after the checkpoint would have left it.
+    state = json.loads((cut / "tiny" / "progress.json").read_text())
+    state["finished"].pop()
+    state["model_folder"] = "models/supervised"
+    (cut / "tiny" / "progress.json").write_text(json.dumps(state))
+    run_stages(tiny_config(cut, *options, "--reinforce.checkpoint_every", "3"), resume=True)
+    weights = Path("tiny/models/reinforce/model.safetensors")
+    assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
+
+
 def test_critic_warm_up_trains_the_critic_alone(tmp_path: Path) -> None:
     options = ("--reinforce.critic_warmup_steps", "2", "--reinforce.num_steps", "3")
     run_stages(tiny_config(tmp_path, *options))

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fixture `race`: ours against its rivals in turn, as a line on the terminal and a record.
+
+Built on pytest-benchmark's `benchmark`, so `--benchmark-only` keeps its tests and
+`--benchmark-json` holds the ratios too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import measure
+
+LINES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch, and with it our kernels, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[str, Any]]:
+    """race(key, alternatives, targets=..., ...) -> the figures that it also reports and records.
+
+    key:          what the record benchmarks/results/<op>.json calls this race.
+    alternatives: ours first, then its rivals; None for a rival that is not to be had.
+    targets:      for rivals, how many times faster ours should be. Reported, never asserted.
+    memory:       whether to measure the peak memory of a call as well.
+    extra:        more figures to keep, such as shapes or the share of a hardware floor.
+    """
+
+    def run(
+        key: str,
+        alternatives: Mapping[str, measure.Function | None],
+        *,
+        targets: Mapping[str, float],
+        repeats: int = 7,
+        memory: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        present = {name: f for name, f in alternatives.items() if f is not None}
+        timings = measure.interleave(present, repeats=repeats)
+        ours = next(iter(present))
+        figures = {name: timing.figures() for name, timing in timings.items()}
+        if memory:
+            for name, function in present.items():
+                figures[name]["peak_mib"] = measure.significant(
+                    measure.peak_bytes(function) / 2**20
+                )
+        comparison = _ratios(ours, timings, targets)
+        table = {
+            "command": f'python -m pytest "{request.node.nodeid}" --benchmark-only',
+            "threads": torch.get_num_threads(),
+            **(extra or {}),
+            "left_out": [name for name in alternatives if name not in present],
+            "timings": figures,
+            "ratios": comparison,
+        }
+        name = request.path.stem.removeprefix("bench_")
+        measure.record(name, {key: table})
+        request.config.stash.setdefault(LINES, []).append(_line(name, key, table))
+        benchmark.extra_info.update(ratios=comparison)
+        benchmark.pedantic(present[ours], rounds=repeats, iterations=timings[ours].calls)
+        return table
+
+    return run
+
+
+def _ratios(
+    ours: str, timings: Mapping[str, measure.Timing], targets: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    """How many times faster ours is than each rival, by the medians of wall and CPU time."""
+    ratios: dict[str, dict[str, Any]] = {}
+    for name, timing in timings.items():
+        if name == ours:
+            continue
+        ratio = timing.median / timings[ours].median
+        ratios[name] = {
+            "wall": measure.significant(ratio),
+            "cpu": measure.significant(timing.cpu_median / timings[ours].cpu_median),
+        }
+        if name in targets:
+            ratios[name] |= {"target": targets[name], "met": ratio >= targets[name]}
+    return ratios
+
+
+def _line(name: str, key: str, table: Mapping[str, Any]) -> str:
+    ours, timing = next(iter(table["timings"].items()))
+    parts = [f"{name} {key}: {ours} {timing['wall_ms']:g} ms"]
+    for rival, ratio in table["ratios"].items():
+        verdict = ""
+        if "target" in ratio:
+            verdict = f" (target {ratio['target']:g}: {'met' if ratio['met'] else 'NOT met'})"
+        parts.append(f"{ratio['wall']:.3g}x {rival}{verdict}")
+    parts += [f"without {rival}" for rival in table["left_out"]]
+    return ", ".join(parts)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    lines = config.stash.get(LINES, [])
+    if lines:
+        terminalreporter.section("races, medians of wall time, ours first")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reinforcement step leaves in the metrics: names and means. Times and rates are
+`profiling.spans`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from satori_fast.algorithms.losses import explained_variance
+from satori_fast.data.coat import count_reflections
+from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, origin_of
+from satori_fast.grading import GradingPool
+from satori_fast.stages.mismatch import token_versions
+from satori_fast.types import RolloutResult, Trajectory
+
+
+def rollout_metrics(
+    rollout: RolloutResult, scored: Sequence[Trajectory], kept: Sequence[Trajectory]
+) -> dict[str, float]:
+    """Means over the step's trajectories; accuracy also by where the problem started.
+
+    "rollout/stale_tokens": share of response tokens that older weights sampled.
+    """
+    if not scored:  # partial rollouts: no group was finished in this step
+        return {}
+    stale = [token_versions(t) != rollout.policy_version for t in scored]
+    rewards = [t.reward for t in scored if t.reward is not None]
+    metrics = {
+        "reward/total": float(np.mean([r.total for r in rewards])),
+        "reward/rule": float(np.mean([r.rule for r in rewards])),
+        "reward/reflection": float(np.mean([r.reflection for r in rewards])),
+        "rollout/accuracy": float(np.mean([r.correct for r in rewards])),
+        "rollout/reflections_per_answer": float(np.mean([count_reflections(t) for t in scored])),
+        "rollout/mean_response_tokens": float(np.mean([t.num_response_tokens for t in scored])),
+        "rollout/stale_tokens": float(np.mean(np.concatenate(stale))),
+        "rollout/truncated": float(np.mean([t.finish == "length" for t in scored])),
+        "rollout/kept": len(kept) / len(scored),
+    }
+    for origin in (ORIGINAL, CORRECT, INCORRECT):
+        right = [t.reward.correct for t in scored if t.reward and origin_of(t.problem) == origin]
+        if right:
+            metrics[f"rollout/accuracy_{origin}"] = float(np.mean(right))
+    return metrics
+
+
+def update_metrics(stats: dict[str, float]) -> dict[str, float]:
+    """What `update` returned, with two numbers under the names that people look for.
+
+    "rollout/logprob_abs_diff" (and its max): |engine - trainer| under the same weights, nats;
+    "rollout/logprob_kl" and "rollout/importance_clip_fraction" are of the same pair; the critic's
+    four sums over returns become the share of their variance that it explains.
+    """
+    metrics = dict(stats)
+    for suffix in ("", "_max"):
+        if f"update/rollout_abs_diff{suffix}" in metrics:
+            difference = metrics.pop(f"update/rollout_abs_diff{suffix}")
+            metrics[f"rollout/logprob_abs_diff{suffix}"] = difference
+    renamed = {
+        "update/rollout_kl": "rollout/logprob_kl",
+        "update/rollout_clip_fraction": "rollout/importance_clip_fraction",
+    }
+    metrics = {renamed.get(name, name): value for name, value in metrics.items()}
+    if "critic/return" in metrics:
+        names = ("return", "return_square", "residual", "residual_square")
+        sums = {name: metrics.pop(f"critic/{name}") for name in names}
+        metrics["critic/explained_variance"] = explained_variance(sums)
+    return metrics
+
+
+def importance_metrics(reweighted: Tensor) -> dict[str, float]:
+    """Share of responses whose sequence-level weight was truncated or masked, if there is one."""
+    changed, total = reweighted.tolist()
+    return {"rollout/sequence_clip_fraction": changed / total} if total else {}
+
+
+def pool_metrics(pool: GradingPool) -> dict[str, float]:
+    """Totals since the run was opened: a grader that kills answers must be seen."""
+    return {
+        "grading/timeouts": float(pool.timeouts),
+        "grading/crashes": float(pool.crashes),
+    }

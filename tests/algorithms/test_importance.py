@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequence weights and gaps against a loop over trajectories."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from satori_fast.algorithms.importance import (
+    ImportanceRule,
+    first_gap,
+    logprob_gap,
+    weigh_sequences,
+)
+from satori_fast.types import Advantages, PackedBatch
+from tests.algorithms.test_advantages import make_batch
+
+SHAPES = [(2, [3]), (1, [2, 2]), (4, [1])]
+
+
+def in_packing_order(batch: PackedBatch, rows: list[list[float]]) -> list[float]:
+    return [x for source in batch.source.tolist() if source >= 0 for x in rows[source]]
+
+
+def batch_with_gaps(gaps: list[list[float]]) -> PackedBatch:
+    """Trainer's log-prob minus the engine's of every response token; junk where masked."""
+    batch = make_batch(SHAPES, [[1.0], [1.0, 1.0], [1.0]])
+    old = torch.full((batch.num_tokens,), math.nan)
+    old[batch.loss_mask] = torch.tensor(in_packing_order(batch, gaps))
+    return batch.annotated(old_logprobs=old + batch.rollout_logprobs)
+
+
+# exp of the sums: 0.5, 4 and 1.
+GAPS = [[-math.log(2), 0.0, 0.0], [math.log(2), 0.0, math.log(2), 0.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"), [("truncate", (0.75, 2.0, 1.0)), ("mask", (0.0, 0.0, 1.0))]
+)
+def test_every_token_gets_the_weight_of_its_sequence(kind, weights) -> None:
+    batch = batch_with_gaps(GAPS)
+    advantages = Advantages(torch.where(batch.loss_mask, 3.0, 0.0))
+    rule = ImportanceRule(kind, "sequence", low=0.75, high=2.0)
+    (weighed,), counts = weigh_sequences([batch], [advantages], rule)
+    rows = [[3 * w] * len(row) for w, row in zip(weights, GAPS, strict=True)]
+    expected = in_packing_order(batch, rows)
+    assert weighed.advantages[batch.loss_mask].tolist() == pytest.approx(expected)
+    assert not weighed.advantages[~batch.loss_mask].any()
+    assert counts.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("rule", [ImportanceRule(), ImportanceRule("mask", "token", 0.9, 1.1)])
+def test_other_rules_leave_advantages_alone(rule: ImportanceRule) -> None:
+    batch = batch_with_gaps(GAPS)
+    advantages = Advantages(batch.loss_mask.float())
+    weighed, counts = weigh_sequences([batch], [advantages], rule)
+    assert weighed == [advantages] and counts.tolist() == [0, 0]
+
+
+def test_gap_is_summed_over_loss_tokens() -> None:
+    total, count = logprob_gap([batch_with_gaps(GAPS), batch_with_gaps(GAPS)]).tolist()
+    assert total == pytest.approx(6 * math.log(2)) and count == 16
+
+
+def test_first_gap_names_sequence_position_and_token() -> None:
+    gap = first_gap([batch_with_gaps([[0.0] * 3, [0.0, 0.0, 0.0, 0.3], [0.0]])], 0.2)
+    # The last of four response tokens after a prompt of one: position 4, and token 4 there.
+    assert gap is not None and (gap.source, gap.position, gap.token) == (1, 4, 4)
+    assert gap.trainer - gap.engine == pytest.approx(0.3)
+    assert first_gap([batch_with_gaps(GAPS)], 1.0) is None

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the vLLM engine run in processes of their own: vLLM changes global state of the
+process it lives in. `python -m tests.rollout.vllm_scenarios SCENARIO FOLDER [options]` prints one
+line of JSON, on the first rank.
+
+FOLDER holds the checkpoints `old` and `new` of one architecture, and a tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from satori_fast.backbone.architecture import load_hf_config
+from satori_fast.backbone.parallel import initialize_parallel, parallel_state
+from satori_fast.backbone.step import Learner, build_learner
+from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.tokenizer import load_tokenizer
+from satori_fast.rollout.engine import Completion, Request, SamplingParams
+from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
+from satori_fast.rollout.weight_sync import SyncError, push_weights
+
+GREEDY = SamplingParams(temperature=0)
+MAX_SEQLEN = 96
+
+
+def requests(new_tokens: int = 24) -> list[Request]:
+    rng = np.random.default_rng(0)
+    lengths = (3, 17, 9, 9, 30, 1, 60, 25)
+    return [
+        Request(tuple(int(t) for t in rng.integers(5, 120, n)), new_tokens, (7,), seed=i)
+        for i, n in enumerate(lengths)
+    ]
+
+
+def sample(engine: VllmEngine, sampling: SamplingParams, wanted: list[Request]) -> list[Completion]:
+    done = dict(engine.generate(wanted, sampling))
+    return [done[i] for i in range(len(wanted))]
+
+
+def tokens_of(engine: VllmEngine) -> list[list[int]]:
+    return [c.tokens.tolist() for c in sample(engine, GREEDY, requests())]
+
+
+def start(folder: Path, options: argparse.Namespace) -> tuple[VllmEngine, Learner, Learner]:
+    state = initialize_parallel(options.tensor, seed=0)
+    torch.set_num_threads(1)
+    dtype = getattr(torch, options.dtype)
+    old, new = (
+        build_learner(load_hf_config(folder / name), weights=folder / name, dtype=dtype)
+        for name in ("old", "new")
+    )
+    renderer = PromptRenderer(load_tokenizer(folder / "tokenizer"), "{question}", 64)
+    settings = VllmSettings(
+        dtype=options.dtype,
+        max_seqlen=MAX_SEQLEN,
+        max_slots=4,
+        tensor_size=state.tensor_size,
+        data_size=state.data_size,
+        bucket_bytes=2**16,
+        timeout_s=20.0,
+    )
+    return VllmEngine(folder / "empty", settings, renderer=renderer), old, new
+
+
+def synced(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Old and new weights in turn, new ones last; greedy tokens after it and after a sleep."""
+    engine, old, new = start(folder, options)
+    for round_ in range(options.num_syncs):
+        learner = new if (options.num_syncs - round_) % 2 else old
+        push_weights(learner.hf_weights(), engine, version=round_)
+        if round_ == 0:  # fill the prefix cache with what must not survive
+            sample(engine, GREEDY, requests())
+    after = tokens_of(engine)
+    engine.sleep()
+    engine.wake()
+    result = {"tokens": parallel_state().all_gather(after), "awake": tokens_of(engine)}
+    result["version"] = engine.policy_version
+    engine.close()
+    return result
+
+
+def fresh(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Greedy tokens of a vLLM that loads the checkpoint `new` by itself."""
+    from vllm import LLM
+    from vllm import SamplingParams as VllmSamplingParams
+
+    llm = LLM(
+        str(folder / "new"),
+        dtype=options.dtype,
+        skip_tokenizer_init=True,
+        runner="generate",
+        max_model_len=MAX_SEQLEN,
+        max_num_seqs=4,
+        enforce_eager=True,
+        # As our engine schedules: in bfloat16 another batch is another rounding.
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=8192,
+    )
+    wanted = requests()
+    settings = VllmSamplingParams(
+        temperature=0, max_tokens=24, stop_token_ids=[7], ignore_eos=True, detokenize=False
+    )
+    prompts: Any = [{"prompt_token_ids": list(r.prompt_ids)} for r in wanted]
+    outputs = llm.generate(prompts, settings, use_tqdm=False)
+    return {"tokens": [list(o.outputs[0].token_ids) for o in outputs]}
+
+
+def failures(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Syncs that go wrong, the error of each, and greedy tokens after a good one."""
+    engine, old, new = start(folder, options)
+    result: dict[str, Any] = {}
+    result["unsynced"] = error_of(lambda: next(engine.generate(requests(), GREEDY)))
+    push_weights(old.hf_weights(), engine, version=1)
+    name = "model.layers.1.self_attn.k_proj.weight"
+
+    def without() -> Iterator[tuple[str, Tensor]]:
+        return ((n, t) for n, t in new.hf_weights() if n != name)
+
+    def slow() -> Iterator[tuple[str, Tensor]]:
+        for n, t in new.hf_weights():
+            if n == name:
+                time.sleep(0.3)
+            yield n, t
+
+    result["dropped"] = error_of(lambda: push_weights(without(), engine, version=2))
+    receive = engine.receive
+
+    def corrupting(records: Any, tensors: Any) -> None:
+        sent = [t.clone() for t in tensors]
+        for record, tensor in zip(records, sent, strict=True):
+            if record.name == name:
+                tensor.view(-1)[3] += 1e-3
+        receive(records, sent)
+
+    engine.receive = corrupting  # type: ignore[method-assign]
+    result["corrupted"] = error_of(lambda: push_weights(new.hf_weights(), engine, version=3))
+    engine.receive = receive  # type: ignore[method-assign]
+    engine.timeout_s = 0.2
+    result["late"] = error_of(lambda: push_weights(slow(), engine, version=4))
+    result["version"] = engine.policy_version
+    result["refuses"] = error_of(lambda: next(engine.generate(requests(), GREEDY)))
+    push_weights(new.hf_weights(), engine, version=5)
+    result["tokens"] = tokens_of(engine)
+    engine.close()
+    return result
+
+
+def sampling(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Samples at temperature 0.7 in two orders, their log-probs, and an iterator closed early."""
+    engine, _, new = start(folder, options)
+    push_weights(new.hf_weights(), engine, version=0)
+    wanted, warm = requests(), SamplingParams(temperature=0.7)
+    forward = sample(engine, warm, wanted)
+    backward = sample(engine, warm, wanted[::-1])[::-1]
+    siblings = [Request(wanted[6].prompt_ids, 8, (), seed=i) for i in range(8)]
+    result = {
+        "tokens": [c.tokens.tolist() for c in forward],
+        "reordered": [c.tokens.tolist() for c in backward],
+        "logprobs": [c.logprobs.tolist() for c in forward],
+        "finish": [c.finish for c in forward],
+        "siblings": [c.tokens.tolist() for c in sample(engine, warm, siblings)],
+    }
+    left = engine.generate(wanted, GREEDY)
+    next(left)
+    left.close()
+    result["unfinished"] = engine._llm.llm_engine.has_unfinished_requests()
+    result["again"] = tokens_of(engine)
+    filtered = SamplingParams(top_k=5)
+    result["top_k"] = error_of(lambda: next(engine.generate(wanted, filtered)))
+    engine.close()
+    return result
+
+
+def error_of(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except (SyncError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("scenario", choices=("synced", "fresh", "failures", "sampling"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--num-syncs", type=int, default=3)
+    options = parser.parse_args()
+    result = globals()[options.scenario](options.folder, options)
+    if options.scenario == "fresh" or parallel_state().is_main:
+        print("RESULT " + json.dumps(result), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
