@@ -115,7 +115,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         )
     with run.spans.span("sync"):
         actors.engine.wake()
-        report = run.sync(actors.engine, actors.policy, version=step + 1)
+        report = run.engines.push(run, actors.engine, actors.policy, version=step + 1)
     count_tokens(run, rollout, kept)
     every = max(1, len(scored) // max(1, config.num_logged_samples))
     run.record_samples(STAGE, step, scored[::every][: config.num_logged_samples])

@@ -43,9 +43,8 @@ from satori_fast.profiling.report import (
     write_summary,
 )
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
-from satori_fast.rollout.engine import Completion, Engine, SamplingParams
+from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 from satori_fast.rollout.partial import PartialRollouts
-from satori_fast.rollout.weight_sync import SyncReport
 from satori_fast.stages import setup
 from satori_fast.stages.engines import EngineRoom, check_engine
 from satori_fast.stages.sharing import SharedGrader, collect_shared, generate_shared
@@ -124,10 +123,6 @@ class Run:
         """An engine that samples from `policy`'s weights of now."""
         return self.engines.serve(self, policy, version=version)
 
-    def sync(self, engine: Engine, policy: Learner, *, version: int) -> SyncReport:
-        """From now on `engine` samples from `policy`'s weights of now, under `version`."""
-        return self.engines.push(self, engine, policy, version=version)
-
     def sampling(self, *, num_samples: int, seed: int) -> SamplingParams:
         rollout = self.config.rollout
         return SamplingParams(
@@ -160,19 +155,19 @@ class Run:
         partial: PartialRollouts | None = None,
     ) -> RolloutResult:
         """Samples of `problems`, shared out over the data-parallel ranks and gathered again; with
-        `partial`, finished groups of this step and of earlier ones. An engine that dies meanwhile
-        is replaced, and asked again."""
+        `partial`, finished groups of this step and of earlier ones. Repeated if the engine dies."""
         if partial is None:
             return self.engines.keep_trying(
                 self, lambda: collect_shared(engine, problems, sampling, parallel=self.parallel)
             )
+        return partial.collect(engine, problems, sampling, generate=self._generate)
 
-        def generate(*arguments: Any) -> list[Completion]:
-            return self.engines.keep_trying(
-                self, lambda: generate_shared(*arguments, parallel=self.parallel)
-            )
-
-        return partial.collect(engine, problems, sampling, generate=generate)
+    def _generate(
+        self, engine: Engine, requests: Sequence[Request], sampling: SamplingParams
+    ) -> list[Completion]:
+        return self.engines.keep_trying(
+            self, lambda: generate_shared(engine, requests, sampling, parallel=self.parallel)
+        )
 
     def evaluate(self, engine: Engine) -> EvaluationResult:
         """Greedy accuracy of what `engine` serves on the held-out problems; span "evaluate"."""

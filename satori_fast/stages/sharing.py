@@ -72,14 +72,15 @@ def generate_shared(
     *,
     parallel: ParallelState,
 ) -> list[Completion]:
-    """A completion of each request, in order, on every rank; each rank samples every n-th one."""
+    """A completion of each request, in order, on every rank; each rank samples every n-th one.
 
-    def generate(own: Sequence[Request]) -> list[Completion]:
-        done = dict(engine.generate(own, sampling))
-        return [done[i] for i in range(len(own))]
-
+    Servers are asked by the main process alone.
+    """
     if isinstance(engine, ServerEngine | IdleEngine):
-        return parallel.from_main(lambda: generate(requests))
+        done = parallel.from_main(lambda: dict(engine.generate(requests, sampling)))
+        return [done[i] for i in range(len(requests))]
     size, rank = parallel.data_size, parallel.data_rank
-    parts = parallel.all_gather(generate(requests[rank::size]))
+    own = requests[rank::size]
+    done = dict(engine.generate(own, sampling))
+    parts = parallel.all_gather([done[i] for i in range(len(own))])
     return [parts[i % size][i // size] for i in range(len(requests))]
