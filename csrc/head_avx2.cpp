@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output head for avx2; CMakeLists.txt gives this file the flags.
+// The output head for AVX2 and FMA; CMakeLists.txt gives this file its flags.
 #define SATORI_ISA avx2
 #define SATORI_LANES 8
 #define SATORI_TILE_COLUMNS 6

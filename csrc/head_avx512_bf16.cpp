@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output head for avx512_bf16; CMakeLists.txt gives this file the flags.
+// The output head for AVX-512 with products of bfloat16 pairs; CMakeLists.txt gives this file its flags.
 #define SATORI_ISA avx512_bf16
 #define SATORI_LANES 16
 #define SATORI_TILE_COLUMNS 12

@@ -11,6 +11,8 @@ namespace satori_fast::SATORI_ISA {
 
 // Tokens whose logit gradients wait for the product that gives the weight's gradient.
 constexpr int64_t kWaitingPanels = 256 / kTileTokens;
+constexpr int64_t kTileSize = kTileColumns * kTileTokens;
+constexpr int64_t kLineFloats = 16; // in a line of the caches
 
 // Matrix products of one tile. They are functions of their own, because accumulators that share a
 // function with other code end up on the stack.
@@ -98,9 +100,15 @@ SATORI_NOINLINE void product_over_tokens(const float* d, int64_t panel_size, con
                                          int64_t num_panels, bool accumulates, int64_t stride,
                                          float* out) {
     Tile tile = zero_tile();
-    for (int64_t panel = 0; panel < num_panels; ++panel)
-        multiply_add<kTileTokens, 1>(tile, d + panel * panel_size,
-                                     x + panel * kTileTokens * kTileTokens, kTileTokens);
+    // The gradient comes from far away, and the next tile's rows are scattered over the panels: no
+    // prefetcher guesses either.
+    for (int64_t i = 0; i < kTileColumns; ++i)
+        __builtin_prefetch(out + i * stride, 1);
+    for (int64_t panel = 0; panel < num_panels; ++panel, d += panel_size) {
+        for (int64_t i = 0; i < kTileSize; i += kLineFloats)
+            __builtin_prefetch(d + kTileSize + i);
+        multiply_add<kTileTokens, 1>(tile, d, x + panel * kTileTokens * kTileTokens, kTileTokens);
+    }
     store(tile, accumulates, stride, out);
 }
 

