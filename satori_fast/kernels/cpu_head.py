@@ -18,14 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from satori_fast.kernels.cpu import _C
+from satori_fast.kernels.cpu import _C, policy_loss
 from satori_fast.kernels.head import gather_statistics, merge_statistics, shard_layout
 from satori_fast.kernels.reference import (
     POLICY_STATS,
     PolicyInputs,
     PolicyTerms,
     combine_stats,
-    policy_loss,
 )
 
 OPERATIONS = frozenset(("linear_logprob", "linear_policy_loss") if _C else ())
