@@ -175,14 +175,15 @@ INLINE Vector<Real> surrogate_gradient(const Vector<Real>& weight, const Vector<
     const V plain = ratio * advantage, limited = clipped * advantage;
     V surrogate = limited < plain ? limited : plain;
     surrogate = is_dual ? is.dual * advantage : surrogate;
-    // An importance of 0 adds 0 even where the ratio is infinite.
+    // An importance of 0 adds 0, and has no gradient, even where the ratio is infinite.
     sums[POLICY_LOSS] -= weight * (importance == 0 ? V{} : importance * surrogate);
     sums[CLIP_LOW] += is_low ? weight : V{};
     sums[CLIP_HIGH] += is_high ? weight : V{};
     sums[CLIP_DUAL] += is_dual ? weight : V{};
     sums[APPROX_KL] += weight * policy.k3;
     raise_to<Real>(sums[RATIO_MAX], weight != 0 ? ratio : V{});
-    return is_low | is_high | is_dual ? V{} : -importance * ratio * advantage;
+    const Mask<Real> is_flat = is_low | is_high | is_dual | (importance == 0);
+    return is_flat ? V{} : -importance * ratio * advantage;
 }
 
 // Adds the KL to the reference model; returns `gradient` with its part. d: ref - logprob.

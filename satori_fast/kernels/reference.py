@@ -248,7 +248,9 @@ def policy_loss(
     log_ratio = logprobs - old
     ratio = log_ratio.exp()
     surrogate, clips = _surrogate(ratio, advantages, terms)
-    gradient = torch.where(clips.any(dim=0), 0.0, -importance * ratio * advantages)
+    # A masked token has no gradient even where its ratio is infinite.
+    is_flat = clips.any(dim=0) | (importance == 0)
+    gradient = torch.where(is_flat, 0.0, -importance * ratio * advantages)
     kl = torch.zeros_like(logprobs)
     if inputs.ref_logprobs is not None:
         kl, kl_gradient = _kl_estimate(clean(inputs.ref_logprobs) - logprobs, terms.kl_estimator)

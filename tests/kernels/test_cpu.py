@@ -263,6 +263,18 @@ def test_masked_tokens_may_hold_anything(anything):
 
 
 @compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_token_masked_by_importance_has_no_gradient_at_an_infinite_ratio(dtype):
+    old = torch.tensor([-2000.0, -1.0], dtype=dtype)
+    engine = policy = torch.full((2,), -1.0, dtype=dtype)
+    advantages, weights = torch.tensor([-1.0, 1.0], dtype=dtype), torch.ones(2, dtype=dtype)
+    inputs = PolicyInputs(old, advantages, weights, engine, None)
+    terms = FULL._replace(kl_coefficient=0.0, clip_dual=math.inf, importance="mask")
+    for module in (cpu, reference):
+        loss, _, gradient, _ = module.policy_loss(policy, torch.zeros_like(old), inputs, terms)
+        assert loss.item() == -1 and gradient.tolist() == [0, -1]
+
+
 @pytest.mark.parametrize("num_tokens", [0, 300])
 def test_no_loss_token_gives_zeros(num_tokens):
     logprobs, entropies, inputs = policy_tensors(num_tokens)
