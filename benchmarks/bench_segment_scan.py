@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.measure import compiled, copy_bandwidth, significant
 from satori_fast.algorithms.advantages import AdvantageRule, estimate_advantages
-from satori_fast.kernels import segment_scan
+from satori_fast.kernels import gae, segment_scan
 from satori_fast.types import PackedBatch
 
 SEQUENCES, LENGTH, PROMPT = 16, 4096, 256
@@ -120,16 +120,21 @@ def test_gae(race, one_thread) -> None:
     batch = make_batch()
     rule = AdvantageRule("gae", gamma=GAMMA, lambda_=LAMBDA)
 
-    def ours() -> object:
-        return estimate_advantages([batch], rule, lambda x: x)[0]
-
     # The peers' layout: padded rows, with the reward of a segment at its last token.
     mask = batch.loss_mask
     is_last = mask & (batch.segment_ids != batch.segment_ids.roll(-1))
     rewards = torch.where(is_last, batch.credit, 0.0).view(SEQUENCES, LENGTH)
     values = batch.require("values").view(SEQUENCES, LENGTH)
     rows = rewards, values, mask.view(SEQUENCES, LENGTH).float()
-    estimate = estimate_advantages([batch], rule, lambda x: x)[0]
+    flat = batch.require("values"), rewards.flatten(), mask, batch.cu_seqlens
+
+    def ours() -> object:
+        return gae(*flat, gamma=GAMMA, lambda_=LAMBDA)
+
+    def from_credit() -> object:
+        return estimate_advantages([batch], rule, lambda x: x)
+
+    (estimate,) = estimate_advantages([batch], rule, lambda x: x)
     for peer in (loop_gae, vectorised_gae):
         advantages, returns = peer(*rows)
         torch.testing.assert_close(advantages.flatten(), estimate.advantages, rtol=1e-4, atol=1e-4)
@@ -138,6 +143,7 @@ def test_gae(race, one_thread) -> None:
         "gae",
         {
             "ours": ours,
+            "ours, rewards made from credit": from_credit,
             "python loop": lambda: loop_gae(*rows),
             "vectorised": lambda: vectorised_gae(*rows),
             "torch.compile": ready(compiled(vectorised_gae, *rows), *rows),

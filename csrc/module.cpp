@@ -145,6 +145,17 @@ void read_integers(nb::list values, Array<int64_t> out) {
     }
 }
 
+template <typename Real>
+void gae(const std::array<Address, 3>& inputs, int64_t num_tokens, double gamma, double decay,
+         Address cu_seqlens, int64_t num_sequences, int num_threads,
+         const std::array<Address, 2>& outputs) {
+    nb::gil_scoped_release unlocked;
+    satori_fast::gae<Real>(at<const Real>(inputs[0]), at<const Real>(inputs[1]),
+                           at<const uint8_t>(inputs[2]), num_tokens, static_cast<Real>(gamma),
+                           static_cast<Real>(decay), at<const int64_t>(cu_seqlens), num_sequences,
+                           num_threads, at<Real>(outputs[0]), at<Real>(outputs[1]));
+}
+
 void sequence_similarity(Integers a, Integers a_offsets, Integers b, Integers b_offsets,
                          bool autojunk, int num_threads, Array<double> ratios) {
     nb::gil_scoped_release unlocked;
@@ -164,6 +175,9 @@ void pack_bins(Integers lengths, int64_t capacity, Array<int64_t> bins) {
 NB_MODULE(_C, m) {
     m.def("policy_loss_float32", &policy_loss<float>);
     m.def("policy_loss_float64", &policy_loss<double>);
+    // inputs: values, rewards, mask; outputs: advantages, returns.
+    m.def("gae_float32", &gae<float>);
+    m.def("gae_float64", &gae<double>);
     m.def("segment_scan_float32", &segment_scan<float>);
     m.def("segment_scan_float64", &segment_scan<double>);
     m.def("read_integers", &read_integers);

@@ -6,6 +6,7 @@
 #include "parallel.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -13,6 +14,24 @@ namespace satori_fast {
 namespace {
 
 constexpr int LANES = 8; // chains in flight
+
+// x where `is_kept` is 1, and 0 where it is 0, whatever x is: by bits, because a choice between
+// floats by bytes is not vectorised.
+inline float keep(float x, uint8_t is_kept) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits &= 0u - is_kept;
+    std::memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
+inline double keep(double x, uint8_t is_kept) {
+    uint64_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits &= uint64_t{0} - is_kept;
+    std::memcpy(&x, &bits, sizeof bits);
+    return x;
+}
 
 template <typename Real> struct Chain {
     const Real* x; // the next token to read
@@ -95,6 +114,28 @@ void segment_scan(const Real* x, int64_t num_tokens, Real decay, const int64_t* 
     });
 }
 
+template <typename Real>
+void gae(const Real* values, const Real* rewards, const uint8_t* mask, int64_t num_tokens,
+         Real gamma, Real decay, const int64_t* cu_seqlens, int64_t num_sequences, int num_threads,
+         Real* advantages, Real* returns) {
+    for (int64_t t = 0; t < num_tokens; ++t)
+        returns[t] = keep(values[t], mask[t]);
+    for (int64_t t = 0; t + 1 < num_tokens; ++t)
+        advantages[t] = keep(rewards[t] + gamma * returns[t + 1] - returns[t], mask[t]);
+    if (num_tokens > 0) // the last entry of a sequence predicts nothing
+        advantages[num_tokens - 1] = Real(0);
+    segment_scan(advantages, num_tokens, decay, cu_seqlens, num_sequences, true, num_threads,
+                 advantages);
+    for (int64_t t = 0; t < num_tokens; ++t) {
+        advantages[t] = keep(advantages[t], mask[t]);
+        returns[t] += advantages[t];
+    }
+}
+
+template void gae<float>(const float*, const float*, const uint8_t*, int64_t, float, float,
+                         const int64_t*, int64_t, int, float*, float*);
+template void gae<double>(const double*, const double*, const uint8_t*, int64_t, double, double,
+                          const int64_t*, int64_t, int, double*, double*);
 template void segment_scan<float>(const float*, int64_t, float, const int64_t*, int64_t, bool, int,
                                   float*);
 template void segment_scan<double>(const double*, int64_t, double, const int64_t*, int64_t, bool,

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from satori_fast.kernels import segment_scan
+from satori_fast.kernels import gae
 from satori_fast.types import Advantages, PackedBatch
 
 # Floor of the variance that whitening divides by, as OpenRLHF (the base of Satori's code) has it.
@@ -78,16 +78,17 @@ def _gae(batch: PackedBatch, gamma: float, lambda_: float) -> Advantages:
     only. Prompt entries have delta 0 and lie further down, where they receive and never give.
     """
     mask = batch.loss_mask
-    values = torch.where(mask, batch.require("values").float(), 0.0)
-    # The last entry of a sequence is masked, so what roll brings there from the next one is never
-    # used, and it reads as V = 0 for the entry before it.
-    next_values = values.roll(-1)
-    ends_segment = mask & (batch.segment_ids != batch.segment_ids.roll(-1))
-    rewards = torch.where(ends_segment, batch.credit, 0.0)
-    deltas = torch.where(mask, rewards + gamma * next_values - values, 0.0)
-    scanned = segment_scan(deltas, gamma * lambda_, batch.cu_seqlens)
-    advantages = torch.where(mask, scanned, 0.0)
-    return Advantages(advantages, returns=advantages + values)
+    # Credit is 0 where masked, so the end of a response needs no mask of its own.
+    ends_segment = batch.segment_ids != batch.segment_ids.roll(-1)
+    advantages, returns = gae(
+        batch.require("values").float(),
+        batch.credit * ends_segment,
+        mask,
+        batch.cu_seqlens,
+        gamma=gamma,
+        lambda_=lambda_,
+    )
+    return Advantages(advantages, returns)
 
 
 def _whiten(

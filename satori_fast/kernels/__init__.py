@@ -9,6 +9,7 @@ inside a transformer layer have files of their own, `reference_layers` and `laye
 from satori_fast.kernels.layers import rms_norm, rope, swiglu
 from satori_fast.kernels.ops import (
     POLICY_STATS,
+    gae,
     implementation,
     linear_logprob,
     linear_policy_loss,
@@ -20,6 +21,7 @@ from satori_fast.kernels.ops import (
 
 __all__ = [
     "POLICY_STATS",
+    "gae",
     "implementation",
     "linear_logprob",
     "linear_policy_loss",

@@ -30,7 +30,7 @@ except ImportError as error:
     )
 
 OPERATIONS = frozenset(
-    ("pack_bins", "policy_loss", "segment_scan", "sequence_similarity") if _C else ()
+    ("gae", "pack_bins", "policy_loss", "segment_scan", "sequence_similarity") if _C else ()
 )
 # As the enums in csrc/operations.h count them.
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -84,6 +84,27 @@ def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, *, reverse: bool) 
         y.data_ptr(),
     )
     return y.to(x.dtype)
+
+
+def gae(
+    values: Tensor, rewards: Tensor, mask: Tensor, cu_seqlens: Tensor, *, gamma: float, decay: float
+) -> tuple[Tensor, Tensor]:
+    """See `reference.gae`; the same bits, for any number of threads."""
+    values, rewards = values.contiguous(), rewards.to(values.dtype).contiguous()
+    mask, boundaries = mask.contiguous(), cu_seqlens.long().contiguous()
+    advantages, returns = torch.empty_like(values), torch.empty_like(values)
+    run = _C.gae_float64 if values.dtype == torch.float64 else _C.gae_float32
+    run(
+        [x.data_ptr() for x in (values, rewards, mask)],
+        len(values),
+        gamma,
+        decay,
+        boundaries.data_ptr(),
+        len(boundaries) - 1,
+        torch.get_num_threads(),
+        [advantages.data_ptr(), returns.data_ptr()],
+    )
+    return advantages, returns
 
 
 def sequence_similarity(

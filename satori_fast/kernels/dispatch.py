@@ -15,6 +15,7 @@ OPERATIONS = (
     "linear_policy_loss",
     "policy_loss",
     "segment_scan",
+    "gae",
     "sequence_similarity",
     "pack_bins",
     "rms_norm",

@@ -23,6 +23,7 @@ from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerm
 
 __all__ = [
     "POLICY_STATS",
+    "gae",
     "implementation",
     "linear_logprob",
     "linear_policy_loss",
@@ -196,6 +197,34 @@ def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor) -> Tensor:
             f"cu_seqlens must be integers [N + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
         )
     return schemas.segment_scan(x, decay, cu_seqlens, True)
+
+
+def gae(
+    values: Tensor,
+    rewards: Tensor,
+    mask: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    gamma: float,
+    lambda_: float,
+) -> tuple[Tensor, Tensor]:
+    """(advantages, returns), each [T]: GAE (arXiv 1506.02438 eq. 16) inside each sequence,
+
+        delta_t = r_t + gamma V_{t+1} - V_t,    A_t = delta_t + gamma lambda A_{t+1},
+        returns_t = A_t + V_t.
+
+    values, rewards: float32 or float64 [T], constants. mask: bool [T], False at the last entry of
+    each sequence. Where it is False, values may hold anything, and V, delta, A and the returns are
+    0. cu_seqlens: as in `segment_scan`.
+    """
+    if values.dim() != 1 or values.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"values must be float32 or float64 [T], got {values.dtype} {list(values.shape)}"
+        )
+    _check_per_token(len(values), rewards=rewards, mask=mask)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool, got {mask.dtype}")
+    return schemas.gae(values.detach(), rewards, mask, cu_seqlens, gamma, gamma * lambda_)
 
 
 def sequence_similarity(

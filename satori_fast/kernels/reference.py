@@ -30,6 +30,8 @@ from satori_fast.kernels.head import (
     shard_log_partition,
     shard_statistics,
 )
+from satori_fast.kernels.reference_scan import gae as gae
+from satori_fast.kernels.reference_scan import segment_scan as segment_scan
 
 # Sums over tokens, weighted by `loss_weights`, except: "..._max" are plain maxima and "num_tokens"
 # counts the tokens whose weight is not 0.
@@ -334,34 +336,6 @@ def _maximum(x: Tensor) -> Tensor:
 def combine_stats(a: Tensor, b: Tensor) -> Tensor:
     is_maximum = torch.tensor([name.endswith("_max") for name in POLICY_STATS], device=a.device)
     return torch.where(is_maximum, torch.maximum(a, b), a + b)
-
-
-def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, *, reverse: bool) -> Tensor:
-    """y_t = x_t + decay y_{t+1} inside each sequence (`reverse`), or x_t + decay y_{t-1}. [T].
-
-    All sequences advance together, one token at a time, so each sum is made in the order of the
-    formula. Half precision is summed in float32. On the host, ValueError if cu_seqlens does not
-    rise from 0 to T.
-    """
-    boundaries = cu_seqlens.long()
-    # Looking at the values of a device tensor would stop the device.
-    if not boundaries.is_cuda:
-        is_ordered = bool((boundaries.diff() >= 0).all())
-        if not (is_ordered and boundaries[0] == 0 and boundaries[-1] == x.shape[0]):
-            raise ValueError(f"cu_seqlens must rise from 0 to {x.shape[0]}, the length of x")
-    lengths, order = boundaries.diff().sort(descending=True, stable=True)
-    first = (boundaries[1:] - 1 if reverse else boundaries[:-1])[order]
-    ascending = lengths.flip(0).tolist()
-    values = x.to(compute_dtype(x))
-    y = torch.empty_like(values)
-    carry = values.new_zeros(len(ascending))
-    for step in range(ascending[-1] if ascending else 0):
-        # Sequences that are longer than `step`: the first of `order`.
-        num_alive = len(ascending) - bisect.bisect_right(ascending, step)
-        index = first[:num_alive] + (-step if reverse else step)
-        carry = values[index] + decay * carry[:num_alive]
-        y[index] = carry
-    return y.to(x.dtype)
 
 
 def sequence_similarity(

@@ -301,6 +301,33 @@ segment_scan = define(
 )
 
 
+# gae: constants in, constants out.
+
+
+def _run_gae(
+    values: Tensor, rewards: Tensor, mask: Tensor, cu_seqlens: Tensor, gamma: float, decay: float
+) -> tuple[Tensor, Tensor]:
+    scan = {}
+    compute = dispatch.function_for("gae", values)
+    if compute is reference.gae:
+        scan["scan"] = dispatch.function_for("segment_scan", values)
+    return compute(values, rewards, mask, cu_seqlens, gamma=gamma, decay=decay, **scan)
+
+
+def _fake_gae(values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(values), torch.empty_like(values)
+
+
+gae = define(
+    "gae(Tensor values, Tensor rewards, Tensor mask, Tensor cu_seqlens, float gamma, float decay) "
+    "-> (Tensor, Tensor)",
+    _run_gae,
+    fake=_fake_gae,
+    setup_context=lambda ctx, inputs, output: ctx.mark_non_differentiable(*output),
+    gradient=lambda ctx, *_: (None,) * 6,
+)
+
+
 def _new_stash(
     hidden: Tensor, weight: Tensor, vocab_size: int | None, vocab_start: int, mode: str
 ) -> Tensor:

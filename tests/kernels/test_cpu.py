@@ -151,6 +151,22 @@ def test_segment_scan_refuses_boundaries_that_do_not_rise_to_the_length(module, 
         module.segment_scan(torch.zeros(5), 0.9, torch.tensor(boundaries), reverse=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lengths", [[1], [5, 1, 0, 300, 2], [40] * 11, []])
+def test_gae_has_the_bits_of_the_reference(dtype, lengths, any_number_of_threads):
+    generator = torch.Generator().manual_seed(len(lengths))
+    total = sum(lengths)
+    values, rewards = torch.randn(2, total, generator=generator, dtype=dtype)
+    boundaries = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    mask = torch.rand(total, generator=generator) < 0.8
+    mask[boundaries[1:][boundaries[1:] > 0].long() - 1] = False
+    values[~mask] = math.nan
+    arguments = (values, rewards, mask, boundaries)
+    expected = reference.gae(*arguments, gamma=0.99, decay=0.9)
+    got = cpu.gae(*arguments, gamma=0.99, decay=0.9)
+    assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
+
+
 PLAIN = PolicyTerms(0.2, 0.28, math.inf, 0.0, 0.0, 0.0, math.inf, "k3", "none")
 FULL = PolicyTerms(0.2, 0.28, 3.0, 0.3, 0.01, 0.8, 1.25, "k3", "truncate")
 

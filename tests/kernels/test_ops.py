@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from satori_fast.kernels import (
     POLICY_STATS,
+    gae,
     implementation,
     linear_logprob,
     linear_policy_loss,
@@ -218,6 +219,7 @@ def test_opcheck(head, policy, temperatures, mode):
             logprob.requires_grad_(), entropy.requires_grad_(), *policy, *policy_terms(),
         ),
         schemas.segment_scan: (x, 0.9, torch.tensor([0, 3, 7], dtype=torch.int32), True),
+        schemas.gae: (x.detach(), x.detach() + 1, x > 9, torch.tensor([0, 3, 7]), 0.9, 0.8),
     }  # fmt: skip
     for operation, arguments in samples.items():
         outcome = torch.library.opcheck(operation, arguments)
@@ -361,3 +363,13 @@ def test_the_device_agrees_with_the_host(head, policy, dtype):
         results.append([t.cpu().float() for t in (loss, *gradients)])
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
+
+
+def test_gae_refuses_a_mask_that_is_none():
+    x, boundaries = torch.randn(4), torch.tensor([0, 4])
+    with pytest.raises(ValueError, match=r"mask must be bool, got torch.float32"):
+        gae(x, x, torch.ones(4), boundaries, gamma=1.0, lambda_=0.9)
+    with pytest.raises(ValueError, match=r"rewards has shape \[3\], expected \[4\]"):
+        gae(x, x[:3], x > 0, boundaries, gamma=1.0, lambda_=0.9)
+    with pytest.raises(ValueError, match=r"values must be float32 or float64 \[T\]"):
+        gae(x.half(), x, x > 0, boundaries, gamma=1.0, lambda_=0.9)
