@@ -19,7 +19,7 @@ from benchmarks import baselines, measure
 from benchmarks.baselines import HeadBatch
 
 # A rival in half precision that takes longer for one call is left out.
-MAX_CALL_SECONDS = 3.0
+MAX_CALL_SECONDS = 15.0
 # Peak memory of ours should be at most this share of eager's.
 MEMORY_TARGET = 1 / 20
 # Relative Frobenius error allowed against eager float32: eager bfloat16 rounds its logits.
