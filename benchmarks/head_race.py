@@ -45,7 +45,7 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "main": Shape(4096, 256, 32_000, repeats=3),
+    "main": Shape(4096, 256, 32_000, repeats=7),
     "laptop": Shape(4096, 128, 1000, repeats=7),
     "wide": Shape(256, 1024, 32_000, repeats=3),
     # So few tokens that even a host without bfloat16 instructions gets through eager's product.

@@ -2,8 +2,9 @@
 """Configuration: frozen sections, TOML files, command-line overrides. Importable without torch.
 
 One config describes a whole run: the model, the data, and one section for each stage in `stages`
-(`config_sections` holds the keys). It is checked once, here, before anything heavy loads: an
-unknown or ill-typed key is one line that names the key, the file and the nearest valid key.
+(`config_sections` and `config_stages` hold the keys). It is checked once, here, before anything
+heavy loads: an unknown or ill-typed key is one line that names the key, the file and the nearest
+valid key.
 """
 
 from __future__ import annotations
@@ -13,34 +14,125 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from satori_fast.config_sections import (
-    SCHEMA_VERSION,
-    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
     OptimizerConfig,
-    ReinforceConfig,
+    PackingConfig,
+    ParallelConfig,
+    RewardConfig,
     RolloutConfig,
     Section,
+    TokenizerConfig,
+)
+from satori_fast.config_stages import (
+    DistillConfig,
+    ImitationConfig,
+    IterateConfig,
+    ReinforceConfig,
+    RestartConfig,
+    RoundConfig,
+    SolutionsConfig,
+    SupervisedConfig,
+    SynthesizeConfig,
 )
 
 __all__ = [
     "SCHEMA_VERSION",
     "Config",
     "ConfigError",
+    "DistillConfig",
+    "ImitationConfig",
     "OptimizerConfig",
     "ReinforceConfig",
+    "RestartConfig",
     "RolloutConfig",
+    "RoundConfig",
+    "SolutionsConfig",
+    "StageName",
     "describe",
     "load_config",
     "parse_overrides",
+    "stage_names",
     "to_toml",
 ]
 
+SCHEMA_VERSION = 1
+
+StageName = Literal["synthesize", "supervised", "preference", "reinforce", "distill", "iterate"]
 Values = Mapping[str, Any]
+
+
+class Config(Section):
+    schema_version: int = SCHEMA_VERSION
+    """version of this file's format"""
+    name: str = "run"
+    """the run folder is output_dir/name"""
+    output_dir: str = "runs"
+    """where run folders are made"""
+    seed: int = Field(default=0, ge=0)
+    """every random choice derives from it and a counter"""
+    stages: tuple[StageName, ...] = Field(default=("supervised", "reinforce"), strict=False)
+    """what to do, in order"""
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    packing: PackingConfig = PackingConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    synthesize: SynthesizeConfig = SynthesizeConfig()
+    supervised: SupervisedConfig = SupervisedConfig()
+    solutions: SolutionsConfig = SolutionsConfig()
+    reinforce: ReinforceConfig = ReinforceConfig()
+    distill: DistillConfig = DistillConfig()
+    iterate: IterateConfig = IterateConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if not self.stages or len(set(self.stages)) < len(self.stages):
+            raise ValueError(
+                f"stages = {list(self.stages)}: list each of {stage_names()} at most once, "
+                "and at least one"
+            )
+        if self.rollout.max_seqlen > self.packing.max_tokens_per_microbatch:
+            raise ValueError(
+                f"packing.max_tokens_per_microbatch = {self.packing.max_tokens_per_microbatch} is "
+                f"below rollout.max_seqlen = {self.rollout.max_seqlen}: a full sequence must fit"
+            )
+        if self.data.max_prompt_tokens >= self.rollout.max_seqlen:
+            raise ValueError(
+                f"data.max_prompt_tokens = {self.data.max_prompt_tokens} leaves no room for a "
+                f"response in rollout.max_seqlen = {self.rollout.max_seqlen}"
+            )
+        if self.model.path is None and self.tokenizer.kind == "model":
+            raise ValueError(
+                'tokenizer.kind = "model" needs model.path: set it, or choose "words" or "bpe"'
+            )
+        if self.reinforce.recipe != "ppo" and self.reinforce.samples_per_problem < 2:
+            raise ValueError(
+                f"reinforce.samples_per_problem = 1 leaves recipe {self.reinforce.recipe!r} "
+                "nothing to compare: take at least 2"
+            )
+        if self.data.source == "arithmetic" and self.data.num_train is None:
+            raise ValueError("data.num_train is missing: the built-in domain has no end")
+        return self
+
+    @classmethod
+    def example(cls) -> Config:
+        """The defaults, for the built-in domain: what `satori-fast show` prints without a file."""
+        return cls(data=DataConfig(num_train=1000), tokenizer=TokenizerConfig(kind="words"))
+
+
+def stage_names() -> tuple[str, ...]:
+    return get_args(StageName)
 
 
 class ConfigError(ValueError):
@@ -155,13 +247,20 @@ def _check_keys(
             )
         inner = _section_type(fields[key])
         if inner is not None:
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{source}: {at}{key} is a section, not a value")
-            _check_keys(cast(Values, value), inner, source=source, at=f"{at}{key}.")
+            tables = cast(Sequence[Any], value) if _is_list(fields[key]) else [value]
+            for table in tables:
+                if not isinstance(table, Mapping):
+                    raise ConfigError(f"{source}: {at}{key} is a section, not a value")
+                _check_keys(cast(Values, table), inner, source=source, at=f"{at}{key}.")
+
+
+def _is_list(info: FieldInfo) -> bool:
+    return get_origin(info.annotation) is tuple
 
 
 def _section_type(info: FieldInfo) -> type[Section] | None:
-    kind = info.annotation
+    """The section that a field holds, one or (`[[section.key]]` in TOML) a list of them."""
+    kind = get_args(info.annotation)[0] if _is_list(info) else info.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
@@ -199,6 +298,13 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, str):
         # A TOML string escapes what a JSON string does, and DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Section):
+        value = value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        fields = cast(Values, value).items()
+        return (
+            "{ " + ", ".join(f"{k} = {_toml_value(v)}" for k, v in fields if v is not None) + " }"
+        )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml_value, cast(Sequence[Any], value))) + "]"
     return "none" if value is None else repr(value)

@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections of a configuration: every key with its type, default, limits and meaning.
+"""The sections of a configuration that stages share: every key with its type, default, limits and
+meaning.
 
 Frozen pydantic models; the text under a field is its description, units included, and
-`satori-fast show` prints it. Reading files and overrides is `config`.
+`satori-fast show` prints it. Sections of single stages are `config_stages`, the whole is `config`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-SCHEMA_VERSION = 1
-
-StageName = Literal["synthesize", "supervised", "reinforce"]
-RecipeName = Literal["grpo", "ppo", "rloo"]
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -179,104 +175,6 @@ class RewardConfig(Section):
     """seconds per answer; a grader over time is killed, the answer counts as wrong"""
 
 
-class RestartConfig(Section):
-    enabled: bool = True
-    """mix restarts into the problems (Satori: restart and explore)"""
-    num_problems: int = Field(default=1000, gt=0)
-    """training problems that the buffer is built from"""
-    num_samples: int = Field(default=8, gt=0)
-    """solutions sampled per problem to find a right and a wrong one"""
-    max_backtrack: int = Field(default=2, ge=0)
-    """T: the last t actions are dropped, t uniform in 0..T"""
-    cut_after: Literal["action", "step", "answer"] = "action"
-    """what must stand before the cut: any action (the paper), a step, a step with an answer"""
-    original_weight: float = Field(default=1.0, ge=0)
-    """share of whole problems in a step, relative"""
-    correct_weight: float = Field(default=1.0, ge=0)
-    """share of restarts from right solutions (D+), relative"""
-    incorrect_weight: float = Field(default=1.0, ge=0)
-    """share of restarts from wrong solutions (D-), relative"""
-
-
-class SynthesizeConfig(Section):
-    num_problems: int = Field(default=1000, gt=0)
-    """training problems to solve"""
-    num_solutions: int = Field(default=100, gt=0)
-    """first attempts per problem"""
-    num_kept: int = Field(default=4, gt=0)
-    """right ones and wrong ones kept of them"""
-    max_rounds: int = Field(default=2, gt=0)
-    """critic rounds"""
-    critic_share: float = Field(default=1.0, ge=0, le=1)
-    """problems that the critic works on; the others keep a right solution without reflection"""
-    confirm_share: float = Field(default=0.0, ge=0, le=1)
-    """corrected trajectories that end with a reflection confirming the answer (the paper: none)"""
-    generator_skill: float = Field(default=0.3, gt=0, lt=1)
-    """scripted generator: how often an attempt is right"""
-
-
-class SupervisedConfig(Section):
-    source: str | None = None
-    """demonstrations: a .jsonl file; None: what the synthesize stage wrote, or the data's solutions
-    """
-    mapping: str | None = "coat"
-    """field mapping of source"""
-    num_epochs: float = Field(default=2.0, gt=0)
-    """passes over the demonstrations"""
-    batch_size: int = Field(default=128, gt=0)
-    """demonstrations per optimizer step"""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, schedule="cosine")
-    checkpoint_every: int = Field(default=500, ge=0)
-    """optimizer steps between checkpoints; 0: only at the end"""
-
-
-class ReinforceConfig(Section):
-    recipe: RecipeName = "ppo"
-    """credit, advantage and loss: a row of algorithms.recipe.RECIPES"""
-    num_steps: int = Field(default=100, gt=0)
-    """rollout-and-update steps"""
-    problems_per_step: int = Field(default=128, gt=0)
-    """prompts sampled in a step"""
-    samples_per_problem: int = Field(default=8, gt=0)
-    """siblings of a prompt; group recipes need at least 2"""
-    num_minibatches: int = Field(default=2, gt=0)
-    """optimizer steps per rollout step"""
-    clip_low: float = Field(default=0.2, gt=0)
-    """lower clip of the probability ratio"""
-    clip_high: float = Field(default=0.2, gt=0)
-    """upper clip of the probability ratio"""
-    clip_dual: float | None = Field(default=None, gt=1)
-    """bound of the ratio for negative advantages; None: no bound"""
-    importance: Literal["none", "truncate", "mask"] = "none"
-    """weight by trainer's over engine's probability: clamped into the range, or 0 outside it"""
-    importance_level: Literal["token", "sequence"] = "token"
-    """that ratio of each token, or the product over a response"""
-    importance_low: float = Field(default=0.0, ge=0)
-    """lower end of the range"""
-    importance_high: float = Field(default=2.0, gt=0)
-    """upper end of the range"""
-    weighting: Literal["token", "sequence"] | None = None
-    """mean over tokens, or over responses of their token means; None: as in the recipe"""
-    kl_coefficient: float | None = Field(default=None, ge=0)
-    """weight of the KL to the starting model; 0: that model is not loaded; None: as in the recipe
-    """
-    entropy_coefficient: float = Field(default=0.0, ge=0)
-    """weight of the entropy bonus"""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """ppo: lambda of the advantage estimator"""
-    critic_warmup_steps: int = Field(default=0, ge=0)
-    """ppo: first steps that train the critic alone"""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
-    critic_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-6)
-    restarts: RestartConfig = RestartConfig()
-    checkpoint_every: int = Field(default=50, ge=0)
-    """steps between checkpoints; 0: only at the end"""
-    evaluate_every: int = Field(default=0, ge=0)
-    """steps between evaluations; 0: only at the end"""
-    num_logged_samples: int = Field(default=2, ge=0)
-    """trajectories of each step written to samples.jsonl"""
-
-
 class EvaluationConfig(Section):
     num_problems: int = Field(default=400, gt=0)
     """held-out problems, greedy, one response each"""
@@ -284,66 +182,3 @@ class EvaluationConfig(Section):
     """response limit; None: the rollout's"""
     num_logged_samples: int = Field(default=8, ge=0)
     """answers of each evaluation written to samples.jsonl"""
-
-
-class Config(Section):
-    schema_version: int = SCHEMA_VERSION
-    """version of this file's format"""
-    name: str = "run"
-    """the run folder is output_dir/name"""
-    output_dir: str = "runs"
-    """where run folders are made"""
-    seed: int = Field(default=0, ge=0)
-    """every random choice derives from it and a counter"""
-    stages: tuple[StageName, ...] = Field(default=("supervised", "reinforce"), strict=False)
-    """what to do, in order"""
-    model: ModelConfig = ModelConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    data: DataConfig = DataConfig()
-    parallel: ParallelConfig = ParallelConfig()
-    packing: PackingConfig = PackingConfig()
-    rollout: RolloutConfig = RolloutConfig()
-    reward: RewardConfig = RewardConfig()
-    synthesize: SynthesizeConfig = SynthesizeConfig()
-    supervised: SupervisedConfig = SupervisedConfig()
-    reinforce: ReinforceConfig = ReinforceConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Config:
-        if not self.stages or len(set(self.stages)) < len(self.stages):
-            raise ValueError(
-                f"stages = {list(self.stages)}: list each of {stage_names()} at most once, "
-                "and at least one"
-            )
-        if self.rollout.max_seqlen > self.packing.max_tokens_per_microbatch:
-            raise ValueError(
-                f"packing.max_tokens_per_microbatch = {self.packing.max_tokens_per_microbatch} is "
-                f"below rollout.max_seqlen = {self.rollout.max_seqlen}: a full sequence must fit"
-            )
-        if self.data.max_prompt_tokens >= self.rollout.max_seqlen:
-            raise ValueError(
-                f"data.max_prompt_tokens = {self.data.max_prompt_tokens} leaves no room for a "
-                f"response in rollout.max_seqlen = {self.rollout.max_seqlen}"
-            )
-        if self.model.path is None and self.tokenizer.kind == "model":
-            raise ValueError(
-                'tokenizer.kind = "model" needs model.path: set it, or choose "words" or "bpe"'
-            )
-        if self.reinforce.recipe != "ppo" and self.reinforce.samples_per_problem < 2:
-            raise ValueError(
-                f"reinforce.samples_per_problem = 1 leaves recipe {self.reinforce.recipe!r} "
-                "nothing to compare: take at least 2"
-            )
-        if self.data.source == "arithmetic" and self.data.num_train is None:
-            raise ValueError("data.num_train is missing: the built-in domain has no end")
-        return self
-
-    @classmethod
-    def example(cls) -> Config:
-        """The defaults, for the built-in domain: what `satori-fast show` prints without a file."""
-        return cls(data=DataConfig(num_train=1000), tokenizer=TokenizerConfig(kind="words"))
-
-
-def stage_names() -> tuple[str, ...]:
-    return get_args(StageName)

@@ -17,6 +17,7 @@ from satori_fast.config import (
     describe,
     load_config,
     parse_overrides,
+    stage_names,
     to_toml,
 )
 from satori_fast.config_sections import (
@@ -24,7 +25,6 @@ from satori_fast.config_sections import (
     ModelConfig,
     Section,
     TokenizerConfig,
-    stage_names,
 )
 
 SMALLEST = 'schema_version = 1\ntokenizer.kind = "words"\ndata.num_train = 5\n'

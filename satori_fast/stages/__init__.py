@@ -13,6 +13,8 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
 
     Returns the summary, which is also written to the run folder with the report.
     """
+    from satori_fast.stages.distill import distill
+    from satori_fast.stages.iterate import plan_stages
     from satori_fast.stages.reinforce import reinforce
     from satori_fast.stages.run import build_run
     from satori_fast.stages.supervised import supervised
@@ -22,8 +24,10 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
         "synthesize": synthesize_demonstrations,
         "supervised": supervised,
         "reinforce": reinforce,
+        "distill": distill,
     }
     with build_run(config, resume=resume) as run:
-        for name in config.stages[len(run.finished) :]:
-            run.finish_stage(name, stages[name](run))
+        for plan in plan_stages(config)[len(run.finished) :]:
+            run.begin_stage(plan)
+            run.finish_stage(stages[plan.kind](run))
         return run.close_books()

@@ -18,7 +18,7 @@ def export_stage(folder: Path, destination: Path, *, stage: str | None) -> None:
         raise ConfigError(f"{folder} holds no model: give a run folder with a finished stage")
     if stage is None:
         progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        stage = Path(progress["model_folder"]).name
+        stage = Path(progress["models"]["policy"]).name
     if stage not in trained:
         raise ConfigError(f"{folder} has no model of stage {stage!r}; it has {', '.join(trained)}")
     if destination.exists():

@@ -2,9 +2,8 @@
 """Reinforcement learning from whole problems and restarts: rollout, reward, pack, logprob, update.
 
 The loop is `reinforce_step`; everything above it is set-up. Which algorithm runs is a row of
-`algorithms.recipe.RECIPES`; where problems come from is a `ProblemMixture`. The restart buffer is
-built once, from samples of the model that the stage starts with (Satori, algorithm 1), and kept on
-disk.
+`algorithms.recipe.RECIPES`; where problems come from is a `ProblemMixture` of whole problems and a
+restart buffer (`restarts`).
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from satori_fast.algorithms.importance import ImportanceRule, weigh_sequences
 from satori_fast.algorithms.recipe import RECIPES, Recipe
 from satori_fast.backbone.checkpoint import export_hf
 from satori_fast.backbone.step import Learner, annotate, update
-from satori_fast.config import ReinforceConfig
-from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, ProblemMixture, origin_of
+from satori_fast.config import ReinforceConfig, RestartConfig
+from satori_fast.data.mixture import ProblemMixture
 from satori_fast.data.packing import pack
 from satori_fast.profiling.metrics import progress
 from satori_fast.rewards.compose import RewardTerms, drop_uninformative_groups, score
 from satori_fast.rollout.engine import Engine
 from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages.mismatch import check_logprobs
-from satori_fast.stages.restarts import load_or_build_restarts
+from satori_fast.stages.restarts import problem_mixture
 from satori_fast.stages.run import Run, StageOutcome, StageProgress
 from satori_fast.stages.setup import learner_for
 from satori_fast.stages.step_metrics import (
@@ -38,9 +37,8 @@ from satori_fast.stages.step_metrics import (
     rollout_metrics,
     update_metrics,
 )
-from satori_fast.types import Problem, RolloutResult, Trajectory
+from satori_fast.types import RolloutResult, Trajectory
 
-STAGE = "reinforce"
 logger = logging.getLogger(__name__)
 
 
@@ -57,6 +55,7 @@ class Actors:
     problems: ProblemMixture
     rewards: RewardTerms
     partial: PartialRollouts | None  # rollouts that go on from step to step, if the config has any
+    restart_step: int = 0  # step whose restart buffer serves now
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -66,12 +65,23 @@ class Actors:
     def data_state(self) -> dict[str, Any]:
         """JSON-able: where the data stands, rollouts under way included."""
         partial = None if self.partial is None else self.partial.state_dict()
-        return {"problems": self.problems.state_dict(), "partial": partial}
+        return {
+            "problems": self.problems.state_dict(),
+            "partial": partial,
+            "restart_step": self.restart_step,
+        }
 
-    def load_data_state(self, state: Mapping[str, Any]) -> None:
+    def load_data_state(self, run: Run, state: Mapping[str, Any]) -> None:
+        if state["restart_step"] != self.restart_step:
+            self.refresh_restarts(run, state["restart_step"])
         self.problems.load_state_dict(state["problems"])
         if self.partial is not None:
             self.partial.load_state_dict(state["partial"])
+
+    def refresh_restarts(self, run: Run, step: int) -> None:
+        """Draw from the restart buffer of `step`, built from the policy of now if it is new."""
+        self.problems = problem_mixture(run, self.engine, step=step)
+        self.restart_step = step
 
 
 def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
@@ -80,7 +90,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     pending = 0 if actors.partial is None else actors.partial.num_pending
     problems = actors.problems.take(max(0, config.problems_per_step - pending))
     sampling = run.sampling(
-        num_samples=config.samples_per_problem, seed=run.seed(STAGE, "rollout", step)
+        num_samples=config.samples_per_problem, seed=run.seed(run.stage, "rollout", step)
     )
     with run.spans.span("rollout"):
         rollout = run.collect(actors.engine, problems, sampling, partial=actors.partial)
@@ -90,7 +100,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         scored = score(rollout.trajectories, actors.rewards, run.grader)
         kept = informative(scored, recipe)
     with run.spans.span("pack"):
-        packing = run.packing(config.num_minibatches, run.seed(STAGE, "minibatches", step))
+        packing = run.packing(config.num_minibatches, run.seed(run.stage, "minibatches", step))
         batches = pack(kept, assign_credit(kept, recipe.credit), packing, recipe.weighting)
         batches = [batch.to(run.parallel.device) for batch in batches]
     with run.spans.span("logprob"):
@@ -118,7 +128,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         report = run.engines.push(run, actors.engine, actors.policy, version=step + 1)
     count_tokens(run, rollout, kept)
     every = max(1, len(scored) // max(1, config.num_logged_samples))
-    run.record_samples(STAGE, step, scored[::every][: config.num_logged_samples])
+    run.record_samples(step, scored[::every][: config.num_logged_samples])
     return {
         **rollout_metrics(rollout, scored, kept),
         **update_metrics(stats),
@@ -133,27 +143,29 @@ def reinforce(run: Run) -> StageOutcome:
     """Train the current model for `reinforce.num_steps` steps; evaluate and export it."""
     config = run.config.reinforce
     actors = build_actors(run)
-    done = run.resume_stage(STAGE, actors.learners)
+    done = run.resume_stage(actors.learners)
     if done.data is not None:
-        actors.load_data_state(done.data)
+        actors.load_data_state(run, done.data)
         actors.engine = run.engine(actors.policy, version=done.step)
     evaluation = None
-    run.spans.start_step()
-    with progress(STAGE, config.num_steps, completed=done.step, console=run.console) as bar:
+    run.start_steps()
+    with progress(run.stage, config.num_steps, completed=done.step, console=run.console) as bar:
         for step in range(done.step, config.num_steps):
+            if refresh_due(config.restarts, step):
+                actors.refresh_restarts(run, step)
             metrics = reinforce_step(run, actors, step)
             last = step + 1 == config.num_steps
             if last or (config.evaluate_every and (step + 1) % config.evaluate_every == 0):
                 evaluation = run.evaluate(actors.engine)
-                metrics |= run.record_evaluation(STAGE, step, evaluation)
-            times = done.times + run.record(STAGE, step, metrics)
+                metrics |= run.record_evaluation(step, evaluation)
+            times = done.times + run.record(step, metrics)
             done = StageProgress(step + 1, times, actors.data_state())
             bar.advance(values={"accuracy": metrics.get("rollout/accuracy", math.nan)})
             if last or (config.checkpoint_every and done.step % config.checkpoint_every == 0):
-                run.save_stage(STAGE, actors.learners, done)
-    exported = run.exported_model(STAGE)
-    export_hf(actors.policy, exported, run.renderer.tokenizer)
-    return StageOutcome(exported, evaluation or run.evaluate(actors.engine), done.times)
+                run.save_stage(actors.learners, done)
+    export_hf(actors.policy, run.exported_model, run.renderer.tokenizer)
+    evaluation = evaluation or run.evaluate(actors.engine)
+    return StageOutcome({"policy": run.exported_model}, evaluation, done.times)
 
 
 # -- set-up -----------------------------------------------------------------------------------
@@ -169,16 +181,6 @@ def build_actors(run: Run) -> Actors:
     if "reference" in recipe.needs:
         reference = learner_for(run, "policy", None)
     engine = run.engine(policy)
-    origins: dict[str, Sequence[Problem]] = {ORIGINAL: run.problems}
-    if config.restarts.enabled:
-        restarts = load_or_build_restarts(run, engine)
-        origins[CORRECT] = [p for p in restarts if origin_of(p) == CORRECT]
-        origins[INCORRECT] = [p for p in restarts if origin_of(p) == INCORRECT]
-    weights = {
-        ORIGINAL: config.restarts.original_weight if config.restarts.enabled else 1.0,
-        CORRECT: config.restarts.correct_weight if config.restarts.enabled else 0.0,
-        INCORRECT: config.restarts.incorrect_weight if config.restarts.enabled else 0.0,
-    }
     return Actors(
         config=config,
         recipe=recipe,
@@ -186,7 +188,7 @@ def build_actors(run: Run) -> Actors:
         critic=critic,
         reference=reference,
         engine=engine,
-        problems=ProblemMixture(origins, weights, seed=run.seed(STAGE, "problems")),
+        problems=problem_mixture(run, engine, step=0),
         rewards=RewardTerms(run.config.reward.reflection_bonus),
         partial=PartialRollouts(limit) if limit is not None else None,
     )
@@ -225,6 +227,11 @@ def importance_rule(config: ReinforceConfig) -> ImportanceRule:
         low=config.importance_low,
         high=config.importance_high,
     )
+
+
+def refresh_due(config: RestartConfig, step: int) -> bool:
+    every = config.refresh_every if config.enabled else 0
+    return every > 0 and step > 0 and step % every == 0
 
 
 def num_updates(config: ReinforceConfig) -> int:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The restart buffer of a run: sampled from the model that a stage starts with, graded, cut, and
-kept on disk (Satori, algorithm 1).
+"""The restart buffer of a stage: cut from graded samples of a policy, and kept on disk (Satori,
+algorithm 1).
 
-Not for where solutions are cut (`data.prefixes`), nor for how restarts mix with whole problems
-(`data.mixture`).
+The paper builds it once, from the format-tuned model; `refresh_every` builds it again from the
+policy of the day. Not for where solutions are cut (`data.prefixes`), nor for how restarts mix with
+whole problems (`data.mixture`), nor for sampling (`solutions`).
 """
 
 from __future__ import annotations
@@ -14,47 +15,59 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from satori_fast.data.mixture import CORRECT, origin_of
+from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, ProblemMixture, origin_of
 from satori_fast.data.prefixes import restart_buffer
-from satori_fast.evaluation.evaluate import graded
 from satori_fast.rollout.engine import Engine
 from satori_fast.stages.run import Run
-from satori_fast.types import Prefix, Problem, Trajectory
+from satori_fast.stages.solutions import load_or_sample_solutions
+from satori_fast.types import Prefix, Problem
 
 logger = logging.getLogger(__name__)
 
 
-def load_or_build_restarts(run: Run, engine: Engine) -> list[Problem]:
-    """The restart buffer: restarts.jsonl of the run folder, built on first use."""
-    path = run.folder / "restarts.jsonl"
+def problem_mixture(run: Run, engine: Engine, *, step: int) -> ProblemMixture:
+    """Whole problems and, where restarts are on, the buffer that serves from `step` on."""
+    config = run.config.reinforce.restarts
+    seed = run.seed(run.stage, "problems") + step
+    if not config.enabled:
+        return ProblemMixture({ORIGINAL: run.problems}, {ORIGINAL: 1.0}, seed=seed)
+    restarts = load_or_build_restarts(run, engine, step=step)
+    origins = {
+        ORIGINAL: run.problems,
+        CORRECT: [p for p in restarts if origin_of(p) == CORRECT],
+        INCORRECT: [p for p in restarts if origin_of(p) == INCORRECT],
+    }
+    weights = {
+        ORIGINAL: config.original_weight,
+        CORRECT: config.correct_weight,
+        INCORRECT: config.incorrect_weight,
+    }
+    return ProblemMixture(origins, weights, seed=seed)
+
+
+def load_or_build_restarts(run: Run, engine: Engine, *, step: int = 0) -> list[Problem]:
+    """The restart buffer that serves from `step` on; built from what `engine` samples if it is not
+    in the run folder yet: restarts/STAGE-STEP.jsonl."""
+    path = run.folder / "restarts" / f"{run.stage}-{step}.jsonl"
     # One process decides for all: sampling is collective.
     if not run.parallel.all_gather(path.exists())[0]:
-        restarts = build_restarts(run, engine)
+        # Samples of the model that the stage started with serve the reward model too.
+        name = run.model_folder.name if step == 0 else f"{run.stage}-{step}"
+        restarts = build_restarts(run, engine, name=name)
         run.parallel.on_main(lambda: write_restarts(path, restarts))
     return read_restarts(path)
 
 
-def build_restarts(run: Run, engine: Engine) -> list[Problem]:
-    """Sample the starting model, grade, and cut (see `data.prefixes.restart_buffer`)."""
+def build_restarts(run: Run, engine: Engine, *, name: str) -> list[Problem]:
+    """Cut the samples of solutions/NAME.jsonl (see `data.prefixes.restart_buffer`)."""
     config = run.config.reinforce.restarts
-    rng = run.rng("reinforce", "restarts")
-    chosen = rng.permutation(len(run.problems))[: config.num_problems]
-    sampling = run.sampling(
-        num_samples=config.num_samples, seed=run.seed("reinforce", "restarts", "sampling")
-    )
-    with run.spans.span("restart_buffer"):
-        rollout = run.collect(engine, [run.problems[i] for i in chosen], sampling)
-        correct = graded(rollout.trajectories, run.grader)
-    groups: dict[int, list[tuple[Trajectory, bool]]] = {}
-    for trajectory, is_correct in zip(rollout.trajectories, correct, strict=True):
-        groups.setdefault(trajectory.group_id, []).append((trajectory, is_correct))
     restarts = list(
         restart_buffer(
-            groups.values(),
+            load_or_sample_solutions(run, engine, name=name),
             max_backtrack=config.max_backtrack,
             cut_after=config.cut_after,
             renderer=run.renderer,
-            rng=rng,
+            rng=run.rng("restarts", name),
         )
     )
     num_right = sum(origin_of(p) == CORRECT for p in restarts)
@@ -62,13 +75,14 @@ def build_restarts(run: Run, engine: Engine) -> list[Problem]:
         "restart buffer: %d from right, %d from wrong solutions of %d problems",
         num_right,
         len(restarts) - num_right,
-        len(chosen),
+        run.config.solutions.num_problems,
     )
     return restarts
 
 
 def write_restarts(path: Path, restarts: Sequence[Problem]) -> None:
     """One JSON object a line, in one piece."""
+    path.parent.mkdir(exist_ok=True)
     lines = [json.dumps(_restart_line(problem)) + "\n" for problem in restarts]
     partial = path.with_suffix(".jsonl.partial")
     partial.write_text("".join(lines), encoding="utf-8")

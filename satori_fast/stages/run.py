@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from satori_fast import __version__
 from satori_fast.backbone import checkpoint
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.backbone.step import Learner
-from satori_fast.config import Config, ConfigError, to_toml
+from satori_fast.config import Config
 from satori_fast.data.coat import TEMPLATES, PromptRenderer
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.tokenizer import load_tokenizer
@@ -47,6 +47,8 @@ from satori_fast.rollout.engine import Completion, Engine, Request, SamplingPara
 from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages import setup
 from satori_fast.stages.engines import EngineRoom, check_engine
+from satori_fast.stages.iterate import StagePlan, plan_stages
+from satori_fast.stages.run_folder import open_folder, open_writer, read_progress, write_atomically
 from satori_fast.stages.sharing import SharedGrader, collect_shared, generate_shared
 from satori_fast.types import Problem, RolloutResult, StepReport, Trajectory
 
@@ -55,11 +57,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StageOutcome:
-    """What a stage leaves: the folder of its model (None: it trains none) and its summary entry."""
+    """What a stage leaves.
 
-    model_folder: Path | None
+    models:     folders of the models it made, by role: "policy" (what the next stage goes on with),
+                "reward" (an outcome reward model). Empty for a stage that trains none.
+    evaluation: of its policy, None without one.
+    figures:    further scalars of its entry in summary.json.
+    """
+
+    models: Mapping[str, Path]
     evaluation: EvaluationResult | None
     times: StepTimes
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,13 @@ class StageProgress:
 
 @dataclass
 class Run:
-    """Everything that outlives a stage. Made by `build_run`; use it as a context manager."""
+    """Everything that outlives a stage. Made by `build_run`; use it as a context manager.
+
+    config: of the stage at work; rounds of self-improvement change a few keys of the run's.
+    stage:  name of the stage at work: of its checkpoints, its model, its seeds and its metrics.
+    models: folders by role: "base" (what rounds distil into), "policy" (the current one),
+            "tokenizer" (the policy's), and "reward" once there is a reward model.
+    """
 
     config: Config
     folder: Path
@@ -84,7 +99,9 @@ class Run:
     grader: SharedGrader
     spans: SpanRecorder
     writer: MetricsWriter | None  # the main process writes
-    model_folder: Path
+    models: dict[str, Path]
+    stage: str = ""
+    setup_times: StepTimes = field(default_factory=StepTimes)
     finished: list[dict[str, Any]] = field(default_factory=list)
     earlier_wall_s: float = 0.0
     engines: EngineRoom = field(default_factory=EngineRoom)
@@ -99,13 +116,38 @@ class Run:
         if self.writer is not None:
             self.writer.close()
 
+    # -- stages -------------------------------------------------------------------------------
+
+    def begin_stage(self, plan: StagePlan) -> None:
+        """Go to a stage. What comes before its `start_steps` is its set-up."""
+        self.stage, self.config = plan.name, plan.config
+        self.setup_times = StepTimes()
+        self.spans.start_step()
+
+    def start_steps(self) -> None:
+        """Set-up (models, buffers) is over: its time is the stage's, but no step's."""
+        self.setup_times = StepTimes() + self.spans.end_step()
+
+    def use_tokenizer(self, folder: Path) -> None:
+        """Go on with the tokenizer of `folder`: prompts, limits and engines follow it."""
+        self.models["tokenizer"] = folder
+        self.renderer = replace(self.renderer, tokenizer=load_tokenizer(folder))
+        self.problems, self.heldout = setup.build_problems(self.config, self.renderer)
+
     # -- places -------------------------------------------------------------------------------
 
-    def checkpoint_folder(self, stage: str) -> Path:
-        return self.folder / "checkpoints" / stage
+    @property
+    def model_folder(self) -> Path:
+        """Of the current policy."""
+        return self.models["policy"]
 
-    def exported_model(self, stage: str) -> Path:
-        return self.folder / "models" / stage
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.folder / "checkpoints" / self.stage
+
+    @property
+    def exported_model(self) -> Path:
+        return self.folder / "models" / self.stage
 
     # -- randomness ---------------------------------------------------------------------------
 
@@ -190,28 +232,26 @@ class Run:
 
     # -- records ------------------------------------------------------------------------------
 
-    def record(self, stage: str, step: int, metrics: Mapping[str, float]) -> StepTimes:
+    def record(self, step: int, metrics: Mapping[str, float]) -> StepTimes:
         """End the step: one line of metrics.jsonl with its rates. Returns the step's times."""
         times = self.spans.end_step()
         rates = throughput(times, num_devices=self.parallel.world_size)
-        report = StepReport(stage, step, {**metrics, **rates}, times.spans_s)
+        report = StepReport(self.stage, step, {**metrics, **rates}, times.spans_s)
         if self.writer is not None:
             self.writer.write(report)
         return times
 
-    def resume_stage(self, stage: str, learners: Mapping[str, Learner]) -> StageProgress:
-        """Load the latest checkpoint of a stage into `learners`; step 0 where there is none."""
-        latest = checkpoint.latest_checkpoint(self.checkpoint_folder(stage))
+    def resume_stage(self, learners: Mapping[str, Learner]) -> StageProgress:
+        """Load the stage's latest checkpoint into `learners`; step 0 where there is none."""
+        latest = checkpoint.latest_checkpoint(self.checkpoint_folder)
         if latest is None:
             return StageProgress()
         extra = checkpoint.load_checkpoint(latest, learners)
         return StageProgress(extra["step"], StepTimes(**extra["times"]), extra["data"])
 
-    def save_stage(
-        self, stage: str, learners: Mapping[str, Learner], progress: StageProgress
-    ) -> None:
-        """Checkpoint a stage, keep only the newest, and let no step pay for the time it took."""
-        folder = self.checkpoint_folder(stage)
+    def save_stage(self, learners: Mapping[str, Learner], progress: StageProgress) -> None:
+        """Checkpoint the stage, keep only the newest, and let no step pay for the time it took."""
+        folder = self.checkpoint_folder
         older = checkpoint.latest_checkpoint(folder)
         extra = {"step": progress.step, "times": asdict(progress.times), "data": progress.data}
         checkpoint.save_checkpoint(folder / f"step-{progress.step}", learners, extra)
@@ -219,31 +259,28 @@ class Run:
             shutil.rmtree(older)
         self.spans.start_step()
 
-    def record_samples(self, stage: str, step: int, trajectories: Sequence[Trajectory]) -> None:
+    def record_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         if self.writer is not None:
             for trajectory in trajectories:
-                self.writer.write_sample(sample_record(stage, step, trajectory=trajectory))
+                self.writer.write_sample(sample_record(self.stage, step, trajectory=trajectory))
 
-    def record_evaluation(
-        self, stage: str, step: int, result: EvaluationResult
-    ) -> dict[str, float]:
+    def record_evaluation(self, step: int, result: EvaluationResult) -> dict[str, float]:
         """Write sample answers; returns the metrics of the result."""
         num_samples = self.config.evaluation.num_logged_samples
-        self.record_samples(stage, step, result.samples(num_samples))
+        self.record_samples(step, result.samples(num_samples))
         return result.metrics()
 
-    def finish_stage(self, stage: str, outcome: StageOutcome) -> None:
-        """Remember that a stage is done, with its entry of the summary."""
-        if outcome.model_folder is not None:
-            self.model_folder = outcome.model_folder
-        self.finished.append(_stage_entry(stage, outcome))
+    def finish_stage(self, outcome: StageOutcome) -> None:
+        """Remember that the stage at work is done, with its entry of the summary."""
+        self.models.update(outcome.models)
+        self.finished.append(_stage_entry(self.stage, outcome, self.setup_times))
         if self.parallel.is_main:
             state = {
                 "finished": self.finished,
-                "model_folder": os.path.relpath(self.model_folder, self.folder),
+                "models": {r: os.path.relpath(p, self.folder) for r, p in self.models.items()},
                 "wall_s": self.wall_s,
             }
-            _write_atomically(self.folder / "progress.json", json.dumps(state, indent=2) + "\n")
+            write_atomically(self.folder / "progress.json", json.dumps(state, indent=2) + "\n")
 
     @property
     def wall_s(self) -> float:
@@ -278,21 +315,22 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     if config.parallel.num_threads is not None:
         torch.set_num_threads(config.parallel.num_threads)
     folder = Path(config.output_dir) / config.name
-    parallel.on_main(lambda: _open_folder(folder, config, resume=resume))
-    state = _read_progress(folder)
+    parallel.on_main(lambda: open_folder(folder, config, resume=resume))
+    state = read_progress(folder)
     parallel.on_main(lambda: setup.make_tokenizer(config, folder))
-    tokenizer = load_tokenizer(setup.tokenizer_folder(folder))
+    places = {role: folder / path for role, path in state.get("models", {}).items()}
+    tokenizer = load_tokenizer(places.get("tokenizer", setup.tokenizer_folder(folder)))
     renderer = PromptRenderer(
         tokenizer, TEMPLATES[config.data.template], config.data.max_prompt_tokens
     )
     problems, heldout = setup.build_problems(config, renderer)
-    model_folder = setup.initial_model_folder(config, folder)
-    if "model_folder" in state:
-        model_folder = folder / state["model_folder"]
-    elif config.model.path is None:
-        parallel.on_main(lambda: setup.make_fresh_model(config, tokenizer, model_folder))
+    base = setup.initial_model_folder(config, folder)
+    if config.model.path is None:
+        parallel.on_main(lambda: setup.make_fresh_model(config, tokenizer, base))
+    models = {"base": base, "policy": base, "tokenizer": setup.tokenizer_folder(folder)} | places
     pool = GradingPool(config.reward.num_workers, config.reward.timeout_s)
-    writer = _open_writer(config, folder, state, resume=resume) if parallel.is_main else None
+    names = [plan.name for plan in plan_stages(config)]
+    writer = open_writer(folder, names, state, resume=resume) if parallel.is_main else None
     return Run(
         config=config,
         folder=folder,
@@ -303,62 +341,20 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
         grader=SharedGrader(pool, parallel),
         spans=SpanRecorder(device=parallel.device, rank=parallel.rank),
         writer=writer,
-        model_folder=model_folder,
+        models=models,
         finished=list(state.get("finished", [])),
         earlier_wall_s=float(state.get("wall_s", 0.0)),
     )
 
 
-def _open_folder(folder: Path, config: Config, *, resume: bool) -> None:
-    """Make the run folder, or check that the one there belongs to this config.
-
-    A folder where an earlier run failed before it did anything is no run: it is made anew.
-    """
-    written = folder / "config.toml"
-    text = to_toml(config)
-    work = ("metrics.jsonl", "progress.json", "demonstrations.jsonl", "restarts.jsonl")
-    began = any((folder / name).exists() and (folder / name).stat().st_size for name in work)
-    if written.exists() and not began and not resume:
-        shutil.rmtree(folder)
-    if not written.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(written, text)
-        return
-    if not resume:
-        raise ConfigError(
-            f"{folder} holds a run: pass --resume to continue it, or choose another --name"
-        )
-    if written.read_text(encoding="utf-8") != text:
-        raise ConfigError(f"{written} differs from this config: resume with the same settings")
-
-
-def _read_progress(folder: Path) -> dict[str, Any]:
-    """progress.json of a resumed run, empty before its first stage is done."""
-    path = folder / "progress.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _open_writer(
-    config: Config, folder: Path, state: Mapping[str, Any], *, resume: bool
-) -> MetricsWriter:
-    """The metrics files, cut back to the last checkpoint when the run is resumed."""
-    if not resume:
-        return MetricsWriter(folder)
-    done = len(state.get("finished", []))
-    stage = config.stages[min(done, len(config.stages) - 1)]
-    if done == len(config.stages):
-        return MetricsWriter(folder, resume_from_step=np.iinfo(np.int64).max, stage=stage)
-    latest = checkpoint.latest_checkpoint(folder / "checkpoints" / stage)
-    step = -1 if latest is None else int(latest.name.removeprefix("step-")) - 1
-    return MetricsWriter(folder, resume_from_step=step, stage=stage)
-
-
-def _stage_entry(stage: str, outcome: StageOutcome) -> dict[str, Any]:
+def _stage_entry(stage: str, outcome: StageOutcome, setup_times: StepTimes) -> dict[str, Any]:
+    total = setup_times + outcome.times
     entry: dict[str, Any] = {
         "stage": stage,
-        "wall_s": outcome.times.wall_s,
-        "tokens_per_s": token_rates(outcome.times),
-        "seconds": outcome.times.spans_s,
+        "wall_s": total.wall_s,
+        "tokens_per_s": token_rates(setup_times) | token_rates(outcome.times),
+        "seconds": total.spans_s,
+        **outcome.figures,
     }
     result = outcome.evaluation
     if result is None:
@@ -375,9 +371,3 @@ def _stage_entry(stage: str, outcome: StageOutcome) -> dict[str, Any]:
         "mean_response_tokens": result.mean_response_tokens,
         "truncated": result.truncated,
     }
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

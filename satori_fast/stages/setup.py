@@ -46,21 +46,28 @@ def make_tokenizer(config: Config, folder: Path) -> None:
     saved = tokenizer_folder(folder)
     if (saved / "tokenizer_config.json").exists():
         return
-    kind = config.tokenizer.kind
-    if kind == "words":
+    if config.tokenizer.kind == "model":
+        assert config.model.path is not None
+        keep_tokenizer(Path(config.model.path), saved)
+        return
+    if config.tokenizer.kind == "words":
         tokenizer = build_word_tokenizer(domain_words())
-    elif kind == "bpe":
+    else:
         if config.data.source == ARITHMETIC:
             raise ConfigError('tokenizer.kind = "bpe" needs text: the built-in domain has "words"')
         texts = [TEMPLATES[config.data.template].format(question="")]
         for problem in load_problems(config.data.source, config.data.mapping)[0]:
             texts += [problem.question, problem.answer or ""]
         tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
-    else:
-        assert config.model.path is not None
-        tokenizer = load_tokenizer(Path(config.model.path))
     add_meta_action_tokens(tokenizer)
     tokenizer.save_pretrained(saved)
+
+
+def keep_tokenizer(model: Path, folder: Path) -> None:
+    """The tokenizer of a model folder with the meta-action tokens, saved in `folder`."""
+    tokenizer = load_tokenizer(model)
+    add_meta_action_tokens(tokenizer)
+    tokenizer.save_pretrained(folder)
 
 
 def build_problems(
@@ -147,9 +154,9 @@ def make_fresh_model(config: Config, tokenizer: PreTrainedTokenizerBase, path: P
     tokenizer.save_pretrained(path)
 
 
-def hf_config_for(run: Run) -> Any:
-    """The Hugging Face config of the current model, its vocabulary grown to the tokenizer's."""
-    hf_config = load_hf_config(run.model_folder)
+def hf_config_for(run: Run, folder: Path) -> Any:
+    """The Hugging Face config of a model folder, its vocabulary grown to the tokenizer's."""
+    hf_config = load_hf_config(folder)
     hf_config.vocab_size = max(hf_config.vocab_size, len(run.renderer.tokenizer))
     longest = run.config.rollout.max_seqlen
     if longest > hf_config.max_position_embeddings:
@@ -166,12 +173,15 @@ def learner_for(
     optimizer: OptimizerConfig | None,
     *,
     num_steps: int = 0,
+    weights: Path | None = None,
 ) -> Learner:
-    """The current model as a policy or a scalar model; frozen when `optimizer` is None."""
+    """The model of a folder (None: the current policy's) as a policy or a scalar model; frozen when
+    `optimizer` is None."""
+    folder = weights or run.model_folder
     return build_learner(
-        hf_config_for(run),
+        hf_config_for(run, folder),
         kind=kind,
-        weights=run.model_folder,
+        weights=folder,
         optimizer=None if optimizer is None else optimizer_settings(optimizer, num_steps),
         dtype=getattr(torch, run.config.model.dtype),
         recompute=run.config.model.recompute,

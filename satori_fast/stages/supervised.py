@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.credit import assign_credit
 from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.checkpoint import export_hf
 from satori_fast.backbone.step import Learner, update
-from satori_fast.config import ConfigError
+from satori_fast.config import ConfigError, ImitationConfig
 from satori_fast.data.coat import encode_demonstration
 from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import pack
@@ -26,7 +27,6 @@ from satori_fast.stages.setup import ARITHMETIC, learner_for
 from satori_fast.stages.synthesize import demonstrations_path
 from satori_fast.types import Trajectory
 
-STAGE = "supervised"
 logger = logging.getLogger(__name__)
 
 
@@ -36,7 +36,7 @@ def supervised_step(
     """One optimizer step on `trajectories`; metrics without times."""
     recipe = RECIPES["sft"]
     with run.spans.span("pack"):
-        packing = run.packing(1, run.seed(STAGE, "minibatches", step))
+        packing = run.packing(1, run.seed(run.stage, "minibatches", step))
         credits = assign_credit(trajectories, recipe.credit)
         batches = [
             batch.to(run.parallel.device)
@@ -53,41 +53,46 @@ def supervised_step(
 
 def supervised(run: Run) -> StageOutcome:
     """Imitate the demonstrations for `supervised.num_epochs`; evaluate and export."""
-    config = run.config.supervised
-    trajectories = load_trajectories(run)
-    cursor = ProblemCursor(trajectories, seed=run.seed(STAGE, "order"))
+    trajectories = load_trajectories(run, *_source(run))
+    return imitate(run, trajectories, run.config.supervised, start=run.model_folder)
+
+
+def imitate(
+    run: Run, trajectories: Sequence[Trajectory], config: ImitationConfig, *, start: Path
+) -> StageOutcome:
+    """Train the model of folder `start` on `trajectories`; evaluate and export it."""
+    cursor = ProblemCursor(trajectories, seed=run.seed(run.stage, "order"))
     num_steps = math.ceil(len(trajectories) * config.num_epochs / config.batch_size)
-    policy = learner_for(run, "policy", config.optimizer, num_steps=num_steps)
+    policy = learner_for(run, "policy", config.optimizer, num_steps=num_steps, weights=start)
     learners = {"policy": policy}
-    done = run.resume_stage(STAGE, learners)
+    done = run.resume_stage(learners)
     if done.data is not None:
         cursor.load_state_dict(done.data)
     evaluation = None
-    run.spans.start_step()
-    with progress(STAGE, num_steps, completed=done.step, console=run.console) as bar:
+    run.start_steps()
+    with progress(run.stage, num_steps, completed=done.step, console=run.console) as bar:
         for step in range(done.step, num_steps):
             metrics = supervised_step(run, policy, cursor.take(config.batch_size), step)
             last = step + 1 == num_steps
             if last:
                 evaluation = run.evaluate(run.engine(policy))
-                metrics |= run.record_evaluation(STAGE, step, evaluation)
-            times = done.times + run.record(STAGE, step, metrics)
+                metrics |= run.record_evaluation(step, evaluation)
+            times = done.times + run.record(step, metrics)
             done = StageProgress(step + 1, times, cursor.state_dict())
             bar.advance(values={"loss": metrics["update/loss"]})
             if last or (config.checkpoint_every and done.step % config.checkpoint_every == 0):
-                run.save_stage(STAGE, learners, done)
-    exported = run.exported_model(STAGE)
-    export_hf(policy, exported, run.renderer.tokenizer)
-    return StageOutcome(exported, evaluation or run.evaluate(run.engine(policy)), done.times)
+                run.save_stage(learners, done)
+    export_hf(policy, run.exported_model, run.renderer.tokenizer)
+    evaluation = evaluation or run.evaluate(run.engine(policy))
+    return StageOutcome({"policy": run.exported_model}, evaluation, done.times)
 
 
-def load_trajectories(run: Run) -> list[Trajectory]:
-    """Demonstrations of the config's source, encoded.
+def load_trajectories(run: Run, source: str, mapping: str | None) -> list[Trajectory]:
+    """Demonstrations of a file or data set, encoded.
 
     Left out, and said so: solutions of problems that this run evaluates on (from the run's own data
     set: of all but its training problems), and those too long for the context.
     """
-    source, mapping = _source(run)
     demonstrations, _ = load_demonstrations(source, mapping)
     heldout = {problem.question for problem in run.heldout}
     training = {problem.question for problem in run.problems}

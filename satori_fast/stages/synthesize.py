@@ -15,8 +15,6 @@ from satori_fast.synthesis.agents import CheckingCritic, RepetitionRewardModel, 
 from satori_fast.synthesis.pipeline import SynthesisAgents, count_types, synthesize
 from satori_fast.types import Demonstration
 
-STAGE = "synthesize"
-
 
 def demonstrations_path(run: Run) -> Path:
     return run.folder / "demonstrations.jsonl"
@@ -36,7 +34,10 @@ def synthesize_demonstrations(run: Run) -> StageOutcome:
     problems = run.problems[: config.num_problems]
     made: list[Demonstration] = []
     run.spans.start_step()
-    with run.spans.span("synthesize"), progress(STAGE, len(problems), console=run.console) as bar:
+    with (
+        run.spans.span("synthesize"),
+        progress(run.stage, len(problems), console=run.console) as bar,
+    ):
         for problem in problems:
             made += synthesize(
                 [problem],
@@ -46,13 +47,13 @@ def synthesize_demonstrations(run: Run) -> StageOutcome:
                 max_rounds=config.max_rounds,
                 critic_share=config.critic_share,
                 confirm_share=config.confirm_share,
-                seed=run.seed(STAGE),
+                seed=run.seed(run.stage),
             )
             bar.advance()
     run.parallel.on_main(lambda: write_demonstrations(demonstrations_path(run), made))
     counts = {f"synthesize/type_{kind}": float(n) for kind, n in count_types(made).items()}
-    times = run.record(STAGE, 0, {"synthesize/demonstrations": float(len(made)), **counts})
-    return StageOutcome(model_folder=None, evaluation=None, times=StepTimes() + times)
+    times = run.record(0, {"synthesize/demonstrations": float(len(made)), **counts})
+    return StageOutcome(models={}, evaluation=None, times=StepTimes() + times)
 
 
 def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> None:

@@ -35,7 +35,8 @@ EVERYTHING_BELOW_STAGES = (
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "types": set(),
-    "config": {"config_sections"},
+    "config": {"config_sections", "config_stages"},
+    "config_stages": {"config_sections"},
     "config_sections": set(),
     "grading": {"grading_worker"},
     "grading_worker": {"grading"},
@@ -80,6 +81,7 @@ OUTSIDE = {
     "types": {"numpy", "torch"},
     "config": {"pydantic"},
     "config_sections": {"pydantic"},
+    "config_stages": {"pydantic"},
     "cli": {"rich", "torch"},
     "grading": {"math_verify", "latex2sympy2_extended", "sympy"},
     "grading_worker": set(),

@@ -193,7 +193,7 @@ def run_of(folder: Path) -> Path:
         "model.hidden_size": "64",
         "reinforce.num_steps": "3",
         "reinforce.num_logged_samples": "1000",
-        "reinforce.restarts.num_problems": "4",
+        "solutions.num_problems": "4",
         "evaluation.num_problems": "4",
         "rollout.engine": "server",
         "rollout.sync_timeout_s": "100.0",

@@ -63,12 +63,16 @@ problems_per_step = 4
 samples_per_problem = 4
 checkpoint_every = 2
 optimizer = { learning_rate = 1e-3 }
-[reinforce.restarts]
+[solutions]
 num_problems = 10
 num_samples = 2
 [evaluation]
 num_problems = 20
 """
+
+
+RESTARTS = Path("restarts") / "reinforce-0.jsonl"
+SOLUTIONS = Path("solutions") / "supervised.jsonl"
 
 
 def tiny_config(folder: Path, *overrides: str) -> Config:
@@ -112,7 +116,7 @@ def test_engine_and_trainer_agree_on_logprobs(finished: Path) -> None:
 
 
 def test_restarts_end_with_a_reflection_and_say_where_they_came_from(finished: Path) -> None:
-    restarts = read_restarts(finished / "restarts.jsonl")
+    restarts = read_restarts(finished / RESTARTS)
     assert restarts
     for problem in restarts:
         assert problem.prefix is not None and problem.prefix.text.endswith("<|reflect|>")
@@ -156,7 +160,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path) -
         weights = Path("models") / stage / "model.safetensors"
         assert (tmp_path / "tiny" / weights).read_bytes() == (finished / weights).read_bytes()
     assert timeless(metrics) == timeless(finished / "metrics.jsonl")
-    for name in ("samples.jsonl", "restarts.jsonl", "demonstrations.jsonl"):
+    for name in ("samples.jsonl", RESTARTS, SOLUTIONS, "demonstrations.jsonl"):
         assert (tmp_path / "tiny" / name).read_bytes() == (finished / name).read_bytes()
 
 
@@ -180,7 +184,7 @@ def test_partial_rollouts_resume_to_the_same_bits(tmp_path: Path) -> None:
     # Take the run back to its third step, as a kill after the checkpoint would have left it.
     state = json.loads((cut / "tiny" / "progress.json").read_text())
     state["finished"].pop()
-    state["model_folder"] = "models/supervised"
+    state["models"]["policy"] = "models/supervised"
     (cut / "tiny" / "progress.json").write_text(json.dumps(state))
     run_stages(tiny_config(cut, *options, "--reinforce.checkpoint_every", "3"), resume=True)
     weights = Path("tiny/models/reinforce/model.safetensors")
@@ -262,7 +266,7 @@ recipe = "grpo"
 num_steps = 2
 problems_per_step = 4
 samples_per_problem = 2
-[reinforce.restarts]
+[solutions]
 num_problems = 4
 num_samples = 2
 [evaluation]
@@ -282,7 +286,7 @@ def test_no_demonstration_of_a_heldout_problem_is_imitated(tmp_path: Path) -> No
     overrides = ["--output_dir", f"'{tmp_path}'", "--data.source", f"'{source}'"]
     config = load_config(path, [*overrides, "--data.mapping", "gsm8k", "--data.num_train", "150"])
     with build_run(config) as run:
-        trajectories = load_trajectories(run)
+        trajectories = load_trajectories(run, str(source), "gsm8k")
         trained = {t.problem.question for t in trajectories}
         assert trained == {p.question for p in run.problems} and len(trained) == 150
         assert trained.isdisjoint({p.question for p in run.heldout})
@@ -321,5 +325,5 @@ def test_two_processes_train_as_one(finished: Path, tmp_path: Path) -> None:
     first = [next(m for m in run if m["stage"] == "reinforce") for run in (both, alone)]
     for name in ("rollout/mean_response_tokens", "reward/total", "critic/loss"):
         assert first[0][name] == pytest.approx(first[1][name], rel=1e-3), name
-    restarts = [folder / "restarts.jsonl" for folder in (tmp_path / "tiny", finished)]
+    restarts = [folder / RESTARTS for folder in (tmp_path / "tiny", finished)]
     assert restarts[0].read_bytes() == restarts[1].read_bytes()

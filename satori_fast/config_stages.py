@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sections of a configuration that belong to one stage each. See `config_sections`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from satori_fast.config_sections import OptimizerConfig, Section
+
+RecipeName = Literal["grpo", "ppo", "rloo"]
+
+
+class SynthesizeConfig(Section):
+    num_problems: int = Field(default=1000, gt=0)
+    """training problems to solve"""
+    num_solutions: int = Field(default=100, gt=0)
+    """first attempts per problem"""
+    num_kept: int = Field(default=4, gt=0)
+    """right ones and wrong ones kept of them"""
+    max_rounds: int = Field(default=2, gt=0)
+    """critic rounds"""
+    critic_share: float = Field(default=1.0, ge=0, le=1)
+    """problems that the critic works on; the others keep a right solution without reflection"""
+    confirm_share: float = Field(default=0.0, ge=0, le=1)
+    """corrected trajectories that end with a reflection confirming the answer (the paper: none)"""
+    generator_skill: float = Field(default=0.3, gt=0, lt=1)
+    """scripted generator: how often an attempt is right"""
+
+
+class ImitationConfig(Section):
+    num_epochs: float = Field(default=2.0, gt=0)
+    """passes over the demonstrations"""
+    batch_size: int = Field(default=128, gt=0)
+    """demonstrations per optimizer step"""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, schedule="cosine")
+    checkpoint_every: int = Field(default=500, ge=0)
+    """optimizer steps between checkpoints; 0: only at the end"""
+
+
+class SupervisedConfig(ImitationConfig):
+    source: str | None = None
+    """demonstrations: a .jsonl file; None: what the synthesize stage wrote, or the data's solutions
+    """
+    mapping: str | None = "coat"
+    """field mapping of source"""
+
+
+class SolutionsConfig(Section):
+    num_problems: int = Field(default=1000, gt=0)
+    """training problems that the starting model solves, for preference pairs and restarts"""
+    num_samples: int = Field(default=8, gt=0)
+    """solutions per problem"""
+    temperature: float | None = Field(default=None, gt=0)
+    """sampling temperature; None: the rollout's"""
+
+
+class RestartConfig(Section):
+    enabled: bool = True
+    """mix restarts into the problems (Satori: restart and explore)"""
+    refresh_every: int = Field(default=0, ge=0)
+    """steps between new buffers from the policy of the day; 0: built once (the paper)"""
+    max_backtrack: int = Field(default=2, ge=0)
+    """T: the last t actions are dropped, t uniform in 0..T"""
+    cut_after: Literal["action", "step", "answer"] = "action"
+    """what must stand before the cut: any action (the paper), a step, a step with an answer"""
+    original_weight: float = Field(default=1.0, ge=0)
+    """share of whole problems in a step, relative"""
+    correct_weight: float = Field(default=1.0, ge=0)
+    """share of restarts from right solutions (D+), relative"""
+    incorrect_weight: float = Field(default=1.0, ge=0)
+    """share of restarts from wrong solutions (D-), relative"""
+
+
+class ReinforceConfig(Section):
+    recipe: RecipeName = "ppo"
+    """credit, advantage and loss: a row of algorithms.recipe.RECIPES"""
+    num_steps: int = Field(default=100, gt=0)
+    """rollout-and-update steps"""
+    problems_per_step: int = Field(default=128, gt=0)
+    """prompts sampled in a step"""
+    samples_per_problem: int = Field(default=8, gt=0)
+    """siblings of a prompt; group recipes need at least 2"""
+    num_minibatches: int = Field(default=2, gt=0)
+    """optimizer steps per rollout step"""
+    clip_low: float = Field(default=0.2, gt=0)
+    """lower clip of the probability ratio"""
+    clip_high: float = Field(default=0.2, gt=0)
+    """upper clip of the probability ratio"""
+    clip_dual: float | None = Field(default=None, gt=1)
+    """bound of the ratio for negative advantages; None: no bound"""
+    importance: Literal["none", "truncate", "mask"] = "none"
+    """weight by trainer's over engine's probability: clamped into the range, or 0 outside it"""
+    importance_level: Literal["token", "sequence"] = "token"
+    """that ratio of each token, or the product over a response"""
+    importance_low: float = Field(default=0.0, ge=0)
+    """lower end of the range"""
+    importance_high: float = Field(default=2.0, gt=0)
+    """upper end of the range"""
+    weighting: Literal["token", "sequence"] | None = None
+    """mean over tokens, or over responses of their token means; None: as in the recipe"""
+    kl_coefficient: float | None = Field(default=None, ge=0)
+    """weight of the KL to the starting model; 0: that model is not loaded; None: as in the recipe
+    """
+    entropy_coefficient: float = Field(default=0.0, ge=0)
+    """weight of the entropy bonus"""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """ppo: lambda of the advantage estimator"""
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    """ppo: first steps that train the critic alone"""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
+    critic_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-6)
+    restarts: RestartConfig = RestartConfig()
+    checkpoint_every: int = Field(default=50, ge=0)
+    """steps between checkpoints; 0: only at the end"""
+    evaluate_every: int = Field(default=0, ge=0)
+    """steps between evaluations; 0: only at the end"""
+    num_logged_samples: int = Field(default=2, ge=0)
+    """trajectories of each step written to samples.jsonl"""
+
+
+class DistillConfig(ImitationConfig):
+    student: str | None = None
+    """model folder that learns from the policy's solutions; None: the model the run began with"""
+    num_problems: int = Field(default=1000, gt=0)
+    """training problems that the teacher solves"""
+    num_samples: int = Field(default=8, gt=0)
+    """solutions per problem"""
+    temperature: float | None = Field(default=None, gt=0)
+    """sampling temperature; None: the rollout's"""
+    num_kept: int = Field(default=750, gt=0)
+    """problems kept: those that the teacher solved least often, but at least once"""
+    solutions_per_problem: int = Field(default=1, gt=0)
+    """right solutions kept of each"""
+
+
+class RoundConfig(Section):
+    """A round of self-improvement: distil the policy into the base model, then train that. What is
+    not set stays as in the sections distill, reinforce and rollout."""
+
+    num_problems: int | None = Field(default=None, gt=0)
+    """training problems that the policy solves for the distillation"""
+    num_kept: int | None = Field(default=None, gt=0)
+    """problems kept of them, the hardest"""
+    distill_temperature: float | None = Field(default=None, gt=0)
+    """sampling temperature of the distillation"""
+    num_steps: int | None = Field(default=None, gt=0)
+    """reinforcement steps"""
+    samples_per_problem: int | None = Field(default=None, gt=0)
+    """siblings of a prompt"""
+    temperature: float | None = Field(default=None, ge=0)
+    """sampling temperature of the reinforcement (the paper's second round: 1.2)"""
+    restarts: bool = False
+    """mix restarts in (the paper's second round: no)"""
+
+
+class IterateConfig(Section):
+    rounds: tuple[RoundConfig, ...] = Field(default=(RoundConfig(),), strict=False)
+    """rounds after the first, in order"""

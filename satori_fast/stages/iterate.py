@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of a run in order, with rounds of iterative self-improvement unrolled.
+
+A round (Satori, appendix D.3) distils the policy that reinforcement left into the model the run
+began with, from the problems that were hardest for it, and trains the result again. "iterate" in
+`stages` stands for all rounds of the config; each becomes two stages, "distill_2" and
+"reinforce_2", then "distill_3" and so on, with checkpoints, models and summary entries of their
+own. Not here: what a stage does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from satori_fast.config import Config, RoundConfig, StageName
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage of a run.
+
+    name:   unique in the run. kind: which file of `stages` runs it. config: the run's, with what
+    differs for this stage.
+    """
+
+    name: str
+    kind: StageName
+    config: Config
+
+
+def plan_stages(config: Config) -> tuple[StagePlan, ...]:
+    """Every stage of the run, in order; their number does not depend on how the run goes."""
+    plans: list[StagePlan] = []
+    for stage in config.stages:
+        if stage == "iterate":
+            for number, settings in enumerate(config.iterate.rounds, start=2):
+                plans += round_plans(config, number, settings)
+        else:
+            plans.append(StagePlan(stage, stage, config))
+    return tuple(plans)
+
+
+def round_plans(config: Config, number: int, settings: RoundConfig) -> tuple[StagePlan, StagePlan]:
+    """Distillation and reinforcement of round `number`."""
+    distill = _changed(
+        config.distill,
+        num_problems=settings.num_problems,
+        num_kept=settings.num_kept,
+        temperature=settings.distill_temperature,
+    )
+    restarts = _changed(config.reinforce.restarts, enabled=settings.restarts)
+    reinforce = _changed(
+        config.reinforce,
+        num_steps=settings.num_steps,
+        samples_per_problem=settings.samples_per_problem,
+        restarts=restarts,
+    )
+    rollout = _changed(config.rollout, temperature=settings.temperature)
+    return (
+        StagePlan(f"distill_{number}", "distill", _changed(config, distill=distill)),
+        StagePlan(
+            f"reinforce_{number}",
+            "reinforce",
+            _changed(config, reinforce=reinforce, rollout=rollout),
+        ),
+    )
+
+
+def _changed(section: Any, **values: Any) -> Any:
+    """The section with the values that are set. They come from checked sections of their own."""
+    given: Mapping[str, Any] = {key: value for key, value in values.items() if value is not None}
+    return section.model_copy(update=given)
