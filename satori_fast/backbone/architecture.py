@@ -19,8 +19,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.types import ScoreStatistics
 
-# Where a reward model keeps its statistics in config.json, beside what transformers knows.
-_SCORE_FIELDS = ("satori_score_mean", "satori_score_std")
+# Where a reward model keeps its statistics in config.json. The names are those of OpenRLHF, and so
+# of Satori's own reward model.
+_SCORE_FIELDS = ("mean", "std")
 
 SUPPORTED = {
     "qwen2": "Qwen2 and Qwen2.5",
@@ -58,7 +59,7 @@ def with_score_statistics(hf_config: Any, statistics: ScoreStatistics | None) ->
         if hasattr(changed, field):
             delattr(changed, field)
     if statistics is not None:
-        changed.satori_score_mean, changed.satori_score_std = statistics.mean, statistics.std
+        changed.mean, changed.std = statistics.mean, statistics.std
     return changed
 
 

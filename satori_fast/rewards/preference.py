@@ -7,8 +7,7 @@ The model is given as a `Scorer`; what it is and how it is packed and shared out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +15,8 @@ import numpy.typing as npt
 from satori_fast.types import ScoreStatistics, Trajectory
 
 
-class Scorer(Protocol):
-    """An outcome reward model: the raw score of each trajectory, float [N], in their order."""
-
-    def __call__(self, trajectories: Sequence[Trajectory]) -> npt.NDArray[np.float32]: ...
+# An outcome reward model: the raw score of each trajectory, [N] in their order.
+Scorer = Callable[[Sequence[Trajectory]], npt.NDArray[np.float32]]
 
 
 def preference_rewards(
