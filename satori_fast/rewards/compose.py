@@ -32,6 +32,7 @@ def score(
     trajectories: Sequence[Trajectory],
     terms: RewardTerms,
     pool: Grader,
+    *,
     preferences: Sequence[float] | None = None,
 ) -> list[Trajectory]:
     """The same trajectories with their `reward`. The whole solution is graded, prefix included.
@@ -44,7 +45,7 @@ def score(
         preferences = [0.0] * len(trajectories)
     verdicts = grade_trajectories(trajectories, pool)
     return [
-        trajectory.with_reward(breakdown(trajectory, verdict.correct, terms, preference))
+        trajectory.with_reward(breakdown(trajectory, verdict.correct, terms, preference=preference))
         for trajectory, verdict, preference in zip(trajectories, verdicts, preferences, strict=True)
     ]
 
@@ -63,7 +64,7 @@ def grade_trajectories(trajectories: Sequence[Trajectory], pool: Grader) -> list
 
 
 def breakdown(
-    trajectory: Trajectory, correct: bool, terms: RewardTerms, preference: float = 0.0
+    trajectory: Trajectory, correct: bool, terms: RewardTerms, *, preference: float = 0.0
 ) -> RewardBreakdown:
     """Satori's reward with a weight for each term; all weights are 1 in the paper:
 

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from satori_fast.types import ScoreStatistics, Trajectory
 
-
 # An outcome reward model: the raw score of each trajectory, [N] in their order.
 Scorer = Callable[[Sequence[Trajectory]], npt.NDArray[np.float32]]
 

@@ -102,7 +102,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     if actors.reward_model is not None:
         preferences = actors.reward_model.rewards(run, rollout.trajectories)
     with run.spans.span("reward"):
-        scored = score(rollout.trajectories, actors.rewards, run.grader, preferences)
+        scored = score(rollout.trajectories, actors.rewards, run.grader, preferences=preferences)
         kept = informative(scored, recipe)
     with run.spans.span("pack"):
         packing = run.packing(config.num_minibatches, run.seed(run.stage, "minibatches", step))
