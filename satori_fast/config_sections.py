@@ -23,7 +23,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     path: str | None = None
-    """folder of a Hugging Face checkpoint to start from; without it a fresh model is made"""
+    """folder or hub name of a checkpoint to start from; without it a fresh model is made"""
     architecture: Literal["qwen2", "llama", "qwen3"] = "qwen2"
     """family of a fresh model"""
     hidden_size: int = Field(default=128, gt=0)

@@ -146,7 +146,7 @@ class ReinforceConfig(Section):
 
 class DistillConfig(ImitationConfig):
     student: str | None = None
-    """model folder that learns from the policy's solutions; None: the model the run began with"""
+    """folder or hub name of the model that learns; None: the one that the run began with"""
     num_problems: int = Field(default=1000, gt=0)
     """training problems that the teacher solves"""
     num_samples: int = Field(default=8, gt=0)
