@@ -166,9 +166,17 @@ class RolloutConfig(Section):
 
 
 class RewardConfig(Section):
+    rule_weight: float = Field(default=1.0, ge=0)
+    """factor of the rule reward: 0 when right, -1 when wrong"""
     reflection_bonus: float = Field(default=0.5, ge=0)
     """beta: + when a restart from a wrong solution ends right, - when one from a right ends wrong
     """
+    preference_weight: float = Field(default=0.0, ge=0)
+    """factor of the reward model's sigmoid(score) (the paper: 1); 0: that model is not loaded"""
+    normalize_preference: bool = True
+    """score minus mean over std before the sigmoid, as the paper's code does (its text: false)"""
+    model: str | None = None
+    """folder of a reward model; None: the one that the preference stage made"""
     num_workers: int = Field(default=1, ge=0)
     """grading processes; 0 grades in the trainer, without a time limit"""
     timeout_s: float = Field(default=5.0, gt=0)

@@ -40,7 +40,12 @@ from megatron.core.transformer.utils import (
 )
 from torch import Tensor, nn
 
-from satori_fast.backbone.architecture import head_dim, rope_parameters, transformer_config
+from satori_fast.backbone.architecture import (
+    head_dim,
+    rope_parameters,
+    score_statistics,
+    transformer_config,
+)
 from satori_fast.backbone.attention import (
     AttentionPlan,
     PackedCoreAttention,
@@ -51,7 +56,7 @@ from satori_fast.backbone.attention import (
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.weights import initialize, load_hf
 from satori_fast.kernels import rms_norm, swiglu
-from satori_fast.types import PackedBatch
+from satori_fast.types import PackedBatch, ScoreStatistics
 
 Kind = Literal["policy", "scalar"]
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
@@ -165,21 +170,28 @@ class VocabularyHead(ColumnParallelLinear):
 class ScalarHead(nn.Linear):
     """hidden [T, 1, H] -> fp32 [T]; replicated over tensor-parallel ranks, starts at zero.
 
+    With statistics it gives (w . h - mean) / std, as Satori's code lets its critic.
+
     The product is fp32. The weight has the trunk's type, because Megatron's checkpoints mix up the
     optimizer state of a model with two types; in half precision the optimizer holds it in fp32.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(
+        self, config: TransformerConfig, statistics: ScoreStatistics | None = None
+    ) -> None:
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         super().__init__(
             config.hidden_size, 1, bias=False, dtype=config.params_dtype, device=device
         )
         nn.init.zeros_(self.weight)
+        self.statistics = statistics
         self.sequence_parallel = config.sequence_parallel
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: Tensor) -> Tensor:
         values = F.linear(hidden.float(), self.weight.float())
+        if self.statistics is not None:
+            values = (values - self.statistics.mean) / self.statistics.std
         if self.sequence_parallel:
             values = gather_from_sequence_parallel_region(
                 values,
@@ -283,14 +295,17 @@ class PolicyModel(PackedModel):
 
 
 class ScalarModel(PackedModel):
-    """tokens -> one number per token: a critic, or a reward model read at each last token."""
+    """tokens -> one number per token: a critic, or a reward model read at each last token.
+
+    The numbers are normalised if the configuration holds `architecture.score_statistics`.
+    """
 
     kind: Kind = "scalar"
 
     def __init__(self, config: TransformerConfig, hf_config: Any) -> None:
         super().__init__(config, hf_config, tied=False)
         if self.post_process:
-            self.output_layer = ScalarHead(config)
+            self.output_layer = ScalarHead(config, score_statistics(hf_config))
 
     def forward(self, batch: PackedBatch, head: Callable[[Tensor], Any] | None = None) -> Any:  # type: ignore[override]
         """Values fp32 [T], or what `head` makes of them, on the last pipeline stage."""

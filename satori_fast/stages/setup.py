@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from satori_fast.backbone.architecture import load_hf_config
+from satori_fast.backbone.architecture import load_hf_config, with_score_statistics
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.config import Config, ConfigError, OptimizerConfig
@@ -191,12 +191,17 @@ def learner_for(
     *,
     num_steps: int = 0,
     weights: Path | None = None,
+    normalized: bool = False,
 ) -> Learner:
     """The model of a folder (None: the current policy's) as a policy or a scalar model; frozen when
-    `optimizer` is None."""
+    `optimizer` is None.
+
+    normalized: a scalar model gives (score - mean) / std, with the statistics of its folder.
+    """
     folder = weights or run.model_folder
+    hf_config = hf_config_for(run, folder)
     return build_learner(
-        hf_config_for(run, folder),
+        hf_config if normalized else with_score_statistics(hf_config, None),
         kind=kind,
         weights=folder,
         optimizer=None if optimizer is None else optimizer_settings(optimizer, num_steps),
