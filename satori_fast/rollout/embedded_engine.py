@@ -21,7 +21,7 @@ from satori_fast.backbone.architecture import head_dim
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner
 from satori_fast.data.coat import PromptRenderer
-from satori_fast.rollout.engine import Completion, Request, SamplingParams
+from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class _Slots:
     running: list[_Running | None] = field(default_factory=list)
 
 
-class EmbeddedEngine:
-    """Implements `rollout.engine.Engine` on live parameters.
+class EmbeddedEngine(Engine):
+    """Samples from live parameters.
 
     parameters: Megatron names to tensors, of an unsharded model; read at every step, never written.
     max_slots:  requests decoded at once. Memory: 2 * layers * slots * K * max_seqlen * D elements.
