@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The inner loops of the operations inside a transformer layer, for the instruction set that the
-// including file was compiled for. Sums are float32; a result is rounded to its type once.
+// The inner loops of the operations inside a transformer layer, and of sampling, for the instruction
+// set that the including file was compiled for. Sums are float32; a result is rounded to its type once.
 #pragma once
 
 #include "layer_table.h"
@@ -61,14 +61,14 @@ template <typename Body> SATORI_INLINE void for_vectors(int64_t size, const Body
 // Arrays of `heads` rows: queries and sums [heads][padded size], scores [heads][kTileKeys].
 
 // Writes (a cos - b sin, b cos + a sin) times `scale` of the halves (a, b) of x, rounded before it is
-// scaled to the type of x.
+// scaled to the type of x. sign: -1 turns the other way.
 template <typename Element, typename Result>
 SATORI_INLINE void rotate(const Element* x, const Element* cos, const Element* sin, int64_t size,
-                          float scale, Result* out) {
+                          float scale, Result* out, float sign = 1.0f) {
     const int64_t half = size / 2;
     for_vectors(half, [&](int64_t i, const auto& vector) {
         const Floats a = vector.read(x + i), b = vector.read(x + half + i);
-        const Floats c = vector.read(cos + i), s = vector.read(sin + i);
+        const Floats c = vector.read(cos + i), s = vector.read(sin + i) * splat(sign);
         vector.write(out + i, rounded_as(x, a * c - b * s) * splat(scale));
         vector.write(out + half + i, rounded_as(x, b * c + a * s) * splat(scale));
     });
@@ -298,7 +298,26 @@ inline void decode_attention(const DecodeTask& task, int64_t row, int64_t group,
                                                                                    scratch);
 }
 
-// -- norm and activation ----------------------------------------------------------------------
+// -- rotary embedding, norm, activation -------------------------------------------------------
+
+template <typename Element>
+SATORI_INLINE void rope_as(const RopeTask& task, int64_t first_row, int64_t end_row) {
+    const int64_t size = task.head_dim;
+    for (int64_t row = first_row; row < end_row; ++row) {
+        const auto* cos = static_cast<const Element*>(task.cos) + row * (size / 2);
+        const auto* sin = static_cast<const Element*>(task.sin) + row * (size / 2);
+        auto* out = static_cast<Element*>(task.out) + row * task.num_groups * task.num_heads * size;
+        for (int64_t group = 0; group < task.num_groups; ++group)
+            for (int64_t head = 0; head < task.num_heads; ++head, out += size)
+                rotate(static_cast<const Element*>(task.x) + row * task.strides[0] +
+                           group * task.strides[1] + head * task.strides[2],
+                       cos, sin, size, 1.0f, out, task.inverse ? -1.0f : 1.0f);
+    }
+}
+
+inline void rope(const RopeTask& task, int64_t first_row, int64_t end_row) {
+    (task.is_bfloat16 ? rope_as<uint16_t> : rope_as<float>)(task, first_row, end_row);
+}
 
 template <typename Element>
 SATORI_INLINE void rms_norm_as(const NormTask& task, int64_t first_row, int64_t end_row) {
@@ -352,6 +371,68 @@ inline void swiglu(const SwigluTask& task, int64_t first_row, int64_t end_row) {
     (task.is_bfloat16 ? swiglu_as<uint16_t> : swiglu_as<float>)(task, first_row, end_row);
 }
 
-constexpr LayerKernels kLayerKernels{decode_scratch, decode_attention, rms_norm, swiglu};
+// -- sampling ---------------------------------------------------------------------------------
+
+// exp((x - largest) inverse_temperature) of the columns of a block; 0 beyond them.
+SATORI_INLINE void weigh_block(const float* logits, int64_t count, float largest,
+                               float inverse_temperature, float* weights) {
+    for_vectors(count, [&](int64_t i, const auto& vector) {
+        const Floats x = vector.read(logits + i) - splat(largest);
+        store(weights + i, Floats{});
+        vector.write(weights + i, exp(x * splat(inverse_temperature)));
+    });
+}
+
+inline void sample_row(const SampleTask& task, int64_t row, double* sums) {
+    const int64_t size = task.num_columns, num_blocks = sample_blocks(size);
+    const float* logits = task.logits + row * size;
+    float lanes[kLanes], largest = logits[0];
+    Floats most = splat(largest);
+    for (int64_t j = 0; j + kLanes <= size; j += kLanes)
+        most = maximum(most, load(logits + j));
+    store(lanes, most);
+    for (int64_t i = 0; i < kLanes; ++i)
+        largest = lanes[i] > largest ? lanes[i] : largest;
+    for (int64_t j = size / kLanes * kLanes; j < size; ++j)
+        largest = logits[j] > largest ? logits[j] : largest;
+
+    float weights[kSampleBlock];
+    double total = 0.0;
+    for (int64_t block = 0; block < num_blocks; ++block) {
+        const int64_t first = block * kSampleBlock, count = smaller(kSampleBlock, size - first);
+        weigh_block(logits + first, count, largest, task.inverse_temperature, weights);
+        Floats sum{};
+        for (int64_t j = 0; j < count; j += kLanes)
+            sum += load(weights + j);
+        sums[block] = total += static_cast<double>(sum_of_lanes(sum));
+    }
+    // The block, then the column in it, where the running sum passes the drawn part of the total.
+    const double drawn = task.uniform[row] * total;
+    int64_t block = 0;
+    while (block + 1 < num_blocks && !(sums[block] > drawn))
+        ++block;
+    const int64_t first = block * kSampleBlock, count = smaller(kSampleBlock, size - first);
+    weigh_block(logits + first, count, largest, task.inverse_temperature, weights);
+    double running = block > 0 ? sums[block - 1] : 0.0;
+    // Rounding may leave the column's running sum below the block's: then it is the last possible one.
+    int64_t token = count - 1;
+    while (token > 0 && weights[token] == 0.0f)
+        --token;
+    for (int64_t j = 0; j < token; ++j) {
+        running += static_cast<double>(weights[j]);
+        if (running > drawn) {
+            token = j;
+            break;
+        }
+    }
+    token += first;
+    task.tokens[row] = token;
+    task.logprobs[row] = static_cast<float>(
+        static_cast<double>(logits[token] - largest) * task.inverse_temperature -
+        __builtin_log(total));
+}
+
+constexpr LayerKernels kLayerKernels{decode_scratch, decode_attention, rms_norm,
+                                     rope,           swiglu,           sample_row};
 
 } // namespace satori_fast::SATORI_ISA
