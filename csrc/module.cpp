@@ -184,6 +184,34 @@ void rms_norm(Address x, Address residual, Address weight, Address y, Address su
     satori_fast::rms_norm(task, num_threads);
 }
 
+// sizes: the counts of RopeTask in order.
+void rope(Address x, Address cos, Address sin, Address out, const Strides3& strides,
+          const std::array<int64_t, 4>& sizes, bool inverse, bool is_bfloat16, int num_threads) {
+    const satori_fast::RopeTask task{at<void>(x),
+                                     at<void>(cos),
+                                     at<void>(sin),
+                                     at<void>(out),
+                                     {strides[0], strides[1], strides[2]},
+                                     sizes[0],
+                                     sizes[1],
+                                     sizes[2],
+                                     sizes[3],
+                                     inverse,
+                                     is_bfloat16};
+    nb::gil_scoped_release unlocked;
+    satori_fast::rope(task, num_threads);
+}
+
+void sample_tokens(Address logits, Address uniform, Address tokens, Address logprobs,
+                   int64_t num_rows, int64_t num_columns, double inverse_temperature,
+                   int num_threads) {
+    nb::gil_scoped_release unlocked;
+    satori_fast::sample_tokens({at<float>(logits), at<double>(uniform), at<int64_t>(tokens),
+                                at<float>(logprobs), num_rows, num_columns,
+                                static_cast<float>(inverse_temperature)},
+                               num_threads);
+}
+
 void swiglu(Address gate_up, Address out, int64_t num_rows, int64_t size, bool is_bfloat16,
             int num_threads) {
     nb::gil_scoped_release unlocked;
@@ -240,7 +268,9 @@ NB_MODULE(_C, m) {
     m.def("segment_scan_float64", &segment_scan<double>);
     m.def("decode_attention", &decode_attention);
     m.def("rms_norm", &rms_norm);
+    m.def("rope", &rope);
     m.def("swiglu", &swiglu);
+    m.def("sample_tokens", &sample_tokens);
     m.def("read_integers", &read_integers);
     m.def("sequence_similarity", &sequence_similarity);
     m.def("pack_bins", &pack_bins);

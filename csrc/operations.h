@@ -128,6 +128,17 @@ struct NormTask {
 };
 void rms_norm(const NormTask& task, int num_threads);
 
+// (a cos - b sin, b cos + a sin) of the halves (a, b) of the heads; the other way round if `inverse`.
+struct RopeTask {
+    const void* x;         // [num_rows, num_groups, num_heads, head_dim], last stride 1
+    const void *cos, *sin; // [num_rows, head_dim / 2]
+    void* out;             // as x, contiguous
+    int64_t strides[3];    // of x, in elements
+    int64_t num_rows, num_groups, num_heads, head_dim;
+    bool inverse, is_bfloat16;
+};
+void rope(const RopeTask& task, int num_threads);
+
 // silu(gate) up of (gate, up).
 struct SwigluTask {
     const void* gate_up; // [num_rows, 2 size]
@@ -136,6 +147,17 @@ struct SwigluTask {
     bool is_bfloat16;
 };
 void swiglu(const SwigluTask& task, int num_threads);
+
+// One column per row by inverse transform, and its log-probability, of softmax(logits / temperature).
+struct SampleTask {
+    const float* logits;   // [num_rows, num_columns]
+    const double* uniform; // [num_rows], in [0, 1)
+    int64_t* tokens;       // [num_rows]
+    float* logprobs;       // [num_rows]
+    int64_t num_rows, num_columns;
+    float inverse_temperature;
+};
+void sample_tokens(const SampleTask& task, int num_threads);
 
 // The instruction set that the output head and the layers run on; those they could run on here,
 // widest first; and the way to choose one of them (std::invalid_argument for another name).

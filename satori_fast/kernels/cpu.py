@@ -30,7 +30,9 @@ except ImportError as error:
     )
 
 OPERATIONS = frozenset(
-    ("gae", "pack_bins", "policy_loss", "segment_scan", "sequence_similarity") if _C else ()
+    ("gae", "pack_bins", "policy_loss", "sample_tokens", "segment_scan", "sequence_similarity")
+    if _C
+    else ()
 )
 # As the enums in csrc/operations.h count them.
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -105,6 +107,24 @@ def gae(
         [advantages.data_ptr(), returns.data_ptr()],
     )
     return advantages, returns
+
+
+def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """See `reference.sample_tokens`, for float32; the bits of a row are its own. Probabilities below
+    e^-64 of the largest count as 0."""
+    logits, uniform = logits.contiguous(), uniform.contiguous()
+    tokens = torch.empty(len(logits), dtype=torch.int64)
+    logprobs = torch.empty(len(logits))
+    _C.sample_tokens(
+        logits.data_ptr(),
+        uniform.data_ptr(),
+        tokens.data_ptr(),
+        logprobs.data_ptr(),
+        *logits.shape,
+        1.0 / temperature,
+        torch.get_num_threads(),
+    )
+    return tokens, logprobs
 
 
 def sequence_similarity(
