@@ -133,6 +133,64 @@ void segment_scan(Address x, int64_t num_tokens, double decay, Address cu_seqlen
                                     num_threads, at<Real>(y));
 }
 
+using Strides2 = std::array<int64_t, 2>;
+using Strides3 = std::array<int64_t, 3>;
+
+// tensors: the addresses of DecodeTask in its order, 0 for no slots. sizes: its counts in order.
+void decode_attention(const std::array<Address, 10>& tensors, const Strides3& query_strides,
+                      const Strides2& key_strides, const Strides2& value_strides,
+                      const Strides3& key_cache_strides, const Strides3& value_cache_strides,
+                      const std::array<int64_t, 6>& sizes, double scale, bool is_bfloat16,
+                      int num_threads) {
+    const auto& x = tensors;
+    const auto& q = query_strides;
+    const auto& k = key_cache_strides;
+    const auto& v = value_cache_strides;
+    const satori_fast::DecodeTask task{at<void>(x[0]),
+                                       at<void>(x[1]),
+                                       at<void>(x[2]),
+                                       at<void>(x[3]),
+                                       at<void>(x[4]),
+                                       at<void>(x[5]),
+                                       at<void>(x[6]),
+                                       at<void>(x[7]),
+                                       at<const int64_t>(x[8]),
+                                       at<const int64_t>(x[9]),
+                                       {q[0], q[1], q[2]},
+                                       {key_strides[0], key_strides[1]},
+                                       {value_strides[0], value_strides[1]},
+                                       {k[0], k[1], k[2]},
+                                       {v[0], v[1], v[2]},
+                                       sizes[0],
+                                       sizes[1],
+                                       sizes[2],
+                                       sizes[3],
+                                       sizes[4],
+                                       sizes[5],
+                                       static_cast<float>(scale),
+                                       is_bfloat16};
+    nb::gil_scoped_release unlocked;
+    satori_fast::decode_attention(task, num_threads);
+}
+
+// residual and sum: 0 for neither.
+void rms_norm(Address x, Address residual, Address weight, Address y, Address sum, Address rstd,
+              int64_t num_rows, int64_t size, double eps, bool is_bfloat16, int num_threads) {
+    const satori_fast::NormTask task{at<void>(x), at<void>(residual), at<void>(weight),
+                                     at<void>(y), at<void>(sum),      at<float>(rstd),
+                                     num_rows,    size,               static_cast<float>(eps),
+                                     is_bfloat16};
+    nb::gil_scoped_release unlocked;
+    satori_fast::rms_norm(task, num_threads);
+}
+
+void swiglu(Address gate_up, Address out, int64_t num_rows, int64_t size, bool is_bfloat16,
+            int num_threads) {
+    nb::gil_scoped_release unlocked;
+    satori_fast::swiglu({at<void>(gate_up), at<void>(out), num_rows, size, is_bfloat16},
+                        num_threads);
+}
+
 // Copies a list of Python integers; numpy takes five times as long. TypeError or OverflowError,
 // from Python, for anything that is not an integer of 64 bits.
 void read_integers(nb::list values, Array<int64_t> out) {
@@ -181,6 +239,9 @@ NB_MODULE(_C, m) {
     m.def("gae_float64", &gae<double>);
     m.def("segment_scan_float32", &segment_scan<float>);
     m.def("segment_scan_float64", &segment_scan<double>);
+    m.def("decode_attention", &decode_attention);
+    m.def("rms_norm", &rms_norm);
+    m.def("swiglu", &swiglu);
     m.def("read_integers", &read_integers);
     m.def("sequence_similarity", &sequence_similarity);
     m.def("pack_bins", &pack_bins);

@@ -101,8 +101,53 @@ struct HeadGradients {
 };
 void head_gradients(const HeadTask& task, const HeadGradients& gradients);
 
-// The instruction set that the output head runs on; those it could run on here, widest first; and
-// the way to choose one of them (std::invalid_argument for another name).
+// Attention of one new token per row to the keys of its slot, bfloat16 or float32. Keys and queries
+// are rotated, and the new key and value written into the caches at `position`, before positions
+// 0 .. position are read. Strides are in elements, the last dimension has stride 1; cos, sin and out
+// are contiguous.
+struct DecodeTask {
+    const void* queries; // [num_rows, num_groups, heads_per_group, head_dim]
+    const void* keys;    // [num_rows, num_groups, head_dim], as values
+    const void* values;
+    void* key_cache; // [num_slots, num_groups, max_length, head_dim], as value_cache
+    void* value_cache;
+    const void* cos; // [num_rows, head_dim / 2], as sin
+    const void* sin;
+    void* out; // [num_rows, num_groups, heads_per_group, head_dim]
+    const int64_t* positions; // [num_rows]
+    const int64_t* slots;     // [num_rows], all different; null: row n has slot n
+    int64_t query_strides[3], key_strides[2], value_strides[2], key_cache_strides[3],
+        value_cache_strides[3];
+    int64_t num_rows, num_groups, heads_per_group, head_dim, num_slots, max_length;
+    float scale;
+    bool is_bfloat16;
+};
+
+// Throws std::invalid_argument for a position or a slot outside of the caches.
+void decode_attention(const DecodeTask& task, int num_threads);
+
+// y = z rstd weight of z = x, or of x + residual, which is then written to `sum`. Rows are contiguous.
+struct NormTask {
+    const void *x, *residual, *weight; // [num_rows, size], the same or null, [size]
+    void *y, *sum;                     // [num_rows, size]; sum is null without a residual
+    float* rstd;                       // [num_rows]
+    int64_t num_rows, size;
+    float eps;
+    bool is_bfloat16;
+};
+void rms_norm(const NormTask& task, int num_threads);
+
+// silu(gate) up of (gate, up).
+struct SwigluTask {
+    const void* gate_up; // [num_rows, 2 size]
+    void* out;           // [num_rows, size]
+    int64_t num_rows, size;
+    bool is_bfloat16;
+};
+void swiglu(const SwigluTask& task, int num_threads);
+
+// The instruction set that the output head and the layers run on; those they could run on here,
+// widest first; and the way to choose one of them (std::invalid_argument for another name).
 std::string instruction_set();
 std::vector<std::string> instruction_sets();
 void use_instruction_set(const std::string& name);

@@ -6,7 +6,7 @@ every operation; `ops` gives it a schema and picks an implementation by device. 
 inside a transformer layer have files of their own, `reference_layers` and `layers`.
 """
 
-from satori_fast.kernels.layers import rms_norm, rope, swiglu
+from satori_fast.kernels.layers import decode_attention, rms_norm, rope, swiglu
 from satori_fast.kernels.ops import (
     POLICY_STATS,
     gae,
@@ -21,6 +21,7 @@ from satori_fast.kernels.ops import (
 
 __all__ = [
     "POLICY_STATS",
+    "decode_attention",
     "gae",
     "implementation",
     "linear_logprob",

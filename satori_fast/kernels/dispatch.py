@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from satori_fast.kernels import cpu, cpu_head, reference, reference_layers, triton
+from satori_fast.kernels import cpu, cpu_head, cpu_layers, reference, reference_layers, triton
 
 OPERATIONS = (
     "linear_logprob",
@@ -21,6 +21,7 @@ OPERATIONS = (
     "rms_norm",
     "swiglu",
     "rope",
+    "decode_attention",
 )
 
 
@@ -33,7 +34,7 @@ def implementation(
     kind = torch.device(device).type
     if kind == "cuda" and name in triton.OPERATIONS:
         return "triton"
-    is_compiled = name in cpu.OPERATIONS | cpu_head.OPERATIONS
+    is_compiled = name in cpu.OPERATIONS | cpu_head.OPERATIONS | cpu_layers.OPERATIONS
     return "cpp" if kind == "cpu" and is_compiled else "reference"
 
 
@@ -57,6 +58,8 @@ def layer_function(name: str, x: Tensor) -> Callable[..., Any]:
     hundred times a step, hence so little else."""
     if x.is_cuda and x.dtype != torch.float64 and name in triton.OPERATIONS:
         return triton.load(name)
+    if x.is_cpu and name in cpu_layers.FUNCTIONS and x.dtype in cpu_layers.DTYPES:
+        return getattr(cpu_layers, name)
     return getattr(reference_layers, name)
 
 
