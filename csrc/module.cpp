@@ -231,15 +231,17 @@ void read_integers(nb::list values, Array<int64_t> out) {
     }
 }
 
+// tensors: the fields of GaeArrays, 0 for one that is absent.
 template <typename Real>
-void gae(const std::array<Address, 3>& inputs, int64_t num_tokens, double gamma, double decay,
-         Address cu_seqlens, int64_t num_sequences, int num_threads,
-         const std::array<Address, 2>& outputs) {
+void gae(const std::array<Address, 6>& tensors, int64_t count, double gamma, double decay,
+         Address cu_seqlens, int64_t num_sequences, int num_threads) {
+    const auto& x = tensors;
+    const satori_fast::GaeArrays<Real> tokens{
+        at<const Real>(x[0]), at<const Real>(x[1]), at<const uint8_t>(x[2]),
+        at<const int32_t>(x[3]), at<Real>(x[4]), at<Real>(x[5]), count};
     nb::gil_scoped_release unlocked;
-    satori_fast::gae<Real>(at<const Real>(inputs[0]), at<const Real>(inputs[1]),
-                           at<const uint8_t>(inputs[2]), num_tokens, static_cast<Real>(gamma),
-                           static_cast<Real>(decay), at<const int64_t>(cu_seqlens), num_sequences,
-                           num_threads, at<Real>(outputs[0]), at<Real>(outputs[1]));
+    satori_fast::gae<Real>(tokens, static_cast<Real>(gamma), static_cast<Real>(decay),
+                           at<const int64_t>(cu_seqlens), num_sequences, num_threads);
 }
 
 void sequence_similarity(Integers a, Integers a_offsets, Integers b, Integers b_offsets,
@@ -261,7 +263,6 @@ void pack_bins(Integers lengths, int64_t capacity, Array<int64_t> bins) {
 NB_MODULE(_C, m) {
     m.def("policy_loss_float32", &policy_loss<float>);
     m.def("policy_loss_float64", &policy_loss<double>);
-    // inputs: values, rewards, mask; outputs: advantages, returns.
     m.def("gae_float32", &gae<float>);
     m.def("gae_float64", &gae<double>);
     m.def("segment_scan_float32", &segment_scan<float>);

@@ -42,13 +42,22 @@ template <typename Real>
 void segment_scan(const Real* x, int64_t num_tokens, Real decay, const int64_t* cu_seqlens,
                   int64_t num_sequences, bool reverse, int num_threads, Real* y);
 
+// Each [count]; segment_ids may be null.
+template <typename Real> struct GaeArrays {
+    const Real *values, *rewards;
+    const uint8_t* mask;
+    const int32_t* segment_ids;
+    Real *advantages, *returns;
+    int64_t count;
+};
+
 // Advantages and returns of packed sequences by the reverse scan of
-// rewards[t] + gamma * values[t + 1] - values[t], where mask[t]; values are 0 where it is not.
-// The last entry of a sequence must be masked.
+// rewards[t] + gamma * values[t + 1] - values[t], where mask[t]; values are 0 where it is not, and
+// with segment_ids rewards are 0 but where the next entry has another one. The last entry of a
+// sequence must be masked.
 template <typename Real>
-void gae(const Real* values, const Real* rewards, const uint8_t* mask, int64_t num_tokens,
-         Real gamma, Real decay, const int64_t* cu_seqlens, int64_t num_sequences, int num_threads,
-         Real* advantages, Real* returns);
+void gae(const GaeArrays<Real>& tokens, Real gamma, Real decay, const int64_t* cu_seqlens,
+         int64_t num_sequences, int num_threads);
 
 // ratios[n] = SequenceMatcher(None, a_n, b_n, autojunk).ratio(), where a_n is
 // a[a_offsets[n]:a_offsets[n + 1]]. Throws std::bad_alloc when out of memory.

@@ -89,22 +89,30 @@ def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, *, reverse: bool) 
 
 
 def gae(
-    values: Tensor, rewards: Tensor, mask: Tensor, cu_seqlens: Tensor, *, gamma: float, decay: float
+    values: Tensor,
+    rewards: Tensor,
+    mask: Tensor,
+    segment_ids: Tensor | None,
+    cu_seqlens: Tensor,
+    *,
+    gamma: float,
+    decay: float,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.gae`; the same bits, for any number of threads."""
     values, rewards = values.contiguous(), rewards.to(values.dtype).contiguous()
     mask, boundaries = mask.contiguous(), cu_seqlens.long().contiguous()
+    segment_ids = None if segment_ids is None else segment_ids.contiguous()
     advantages, returns = torch.empty_like(values), torch.empty_like(values)
+    tensors = (values, rewards, mask, segment_ids, advantages, returns)
     run = _C.gae_float64 if values.dtype == torch.float64 else _C.gae_float32
     run(
-        [x.data_ptr() for x in (values, rewards, mask)],
+        [0 if x is None else x.data_ptr() for x in tensors],
         len(values),
         gamma,
         decay,
         boundaries.data_ptr(),
         len(boundaries) - 1,
         torch.get_num_threads(),
-        [advantages.data_ptr(), returns.data_ptr()],
     )
     return advantages, returns
 
