@@ -3,7 +3,8 @@
 
 Knows no reinforcement learning beyond the words "policy loss". `reference` is the definition of
 every operation; `ops` gives it a schema and picks an implementation by device. The operations
-inside a transformer layer have files of their own, `reference_layers` and `layers`; so has `sampling`.
+inside a transformer layer have files of their own, `reference_layers` and `layers`; so has
+`sampling`.
 """
 
 from satori_fast.kernels.layers import decode_attention, rms_norm, rope, swiglu
