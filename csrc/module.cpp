@@ -133,6 +133,92 @@ void segment_scan(Address x, int64_t num_tokens, double decay, Address cu_seqlen
                                     num_threads, at<Real>(y));
 }
 
+using Strides2 = std::array<int64_t, 2>;
+using Strides3 = std::array<int64_t, 3>;
+
+// tensors: the addresses of DecodeTask in its order, 0 for no slots. sizes: its counts in order.
+void decode_attention(const std::array<Address, 10>& tensors, const Strides3& query_strides,
+                      const Strides2& key_strides, const Strides2& value_strides,
+                      const Strides3& key_cache_strides, const Strides3& value_cache_strides,
+                      const std::array<int64_t, 6>& sizes, double scale, bool is_bfloat16,
+                      int num_threads) {
+    const auto& x = tensors;
+    const auto& q = query_strides;
+    const auto& k = key_cache_strides;
+    const auto& v = value_cache_strides;
+    const satori_fast::DecodeTask task{at<void>(x[0]),
+                                       at<void>(x[1]),
+                                       at<void>(x[2]),
+                                       at<void>(x[3]),
+                                       at<void>(x[4]),
+                                       at<void>(x[5]),
+                                       at<void>(x[6]),
+                                       at<void>(x[7]),
+                                       at<const int64_t>(x[8]),
+                                       at<const int64_t>(x[9]),
+                                       {q[0], q[1], q[2]},
+                                       {key_strides[0], key_strides[1]},
+                                       {value_strides[0], value_strides[1]},
+                                       {k[0], k[1], k[2]},
+                                       {v[0], v[1], v[2]},
+                                       sizes[0],
+                                       sizes[1],
+                                       sizes[2],
+                                       sizes[3],
+                                       sizes[4],
+                                       sizes[5],
+                                       static_cast<float>(scale),
+                                       is_bfloat16};
+    nb::gil_scoped_release unlocked;
+    satori_fast::decode_attention(task, num_threads);
+}
+
+// residual and sum: 0 for neither.
+void rms_norm(Address x, Address residual, Address weight, Address y, Address sum, Address rstd,
+              int64_t num_rows, int64_t size, double eps, bool is_bfloat16, int num_threads) {
+    const satori_fast::NormTask task{at<void>(x), at<void>(residual), at<void>(weight),
+                                     at<void>(y), at<void>(sum),      at<float>(rstd),
+                                     num_rows,    size,               static_cast<float>(eps),
+                                     is_bfloat16};
+    nb::gil_scoped_release unlocked;
+    satori_fast::rms_norm(task, num_threads);
+}
+
+// sizes: the counts of RopeTask in order.
+void rope(Address x, Address cos, Address sin, Address out, const Strides3& strides,
+          const std::array<int64_t, 4>& sizes, bool inverse, bool is_bfloat16, int num_threads) {
+    const satori_fast::RopeTask task{at<void>(x),
+                                     at<void>(cos),
+                                     at<void>(sin),
+                                     at<void>(out),
+                                     {strides[0], strides[1], strides[2]},
+                                     sizes[0],
+                                     sizes[1],
+                                     sizes[2],
+                                     sizes[3],
+                                     inverse,
+                                     is_bfloat16};
+    nb::gil_scoped_release unlocked;
+    satori_fast::rope(task, num_threads);
+}
+
+void sample_tokens(Address logits, Address uniform, Address tokens, Address logprobs,
+                   int64_t num_rows, int64_t num_columns, double inverse_temperature,
+                   int num_threads) {
+    nb::gil_scoped_release unlocked;
+    satori_fast::sample_tokens({at<float>(logits), at<double>(uniform), at<int64_t>(tokens),
+                                at<float>(logprobs), num_rows, num_columns,
+                                static_cast<float>(inverse_temperature)},
+                               num_threads);
+}
+
+void swiglu(Address gate_up, Address out, int64_t num_rows, int64_t size, bool is_bfloat16,
+            int num_threads) {
+    nb::gil_scoped_release unlocked;
+    satori_fast::swiglu({at<void>(gate_up), at<void>(out), num_rows, size, is_bfloat16},
+                        num_threads);
+}
+
 // Copies a list of Python integers; numpy takes five times as long. TypeError or OverflowError,
 // from Python, for anything that is not an integer of 64 bits.
 void read_integers(nb::list values, Array<int64_t> out) {
@@ -145,15 +231,17 @@ void read_integers(nb::list values, Array<int64_t> out) {
     }
 }
 
+// tensors: the fields of GaeArrays, 0 for one that is absent.
 template <typename Real>
-void gae(const std::array<Address, 3>& inputs, int64_t num_tokens, double gamma, double decay,
-         Address cu_seqlens, int64_t num_sequences, int num_threads,
-         const std::array<Address, 2>& outputs) {
+void gae(const std::array<Address, 6>& tensors, int64_t count, double gamma, double decay,
+         Address cu_seqlens, int64_t num_sequences, int num_threads) {
+    const auto& x = tensors;
+    const satori_fast::GaeArrays<Real> tokens{
+        at<const Real>(x[0]), at<const Real>(x[1]), at<const uint8_t>(x[2]),
+        at<const int32_t>(x[3]), at<Real>(x[4]), at<Real>(x[5]), count};
     nb::gil_scoped_release unlocked;
-    satori_fast::gae<Real>(at<const Real>(inputs[0]), at<const Real>(inputs[1]),
-                           at<const uint8_t>(inputs[2]), num_tokens, static_cast<Real>(gamma),
-                           static_cast<Real>(decay), at<const int64_t>(cu_seqlens), num_sequences,
-                           num_threads, at<Real>(outputs[0]), at<Real>(outputs[1]));
+    satori_fast::gae<Real>(tokens, static_cast<Real>(gamma), static_cast<Real>(decay),
+                           at<const int64_t>(cu_seqlens), num_sequences, num_threads);
 }
 
 void sequence_similarity(Integers a, Integers a_offsets, Integers b, Integers b_offsets,
@@ -175,11 +263,15 @@ void pack_bins(Integers lengths, int64_t capacity, Array<int64_t> bins) {
 NB_MODULE(_C, m) {
     m.def("policy_loss_float32", &policy_loss<float>);
     m.def("policy_loss_float64", &policy_loss<double>);
-    // inputs: values, rewards, mask; outputs: advantages, returns.
     m.def("gae_float32", &gae<float>);
     m.def("gae_float64", &gae<double>);
     m.def("segment_scan_float32", &segment_scan<float>);
     m.def("segment_scan_float64", &segment_scan<double>);
+    m.def("decode_attention", &decode_attention);
+    m.def("rms_norm", &rms_norm);
+    m.def("rope", &rope);
+    m.def("swiglu", &swiglu);
+    m.def("sample_tokens", &sample_tokens);
     m.def("read_integers", &read_integers);
     m.def("sequence_similarity", &sequence_similarity);
     m.def("pack_bins", &pack_bins);

@@ -16,6 +16,12 @@
 #define SATORI_INLINE inline __attribute__((always_inline))
 #define SATORI_NOINLINE inline __attribute__((noinline))
 #define SATORI_UNROLL _Pragma("GCC unroll 16")
+// Lanes of a and b by their numbers; those of b count on from those of a.
+#if defined(__clang__) || __GNUC__ >= 12
+#define SATORI_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SATORI_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
+#endif
 
 namespace satori_fast::SATORI_ISA {
 
@@ -65,12 +71,90 @@ SATORI_INLINE Floats multiply_add_pairs(Floats sum, const float* a, Floats b) {
 constexpr bool kMultipliesBfloat16 = false;
 #endif
 
+// Neighbours added: pairs of a, then pairs of b, within each four lanes.
+SATORI_INLINE Floats add_neighbours(Floats a, Floats b) {
+#if SATORI_LANES == 16
+    return SATORI_SHUFFLE(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+           SATORI_SHUFFLE(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+#elif SATORI_LANES == 8
+    return SATORI_SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14) +
+           SATORI_SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+#else
+    return SATORI_SHUFFLE(a, b, 0, 2, 4, 6) + SATORI_SHUFFLE(a, b, 1, 3, 5, 7);
+#endif
+}
+
+#if SATORI_LANES > 4
+// The same for neighbouring fours.
+SATORI_INLINE Floats add_fours(Floats a, Floats b) {
+#if SATORI_LANES == 16
+    return SATORI_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           SATORI_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+#else
+    return SATORI_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+           SATORI_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+#endif
+}
+#endif
+
+// Lane i of the result is the sum of the lanes of x[i]. Overwrites x.
+SATORI_INLINE Floats sums_of_lanes(Floats (&x)[SATORI_LANES]) {
+    SATORI_UNROLL
+    for (int i = 0; i < SATORI_LANES / 2; ++i)
+        x[i] = add_neighbours(x[2 * i], x[2 * i + 1]);
+    SATORI_UNROLL
+    for (int i = 0; i < SATORI_LANES / 4; ++i)
+        x[i] = add_neighbours(x[2 * i], x[2 * i + 1]);
+#if SATORI_LANES > 4
+    SATORI_UNROLL
+    for (int i = 0; i < SATORI_LANES / 8; ++i)
+        x[i] = add_fours(x[2 * i], x[2 * i + 1]);
+#endif
+#if SATORI_LANES > 8
+    x[0] = add_fours(x[0], x[1]);
+#endif
+    return x[0];
+}
+
+SATORI_INLINE float sum_of_lanes(Floats x) {
+    float sum = 0.0f;
+    SATORI_UNROLL
+    for (int i = 0; i < SATORI_LANES; ++i)
+        sum += x[i];
+    return sum;
+}
+
 SATORI_INLINE float widen(float x) { return x; }
 SATORI_INLINE float widen(uint16_t bfloat16) {
     const uint32_t bits = static_cast<uint32_t>(bfloat16) << 16;
     float x;
     std::memcpy(&x, &bits, sizeof x);
     return x;
+}
+
+typedef uint16_t Halves __attribute__((vector_size(SATORI_LANES * 2)));
+typedef uint32_t Words __attribute__((vector_size(SATORI_LANES * 4)));
+
+SATORI_INLINE Floats load(const uint16_t* bfloat16) {
+    Halves halves;
+    std::memcpy(&halves, bfloat16, sizeof halves);
+    return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+
+// The bits of the nearest bfloat16 in the upper half of each lane; ties go to even.
+SATORI_INLINE Words nearest_bfloat16(Floats x) {
+    const Words bits = (Words)x;
+    const Words nearest = bits + 0x7fff + ((bits >> 16) & 1);
+    return (x == x ? nearest : Words{} + 0x7fc00000) & 0xffff0000;
+}
+
+// x in the precision of the type that the pointer points to; it is not followed.
+SATORI_INLINE Floats rounded_as(const float*, Floats x) { return x; }
+SATORI_INLINE Floats rounded_as(const uint16_t*, Floats x) { return (Floats)nearest_bfloat16(x); }
+
+SATORI_INLINE void store(uint16_t* bfloat16, Floats x) {
+    const Halves halves = __builtin_convertvector(nearest_bfloat16(x) >> 16, Halves);
+    std::memcpy(bfloat16, &halves, sizeof halves);
 }
 
 } // namespace satori_fast::SATORI_ISA

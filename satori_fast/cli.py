@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     run = verb("run", _run, "run the stages that a config lists, in order")
     run.add_argument("config", type=Path)
     run.add_argument("--resume", action="store_true", help="continue the run folder of this name")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="every stage for a step or two with a tiny model, in a folder that is deleted",
+    )
     synthesize = verb("synthesize", _synthesize, "make demonstrations only")
     synthesize.add_argument("config", type=Path)
     synthesize.add_argument("--resume", action="store_true", help="ask for what is missing only")
@@ -77,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(options.config, overrides)
+    if options.dry_run:
+        from satori_fast.stages.dry_run import dry_run
+
+        dry_run(config)
+        return
     from satori_fast.stages import run_stages
 
     run_stages(config, resume=options.resume)

@@ -36,6 +36,7 @@ from satori_fast.config_stages import (
     DistillConfig,
     ImitationConfig,
     IterateConfig,
+    PreferenceConfig,
     ReinforceConfig,
     RestartConfig,
     RoundConfig,
@@ -52,8 +53,10 @@ __all__ = [
     "DistillConfig",
     "ImitationConfig",
     "OptimizerConfig",
+    "PreferenceConfig",
     "ReinforceConfig",
     "RestartConfig",
+    "RewardConfig",
     "RolloutConfig",
     "RoundConfig",
     "SolutionsConfig",
@@ -92,6 +95,7 @@ class Config(Section):
     synthesize: SynthesizeConfig = SynthesizeConfig()
     supervised: SupervisedConfig = SupervisedConfig()
     solutions: SolutionsConfig = SolutionsConfig()
+    preference: PreferenceConfig = PreferenceConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
     distill: DistillConfig = DistillConfig()
     iterate: IterateConfig = IterateConfig()
@@ -108,6 +112,13 @@ class Config(Section):
             raise ValueError(
                 f"packing.max_tokens_per_microbatch = {self.packing.max_tokens_per_microbatch} is "
                 f"below rollout.max_seqlen = {self.rollout.max_seqlen}: a full sequence must fit"
+            )
+        longest_pair = 2 * self.rollout.max_seqlen
+        if "preference" in self.stages and (longest_pair > self.packing.max_tokens_per_microbatch):
+            raise ValueError(
+                f"packing.max_tokens_per_microbatch = {self.packing.max_tokens_per_microbatch} is "
+                f"below {longest_pair}: two sequences of rollout.max_seqlen must fit, a preference "
+                "pair"
             )
         if self.data.max_prompt_tokens >= self.rollout.max_seqlen:
             raise ValueError(

@@ -23,7 +23,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     path: str | None = None
-    """folder of a Hugging Face checkpoint to start from; without it a fresh model is made"""
+    """folder or hub name of a checkpoint to start from; without it a fresh model is made"""
     architecture: Literal["qwen2", "llama", "qwen3"] = "qwen2"
     """family of a fresh model"""
     hidden_size: int = Field(default=128, gt=0)
@@ -166,9 +166,17 @@ class RolloutConfig(Section):
 
 
 class RewardConfig(Section):
+    rule_weight: float = Field(default=1.0, ge=0)
+    """factor of the rule reward: 0 when right, -1 when wrong"""
     reflection_bonus: float = Field(default=0.5, ge=0)
     """beta: + when a restart from a wrong solution ends right, - when one from a right ends wrong
     """
+    preference_weight: float = Field(default=0.0, ge=0)
+    """factor of the reward model's sigmoid(score) (the paper: 1); 0: that model is not loaded"""
+    normalize_preference: bool = True
+    """score minus mean over std before the sigmoid, as the paper's code does (its text: false)"""
+    model: str | None = None
+    """folder of a reward model; None: the one that the preference stage made"""
     num_workers: int = Field(default=1, ge=0)
     """grading processes; 0 grades in the trainer, without a time limit"""
     timeout_s: float = Field(default=5.0, gt=0)

@@ -117,6 +117,26 @@ class SolutionsConfig(Section):
     """sampling temperature; None: the rollout's"""
 
 
+class PreferenceConfig(Section):
+    num_epochs: float = Field(default=2.0, gt=0)
+    """passes over the pairs"""
+    batch_size: int = Field(default=128, gt=0)
+    """pairs per optimizer step"""
+    margin: float = Field(default=2.0, ge=0)
+    """tau: lead of the right solution's score that the loss asks for"""
+    max_pairs_per_problem: int = Field(default=4, gt=0)
+    """random pairs of a right and a wrong sample, at most (the paper does not say)"""
+    heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
+    """share of the solved problems that choose the checkpoint"""
+    max_heldout_problems: int = Field(default=1000, gt=0)
+    """limit of that share, in problems"""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-6, schedule="cosine")
+    checkpoint_every: int = Field(default=500, ge=0)
+    """optimizer steps between checkpoints; 0: only at the end"""
+    evaluate_every: int = Field(default=100, ge=0)
+    """optimizer steps between validations; 0: only at the end"""
+
+
 class RestartConfig(Section):
     enabled: bool = True
     """mix restarts into the problems (Satori: restart and explore)"""
@@ -168,6 +188,10 @@ class ReinforceConfig(Section):
     """weight of the entropy bonus"""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """ppo: lambda of the advantage estimator"""
+    critic_init: Literal["reward_model", "policy"] | None = None
+    """ppo: what the critic starts from; None: the reward model, head included, if there is one"""
+    normalize_critic: bool = True
+    """ppo: values of a critic from the reward model are minus mean over std of its scores"""
     critic_warmup_steps: int = Field(default=0, ge=0)
     """ppo: first steps that train the critic alone"""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
@@ -183,7 +207,7 @@ class ReinforceConfig(Section):
 
 class DistillConfig(ImitationConfig):
     student: str | None = None
-    """model folder that learns from the policy's solutions; None: the model the run began with"""
+    """folder or hub name of the model that learns; None: the one that the run began with"""
     num_problems: int = Field(default=1000, gt=0)
     """training problems that the teacher solves"""
     num_samples: int = Field(default=8, gt=0)

@@ -104,7 +104,7 @@ class RewardBreakdown:
 
     rule:       Satori: 0 when right, -1 when wrong.
     reflection: Satori reflection bonus, one of -beta, 0, +beta.
-    preference: outcome reward model score in (0, 1), 0 when unused.
+    preference: sigmoid of the outcome reward model's score, in (0, weight); 0 when unused.
     similarity: SRL step similarity, 0 when unused.
     segments:   float32 [S], process rewards per segment (S2R), zeros when unused.
     total:      rule + reflection + preference + similarity.
@@ -169,6 +169,32 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two finished solutions of one problem: `chosen` is right, `rejected` is wrong.
+
+    Both end with the end-of-text token, where a reward model reads its score.
+    """
+
+    chosen: Trajectory
+    rejected: Trajectory
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.chosen.tokens) + len(self.rejected.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreStatistics:
+    """Mean and standard deviation of a reward model's raw scores on samples of its policy.
+
+    They bring scores to a known scale: ``(score - mean) / std``. The defaults change nothing.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutResult:
     """What one call of `rollout.engine.collect` brought back.
 
@@ -216,7 +242,8 @@ class PackedBatch:
                       stays on the host.
     minibatch:        which optimizer step this microbatch belongs to.
     num_minibatch_tokens: loss tokens of that optimizer step over ALL its microbatches and ALL
-                      ranks: the one denominator of every loss.
+                      ranks: the one denominator of every loss. In a batch of preference pairs,
+                      whose loss has a term for each, the number of pairs.
     old_logprobs, ref_logprobs, values: float32 [T], None until `backbone.step.annotate`.
     """
 
@@ -240,6 +267,15 @@ class PackedBatch:
     @property
     def num_tokens(self) -> int:
         return self.tokens.shape[0]
+
+    @property
+    def last_tokens(self) -> Tensor:
+        """int64 [N], position of the last token of each sequence in order, padding left out.
+
+        A reward model is read there.
+        """
+        num_sequences = int((self.source >= 0).sum())  # on the host: no device sync
+        return self.cu_seqlens[1 : num_sequences + 1].long() - 1
 
     def annotated(self, **tensors: Tensor) -> PackedBatch:
         """A new batch with `old_logprobs`, `ref_logprobs` or `values` filled."""

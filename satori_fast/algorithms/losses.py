@@ -194,6 +194,23 @@ def explained_variance(means: Mapping[str, float]) -> float:
     return 1.0 - (means["residual_square"] - means["residual"] ** 2) / variance
 
 
+def pairwise_loss(values: Tensor, batch: PackedBatch, *, margin: float) -> LossOutput:
+    """`preference_loss` of a microbatch of pairs; differentiable in `values`, float32 [T].
+
+    batch: from `data.pairs.pack_pairs`: its sequences are chosen, rejected, chosen, rejected, ...
+    A score is the value of a sequence's last token.
+
+    sums, over pairs: "accuracy" (1 where the chosen one leads, 1/2 where both score the same) and
+    "margin" (the lead).
+    """
+    scores = values[batch.last_tokens].view(-1, 2)
+    chosen, rejected = scores.unbind(dim=1)
+    leads = (chosen - rejected).detach()
+    loss = preference_loss(chosen, rejected, margin)
+    accuracy = (0.5 + 0.5 * leads.sign()).sum()
+    return LossOutput(loss, sums={"accuracy": accuracy, "margin": leads.sum()}, maxes={})
+
+
 def preference_loss(chosen: Tensor, rejected: Tensor, margin: float) -> Tensor:
     """Sum of ``-log sigmoid(chosen - rejected - margin)`` over pairs (Bradley-Terry with margin).
 

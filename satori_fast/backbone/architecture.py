@@ -7,6 +7,7 @@ Everything that depends on the architecture's name is here. Not here: parameter 
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from satori_fast.backbone.parallel import parallel_state
+from satori_fast.types import ScoreStatistics
+
+# Where a reward model keeps its statistics in config.json. The names are those of OpenRLHF, and so
+# of Satori's own reward model.
+_SCORE_FIELDS = ("mean", "std")
 
 SUPPORTED = {
     "qwen2": "Qwen2 and Qwen2.5",
@@ -37,6 +43,24 @@ def hf_architecture(hf_config: Any, kind: str) -> str:
     """transformers' class for a model of this `kind` ("policy" or "scalar")."""
     prefix = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[hf_config.model_type]
     return prefix + ("ForCausalLM" if kind == "policy" else "ForSequenceClassification")
+
+
+def score_statistics(hf_config: Any) -> ScoreStatistics | None:
+    """The statistics that a scalar model's values are normalised with, None for raw values."""
+    if not hasattr(hf_config, _SCORE_FIELDS[0]):
+        return None
+    return ScoreStatistics(*(float(getattr(hf_config, field)) for field in _SCORE_FIELDS))
+
+
+def with_score_statistics(hf_config: Any, statistics: ScoreStatistics | None) -> Any:
+    """A copy of the configuration with these statistics, or with none."""
+    changed = copy.deepcopy(hf_config)
+    for field in _SCORE_FIELDS:
+        if hasattr(changed, field):
+            delattr(changed, field)
+    if statistics is not None:
+        changed.mean, changed.std = statistics.mean, statistics.std
+    return changed
 
 
 def head_dim(hf_config: Any) -> int:

@@ -115,7 +115,8 @@ def export_hf(
 ) -> None:
     """Write a folder that `transformers` opens: configuration, safetensors, tokenizer.
 
-    A policy becomes a causal language model, a scalar model a sequence classifier with one label.
+    A policy becomes a causal language model, a scalar model a sequence classifier with one label;
+    transformers gives its raw scores, whatever statistics the configuration carries.
     Every rank must call it.
     """
     dtype = next(learner.module.parameters()).dtype
@@ -124,6 +125,11 @@ def export_hf(
     config.dtype = dtype
     if learner.module.kind == "scalar":
         config.num_labels = 1
+        # transformers reads the score at the last token that is not padding: where padding is the
+        # end of text, it would read the token before. Without a padding token it takes the last.
+        ends = config.eos_token_id
+        if config.pad_token_id in (ends if isinstance(ends, list) else [ends]):
+            config.pad_token_id = None
     with _replaced(Path(folder)) as partial_folder:
         _write_safetensors(learner.hf_weights(), partial_folder)
         _on_main(lambda: config.save_pretrained(partial_folder))

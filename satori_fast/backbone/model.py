@@ -11,7 +11,7 @@ Not here: weights (`weights.py`), what the heads compute (`kernels`, `algorithms
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Protocol
 
 import torch
@@ -40,7 +40,12 @@ from megatron.core.transformer.utils import (
 )
 from torch import Tensor, nn
 
-from satori_fast.backbone.architecture import head_dim, rope_parameters, transformer_config
+from satori_fast.backbone.architecture import (
+    head_dim,
+    rope_parameters,
+    score_statistics,
+    transformer_config,
+)
 from satori_fast.backbone.attention import (
     AttentionPlan,
     PackedCoreAttention,
@@ -51,7 +56,7 @@ from satori_fast.backbone.attention import (
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.weights import initialize, load_hf
 from satori_fast.kernels import rms_norm, swiglu
-from satori_fast.types import PackedBatch
+from satori_fast.types import PackedBatch, ScoreStatistics
 
 Kind = Literal["policy", "scalar"]
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
@@ -165,21 +170,28 @@ class VocabularyHead(ColumnParallelLinear):
 class ScalarHead(nn.Linear):
     """hidden [T, 1, H] -> fp32 [T]; replicated over tensor-parallel ranks, starts at zero.
 
+    With statistics it gives (w . h - mean) / std, as Satori's code lets its critic.
+
     The product is fp32. The weight has the trunk's type, because Megatron's checkpoints mix up the
     optimizer state of a model with two types; in half precision the optimizer holds it in fp32.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(
+        self, config: TransformerConfig, statistics: ScoreStatistics | None = None
+    ) -> None:
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         super().__init__(
             config.hidden_size, 1, bias=False, dtype=config.params_dtype, device=device
         )
         nn.init.zeros_(self.weight)
+        self.statistics = statistics
         self.sequence_parallel = config.sequence_parallel
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: Tensor) -> Tensor:
         values = F.linear(hidden.float(), self.weight.float())
+        if self.statistics is not None:
+            values = (values - self.statistics.mean) / self.statistics.std
         if self.sequence_parallel:
             values = gather_from_sequence_parallel_region(
                 values,
@@ -283,14 +295,17 @@ class PolicyModel(PackedModel):
 
 
 class ScalarModel(PackedModel):
-    """tokens -> one number per token: a critic, or a reward model read at each last token."""
+    """tokens -> one number per token: a critic, or a reward model read at each last token.
+
+    The numbers are normalised if the configuration holds `architecture.score_statistics`.
+    """
 
     kind: Kind = "scalar"
 
     def __init__(self, config: TransformerConfig, hf_config: Any) -> None:
         super().__init__(config, hf_config, tied=False)
         if self.post_process:
-            self.output_layer = ScalarHead(config)
+            self.output_layer = ScalarHead(config, score_statistics(hf_config))
 
     def forward(self, batch: PackedBatch, head: Callable[[Tensor], Any] | None = None) -> Any:  # type: ignore[override]
         """Values fp32 [T], or what `head` makes of them, on the last pipeline stage."""
@@ -310,12 +325,14 @@ def build_model(
     recompute: bool = False,
     sequence_parallel: bool = False,
     seed: int = 0,
+    new_tokens: Collection[int] = (),
 ) -> PolicyModel | ScalarModel:
     """This rank's part of the model, on its device. Call `initialize_parallel` first.
 
     weights:   a model folder or a mapping of Hugging Face names; None starts from
                normal(0, initializer_range) drawn from `seed`, the same for every parallel layout.
     recompute: keep only each layer's input and compute the layer again in the backward.
+    new_tokens: ids that `weights` has not learnt; see `load_hf`.
     sequence_parallel: shard activations between layers over the tensor-parallel group.
 
     ValueError: unsupported architecture or feature, sizes that tensor parallelism does not divide.
@@ -328,7 +345,7 @@ def build_model(
     if weights is None:
         initialize(model, hf_config, seed=seed)
     else:
-        load_hf(model, weights, hf_config)
+        load_hf(model, weights, hf_config, new_tokens=new_tokens)
     return model
 
 

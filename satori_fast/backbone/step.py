@@ -9,7 +9,7 @@ ranks, so accumulation and parallelism cannot change a gradient. Which loss: see
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -74,6 +74,7 @@ def build_learner(
     recompute: bool = False,
     sequence_parallel: bool = False,
     seed: int = 0,
+    new_tokens: Collection[int] = (),
 ) -> Learner:
     """A model and, with `optimizer`, what trains it; without, it is frozen. See `build_model`.
 
@@ -88,6 +89,7 @@ def build_learner(
         recompute=recompute,
         sequence_parallel=sequence_parallel,
         seed=seed,
+        new_tokens=new_tokens,
     )
     if optimizer is None:
         return Learner(module.eval().requires_grad_(False), hf_config, module)
@@ -170,19 +172,45 @@ def update(
     gradient stopped; the same under "critic/" for the critic.
     """
     metrics: dict[str, float] = {}
-    if not batches:
-        return metrics
-    trained = [("critic", critic, loss.value), ("update", policy, loss.policy)]
-    work = sorted(zip(batches, advantages, strict=True), key=lambda pair: pair[0].minibatch)
-    minibatches = [list(group) for _, group in groupby(work, key=lambda pair: pair[0].minibatch)]
-    for name, learner, terms in trained:
-        if learner is None or (name == "update" and not policy_enabled):
-            continue
-        results = [_minibatch_step(learner, minibatch, terms) for minibatch in minibatches]
-        metrics |= {f"{name}/{key}": number for key, number in _summary(results).items()}
-        assert learner.optimizer is not None
-        metrics[f"{name}/learning_rate"] = learner.optimizer.learning_rate
+    work = list(zip(batches, advantages, strict=True))
+    if critic is not None:
+        metrics |= _train(critic, work, loss.value, "critic")
+    if policy is not None and policy_enabled:
+        metrics |= _train(policy, work, loss.policy, "update")
     return metrics
+
+
+def update_scalar(
+    learner: Learner,
+    batches: Sequence[PackedBatch],
+    terms: Callable[[Tensor, PackedBatch], LossOutput],
+    *,
+    name: str,
+) -> dict[str, float]:
+    """`update` for a scalar model whose loss, `terms(values [T], batch)`, needs no advantages.
+
+    Result: as of `update`, under "<name>/".
+    """
+    work = [(batch, None) for batch in batches]
+    return _train(learner, work, lambda values, batch, _: terms(values, batch), name)
+
+
+# A microbatch and what its loss needs beside it.
+_Work = tuple[PackedBatch, Advantages | None]
+
+
+def _train(
+    learner: Learner, work: Sequence[_Work], terms: Callable[..., LossOutput], name: str
+) -> dict[str, float]:
+    """One step for each minibatch of `work`; what happened, under "<name>/"."""
+    if not work:
+        return {}
+    ordered = sorted(work, key=lambda pair: pair[0].minibatch)
+    minibatches = [list(group) for _, group in groupby(ordered, key=lambda pair: pair[0].minibatch)]
+    results = [_minibatch_step(learner, minibatch, terms) for minibatch in minibatches]
+    metrics = {f"{name}/{key}": number for key, number in _summary(results).items()}
+    assert learner.optimizer is not None
+    return metrics | {f"{name}/learning_rate": learner.optimizer.learning_rate}
 
 
 @dataclass(frozen=True)
@@ -195,7 +223,7 @@ class _StepResult:
 
 def _minibatch_step(
     learner: Learner,
-    minibatch: list[tuple[PackedBatch, Advantages]],
+    minibatch: list[_Work],
     terms: Callable[..., LossOutput],
 ) -> _StepResult:
     optimizer = learner.optimizer
@@ -205,7 +233,7 @@ def _minibatch_step(
     num_tokens = max(1, minibatch[0][0].num_minibatch_tokens)
     optimizer.zero_grad()
 
-    def forward_step(work: Iterator[tuple[PackedBatch, Advantages]], model: nn.Module) -> Any:
+    def forward_step(work: Iterator[_Work], model: nn.Module) -> Any:
         batch, advantages = next(work)
         output = model(batch, _loss_head(learner.module, terms, batch, advantages))
         return _schedule_output(output, partial(_divided_loss, num_tokens=num_tokens))
@@ -220,7 +248,7 @@ def _loss_head(
     module: nn.Module,
     terms: Callable[..., LossOutput],
     batch: PackedBatch,
-    advantages: Advantages,
+    advantages: Advantages | None,
 ) -> Callable[..., LossOutput]:
     if isinstance(module, ScalarModel):
         return lambda values: terms(values, batch, advantages)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -73,22 +73,28 @@ class SafetensorsFolder(Mapping[str, Tensor]):
 
 
 def load_hf(
-    module: Any, source: str | os.PathLike[str] | Mapping[str, Tensor], hf_config: Any
+    module: Any,
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
+    hf_config: Any,
+    *,
+    new_tokens: Collection[int] = (),
 ) -> None:
     """Copy Hugging Face weights into this rank's part of `module`, one parameter at a time.
 
     source: a folder with safetensors, or a mapping of names to full tensors.
 
     A vocabulary larger than the checkpoint's grows: new rows are the mean of the old ones plus a
-    little deterministic noise. A scalar model's head stays as it is when the source has none.
+    little deterministic noise. So become the rows of `new_tokens`: a checkpoint padded beyond its
+    tokenizer has rows for them that were never trained. A scalar model's head stays as it is when
+    the source has none.
     ValueError: missing folder or file; missing, mis-shaped or unknown tensor (named).
     """
     if isinstance(source, Mapping):
-        _load(module, source, hf_config)
+        _load(module, source, hf_config, new_tokens)
         return
     folder = SafetensorsFolder(source)
     try:
-        _load(module, folder, hf_config)
+        _load(module, folder, hf_config, new_tokens)
     finally:
         folder.close()
 
@@ -126,7 +132,12 @@ def _generator(name: str, seed: int) -> torch.Generator:
 
 
 @torch.no_grad()
-def _load(module: Any, source: Mapping[str, Tensor], hf_config: Any) -> None:
+def _load(
+    module: Any,
+    source: Mapping[str, Tensor],
+    hf_config: Any,
+    new_tokens: Collection[int] = (),
+) -> None:
     entries = table(hf_config, module.kind)
     _refuse_unknown(source, entries)
     parameters = _global_parameters(module)
@@ -138,7 +149,7 @@ def _load(module: Any, source: Mapping[str, Tensor], hf_config: Any) -> None:
         parameter = parameters.pop(entry.name)
         if entry.hf[0][0] == "score.weight" and "score.weight" not in source:
             continue
-        parts = [_fetch(source, name, shape) for name, shape in entry.hf]
+        parts = [_fetch(source, name, shape, new_tokens) for name, shape in entry.hf]
         local = entry.layout.shard(entry.layout.merge(parts, geometry), size, rank)
         assert local.shape == parameter.shape, (entry.name, local.shape, parameter.shape)
         parameter.copy_(local)
@@ -155,13 +166,15 @@ def _refuse_unknown(source: Mapping[str, Tensor], entries: list[Entry]) -> None:
             raise ValueError(f"tensor {name} of the checkpoint has no place in this architecture")
 
 
-def _fetch(source: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+def _fetch(
+    source: Mapping[str, Tensor], name: str, shape: tuple[int, ...], new_tokens: Collection[int]
+) -> Tensor:
     if name not in source:
         raise ValueError(f"tensor {name} is missing in the checkpoint")
     tensor = source[name]
     is_vocabulary = name in ("model.embed_tokens.weight", "lm_head.weight")
-    if is_vocabulary and tensor.dim() == 2 and tensor.shape[0] < shape[0]:
-        tensor = _with_new_rows(tensor, shape[0], name)
+    if is_vocabulary and tensor.dim() == 2 and tensor.shape[0] <= shape[0]:
+        tensor = _with_new_rows(tensor, shape[0], name, new_tokens)
     if tuple(tensor.shape) != shape:
         raise ValueError(
             f"tensor {name} has shape {tuple(tensor.shape)}, the configuration asks for {shape}"
@@ -169,11 +182,17 @@ def _fetch(source: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> T
     return tensor
 
 
-def _with_new_rows(rows: Tensor, num_rows: int, name: str) -> Tensor:
-    known = rows.float()
-    noise = torch.randn(num_rows - len(rows), rows.shape[1], generator=_generator(name, 0))
-    new = known.mean(0) + _NEW_ROW_NOISE * known.std(0) * noise.to(known.device)
-    return torch.cat([rows, new.to(rows.dtype)])
+def _with_new_rows(rows: Tensor, num_rows: int, name: str, new_tokens: Collection[int]) -> Tensor:
+    new = torch.tensor(sorted({*new_tokens, *range(len(rows), num_rows)}), device=rows.device)
+    if not len(new):
+        return rows
+    # Tokens are added at the end: what lies beyond the first new one is padding, never trained.
+    known = rows[: int(new[0])].float()
+    noise = torch.randn(len(new), rows.shape[1], generator=_generator(name, 0))
+    grown = rows.new_zeros(num_rows, rows.shape[1])
+    grown[: len(rows)] = rows
+    fresh = known.mean(0) + _NEW_ROW_NOISE * known.std(0) * noise.to(known.device)
+    return grown.index_copy_(0, new, fresh.to(rows.dtype))
 
 
 def iter_hf(module: Any, hf_config: Any) -> Iterator[tuple[str, Tensor]]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from satori_fast.kernels import pack_bins
-from satori_fast.types import Credit, PackedBatch, Trajectory
+from satori_fast.types import Credit, PackedBatch, PreferencePair, Trajectory
 
 Weighting = Literal["token", "sequence", "fixed"]
 Indices = npt.NDArray[np.int64]
@@ -99,7 +99,8 @@ def pack(
         return []
     lengths = np.array([len(t.tokens) for t in trajectories], dtype=np.int64)
     response_lengths = np.array([t.num_response_tokens for t in trajectories], dtype=np.int64)
-    _check_lengths(trajectories, lengths, packing)
+    _check_context(trajectories, lengths, packing)
+    _check_capacity(trajectories, lengths, packing, what="trajectory")
     batches: list[PackedBatch] = []
     for minibatch, members in enumerate(_split_minibatches(lengths, packing)):
         num_tokens = int(response_lengths[members].sum())
@@ -120,7 +121,38 @@ def pack(
     return batches
 
 
-def _check_lengths(
+def pack_pairs(pairs: Sequence[PreferencePair], packing: PackingSpec) -> list[PackedBatch]:
+    """As `pack`, with pairs in the place of trajectories: both solutions lie in one microbatch.
+
+    Sequences come as chosen, rejected, chosen, rejected, ...; the `source` of pair i is 2i and
+    2i + 1. `num_minibatch_tokens` is the number of pairs: the loss has a term for each of them.
+    """
+    if not pairs:
+        return []
+    solutions = [solution for pair in pairs for solution in (pair.chosen, pair.rejected)]
+    credits = [Credit(*np.zeros((2, len(s.segments)), dtype=np.float32)) for s in solutions]
+    lengths = np.array([pair.num_tokens for pair in pairs], dtype=np.int64)
+    _check_context(solutions, np.array([len(s.tokens) for s in solutions]), packing)
+    _check_capacity([pair.chosen for pair in pairs], lengths, packing, what="pair of solutions")
+    batches: list[PackedBatch] = []
+    for minibatch, members in enumerate(_split_minibatches(lengths, packing)):
+        for rows in _own_microbatches(lengths[members], packing):
+            source = (2 * members[rows, None] + np.arange(2)).ravel()
+            batches.append(
+                _build_batch(
+                    [solutions[int(i)] for i in source],
+                    [credits[int(i)] for i in source],
+                    source=source,
+                    weights=np.ones(len(source)),
+                    pad_to_multiple=packing.pad_to_multiple,
+                    minibatch=minibatch,
+                    num_minibatch_tokens=len(members),
+                )
+            )
+    return batches
+
+
+def _check_context(
     trajectories: Sequence[Trajectory], lengths: Indices, packing: PackingSpec
 ) -> None:
     longest = int(lengths.argmax())
@@ -130,11 +162,19 @@ def _check_lengths(
             f"problem {problem_id!r} has a trajectory of {length} tokens, above the context limit "
             f"packing.max_seqlen = {packing.max_seqlen}: shorten the prompt or the response limit"
         )
-    if length > packing.capacity:
+
+
+def _check_capacity(
+    trajectories: Sequence[Trajectory], lengths: Indices, packing: PackingSpec, *, what: str
+) -> None:
+    """lengths: of the units that may not be split, each of which `trajectories` has one of."""
+    longest = int(lengths.argmax())
+    if lengths[longest] > packing.capacity:
         raise ValueError(
-            f"problem {problem_id!r} has a trajectory of {length} tokens, more than "
-            f"packing.max_tokens_per_microbatch = {packing.max_tokens_per_microbatch} can hold "
-            f"(padded to a multiple of {packing.pad_to_multiple}): raise it or shorten responses"
+            f"problem {trajectories[longest].problem.problem_id!r} has a {what} of "
+            f"{lengths[longest]} tokens, more than packing.max_tokens_per_microbatch = "
+            f"{packing.max_tokens_per_microbatch} can hold (padded to a multiple of "
+            f"{packing.pad_to_multiple}): raise it or shorten responses"
         )
 
 

@@ -3,10 +3,11 @@
 
 Knows no reinforcement learning beyond the words "policy loss". `reference` is the definition of
 every operation; `ops` gives it a schema and picks an implementation by device. The operations
-inside a transformer layer have files of their own, `reference_layers` and `layers`.
+inside a transformer layer have files of their own, `reference_layers` and `layers`; so has
+`sampling`.
 """
 
-from satori_fast.kernels.layers import rms_norm, rope, swiglu
+from satori_fast.kernels.layers import decode_attention, rms_norm, rope, swiglu
 from satori_fast.kernels.ops import (
     POLICY_STATS,
     gae,
@@ -18,9 +19,11 @@ from satori_fast.kernels.ops import (
     segment_scan,
     sequence_similarity,
 )
+from satori_fast.kernels.sampling import sample_tokens
 
 __all__ = [
     "POLICY_STATS",
+    "decode_attention",
     "gae",
     "implementation",
     "linear_logprob",
@@ -29,6 +32,7 @@ __all__ = [
     "policy_loss",
     "rms_norm",
     "rope",
+    "sample_tokens",
     "segment_scan",
     "sequence_similarity",
     "swiglu",

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operations inside a transformer layer: public functions, and what torch knows of them.
 
-Not the mathematics (`reference_layers`, and the GPU kernels). Each operation exists twice over one
-implementation and one gradient. torch.compile sees a custom operator, a single node of its graph.
-Eager code runs an autograd node: a custom operator costs tens of microseconds of Python a call,
-which would show in a small model.
+Not the mathematics (`reference_layers`, and the kernels of a device). Each operation exists twice
+over one implementation and one gradient. torch.compile sees a custom operator, a single node of its
+graph. Eager code runs an autograd node: a custom operator costs tens of microseconds of Python a
+call, which would show in a small model.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from satori_fast.kernels.dispatch import layer_function
 from satori_fast.kernels.head import compute_dtype
 
-__all__ = ["rms_norm", "rope", "swiglu"]
+__all__ = ["decode_attention", "rms_norm", "rope", "swiglu"]
 
 
 @overload
@@ -73,6 +73,52 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     ValueError for shapes or types that do not fit.
     """
+    _check_angles(x, cos, sin)
+    return _call("rope", x, cos, sin, False)
+
+
+def decode_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    positions: Tensor,
+    *,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """Attention [B, K, G, D] of one new token in each of B rows to all tokens so far of its row.
+
+    Queries and keys are rotated as in `rope`, the new key and value are written into the caches at
+    the row's position, and the row attends to entries 0 .. position; later entries may hold
+    anything. A row's result does not depend on the other rows. No gradients.
+
+    queries:   [B, K, G, D], G query heads to each of K key heads (grouped heads).
+    keys:      [B, K, D], as `values`.
+    key_cache: [S, K, T, D], as `value_cache`; both are changed. They may be views of longer ones.
+    positions: integers [B], where the new token goes.
+    cos, sin:  [B, D / 2], of the new tokens' angles.
+    slots:     integers [B], all different: the row of the caches; None where row n has slot n.
+
+    ValueError for shapes or types that do not fit, for tensors that ask for a gradient and, on the
+    host, for positions and slots that the caches do not have.
+    """
+    _check_decode(queries, keys, values, key_cache, value_cache)
+    for name, tensor in (("positions", positions), ("slots", slots)):
+        if tensor is not None and (tensor.shape != keys.shape[:1] or tensor.is_floating_point()):
+            raise ValueError(
+                f"{name} must be integers [{len(keys)}], got {tensor.dtype} {list(tensor.shape)}"
+            )
+    _check_angles(keys, cos, sin)
+    inputs = (queries, keys, values, key_cache, value_cache, positions, cos, sin, slots)
+    if torch.compiler.is_compiling():
+        return _decode_attention(*inputs)
+    return layer_function("decode_attention", keys)(*inputs)
+
+
+def _check_angles(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     expected = (x.shape[0], x.shape[-1] // 2)
     if cos.shape != expected or sin.shape != expected or x.shape[-1] % 2:
         raise ValueError(
@@ -81,7 +127,31 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         )
     if not cos.dtype == sin.dtype == x.dtype:
         raise ValueError(f"x, cos and sin are {x.dtype}, {cos.dtype}, {sin.dtype}: make them one")
-    return _call("rope", x, cos, sin, False)
+
+
+def _check_decode(
+    queries: Tensor, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor
+) -> None:
+    tensors = (queries, keys, values, key_cache, value_cache)
+    if not (
+        queries.dim() == key_cache.dim() == 4
+        and keys.dim() == 3
+        and keys.shape == values.shape
+        and key_cache.shape == value_cache.shape
+        and queries.shape[:2] == keys.shape[:2]
+        and queries.shape[3] == keys.shape[2] == key_cache.shape[3]
+        and keys.shape[1] == key_cache.shape[1]
+    ):
+        raise ValueError(
+            "queries must be [B, K, G, D], keys and values [B, K, D] and the caches [S, K, T, D], "
+            f"got {', '.join(str(list(x.shape)) for x in tensors)}"
+        )
+    if any(x.dtype != keys.dtype for x in tensors):
+        raise ValueError(f"make the tensors one type: {', '.join(str(x.dtype) for x in tensors)}")
+    if key_cache.stride(3) != 1 or value_cache.stride(3) != 1:
+        raise ValueError("the heads of the caches must be dense: their last stride must be 1")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise ValueError("decode_attention has no gradient: call it under torch.no_grad()")
 
 
 def _call(name: str, *inputs: Any) -> Any:
@@ -180,6 +250,28 @@ def _rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
 @_rope.register_fake
 def _(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("satori_fast::decode_attention", mutates_args=("key_cache", "value_cache"))
+def _decode_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor | None,
+) -> Tensor:
+    return layer_function("decode_attention", keys)(
+        queries, keys, values, key_cache, value_cache, positions, cos, sin, slots
+    )
+
+
+@_decode_attention.register_fake
+def _(queries: Tensor, *_: Any) -> Tensor:
+    return queries.new_empty(queries.shape)
 
 
 def _fake_rstd(x: Tensor) -> Tensor:

@@ -89,3 +89,31 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
     torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-sign)
     torch.mul(b, cos, out=out_b).addcmul_(a, sin, value=sign)
     return out
+
+
+def decode_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor | None,
+) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v [B, K, G, D] over entries 0 .. position of each row's slot, after
+    the rotated key and the value have been written at `position`."""
+    rows = torch.arange(len(positions), device=positions.device) if slots is None else slots
+    key_cache[rows, :, positions] = rope(keys, cos, sin, False)
+    value_cache[rows, :, positions] = values
+    if slots is not None:
+        key_cache, value_cache = key_cache[slots], value_cache[slots]
+    entries = torch.arange(key_cache.shape[2], device=positions.device)
+    beyond = (entries > positions[:, None])[:, None, :, None]
+    # Entries beyond the position may hold anything, and 0 times NaN is NaN.
+    key_cache, value_cache = key_cache.masked_fill(beyond, 0), value_cache.masked_fill(beyond, 0)
+    # The heads of a group are rows of one product: no key is repeated.
+    return F.scaled_dot_product_attention(
+        rope(queries, cos, sin, False), key_cache, value_cache, attn_mask=~beyond.mT
+    )

@@ -9,8 +9,8 @@ of a prompt are prefilled once. It serves one process (tensor = pipeline = 1); v
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from satori_fast.backbone.architecture import head_dim
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner
 from satori_fast.data.coat import PromptRenderer
-from satori_fast.rollout.engine import Completion, Request, SamplingParams
+from satori_fast.kernels import decode_attention, rms_norm, rope, sample_tokens, swiglu
+from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +40,31 @@ class DecoderShape:
     rope_frequencies: Tensor
 
 
-@dataclass(slots=True)
-class _Running:
-    """A request that holds a slot."""
-
-    index: int
-    request: Request
-    num_new: int = 0
+# attend(layer, queries [T, K, G, D], keys [T, K, D], values) -> [T, K G D]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(slots=True)
 class _Slots:
-    """State of `B` running requests, one row each.
+    """State of `B` running requests, one row each; all but the cache is on the host.
 
-    keys, values: per layer [B, K, T_max, D]. position [B]: where the next token goes. token [B]:
-    the token to feed next. out_tokens, out_logprobs [B, M]: what was sampled so far.
+    cache: [layers, 2, B, K, T_max, D], keys and values. index: which request, -1 in a free row.
+    seed: of its stream. position: where its next token goes. num_new, limit: tokens it has, and may
+    have. tokens, logprobs [B, M]: what was sampled so far.
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    position: Tensor
-    token: Tensor
-    out_tokens: Tensor
-    out_logprobs: Tensor
-    running: list[_Running | None] = field(default_factory=list)
+    cache: Tensor
+    index: np.ndarray
+    seed: np.ndarray
+    position: np.ndarray
+    num_new: np.ndarray
+    limit: np.ndarray
+    tokens: np.ndarray
+    logprobs: np.ndarray
 
 
-class EmbeddedEngine:
-    """Implements `rollout.engine.Engine` on live parameters.
+class EmbeddedEngine(Engine):
+    """Samples from live parameters.
 
     parameters: Megatron names to tensors, of an unsharded model; read at every step, never written.
     max_slots:  requests decoded at once. Memory: 2 * layers * slots * K * max_seqlen * D elements.
@@ -89,7 +87,7 @@ class EmbeddedEngine:
         self._max_slots = max_slots
         self._device = parameters["embedding.word_embeddings.weight"].device
         angles = torch.outer(torch.arange(max_seqlen).float(), shape.rope_frequencies.float())
-        angles = torch.cat([angles, angles], dim=-1).to(self._device)
+        angles = angles.to(self._device)
         dtype = parameters["embedding.word_embeddings.weight"].dtype
         self._cos, self._sin = angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -144,19 +142,17 @@ class EmbeddedEngine:
                     f"new ones exceed rollout.max_seqlen = {self.max_seqlen}"
                 )
         # Longest budget first: the end, when slots can no longer refill, is then short.
-        order = sorted(range(len(requests)), key=lambda i: -requests[i].max_new_tokens)
-        waiting = deque(_Running(i, requests[i]) for i in order)
+        waiting = deque(sorted(range(len(requests)), key=lambda i: -requests[i].max_new_tokens))
         slots = self._new_slots(requests)
-        while waiting or any(slots.running):
-            free = [row for row, running in enumerate(slots.running) if running is None]
-            if waiting and free:
-                logits, rows = self._admit(slots, waiting, free)
-                yield from self._advance(slots, rows, logits, sampling)
-                continue
-            if len(free) * 2 > len(slots.running):
-                slots = _compacted(slots)
-            rows = [row for row, running in enumerate(slots.running) if running is not None]
-            yield from self._advance(slots, rows, self._decode(slots, rows), sampling)
+        while waiting or (slots.index >= 0).any():
+            rows = np.flatnonzero(slots.index < 0)[: len(waiting)]
+            if len(rows):
+                admitted = [waiting.popleft() for _ in rows]
+                logits = self._admit(slots, rows, admitted, requests)
+            else:
+                rows = np.flatnonzero(slots.index >= 0)
+                logits = self._decode(slots, rows)
+            yield from self._advance(slots, rows, logits, sampling, requests)
 
     # -- scheduling ---------------------------------------------------------------------------
 
@@ -164,72 +160,61 @@ class EmbeddedEngine:
         shape, num_slots = self._shape, min(self._max_slots, len(requests))
         longest = max((len(r.prompt_ids) + r.max_new_tokens for r in requests), default=1)
         most_new = max((r.max_new_tokens for r in requests), default=1)
-        dtype = self._parameters["embedding.word_embeddings.weight"].dtype
-
-        def cache() -> list[Tensor]:
-            size = (num_slots, shape.num_query_groups, longest, shape.head_dim)
-            return [
-                torch.zeros(size, dtype=dtype, device=self._device) for _ in range(shape.num_layers)
-            ]
-
-        def integers(*size: int) -> Tensor:
-            return torch.zeros(size, dtype=torch.int64, device=self._device)
-
+        size = (shape.num_layers, 2, num_slots, shape.num_query_groups, longest, shape.head_dim)
         return _Slots(
-            keys=cache(),
-            values=cache(),
-            position=integers(num_slots),
-            token=integers(num_slots),
-            out_tokens=integers(num_slots, most_new),
-            out_logprobs=torch.zeros(num_slots, most_new, device=self._device),
-            running=[None] * num_slots,
+            cache=self._parameters["embedding.word_embeddings.weight"].new_empty(size),
+            index=np.full(num_slots, -1),
+            seed=np.zeros(num_slots, np.uint64),
+            position=np.zeros(num_slots, np.int64),
+            num_new=np.zeros(num_slots, np.int64),
+            limit=np.zeros(num_slots, np.int64),
+            tokens=np.zeros((num_slots, most_new), np.int32),
+            logprobs=np.zeros((num_slots, most_new), np.float32),
         )
 
     def _admit(
-        self, slots: _Slots, waiting: deque[_Running], free: list[int]
-    ) -> tuple[Tensor, list[int]]:
-        """Prefill as many waiting requests as there are free slots; one prefill per distinct
-        prompt.
-        """
-        rows = free[: len(waiting)]
-        admitted = [waiting.popleft() for _ in rows]
+        self, slots: _Slots, rows: np.ndarray, admitted: list[int], requests: Sequence[Request]
+    ) -> Tensor:
+        """Prefill the admitted requests into free rows, each distinct prompt once; logits of their
+        first tokens."""
+        taken = [requests[i] for i in admitted]
         distinct: dict[tuple[int, ...], int] = {}
-        prompt_of = [distinct.setdefault(r.request.prompt_ids, len(distinct)) for r in admitted]
-        logits = self._prefill(slots, list(distinct), rows, prompt_of)
-        for row, running in zip(rows, admitted, strict=True):
-            slots.running[row] = running
-        lengths = [len(running.request.prompt_ids) for running in admitted]
-        slots.position[rows] = torch.tensor(lengths, device=self._device)
-        return logits, rows
+        prompt_of = [distinct.setdefault(r.prompt_ids, len(distinct)) for r in taken]
+        slots.index[rows] = admitted
+        slots.seed[rows] = np.array([r.seed for r in taken], np.uint64)
+        slots.position[rows] = [len(r.prompt_ids) for r in taken]
+        slots.num_new[rows] = 0
+        slots.limit[rows] = [r.max_new_tokens for r in taken]
+        return self._prefill(slots, list(distinct), rows, prompt_of)
 
     def _advance(
-        self, slots: _Slots, rows: list[int], logits: Tensor, sampling: SamplingParams
+        self,
+        slots: _Slots,
+        rows: np.ndarray,
+        logits: Tensor,
+        sampling: SamplingParams,
+        requests: Sequence[Request],
     ) -> Iterator[tuple[int, Completion]]:
         """Sample one token per row from `logits` [len(rows), V]; hand over what is finished."""
-        running = [r for row in rows if (r := slots.running[row]) is not None]
-        uniform = stream_uniform(
-            np.array([r.request.seed for r in running], dtype=np.uint64),
-            np.array([r.num_new for r in running], dtype=np.uint64),
-        )
-        tokens, logprobs = sample(logits, torch.from_numpy(uniform).to(logits.device), sampling)
-        index = torch.tensor(rows, device=self._device)
-        column = torch.tensor([r.num_new for r in running], device=self._device)
-        slots.out_tokens[index, column] = tokens
-        slots.out_logprobs[index, column] = logprobs
-        slots.token[index] = tokens
-        for row, state, token in zip(rows, running, tokens.tolist(), strict=True):
-            state.num_new += 1
-            stopped = token in state.request.stop_ids
-            if stopped or state.num_new == state.request.max_new_tokens:
-                slots.running[row] = None
+        column = slots.num_new[rows]
+        uniform = stream_uniform(slots.seed[rows], column.astype(np.uint64))
+        drawn, logprobs = sample(logits, torch.from_numpy(uniform).to(logits.device), sampling)
+        tokens = drawn.cpu().numpy()
+        slots.tokens[rows, column] = tokens
+        slots.logprobs[rows, column] = logprobs.cpu().numpy()
+        slots.num_new[rows] += 1
+        is_full = slots.num_new[rows] == slots.limit[rows]
+        for row, token, full in zip(rows.tolist(), tokens.tolist(), is_full.tolist(), strict=True):
+            index = int(slots.index[row])
+            stopped = token in requests[index].stop_ids
+            if stopped or full:
+                slots.index[row] = -1
+                length = slots.num_new[row]
                 yield (
-                    state.index,
+                    index,
                     Completion(
-                        tokens=slots.out_tokens[row, : state.num_new]
-                        .cpu()
-                        .numpy()
-                        .astype(np.int32),
-                        logprobs=slots.out_logprobs[row, : state.num_new].cpu().numpy().copy(),
+                        tokens=slots.tokens[row, :length].copy(),
+                        logprobs=slots.logprobs[row, :length].copy(),
                         finish="stop" if stopped else "length",
                     ),
                 )
@@ -240,69 +225,66 @@ class EmbeddedEngine:
         self,
         slots: _Slots,
         prompts: Sequence[tuple[int, ...]],
-        rows: list[int],
+        rows: np.ndarray,
         prompt_of: list[int],
     ) -> Tensor:
-        """Run the prompts right-padded, copy keys and values into `rows`; last logits [rows, V]."""
-        lengths = torch.tensor([len(p) for p in prompts], device=self._device)
-        longest = int(lengths.max())
-        tokens = torch.zeros(len(prompts), longest, dtype=torch.int64, device=self._device)
-        for i, prompt in enumerate(prompts):
-            tokens[i, : len(prompt)] = torch.tensor(prompt, device=self._device)
-        cos, sin = self._cos[:longest, None], self._sin[:longest, None]
-        source = torch.tensor(prompt_of, device=self._device)
-        index = torch.tensor(rows, device=self._device)
+        """Run the prompts end to end, copy keys and values into `rows`; last logits [rows, V]."""
+        lengths = np.array([len(p) for p in prompts])
+        ends, longest = lengths.cumsum(), int(lengths.max())
+        tokens = self._on_device(np.concatenate(prompts))
+        sequence = self._on_device(np.arange(len(prompts)).repeat(lengths))
+        position = self._on_device(np.arange(ends[-1]) - (ends - lengths).repeat(lengths))
+        last, source = self._on_device(ends - 1), self._on_device(np.array(prompt_of))
+        cos, sin = self._cos[position], self._sin[position]
+        cache, index = slots.cache[..., :longest, :], self._on_device(rows)
+
+        is_even = len(tokens) == len(prompts) * longest
+
+        def padded(x: Tensor) -> Tensor:
+            """[T, heads, D] -> [prompts, heads, longest, D]."""
+            if is_even:
+                return x.unflatten(0, (len(prompts), longest)).transpose(1, 2)
+            out = x.new_zeros(len(prompts), longest, *x.shape[1:])
+            out[sequence, position] = x
+            return out.transpose(1, 2)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            # [n, S, K, g, D] and [n, S, K, D]. Right padding is harmless under the causal mask.
-            slots.keys[layer][index, :, :longest] = k.transpose(1, 2)[source]
-            slots.values[layer][index, :, :longest] = v.transpose(1, 2)[source]
-            n, s, groups, per_group, dim = q.shape
-            out = F.scaled_dot_product_attention(
-                q.reshape(n, s, groups * per_group, dim).transpose(1, 2),
-                k.transpose(1, 2),
-                v.transpose(1, 2),
-                is_causal=True,
-                enable_gqa=per_group > 1,
-            )
-            return out.transpose(1, 2).reshape(n, s, -1)
+            q, k, v = padded(rope(q, cos, sin).flatten(1, 2)), padded(rope(k, cos, sin)), padded(v)
+            cache[layer, 0, index], cache[layer, 1, index] = k[source], v[source]
+            # Right padding is harmless under the causal mask.
+            grouped = q.shape[1] > k.shape[1]
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            out = out.transpose(1, 2)
+            return (out.flatten(0, 1) if is_even else out[sequence, position]).flatten(1)
 
-        hidden = self._forward(tokens, cos, sin, attend)
-        last = hidden[torch.arange(len(prompts), device=self._device), lengths - 1]
-        return self._logits(last)[source]
+        return self._logits(self._forward(tokens, attend, last))[source]
 
-    def _decode(self, slots: _Slots, rows: list[int]) -> Tensor:
+    def _decode(self, slots: _Slots, rows: np.ndarray) -> Tensor:
         """Feed each row's last token; logits [len(rows), V]."""
-        everyone = len(rows) == len(slots.running)
-        index = torch.tensor(rows, device=self._device)
-        position = slots.position[index]
-        longest = int(position.max()) + 1
-        mask = (torch.arange(longest, device=self._device) <= position[:, None])[:, None, None]
-        cos, sin = self._cos[position][:, None, None], self._sin[position][:, None, None]
+        position = slots.position[rows]
+        tokens = self._on_device(slots.tokens[rows, slots.num_new[rows] - 1].astype(np.int64))
+        at = self._on_device(position)
+        angles = {"cos": self._cos[at], "sin": self._sin[at]}
+        everyone = len(rows) == len(slots.index)
+        index = None if everyone else self._on_device(rows)
+        layers = slots.cache[..., : int(position.max()) + 1, :].unbind(0)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = slots.keys[layer], slots.values[layer]
-            keys[index, :, position] = k[:, 0]
-            values[index, :, position] = v[:, 0]
-            keys, values = keys[:, :, :longest], values[:, :, :longest]
-            if not everyone:
-                keys, values = keys[index], values[index]
-            # Grouped-query attention with the group folded into the query axis: no key is repeated.
-            out = F.scaled_dot_product_attention(q[:, 0], keys, values, attn_mask=mask)
-            return out.reshape(len(rows), 1, -1)
+            return decode_attention(q, k, v, *layers[layer], at, **angles, slots=index).flatten(1)
 
-        hidden = self._forward(slots.token[index, None], cos, sin, attend)
-        slots.position[index] += 1
-        return self._logits(hidden[:, 0])
+        slots.position[rows] += 1
+        return self._logits(self._forward(tokens, attend))
 
-    def _forward(self, tokens: Tensor, cos: Tensor, sin: Tensor, attend) -> Tensor:
-        """tokens [n, S] -> hidden [n, S, H] before the final norm; `attend` owns the cache."""
+    def _forward(self, tokens: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
+        """tokens [T] -> normed hidden [T, H]; `attend` rotates and owns the cache. With `last`,
+        only of these tokens: the others end with the keys and values of the last layer."""
         weights, shape = self._parameters, self._shape
         x = F.embedding(tokens, weights["embedding.word_embeddings.weight"])
+        normed = self._norm(x, "decoder.layers.0.input_layernorm.weight")
         for layer in range(shape.num_layers):
-            at = f"decoder.layers.{layer}."
+            at, is_last = f"decoder.layers.{layer}.", layer + 1 == shape.num_layers
             mixed = F.linear(
-                self._norm(x, at + "input_layernorm.weight"),
+                normed,
                 weights[at + "self_attention.linear_qkv.weight"],
                 weights.get(at + "self_attention.linear_qkv.bias"),
             ).unflatten(-1, (shape.num_query_groups, -1, shape.head_dim))
@@ -310,47 +292,32 @@ class EmbeddedEngine:
             if at + "self_attention.q_layernorm.weight" in weights:
                 q = self._norm(q, at + "self_attention.q_layernorm.weight")
                 k = self._norm(k, at + "self_attention.k_layernorm.weight")
-            q = _rotate(q, cos[..., None, :], sin[..., None, :])
-            k = _rotate(k, cos, sin)
             attended = attend(layer, q, k, v)
-            x = x + F.linear(attended, weights[at + "self_attention.linear_proj.weight"])
-            gate, up = F.linear(
-                self._norm(x, at + "pre_mlp_layernorm.weight"),
-                weights[at + "mlp.linear_fc1.weight"],
-            ).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, weights[at + "mlp.linear_fc2.weight"])
-        return x
+            if is_last and last is not None:
+                attended, x = attended[last], x[last]
+            attended = F.linear(attended, weights[at + "self_attention.linear_proj.weight"])
+            normed, x = self._add_norm(attended, x, at + "pre_mlp_layernorm.weight")
+            hidden = swiglu(F.linear(normed, weights[at + "mlp.linear_fc1.weight"]))
+            hidden = F.linear(hidden, weights[at + "mlp.linear_fc2.weight"])
+            following = "final_layernorm" if is_last else f"layers.{layer + 1}.input_layernorm"
+            normed, x = self._add_norm(hidden, x, f"decoder.{following}.weight")
+        return normed
+
+    def _on_device(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self._parameters[name], self._shape.norm_eps)
+        return rms_norm(x, self._parameters[name], eps=self._shape.norm_eps)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """hidden [n, H] -> float32 [n, vocab_size]; padding columns of the head never appear."""
+    def _add_norm(self, x: Tensor, residual: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        weight, eps = self._parameters[name], self._shape.norm_eps
+        return rms_norm(x, weight, eps=eps, residual=residual)
+
+    def _logits(self, normed: Tensor) -> Tensor:
+        """normed [n, H] -> float32 [n, vocab_size]; padding columns of the head never appear."""
         weights = self._parameters
         head = weights.get("output_layer.weight", weights["embedding.word_embeddings.weight"])
-        hidden = self._norm(hidden, "decoder.final_layernorm.weight")
-        return F.linear(hidden, head)[:, : self._shape.vocab_size].float()
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, halves convention (Hugging Face's)."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
-
-
-def _compacted(slots: _Slots) -> _Slots:
-    """Drop free rows: when most are free, copying costs less than decoding around them."""
-    rows = [row for row, running in enumerate(slots.running) if running is not None]
-    index = torch.tensor(rows, device=slots.position.device)
-    return _Slots(
-        keys=[k[index] for k in slots.keys],
-        values=[v[index] for v in slots.values],
-        position=slots.position[index],
-        token=slots.token[index],
-        out_tokens=slots.out_tokens[index],
-        out_logprobs=slots.out_logprobs[index],
-        running=[slots.running[row] for row in rows],
-    )
+        return F.linear(normed, head)[:, : self._shape.vocab_size].float()
 
 
 def sample(logits: Tensor, uniform: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
@@ -363,13 +330,10 @@ def sample(logits: Tensor, uniform: Tensor, sampling: SamplingParams) -> tuple[T
         logprobs = torch.log_softmax(logits, dim=-1)
         tokens = logits.argmax(dim=-1)
         return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+    if not sampling.top_k and sampling.top_p == 1.0:
+        return sample_tokens(logits, uniform, temperature=sampling.temperature)
     logprobs = torch.log_softmax(logits / sampling.temperature, dim=-1)
-    kept = _filtered(logprobs, sampling.top_k, sampling.top_p)
-    # fp64: over 150,000 words an fp32 running sum loses the tail.
-    cumulative = kept.double().exp().cumsum(dim=-1)
-    drawn = uniform[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, drawn, right=True)[:, 0]
-    tokens = tokens.clamp_(max=logits.shape[-1] - 1)
+    tokens, _ = sample_tokens(_filtered(logprobs, sampling.top_k, sampling.top_p), uniform)
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -79,11 +79,16 @@ class Engine(Protocol):
     renderer:       the tokenizer and template that its prompts are made with.
     max_seqlen:     prompt and response together, in tokens.
     policy_version: version of the weights that it samples from now.
+    is_shared:      all processes of the trainer have the same engine, and the main one alone
+                    samples from it; otherwise each data-parallel rank has a replica of its own.
+    can_restart:    it can die (`EngineDied`) without the trainer, and `restart` makes a fresh one.
     """
 
     renderer: PromptRenderer
     max_seqlen: int
     policy_version: int
+    is_shared: ClassVar[bool] = False
+    can_restart: ClassVar[bool] = False
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams
@@ -95,6 +100,10 @@ class Engine(Protocol):
         """Where `weight_sync.push_weights` sends weights; None when the engine reads the
         trainer's own."""
         ...
+
+    def restart(self) -> None:
+        """A fresh engine in place of a dead one, without weights until the next push."""
+        raise RuntimeError(f"{type(self).__name__} lives and dies with the trainer's process")
 
     def sleep(self) -> None:
         """Give memory back until `wake`, if the engine can."""

@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from satori_fast.data.coat import PromptRenderer
-from satori_fast.rollout.engine import Completion, EngineDied, Request, SamplingParams
+from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, SamplingParams
 from satori_fast.rollout.server_client import Flight, ServerClient
 from satori_fast.rollout.server_process import ServerProcess, is_healthy, is_loopback
 from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, Route, rows_of
@@ -71,12 +71,15 @@ class ServerSettings:
     start_timeout_s: float = 600.0
 
 
-class ServerEngine:
-    """Implements `rollout.engine.Engine` and `rollout.weight_sync.WeightSink` on vLLM servers.
+class ServerEngine(Engine):
+    """vLLM servers; implements `rollout.weight_sync.WeightSink` too.
 
     servers: URLs of running ones, which share the requests and hold the same weights; or a process
     to start. Until the first sync `generate` refuses. After `EngineDied`, `restart` and push again.
     """
+
+    is_shared: ClassVar[bool] = True
+    can_restart: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -291,11 +294,14 @@ class ServerEngine:
             self._process.close()
 
 
-class IdleEngine:
+class IdleEngine(Engine):
     """The engine of a trainer process that leaves sampling to the main one.
 
     Its sink takes part in making the weights and sends nothing.
     """
+
+    is_shared: ClassVar[bool] = True
+    can_restart: ClassVar[bool] = True
 
     def __init__(self, settings: ServerSettings, *, renderer: PromptRenderer) -> None:
         self.renderer = renderer

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from satori_fast.data.coat import PromptRenderer
-from satori_fast.rollout.engine import Completion, Request, SamplingParams
+from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 from satori_fast.rollout.weight_sync import (
     DEFAULT_BUCKET_BYTES,
     DEFAULT_TIMEOUT_S,
@@ -72,8 +72,8 @@ class VllmSettings:
     timeout_s: float = DEFAULT_TIMEOUT_S
 
 
-class VllmEngine:
-    """Implements `rollout.engine.Engine` and `rollout.weight_sync.WeightSink` on one vLLM.
+class VllmEngine(Engine):
+    """One vLLM; implements `rollout.weight_sync.WeightSink` too.
 
     model_folder holds config.json (and tokenizer files if any); its weights are not read. The first
     sync brings them, and until then `generate` refuses.

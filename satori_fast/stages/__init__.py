@@ -15,6 +15,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """
     from satori_fast.stages.distill import distill
     from satori_fast.stages.iterate import plan_stages
+    from satori_fast.stages.preference import preference
     from satori_fast.stages.reinforce import reinforce
     from satori_fast.stages.run import build_run
     from satori_fast.stages.supervised import supervised
@@ -23,6 +24,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
     stages = {
         "synthesize": synthesize_demonstrations,
         "supervised": supervised,
+        "preference": preference,
         "reinforce": reinforce,
         "distill": distill,
     }

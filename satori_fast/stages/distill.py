@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
 from satori_fast.config import ConfigError, DistillConfig, SolutionsConfig
 from satori_fast.data.coat import full_response
 from satori_fast.stages.run import Run, StageOutcome
-from satori_fast.stages.setup import keep_tokenizer, learner_for
+from satori_fast.stages.setup import keep_tokenizer, learner_for, model_folder
 from satori_fast.stages.solutions import Solved, load_or_sample_solutions
 from satori_fast.stages.supervised import imitate, load_trajectories
 from satori_fast.stages.synthesize import write_demonstrations
@@ -41,7 +40,7 @@ def distill(run: Run) -> StageOutcome:
     figures = json.loads(figures_path.read_text(encoding="utf-8"))
     start = run.models["base"]
     if config.student is not None:
-        start = Path(config.student)
+        start = model_folder(config.student)
         tokenizer = run.folder / f"tokenizer_{run.stage}"
         run.parallel.on_main(lambda: keep_tokenizer(start, tokenizer))
         run.use_tokenizer(tokenizer)

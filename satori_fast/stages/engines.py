@@ -101,14 +101,14 @@ class EngineRoom:
 
     def _restart(self, run: Run) -> None:
         engine = self._engine
-        assert isinstance(engine, ServerEngine | IdleEngine) and self._push is not None
+        assert engine is not None and self._push is not None
         self.num_restarts += 1
         run.parallel.on_main(engine.restart)
         self._push()
 
     def metrics(self) -> dict[str, float]:
         """How often the engine died, for an engine that can."""
-        if not isinstance(self._engine, ServerEngine | IdleEngine):
+        if self._engine is None or not self._engine.can_restart:
             return {}
         return {"rollout/engine_restarts": float(self.num_restarts)}
 

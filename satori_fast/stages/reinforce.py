@@ -20,7 +20,7 @@ from satori_fast.algorithms.importance import ImportanceRule, weigh_sequences
 from satori_fast.algorithms.recipe import RECIPES, Recipe
 from satori_fast.backbone.checkpoint import export_hf
 from satori_fast.backbone.step import Learner, annotate, update
-from satori_fast.config import ReinforceConfig, RestartConfig
+from satori_fast.config import ReinforceConfig, RestartConfig, RewardConfig
 from satori_fast.data.mixture import ProblemMixture
 from satori_fast.data.packing import pack
 from satori_fast.profiling.metrics import progress
@@ -30,6 +30,7 @@ from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.restarts import problem_mixture
 from satori_fast.stages.run import Run, StageOutcome, StageProgress
+from satori_fast.stages.scoring import RewardModel, critic_for, load_reward_model
 from satori_fast.stages.setup import learner_for
 from satori_fast.stages.step_metrics import (
     importance_metrics,
@@ -54,6 +55,7 @@ class Actors:
     engine: Engine
     problems: ProblemMixture
     rewards: RewardTerms
+    reward_model: RewardModel | None  # None where the preference reward is off
     partial: PartialRollouts | None  # rollouts that go on from step to step, if the config has any
     restart_step: int = 0  # step whose restart buffer serves now
 
@@ -96,8 +98,11 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         rollout = run.collect(actors.engine, problems, sampling, partial=actors.partial)
         if run.config.rollout.sleep:
             actors.engine.sleep()
+    preferences = None
+    if actors.reward_model is not None:
+        preferences = actors.reward_model.rewards(run, rollout.trajectories)
     with run.spans.span("reward"):
-        scored = score(rollout.trajectories, actors.rewards, run.grader)
+        scored = score(rollout.trajectories, actors.rewards, run.grader, preferences=preferences)
         kept = informative(scored, recipe)
     with run.spans.span("pack"):
         packing = run.packing(config.num_minibatches, run.seed(run.stage, "minibatches", step))
@@ -174,10 +179,11 @@ def reinforce(run: Run) -> StageOutcome:
 def build_actors(run: Run) -> Actors:
     config, limit = run.config.reinforce, run.config.rollout.max_step_tokens
     recipe = recipe_for(config, temperature=run.config.rollout.temperature)
+    reward_model = load_reward_model(run)
     policy = learner_for(run, "policy", config.optimizer, num_steps=num_updates(config))
     critic = reference = None
     if "critic" in recipe.needs:
-        critic = learner_for(run, "scalar", config.critic_optimizer, num_steps=num_updates(config))
+        critic = critic_for(run, num_updates(config))
     if "reference" in recipe.needs:
         reference = learner_for(run, "policy", None)
     engine = run.engine(policy)
@@ -189,7 +195,8 @@ def build_actors(run: Run) -> Actors:
         reference=reference,
         engine=engine,
         problems=problem_mixture(run, engine, step=0),
-        rewards=RewardTerms(run.config.reward.reflection_bonus),
+        rewards=reward_terms(run.config.reward),
+        reward_model=reward_model,
         partial=PartialRollouts(limit) if limit is not None else None,
     )
 
@@ -217,6 +224,14 @@ def recipe_for(config: ReinforceConfig, *, temperature: float) -> Recipe:
             entropy_coefficient=config.entropy_coefficient,
             temperature=temperature or 1.0,
         ),
+    )
+
+
+def reward_terms(config: RewardConfig) -> RewardTerms:
+    return RewardTerms(
+        rule=config.rule_weight,
+        reflection_bonus=config.reflection_bonus,
+        preference=config.preference_weight,
     )
 
 

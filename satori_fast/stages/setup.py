@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from satori_fast.backbone.architecture import load_hf_config
+from satori_fast.backbone.architecture import load_hf_config, with_score_statistics
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.config import Config, ConfigError, OptimizerConfig
 from satori_fast.data.arithmetic import ArithmeticProblems, domain_words
-from satori_fast.data.coat import TEMPLATES, PromptRenderer
+from satori_fast.data.coat import META_ACTION_TOKENS, TEMPLATES, PromptRenderer
 from satori_fast.data.cursor import hash_split
 from satori_fast.data.sources import load_problems
 from satori_fast.data.tokenizer import (
@@ -48,7 +48,7 @@ def make_tokenizer(config: Config, folder: Path) -> None:
         return
     if config.tokenizer.kind == "model":
         assert config.model.path is not None
-        keep_tokenizer(Path(config.model.path), saved)
+        keep_tokenizer(model_folder(config.model.path), saved)
         return
     if config.tokenizer.kind == "words":
         tokenizer = build_word_tokenizer(domain_words())
@@ -119,9 +119,26 @@ def initial_model_folder(config: Config, folder: Path) -> Path:
     """The model that the first stage reads: the checkpoint's folder, or a fresh one of the run."""
     if config.model.path is None:
         return folder / "models" / "initial"
-    path = Path(config.model.path)
+    path = model_folder(config.model.path)
     load_hf_config(path)
     return path
+
+
+def model_folder(path: str) -> Path:
+    """A folder as it is, or a snapshot of the hub's model of this name ("owner/model")."""
+    if Path(path).expanduser().is_dir() or path.count("/") != 1 or path.startswith((".", "~", "/")):
+        return Path(path).expanduser()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+        return Path(snapshot_download(path, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{path} is neither a folder nor a model that can be fetched from the hub: {reason}"
+        ) from None
 
 
 def make_fresh_model(config: Config, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
@@ -174,18 +191,34 @@ def learner_for(
     *,
     num_steps: int = 0,
     weights: Path | None = None,
+    normalized: bool = False,
 ) -> Learner:
     """The model of a folder (None: the current policy's) as a policy or a scalar model; frozen when
-    `optimizer` is None."""
+    `optimizer` is None.
+
+    normalized: a scalar model gives (score - mean) / std, with the statistics of its folder.
+    """
     folder = weights or run.model_folder
+    hf_config = hf_config_for(run, folder)
     return build_learner(
-        hf_config_for(run, folder),
+        hf_config if normalized else with_score_statistics(hf_config, None),
         kind=kind,
         weights=folder,
         optimizer=None if optimizer is None else optimizer_settings(optimizer, num_steps),
         dtype=getattr(torch, run.config.model.dtype),
         recompute=run.config.model.recompute,
+        new_tokens=tokens_unknown_to(folder, run.renderer.tokenizer),
     )
+
+
+def tokens_unknown_to(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the meta-action tokens that the tokenizer in a model folder does not have: the model
+    was not trained with them. Without a tokenizer there, none."""
+    if not (folder / "tokenizer_config.json").exists():
+        return []
+    known = load_tokenizer(folder).get_vocab()
+    ids = tokenizer.get_vocab()
+    return [ids[token] for token in META_ACTION_TOKENS if token not in known]
 
 
 def optimizer_settings(config: OptimizerConfig, num_steps: int) -> OptimizerSettings:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.grading import GradingPool, Verdict
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams, collect
-from satori_fast.rollout.server_engine import IdleEngine, ServerEngine
 from satori_fast.types import Problem, RolloutResult
 
 
@@ -45,9 +44,9 @@ def collect_shared(
 ) -> RolloutResult:
     """`rollout.engine.collect` with a contiguous share of the problems on each rank.
 
-    Servers are asked by the main process alone: they are the same for all ranks.
+    An engine that all ranks share is asked by the main process alone.
     """
-    if isinstance(engine, ServerEngine | IdleEngine):
+    if engine.is_shared:
         return parallel.from_main(lambda: collect(engine, problems, sampling))
     size, rank = parallel.data_size, parallel.data_rank
     if size == 1:
@@ -74,9 +73,9 @@ def generate_shared(
 ) -> list[Completion]:
     """A completion of each request, in order, on every rank; each rank samples every n-th one.
 
-    Servers are asked by the main process alone.
+    An engine that all ranks share is asked by the main process alone.
     """
-    if isinstance(engine, ServerEngine | IdleEngine):
+    if engine.is_shared:
         done = parallel.from_main(lambda: dict(engine.generate(requests, sampling)))
         return [done[i] for i in range(len(requests))]
     size, rank = parallel.data_size, parallel.data_rank

@@ -32,6 +32,7 @@ def rollout_metrics(
         "reward/total": float(np.mean([r.total for r in rewards])),
         "reward/rule": float(np.mean([r.rule for r in rewards])),
         "reward/reflection": float(np.mean([r.reflection for r in rewards])),
+        "reward/preference": float(np.mean([r.preference for r in rewards])),
         "rollout/accuracy": float(np.mean([r.correct for r in rewards])),
         "rollout/reflections_per_answer": float(np.mean([count_reflections(t) for t in scored])),
         "rollout/mean_response_tokens": float(np.mean([t.num_response_tokens for t in scored])),

@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from satori_fast.algorithms.losses import LossTerms, explained_variance, preference_loss
+from satori_fast.algorithms.losses import (
+    LossTerms,
+    explained_variance,
+    pairwise_loss,
+    preference_loss,
+)
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.types import (
     Advantages,
@@ -22,6 +27,7 @@ from satori_fast.types import (
     SegmentKind,
     Trajectory,
 )
+from tests.tiny_models import random_batch
 
 HIDDEN, VOCAB, PADDED_VOCAB = 8, 13, 16
 
@@ -256,3 +262,45 @@ def test_preference_loss_by_hand() -> None:
 def test_preference_loss_of_a_hopeless_pair_is_finite() -> None:
     loss = preference_loss(torch.tensor([-1e4]), torch.tensor([1e4]), margin=2.0)
     assert float(loss) == pytest.approx(2e4 + 2)
+
+
+def test_pairwise_loss_reads_last_tokens_and_skips_padding() -> None:
+    # Two pairs and a padding sequence: scores 3, 1 and 0, 0 at the ends; the rest must not matter.
+    batch = replace(
+        random_batch([2, 3, 1, 2, 2]), source=torch.tensor([0, 1, 2, 3, -1], dtype=torch.int32)
+    )
+    values = torch.tensor([9.0, 3.0, 9.0, 9.0, 1.0, 0.0, 9.0, 0.0, 9.0, 9.0], requires_grad=True)
+    assert batch.last_tokens.tolist() == [1, 4, 5, 7]
+    output = pairwise_loss(values, batch, margin=2.0)
+    # -log sigmoid(3 - 1 - 2) - log sigmoid(0 - 0 - 2)
+    assert output.loss.item() == pytest.approx(math.log(2.0) + math.log1p(math.exp(2.0)))
+    # One pair in order, one tied; leads 2 and 0.
+    assert float(output.sums["accuracy"]) == 1.5 and float(output.sums["margin"]) == 2.0
+    (gradient,) = torch.autograd.grad(output.loss, values)
+    assert gradient.nonzero().flatten().tolist() == [1, 4, 5, 7]
+    # d/dx -log sigmoid(x) = sigmoid(x) - 1: -1/2 at 0, and -sigmoid(2) at -2.
+    tied = 1.0 / (1.0 + math.exp(-2.0))
+    assert gradient[[1, 4, 5, 7]].tolist() == pytest.approx([-0.5, 0.5, -tied, tied])
+
+
+@pytest.mark.parametrize("margin", [0.0, 2.0])
+def test_pairwise_loss_and_gradient_are_torchs_cross_entropy(margin: float) -> None:
+    # Bradley-Terry with margin is the cross-entropy of two classes, the rejected one raised by tau.
+    generator = torch.Generator().manual_seed(0)
+    batch = random_batch([3, 1, 4, 1, 5, 9])
+    values = torch.randn(batch.num_tokens, generator=generator, dtype=torch.float64)
+    values = (3 * values).requires_grad_()
+    scores = values[batch.cu_seqlens[1:].long() - 1].view(3, 2)
+    logits = scores + torch.tensor([0.0, margin])
+    expected = torch.nn.functional.cross_entropy(logits, torch.zeros(3).long(), reduction="sum")
+    output = pairwise_loss(values, batch, margin=margin)
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, values) for x in (output.loss, expected)))
+
+
+def test_pairwise_loss_of_padding_only_is_zero_and_differentiable() -> None:
+    batch = replace(random_batch([4]), source=torch.tensor([-1], dtype=torch.int32))
+    values = torch.ones(4, requires_grad=True)
+    output = pairwise_loss(values, batch, margin=2.0)
+    assert output.loss.item() == 0.0
+    assert not torch.autograd.grad(output.loss, values)[0].any()

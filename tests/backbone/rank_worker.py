@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
+from satori_fast.algorithms.losses import pairwise_loss
 from satori_fast.backbone.checkpoint import load_checkpoint, save_checkpoint
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel, shutdown_parallel
-from satori_fast.backbone.step import Learner, annotate, build_learner, update
-from satori_fast.types import PackedBatch
-from tests.tiny_models import ImitationLoss, ones, random_batch, tiny_model
+from satori_fast.backbone.step import Learner, annotate, build_learner, update, update_scalar
+from satori_fast.data.packing import PackingSpec, pack_pairs
+from satori_fast.stages.scoring import score_trajectories
+from satori_fast.types import (
+    PackedBatch,
+    PreferencePair,
+    Problem,
+    Segment,
+    SegmentKind,
+    Trajectory,
+)
+from tests.tiny_models import VOCAB_SIZE, ImitationLoss, ones, random_batch, tiny_model
 
 # Lengths of the microbatches of one optimizer step: all different, all even in total.
 _LENGTHS = ([12, 7, 5], [30, 4], [3, 3, 20, 8], [16])
@@ -48,7 +60,8 @@ CASES = {
 
 
 def session(case: Case, folder: Path) -> dict[str, Any]:
-    """Two steps of a policy and a critic, with a checkpoint between them; what came of it.
+    """Two steps of a policy and a critic, with a checkpoint between them, then one of the critic on
+    preference pairs, and its scores; what came of it.
 
     The checkpoint at `folder` is written when absent and loaded when present, so a later session
     with other sizes continues from the first one's.
@@ -72,6 +85,9 @@ def session(case: Case, folder: Path) -> dict[str, Any]:
         save_checkpoint(folder, learners, {})
     stats.append(_train(learners, state, seed=1))
     (batch,) = annotate([_minibatch(9)[0]], policy, policy, critic, temperature=0.9)
+    stats.append(_train_on_pairs(critic, state))
+    solutions = _solutions()
+    scores = score_trajectories(critic, solutions, packing=_spec(state), parallel=state)
     return {
         "stats": stats,
         "weights": {
@@ -81,12 +97,48 @@ def session(case: Case, folder: Path) -> dict[str, Any]:
         },
         "logprobs": batch.require("old_logprobs"),
         "values": batch.require("values"),
+        "scores": torch.as_tensor(scores),
     }
 
 
 def _train(learners: dict[str, Learner], state: ParallelState, seed: int) -> dict[str, float]:
     mine = _minibatch(seed)[state.data_rank :: state.data_size]
     return update(learners["policy"], learners["critic"], mine, ones(mine), ImitationLoss())
+
+
+def _train_on_pairs(model: Learner, state: ParallelState) -> dict[str, float]:
+    """A step on preference pairs, which ranks share by `pack_pairs`."""
+    solutions = _solutions()
+    pairs = [PreferencePair(a, b) for a, b in zip(solutions[::2], solutions[1::2], strict=True)]
+    terms = partial(pairwise_loss, margin=2.0)
+    return update_scalar(model, pack_pairs(pairs, _spec(state)), terms, name="preference")
+
+
+def _spec(state: ParallelState) -> PackingSpec:
+    return PackingSpec(
+        max_tokens_per_microbatch=28,
+        num_minibatches=1,
+        data_parallel_size=state.data_size,
+        data_parallel_rank=state.data_rank,
+        pad_to_multiple=2,
+    )
+
+
+def _solutions() -> list[Trajectory]:
+    rng = np.random.default_rng(0)
+    return [
+        Trajectory(
+            problem=Problem("p", "q", "a"),
+            group_id=0,
+            tokens=rng.integers(0, VOCAB_SIZE, length, dtype=np.int32),
+            prompt_len=1,
+            logprobs=np.zeros(length - 1, dtype=np.float32),
+            policy_version=0,
+            finish="stop",
+            segments=(Segment(SegmentKind.WHOLE, 0, length - 1, ""),),
+        )
+        for length in (9, 4, 12, 12, 3, 5, 7, 20, 6, 6)
+    ]
 
 
 def _minibatch(seed: int) -> list[PackedBatch]:

@@ -10,7 +10,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from satori_fast.backbone.architecture import load_hf_config, transformer_config
+from satori_fast.backbone.architecture import (
+    load_hf_config,
+    score_statistics,
+    transformer_config,
+    with_score_statistics,
+)
+from satori_fast.types import ScoreStatistics
 from tests.tiny_models import tiny_model
 
 
@@ -52,3 +58,16 @@ def test_folder_without_configuration_is_named(tmp_path: Path) -> None:
         load_hf_config(tmp_path)
     tiny_model("llama31").config.save_pretrained(tmp_path)
     assert load_hf_config(tmp_path).model_type == "llama"
+
+
+def test_score_statistics_live_in_config_json(tmp_path: Path) -> None:
+    plain = tiny_model("qwen2").config
+    assert score_statistics(plain) is None
+    statistics = ScoreStatistics(mean=-1.25, std=0.5)
+    with_score_statistics(plain, statistics).save_pretrained(tmp_path)
+    assert score_statistics(plain) is None
+    opened = load_hf_config(tmp_path)
+    # The names of OpenRLHF, so that reward models can be exchanged.
+    assert (opened.mean, opened.std) == (-1.25, 0.5)
+    assert score_statistics(opened) == statistics
+    assert score_statistics(with_score_statistics(opened, None)) is None

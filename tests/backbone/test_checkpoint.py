@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from satori_fast.backbone.architecture import with_score_statistics
 from satori_fast.backbone.checkpoint import (
     export_hf,
     latest_checkpoint,
@@ -18,7 +20,8 @@ from satori_fast.backbone.checkpoint import (
     save_checkpoint,
 )
 from satori_fast.backbone.optimizer import OptimizerSettings
-from satori_fast.backbone.step import Learner, build_learner, score, update
+from satori_fast.backbone.step import Learner, build_learner, score, update, value
+from satori_fast.types import ScoreStatistics
 from tests.tiny_models import ImitationLoss, ones, random_batch, reference_logits, tiny_model
 
 _SETTINGS = OptimizerSettings(
@@ -146,6 +149,32 @@ def test_exported_scalar_model_is_a_classifier_with_one_label(tmp_path: Path) ->
     with torch.no_grad():
         logits = opened(batch.tokens[None]).logits
         torch.testing.assert_close(learner.module(batch)[-1], logits[0, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama31", "qwen3"])
+def test_exported_reward_model_gives_transformers_its_raw_scores(tmp_path: Path, name: str) -> None:
+    """Also where the end of text is the padding, which transformers would otherwise skip."""
+    eos_id = 5
+    config = tiny_model(name, eos_token_id=eos_id, pad_token_id=eos_id).config
+    weights = tiny_model(name).state_dict() | {"score.weight": torch.linspace(-1, 1, 64)[None]}
+    raw = build_learner(config, kind="scalar", weights=weights)
+    statistics = ScoreStatistics(mean=0.5, std=3.0)
+    described = with_score_statistics(raw.hf_config, statistics)
+    export_hf(replace(raw, hf_config=described), tmp_path / "model")
+    assert raw.hf_config.pad_token_id == eos_id
+    opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    assert opened.config.num_labels == 1
+    again = build_learner(opened.config, kind="scalar", weights=tmp_path / "model")
+    batch = random_batch([12, 7])
+    batch.tokens[batch.last_tokens] = eos_id
+    with torch.no_grad():
+        scores = torch.stack(
+            [opened(batch.tokens[None, a:b]).logits[0, 0] for a, b in ((0, 12), (12, 19))]
+        )
+    ends = batch.last_tokens
+    torch.testing.assert_close(value(raw, [batch])[0][ends], scores, atol=1e-5, rtol=1e-5)
+    normalized = value(again, [batch])[0][ends]
+    torch.testing.assert_close(normalized, (scores - 0.5) / 3.0, atol=1e-5, rtol=1e-5)
 
 
 def test_export_splits_into_shards_that_load_again(

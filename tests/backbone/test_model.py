@@ -6,8 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from satori_fast.backbone.architecture import with_score_statistics
 from satori_fast.backbone.model import build_model
 from satori_fast.backbone.weights import iter_hf, load_hf
+from satori_fast.types import ScoreStatistics
 from tests.tiny_models import (
     NAMES,
     VOCAB_SIZE,
@@ -112,3 +114,18 @@ def test_half_precision_stays_close() -> None:
         logits, expected = model(batch), reference_logits(reference, batch)
     assert logits.dtype == torch.float32
     assert (logits - expected).abs().mean() < 0.02
+
+
+def test_scalar_values_are_normalised_by_the_statistics_of_the_configuration() -> None:
+    reference = tiny_model("qwen2")
+    weights = reference.state_dict() | {"score.weight": torch.linspace(-1, 1, 64)[None]}
+    statistics = ScoreStatistics(mean=0.75, std=4.0)
+    normalized = with_score_statistics(reference.config, statistics)
+    batch = random_batch([7, 12])
+    with torch.no_grad():
+        raw, scaled = (
+            build_model(config, kind="scalar", weights=weights)(batch)
+            for config in (reference.config, normalized)
+        )
+    torch.testing.assert_close(scaled, (raw - 0.75) / 4.0)
+    assert raw.std() > 0.1

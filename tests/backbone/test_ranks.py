@@ -55,4 +55,5 @@ def test_two_processes_equal_one(
         difference = (tensor - two["weights"][tensor_name]).abs().max()
         assert difference < 1e-5, (tensor_name, float(difference))
     torch.testing.assert_close(one["logprobs"], two["logprobs"], atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(one["scores"], two["scores"], atol=5e-5, rtol=1e-4)
     torch.testing.assert_close(one["values"], two["values"], atol=5e-5, rtol=1e-4)

@@ -8,9 +8,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from satori_fast.backbone.optimizer import OptimizerSettings
-from satori_fast.backbone.step import Learner, annotate, build_learner, score, update, value
+from satori_fast.backbone.step import (
+    Learner,
+    annotate,
+    build_learner,
+    score,
+    update,
+    update_scalar,
+    value,
+)
 from satori_fast.types import LossOutput, PackedBatch
 from tests.tiny_models import ImitationLoss, ones, random_batch, reference_logits, tiny_model
 
@@ -148,6 +157,35 @@ def test_non_finite_step_is_skipped_and_counted_and_training_goes_on(loss: Imita
     update(fresh, None, [batch], ones([batch]), ImitationLoss())
     for (_, one), (_, two) in zip(policy.hf_weights(), fresh.hf_weights(), strict=True):
         assert torch.equal(one, two)
+
+
+def _sum_of_squared_ends(values: Tensor, batch: PackedBatch) -> LossOutput:
+    """A loss with a term for each sequence: (v - 1)^2 of its last token."""
+    loss = (values[batch.last_tokens] - 1.0).square().sum()
+    return LossOutput(loss, {"ends": values[batch.last_tokens].detach().sum()}, {})
+
+
+def test_a_scalar_model_learns_from_a_loss_of_its_own_however_it_is_packed() -> None:
+    policy = _policy()
+    weights = dict(policy.hf_weights())
+    models = [
+        build_learner(policy.hf_config, kind="scalar", weights=weights, optimizer=_SETTINGS)
+        for _ in range(2)
+    ]
+    apart = [replace(random_batch([n], n), num_minibatch_tokens=3) for n in (5, 9, 4)]
+    together = replace(
+        _concatenated(apart),
+        cu_seqlens=torch.tensor([0, 5, 14, 18], dtype=torch.int32),
+        source=torch.arange(3),
+    )
+    for step in range(3):
+        one = update_scalar(models[0], [together], _sum_of_squared_ends, name="reward")
+        three = update_scalar(models[1], apart, _sum_of_squared_ends, name="reward")
+        assert one == pytest.approx(three, rel=1e-4)
+        # The head starts at zero: three terms of 1, divided by their number.
+        assert step or (one["reward/loss"], one["reward/ends"]) == (1.0, 0.0)
+    assert one["reward/loss"] < 0.9 and one["reward/learning_rate"] == 1e-3
+    assert update_scalar(models[0], [], _sum_of_squared_ends, name="reward") == {}
 
 
 def test_frozen_learner_cannot_be_updated() -> None:

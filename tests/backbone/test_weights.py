@@ -75,6 +75,23 @@ def test_added_tokens_start_near_the_mean_row(name: str) -> None:
         assert torch.equal(grown[matrix], again[matrix])
 
 
+def test_tokens_in_untrained_padding_start_near_the_mean_of_the_trained_rows() -> None:
+    reference = tiny_model("qwen2")
+    state = reference.state_dict()
+    first = VOCAB_SIZE - 7
+    for matrix in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[matrix][first:] = 50.0  # padding rows hold anything
+    new_tokens = [first, first + 1, first + 2]
+    model = build_model(reference.config, weights=state, new_tokens=new_tokens)
+    for matrix, rows in iter_hf(model, reference.config):
+        if matrix in ("model.embed_tokens.weight", "lm_head.weight"):
+            trained = rows[:first]
+            fresh = rows[first : first + 3]
+            assert torch.equal(trained, state[matrix][:first])
+            assert ((fresh - trained.mean(0)).abs() <= 0.06 * trained.std(0)).all()
+            assert (rows[first + 3 :] == 50.0).all()
+
+
 def test_smaller_vocabulary_than_the_checkpoint_is_refused() -> None:
     reference = tiny_model("qwen2")
     state = reference.state_dict()

@@ -12,8 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satori_fast.data.packing import PackingSpec, pack
-from satori_fast.types import Credit, PackedBatch, Problem, Segment, SegmentKind, Trajectory
+from satori_fast.data.packing import PackingSpec, pack, pack_pairs
+from satori_fast.types import (
+    Credit,
+    PackedBatch,
+    PreferencePair,
+    Problem,
+    Segment,
+    SegmentKind,
+    Trajectory,
+)
 
 SPEC = PackingSpec(max_tokens_per_microbatch=32, num_minibatches=1)
 
@@ -290,3 +298,58 @@ def test_fixed_weighting_needs_a_length() -> None:
 def test_a_senseless_spec_is_refused(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=field):
         replace(SPEC, **{field: value})
+
+
+def make_pairs(lengths: list[tuple[int, int]]) -> list[PreferencePair]:
+    """Pairs of solutions with these numbers of response tokens, after one prompt token."""
+    return [
+        PreferencePair(make_trajectory(1, [a], 2 * i), make_trajectory(1, [b], 2 * i + 1))
+        for i, (a, b) in enumerate(lengths)
+    ]
+
+
+def test_two_pairs_by_hand() -> None:
+    pairs = make_pairs([(2, 1), (1, 3)])
+    (batch,) = pack_pairs(pairs, replace(SPEC, pad_to_multiple=4))
+    expected = [t for pair in pairs for t in (pair.chosen, pair.rejected)]
+    assert batch.source.tolist() == [0, 1, 2, 3, -1]
+    assert batch.cu_seqlens.tolist() == [0, 3, 5, 7, 11, 12]
+    assert batch.last_tokens.tolist() == [2, 4, 6, 10]
+    assert batch.tokens[:11].tolist() == [int(i) for t in expected for i in t.tokens]
+    # One term of the loss for each pair.
+    assert (batch.minibatch, batch.num_minibatch_tokens) == (0, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=12),
+    num_ranks=st.integers(1, 3),
+    pad_to_multiple=st.sampled_from([1, 4]),
+)
+def test_pairs_stay_together_and_ranks_share_them(
+    lengths: list[tuple[int, int]], num_ranks: int, pad_to_multiple: int
+) -> None:
+    pairs = make_pairs(lengths)
+    spec = replace(SPEC, data_parallel_size=num_ranks, pad_to_multiple=pad_to_multiple)
+    ranks = [pack_pairs(pairs, replace(spec, data_parallel_rank=r)) for r in range(num_ranks)]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen: list[int] = []
+    for batch in (batch for batches in ranks for batch in batches):
+        own = batch.source[batch.source >= 0].view(-1, 2)
+        assert (own[:, 0] % 2 == 0).all() and torch.equal(own[:, 1], own[:, 0] + 1)
+        assert batch.num_tokens <= spec.max_tokens_per_microbatch
+        assert batch.num_minibatch_tokens == len(pairs)
+        last = batch.tokens[batch.last_tokens].tolist()
+        solutions = [pair for pair in pairs for pair in (pair.chosen, pair.rejected)]
+        assert last == [int(solutions[i].tokens[-1]) for i in own.flatten().tolist()]
+        seen += own.flatten().tolist()
+    assert sorted(seen) == list(range(2 * len(pairs)))
+
+
+def test_a_pair_that_does_not_fit_is_named() -> None:
+    pairs = make_pairs([(3, 3), (20, 20)])
+    with pytest.raises(ValueError, match="'p2' has a pair of solutions of 42 tokens"):
+        pack_pairs(pairs, SPEC)
+    with pytest.raises(ValueError, match="'p2' has a trajectory of 21 tokens, above the context"):
+        pack_pairs(pairs, replace(SPEC, max_tokens_per_microbatch=64, max_seqlen=20))
+    assert pack_pairs([], SPEC) == []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,54 @@ def test_total_is_the_sum_of_the_terms() -> None:
         reward = breakdown(spoilt, False, RewardTerms(reflection_bonus=scale))
         parts = reward.rule + reward.reflection + reward.preference + reward.similarity
         assert reward.total == parts == -1 - scale
+
+
+@pytest.mark.parametrize(
+    ("source_correct", "correct", "without", "ranges"),
+    [
+        (None, True, 0.0, (0.0, 1.0)),
+        (None, False, -1.0, (-1.0, 0.0)),
+        (False, True, 0.5, (0.5, 1.5)),
+        (False, False, -1.0, (-1.0, 0.0)),
+        (True, True, 0.0, (0.0, 1.0)),
+        (True, False, -1.5, (-1.5, -0.5)),
+    ],
+    ids=["right", "wrong", "D- mended", "D- still wrong", "D+ kept", "D+ spoilt"],
+)
+def test_reward_with_and_without_the_preference_term(
+    source_correct: bool | None, correct: bool, without: float, ranges: tuple[float, float]
+) -> None:
+    prefix = None if source_correct is None else "\\boxed{ 5 }<|reflect|>"
+    trajectory = sampled("\\boxed{ 4 }", prefix=prefix, source_correct=source_correct)
+    assert breakdown(trajectory, correct, TERMS).total == without
+    # The paper's weight is 1: sigmoid(score) spans the range of each case.
+    paper = RewardTerms(preference=1.0)
+    totals = [breakdown(trajectory, correct, paper, preference=p).total for p in (0.0, 0.25, 1.0)]
+    assert totals == [ranges[0], without + 0.25, ranges[1]]
+
+
+def test_each_term_has_a_weight_and_can_be_switched_off() -> None:
+    mended = sampled("\\boxed{ 4 }", prefix="\\boxed{ 5 }<|reflect|>", source_correct=False)
+    spoilt = sampled("\\boxed{ 5 }", prefix="\\boxed{ 4 }<|reflect|>", source_correct=True)
+    terms = RewardTerms(rule=2.0, reflection_bonus=0.25, preference=0.5)
+    reward = breakdown(mended, True, terms, preference=0.75)
+    assert (reward.rule, reward.reflection, reward.preference) == (0.0, 0.25, 0.375)
+    assert reward.total == 0.625
+    reward = breakdown(spoilt, False, terms, preference=0.5)
+    assert (reward.rule, reward.reflection, reward.preference) == (-2.0, -0.25, 0.25)
+    assert reward.total == -2.0
+    for name, total in (("rule", 0.25 - 0.25), ("reflection_bonus", -1.75), ("preference", -2.25)):
+        without = replace(terms, **{name: 0.0})
+        assert breakdown(spoilt, False, without, preference=0.5).total == total
+
+
+def test_preferences_go_to_their_trajectories(pool: GradingPool) -> None:
+    terms = RewardTerms(preference=1.0)
+    answers = [sampled("\\boxed{ 4 }"), sampled("\\boxed{ 5 }"), sampled("\\boxed{ 4 }")]
+    scored = score(answers, terms, pool, preferences=[0.25, 0.5, 0.75])
+    assert [t.reward.total for t in scored if t.reward] == [0.25, -0.5, 0.75]
+    with pytest.raises(ValueError, match="preference reward is on"):
+        score(answers, terms, pool)
 
 
 def test_order_is_kept(pool: GradingPool) -> None:

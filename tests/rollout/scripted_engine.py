@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from satori_fast.data.coat import PromptRenderer
-from satori_fast.rollout.engine import Completion, Request, SamplingParams
+from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 
 LOGPROB = -0.25
 
 
 @dataclass
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Answers each prompt with its texts in turn, and finishes the last request first.
 
     responses:     text of a prompt (as `renderer` decodes it) to the texts that answer it; sibling

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config tried out small: every stage for a step or two, before a machine is rented for it.
+
+What is tried: that the stages fit together, and that every term, buffer and round that the config
+asks for runs. What is not: the model, the data and the parallel layout, which are replaced by tiny
+ones. The tiny model learns its problems by heart, so that buffers and pairs have right solutions.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from satori_fast.config import Config
+
+NUM_STEPS = 2
+NUM_PROBLEMS = 16
+MAX_SEQLEN = 256
+NUM_EPOCHS = 30.0
+
+
+def dry_run(config: Config) -> dict[str, Any]:
+    """Run `shrunk(config)` in a folder that is deleted afterwards; returns its summary."""
+    from satori_fast.stages import run_stages
+
+    with tempfile.TemporaryDirectory() as folder:
+        return run_stages(shrunk(config, folder))
+
+
+def shrunk(config: Config, output_dir: str) -> Config:
+    """The config with the built-in domain, a tiny fresh model of the same family, one process, the
+    embedded engine, scripted agents, and at most `NUM_STEPS` steps of reinforcement. Where no stage
+    teaches the format (the run starts from a tuned checkpoint), those that do come first."""
+    values = config.model_dump()
+    first = tuple(s for s in ("synthesize", "supervised") if s not in config.stages)
+    values["stages"] = (*first, *config.stages)
+    values |= {"output_dir": output_dir, "name": f"{config.name}-dry-run"}
+    values["model"] |= {
+        "path": None,
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 128,
+    }
+    values["tokenizer"]["kind"] = "words"
+    values["data"] |= {
+        "source": "arithmetic",
+        "mapping": None,
+        "levels": (1,),
+        "num_train": NUM_PROBLEMS,
+        "eval_source": None,
+        "template": "plain",
+        "max_prompt_tokens": MAX_SEQLEN // 2,
+    }
+    values["parallel"] |= {"tensor": 1, "pipeline": 1, "context": 1}
+    values["packing"]["max_tokens_per_microbatch"] = 4 * MAX_SEQLEN
+    values["rollout"] |= {
+        "engine": "embedded",
+        "max_seqlen": MAX_SEQLEN,
+        "max_new_tokens": 48,
+        "max_slots": 32,
+        "server_url": (),
+    }
+    values["synthesize"] = {"num_problems": NUM_PROBLEMS, "num_solutions": 6, "critic_share": 0.5}
+    for stage in ("supervised", "distill"):
+        values[stage] |= {"num_epochs": NUM_EPOCHS, "batch_size": NUM_PROBLEMS}
+        values[stage]["optimizer"]["learning_rate"] = 5e-3
+    values["supervised"]["source"] = None
+    values["distill"] |= {"student": None, "num_kept": NUM_PROBLEMS}
+    for section in ("solutions", "distill"):
+        values[section] |= {"num_problems": NUM_PROBLEMS, "num_samples": 4}
+    reinforce = values["reinforce"]
+    reinforce |= {"num_steps": NUM_STEPS, "problems_per_step": 4}
+    reinforce["samples_per_problem"] = min(reinforce["samples_per_problem"], 4)
+    reinforce["critic_warmup_steps"] = min(reinforce["critic_warmup_steps"], 1)
+    reinforce["restarts"]["refresh_every"] = min(reinforce["restarts"]["refresh_every"], 1)
+    values["iterate"]["rounds"] = [
+        settings
+        | {"num_problems": NUM_PROBLEMS, "num_kept": NUM_PROBLEMS, "num_steps": NUM_STEPS}
+        | {"samples_per_problem": min(settings["samples_per_problem"] or 4, 4)}
+        for settings in values["iterate"]["rounds"]
+    ]
+    values["evaluation"] |= {"num_problems": 8, "max_new_tokens": None}
+    return Config.model_validate(values)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every shipped config tried out small: what is replaced, and that all of its stages run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from satori_fast.config import load_config
+from satori_fast.stages.dry_run import dry_run, shrunk
+from satori_fast.stages.iterate import plan_stages
+
+CONFIGS = sorted(Path("configs").rglob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_every_config_shrinks_to_a_valid_one(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    small = shrunk(config, str(tmp_path))
+    names = [plan.name for plan in plan_stages(small)]
+    assert [plan.name for plan in plan_stages(config)] == names[-len(plan_stages(config)) :]
+    assert names[:2] == ["synthesize", "supervised"]
+    assert small.model.path is None and small.parallel.tensor == 1
+    assert small.reinforce.recipe == config.reinforce.recipe
+    assert small.reward == config.reward
+
+
+def test_a_dry_run_goes_through_all_stages(tmp_path: Path) -> None:
+    config = load_config("configs/quickstart.toml", ["--stages", '["reinforce", "iterate"]'])
+    summary = dry_run(config)
+    names = [entry["stage"] for entry in summary["stages"]]
+    assert names == ["synthesize", "supervised", "reinforce", "distill_2", "reinforce_2"]
+    assert all(entry["num_problems"] == 8 for entry in summary["stages"][1:])

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds become stages: their names, and which keys differ in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from satori_fast.config import Config, ConfigError, to_toml
+from satori_fast.profiling.metrics import read_metrics
+from satori_fast.stages import run_stages
+from satori_fast.stages.iterate import plan_stages
+from tests.stages.test_run import timeless, tiny_config
+
+ROUNDS = "[{ num_steps = 3, temperature = 1.2, samples_per_problem = 6 }, { restarts = true }]"
+
+
+def iterating(folder: Path, *overrides: str) -> Config:
+    stages = '["synthesize", "supervised", "reinforce", "iterate"]'
+    return tiny_config(folder, "--stages", stages, *overrides)
+
+
+def test_rounds_are_unrolled_in_order(tmp_path: Path) -> None:
+    config = iterating(tmp_path, "--iterate.rounds", ROUNDS)
+    plans = plan_stages(config)
+    assert [(plan.name, plan.kind) for plan in plans] == [
+        ("synthesize", "synthesize"),
+        ("supervised", "supervised"),
+        ("reinforce", "reinforce"),
+        ("distill_2", "distill"),
+        ("reinforce_2", "reinforce"),
+        ("distill_3", "distill"),
+        ("reinforce_3", "reinforce"),
+    ]
+
+
+def test_a_round_changes_what_it_sets_and_nothing_else(tmp_path: Path) -> None:
+    config = iterating(tmp_path, "--iterate.rounds", ROUNDS, "--distill.num_kept", "7")
+    by_name = {plan.name: plan.config for plan in plan_stages(config)}
+    second, third = by_name["reinforce_2"], by_name["reinforce_3"]
+    assert (second.reinforce.num_steps, second.rollout.temperature) == (3, 1.2)
+    assert second.reinforce.samples_per_problem == 6
+    assert not second.reinforce.restarts.enabled
+    assert third == config
+    assert by_name["distill_2"].distill.num_kept == 7
+    assert by_name["reinforce"] is config
+
+
+def test_rounds_survive_the_written_config(tmp_path: Path) -> None:
+    from satori_fast.config import load_config
+
+    config = iterating(tmp_path, "--iterate.rounds", ROUNDS)
+    (tmp_path / "written.toml").write_text(to_toml(config))
+    assert load_config(tmp_path / "written.toml") == config
+
+
+def test_a_wrong_key_of_a_round_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"iterate\.rounds\.num_step; .* is iterate\.rounds\.num"):
+        iterating(tmp_path, "--iterate.rounds", "[{ num_step = 3 }]")
+    with pytest.raises(ConfigError, match=r"iterate\.rounds\.0\.num_steps = 0"):
+        iterating(tmp_path, "--iterate.rounds", "[{ num_steps = 0 }]")
+
+
+def test_a_run_of_two_rounds_resumes_in_the_second(tmp_path: Path) -> None:
+    options = ("--iterate.rounds", "[{ num_steps = 2 }]", "--reinforce.num_steps", "1")
+    options += ("--distill.num_problems", "40", "--distill.num_epochs", "1.0")
+    options += ("--distill.optimizer.learning_rate", "3e-3", "--supervised.num_epochs", "8.0")
+    config = iterating(tmp_path, *options)
+    summary = run_stages(config)
+    entries = {entry["stage"]: entry for entry in summary["stages"]}
+    assert list(entries)[-2:] == ["distill_2", "reinforce_2"]
+    assert 0 < entries["distill_2"]["teacher_accuracy"] < 1
+    assert entries["distill_2"]["num_demonstrations"] <= config.distill.num_kept
+    assert entries["distill_2"]["tokens_per_s"]["solutions"] > 0
+    run = tmp_path / "tiny"
+    before = timeless(run / "metrics.jsonl")
+    assert [m["step"] for m in before if m["stage"] == "reinforce_2"] == [0, 1]
+    weights = [run / "models" / s / "model.safetensors" for s in ("distill_2", "reinforce_2")]
+    trained = [path.read_bytes() for path in weights]
+    # As a kill inside the distillation would have left it: sampled, not imitated.
+    import json
+    import shutil
+
+    state = json.loads((run / "progress.json").read_text())
+    state["finished"] = state["finished"][:3]
+    state["models"]["policy"] = "models/reinforce"
+    (run / "progress.json").write_text(json.dumps(state))
+    for stage in ("distill_2", "reinforce_2"):
+        shutil.rmtree(run / "checkpoints" / stage)
+    run_stages(config, resume=True)
+    assert [path.read_bytes() for path in weights] == trained
+    assert timeless(run / "metrics.jsonl") == before
+    assert read_metrics(run / "metrics.jsonl")[-1]["stage"] == "reinforce_2"
