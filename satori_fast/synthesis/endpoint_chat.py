@@ -168,8 +168,11 @@ def _is_transient(status: int) -> bool:
     return status in _TRANSIENT_STATUS or status >= 500
 
 
-def _said(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:300]
+def _said(error: Any) -> str:
+    """What went wrong, with what the server wrote about it, on one line."""
+    response = getattr(error, "response", None)
+    said = error if response is None else f"{error.status_code} {response.text}"
+    return " ".join(f"{type(error).__name__} {said}".split())[:300]
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
