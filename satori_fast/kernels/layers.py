@@ -252,9 +252,7 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op(
-    "satori_fast::decode_attention", mutates_args=("key_cache", "value_cache")
-)
+@torch.library.custom_op("satori_fast::decode_attention", mutates_args=("key_cache", "value_cache"))
 def _decode_attention(
     queries: Tensor,
     keys: Tensor,
