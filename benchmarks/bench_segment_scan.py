@@ -126,13 +126,13 @@ def test_gae(race, one_thread) -> None:
     rewards = torch.where(is_last, batch.credit, 0.0).view(SEQUENCES, LENGTH)
     values = batch.require("values").view(SEQUENCES, LENGTH)
     rows = rewards, values, mask.view(SEQUENCES, LENGTH).float()
-    flat = batch.require("values"), rewards.flatten(), mask, batch.cu_seqlens
+    flat = batch.require("values"), batch.credit, mask, batch.cu_seqlens
 
-    def ours() -> object:
-        return gae(*flat, gamma=GAMMA, lambda_=LAMBDA)
-
-    def from_credit() -> object:
+    def trainer() -> object:
         return estimate_advantages([batch], rule, lambda x: x)
+
+    def operation() -> object:
+        return gae(*flat, gamma=GAMMA, lambda_=LAMBDA, segment_ids=batch.segment_ids)
 
     (estimate,) = estimate_advantages([batch], rule, lambda x: x)
     for peer in (loop_gae, vectorised_gae):
@@ -142,8 +142,8 @@ def test_gae(race, one_thread) -> None:
     race(
         "gae",
         {
-            "ours": ours,
-            "ours, rewards made from credit": from_credit,
+            "ours": trainer,
+            "ours, the operation alone": operation,
             "python loop": lambda: loop_gae(*rows),
             "vectorised": lambda: vectorised_gae(*rows),
             "torch.compile": ready(compiled(vectorised_gae, *rows), *rows),

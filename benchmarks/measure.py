@@ -150,12 +150,14 @@ def copy_bandwidth(device: str = "cpu", num_bytes: int = 2**28) -> float:
     return 2.0 * num_bytes / min(timing.wall)
 
 
-def compiled(function: Callable[..., Any], *example: Any) -> Callable[..., Any] | None:
-    """torch.compile of `function`, tried once on `example`; None, and a line that says so, where
-    that fails (on the CPU it needs a C++ compiler)."""
+def compiled(
+    function: Callable[..., Any], *example: Any, **named: Any
+) -> Callable[..., Any] | None:
+    """torch.compile of `function`, tried once on an example of its arguments; None, and a line that
+    says so, where that fails (on the CPU it needs a C++ compiler)."""
     try:
         fast = torch.compile(function, dynamic=False)
-        fast(*example)
+        fast(*example, **named)
     except Exception as error:  # the compiler's own failures are of any type
         first_line = str(error).strip().partition("\n")[0]
         print(f"left out: torch.compile failed ({type(error).__name__}: {first_line})")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations inside a transformer layer: checks of what would write outside of a cache, and the
+// The operations inside a transformer layer, and sampling: checks of what would write outside of a cache, and the
 // work handed to threads. The inner loops are in layer_kernels.h.
 #include "layer_table.h"
 #include "parallel.h"
@@ -55,10 +55,26 @@ void rms_norm(const NormTask& task, int num_threads) {
              [&](int64_t first, int64_t end) { rows(task, first, end); });
 }
 
+void rope(const RopeTask& task, int num_threads) {
+    const auto rows = layer_kernels().rope;
+    for_rows(task.num_rows, task.num_groups * task.num_heads * task.head_dim, num_threads,
+             [&](int64_t first, int64_t end) { rows(task, first, end); });
+}
+
 void swiglu(const SwigluTask& task, int num_threads) {
     const auto rows = layer_kernels().swiglu;
     for_rows(task.num_rows, task.size, num_threads,
              [&](int64_t first, int64_t end) { rows(task, first, end); });
+}
+
+void sample_tokens(const SampleTask& task, int num_threads) {
+    const auto row = layer_kernels().sample_row;
+    const int64_t size = sample_blocks(task.num_columns);
+    const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(num_threads, task.num_rows));
+    std::vector<double> sums(static_cast<size_t>(size * threads));
+    parallel_for_slots(task.num_rows, static_cast<int>(threads), [&](int64_t i, int64_t thread) {
+        row(task, i, sums.data() + thread * size);
+    });
 }
 
 } // namespace satori_fast

@@ -184,6 +184,34 @@ void rms_norm(Address x, Address residual, Address weight, Address y, Address su
     satori_fast::rms_norm(task, num_threads);
 }
 
+// sizes: the counts of RopeTask in order.
+void rope(Address x, Address cos, Address sin, Address out, const Strides3& strides,
+          const std::array<int64_t, 4>& sizes, bool inverse, bool is_bfloat16, int num_threads) {
+    const satori_fast::RopeTask task{at<void>(x),
+                                     at<void>(cos),
+                                     at<void>(sin),
+                                     at<void>(out),
+                                     {strides[0], strides[1], strides[2]},
+                                     sizes[0],
+                                     sizes[1],
+                                     sizes[2],
+                                     sizes[3],
+                                     inverse,
+                                     is_bfloat16};
+    nb::gil_scoped_release unlocked;
+    satori_fast::rope(task, num_threads);
+}
+
+void sample_tokens(Address logits, Address uniform, Address tokens, Address logprobs,
+                   int64_t num_rows, int64_t num_columns, double inverse_temperature,
+                   int num_threads) {
+    nb::gil_scoped_release unlocked;
+    satori_fast::sample_tokens({at<float>(logits), at<double>(uniform), at<int64_t>(tokens),
+                                at<float>(logprobs), num_rows, num_columns,
+                                static_cast<float>(inverse_temperature)},
+                               num_threads);
+}
+
 void swiglu(Address gate_up, Address out, int64_t num_rows, int64_t size, bool is_bfloat16,
             int num_threads) {
     nb::gil_scoped_release unlocked;
@@ -203,15 +231,17 @@ void read_integers(nb::list values, Array<int64_t> out) {
     }
 }
 
+// tensors: the fields of GaeArrays, 0 for one that is absent.
 template <typename Real>
-void gae(const std::array<Address, 3>& inputs, int64_t num_tokens, double gamma, double decay,
-         Address cu_seqlens, int64_t num_sequences, int num_threads,
-         const std::array<Address, 2>& outputs) {
+void gae(const std::array<Address, 6>& tensors, int64_t count, double gamma, double decay,
+         Address cu_seqlens, int64_t num_sequences, int num_threads) {
+    const auto& x = tensors;
+    const satori_fast::GaeArrays<Real> tokens{
+        at<const Real>(x[0]), at<const Real>(x[1]), at<const uint8_t>(x[2]),
+        at<const int32_t>(x[3]), at<Real>(x[4]), at<Real>(x[5]), count};
     nb::gil_scoped_release unlocked;
-    satori_fast::gae<Real>(at<const Real>(inputs[0]), at<const Real>(inputs[1]),
-                           at<const uint8_t>(inputs[2]), num_tokens, static_cast<Real>(gamma),
-                           static_cast<Real>(decay), at<const int64_t>(cu_seqlens), num_sequences,
-                           num_threads, at<Real>(outputs[0]), at<Real>(outputs[1]));
+    satori_fast::gae<Real>(tokens, static_cast<Real>(gamma), static_cast<Real>(decay),
+                           at<const int64_t>(cu_seqlens), num_sequences, num_threads);
 }
 
 void sequence_similarity(Integers a, Integers a_offsets, Integers b, Integers b_offsets,
@@ -233,14 +263,15 @@ void pack_bins(Integers lengths, int64_t capacity, Array<int64_t> bins) {
 NB_MODULE(_C, m) {
     m.def("policy_loss_float32", &policy_loss<float>);
     m.def("policy_loss_float64", &policy_loss<double>);
-    // inputs: values, rewards, mask; outputs: advantages, returns.
     m.def("gae_float32", &gae<float>);
     m.def("gae_float64", &gae<double>);
     m.def("segment_scan_float32", &segment_scan<float>);
     m.def("segment_scan_float64", &segment_scan<double>);
     m.def("decode_attention", &decode_attention);
     m.def("rms_norm", &rms_norm);
+    m.def("rope", &rope);
     m.def("swiglu", &swiglu);
+    m.def("sample_tokens", &sample_tokens);
     m.def("read_integers", &read_integers);
     m.def("sequence_similarity", &sequence_similarity);
     m.def("pack_bins", &pack_bins);

@@ -42,13 +42,22 @@ template <typename Real>
 void segment_scan(const Real* x, int64_t num_tokens, Real decay, const int64_t* cu_seqlens,
                   int64_t num_sequences, bool reverse, int num_threads, Real* y);
 
+// Each [count]; segment_ids may be null.
+template <typename Real> struct GaeArrays {
+    const Real *values, *rewards;
+    const uint8_t* mask;
+    const int32_t* segment_ids;
+    Real *advantages, *returns;
+    int64_t count;
+};
+
 // Advantages and returns of packed sequences by the reverse scan of
-// rewards[t] + gamma * values[t + 1] - values[t], where mask[t]; values are 0 where it is not.
-// The last entry of a sequence must be masked.
+// rewards[t] + gamma * values[t + 1] - values[t], where mask[t]; values are 0 where it is not, and
+// with segment_ids rewards are 0 but where the next entry has another one. The last entry of a
+// sequence must be masked.
 template <typename Real>
-void gae(const Real* values, const Real* rewards, const uint8_t* mask, int64_t num_tokens,
-         Real gamma, Real decay, const int64_t* cu_seqlens, int64_t num_sequences, int num_threads,
-         Real* advantages, Real* returns);
+void gae(const GaeArrays<Real>& tokens, Real gamma, Real decay, const int64_t* cu_seqlens,
+         int64_t num_sequences, int num_threads);
 
 // ratios[n] = SequenceMatcher(None, a_n, b_n, autojunk).ratio(), where a_n is
 // a[a_offsets[n]:a_offsets[n + 1]]. Throws std::bad_alloc when out of memory.
@@ -128,6 +137,17 @@ struct NormTask {
 };
 void rms_norm(const NormTask& task, int num_threads);
 
+// (a cos - b sin, b cos + a sin) of the halves (a, b) of the heads; the other way round if `inverse`.
+struct RopeTask {
+    const void* x;         // [num_rows, num_groups, num_heads, head_dim], last stride 1
+    const void *cos, *sin; // [num_rows, head_dim / 2]
+    void* out;             // as x, contiguous
+    int64_t strides[3];    // of x, in elements
+    int64_t num_rows, num_groups, num_heads, head_dim;
+    bool inverse, is_bfloat16;
+};
+void rope(const RopeTask& task, int num_threads);
+
 // silu(gate) up of (gate, up).
 struct SwigluTask {
     const void* gate_up; // [num_rows, 2 size]
@@ -136,6 +156,17 @@ struct SwigluTask {
     bool is_bfloat16;
 };
 void swiglu(const SwigluTask& task, int num_threads);
+
+// One column per row by inverse transform, and its log-probability, of softmax(logits / temperature).
+struct SampleTask {
+    const float* logits;   // [num_rows, num_columns]
+    const double* uniform; // [num_rows], in [0, 1)
+    int64_t* tokens;       // [num_rows]
+    float* logprobs;       // [num_rows]
+    int64_t num_rows, num_columns;
+    float inverse_temperature;
+};
+void sample_tokens(const SampleTask& task, int num_threads);
 
 // The instruction set that the output head and the layers run on; those they could run on here,
 // widest first; and the way to choose one of them (std::invalid_argument for another name).

@@ -115,27 +115,35 @@ void segment_scan(const Real* x, int64_t num_tokens, Real decay, const int64_t* 
 }
 
 template <typename Real>
-void gae(const Real* values, const Real* rewards, const uint8_t* mask, int64_t num_tokens,
-         Real gamma, Real decay, const int64_t* cu_seqlens, int64_t num_sequences, int num_threads,
-         Real* advantages, Real* returns) {
-    for (int64_t t = 0; t < num_tokens; ++t)
-        returns[t] = keep(values[t], mask[t]);
-    for (int64_t t = 0; t + 1 < num_tokens; ++t)
-        advantages[t] = keep(rewards[t] + gamma * returns[t + 1] - returns[t], mask[t]);
-    if (num_tokens > 0) // the last entry of a sequence predicts nothing
-        advantages[num_tokens - 1] = Real(0);
-    segment_scan(advantages, num_tokens, decay, cu_seqlens, num_sequences, true, num_threads,
+void gae(const GaeArrays<Real>& tokens, Real gamma, Real decay, const int64_t* cu_seqlens,
+         int64_t num_sequences, int num_threads) {
+    const Real* rewards = tokens.rewards;
+    const uint8_t* mask = tokens.mask;
+    const int32_t* ids = tokens.segment_ids;
+    Real *advantages = tokens.advantages, *returns = tokens.returns;
+    const int64_t count = tokens.count;
+    for (int64_t t = 0; t < count; ++t)
+        returns[t] = keep(tokens.values[t], mask[t]);
+    const auto make_deltas = [=](auto reward) {
+        for (int64_t t = 0; t + 1 < count; ++t)
+            advantages[t] = keep(reward(t) + gamma * returns[t + 1] - returns[t], mask[t]);
+    };
+    if (ids)
+        make_deltas([=](int64_t t) { return keep(rewards[t], ids[t] != ids[t + 1]); });
+    else
+        make_deltas([=](int64_t t) { return rewards[t]; });
+    if (count > 0) // the last entry of a sequence predicts nothing
+        advantages[count - 1] = Real(0);
+    segment_scan(advantages, count, decay, cu_seqlens, num_sequences, true, num_threads,
                  advantages);
-    for (int64_t t = 0; t < num_tokens; ++t) {
+    for (int64_t t = 0; t < count; ++t) {
         advantages[t] = keep(advantages[t], mask[t]);
         returns[t] += advantages[t];
     }
 }
 
-template void gae<float>(const float*, const float*, const uint8_t*, int64_t, float, float,
-                         const int64_t*, int64_t, int, float*, float*);
-template void gae<double>(const double*, const double*, const uint8_t*, int64_t, double, double,
-                          const int64_t*, int64_t, int, double*, double*);
+template void gae<float>(const GaeArrays<float>&, float, float, const int64_t*, int64_t, int);
+template void gae<double>(const GaeArrays<double>&, double, double, const int64_t*, int64_t, int);
 template void segment_scan<float>(const float*, int64_t, float, const int64_t*, int64_t, bool, int,
                                   float*);
 template void segment_scan<double>(const double*, int64_t, double, const int64_t*, int64_t, bool,

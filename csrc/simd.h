@@ -132,21 +132,29 @@ SATORI_INLINE float widen(uint16_t bfloat16) {
     return x;
 }
 
+typedef uint16_t Halves __attribute__((vector_size(SATORI_LANES * 2)));
+typedef uint32_t Words __attribute__((vector_size(SATORI_LANES * 4)));
+
 SATORI_INLINE Floats load(const uint16_t* bfloat16) {
-    typedef uint16_t Halves __attribute__((vector_size(SATORI_LANES * 2)));
-    typedef uint32_t Words __attribute__((vector_size(SATORI_LANES * 4)));
     Halves halves;
     std::memcpy(&halves, bfloat16, sizeof halves);
     return (Floats)(__builtin_convertvector(halves, Words) << 16);
 }
 
-// Writes the nearest number of the type of *p; ties go to even.
-SATORI_INLINE void round_to(float* p, float x) { *p = x; }
-SATORI_INLINE void round_to(uint16_t* bfloat16, float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    bits += 0x7fff + ((bits >> 16) & 1);
-    *bfloat16 = static_cast<uint16_t>(x == x ? bits >> 16 : 0x7fc0);
+// The bits of the nearest bfloat16 in the upper half of each lane; ties go to even.
+SATORI_INLINE Words nearest_bfloat16(Floats x) {
+    const Words bits = (Words)x;
+    const Words nearest = bits + 0x7fff + ((bits >> 16) & 1);
+    return (x == x ? nearest : Words{} + 0x7fc00000) & 0xffff0000;
+}
+
+// x in the precision of the type that the pointer points to; it is not followed.
+SATORI_INLINE Floats rounded_as(const float*, Floats x) { return x; }
+SATORI_INLINE Floats rounded_as(const uint16_t*, Floats x) { return (Floats)nearest_bfloat16(x); }
+
+SATORI_INLINE void store(uint16_t* bfloat16, Floats x) {
+    const Halves halves = __builtin_convertvector(nearest_bfloat16(x) >> 16, Halves);
+    std::memcpy(bfloat16, &halves, sizeof halves);
 }
 
 } // namespace satori_fast::SATORI_ISA

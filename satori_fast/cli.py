@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     synthesize = verb("synthesize", _synthesize, "make demonstrations only")
     synthesize.add_argument("config", type=Path)
+    synthesize.add_argument("--resume", action="store_true", help="ask for what is missing only")
     evaluate = verb("eval", _evaluate, "greedy accuracy of a model folder on the held-out problems")
     evaluate.add_argument("config", type=Path)
     evaluate.add_argument("--model", type=Path, help="model folder; default: the config's")
@@ -95,7 +96,7 @@ def _synthesize(options: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(options.config, [*overrides, "--stages", '["synthesize"]'])
     from satori_fast.stages import run_stages
 
-    run_stages(config)
+    run_stages(config, resume=options.resume)
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -32,6 +32,7 @@ from satori_fast.config_sections import (
     TokenizerConfig,
 )
 from satori_fast.config_stages import (
+    AgentConfig,
     DistillConfig,
     ImitationConfig,
     IterateConfig,
@@ -46,6 +47,7 @@ from satori_fast.config_stages import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "AgentConfig",
     "Config",
     "ConfigError",
     "DistillConfig",

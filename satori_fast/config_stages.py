@@ -12,6 +12,62 @@ from satori_fast.config_sections import OptimizerConfig, Section
 RecipeName = Literal["grpo", "ppo", "rloo"]
 
 
+class AgentConfig(Section):
+    """A language model in a role of synthesis, or the scripted agent of the built-in domain."""
+
+    kind: Literal["scripted", "endpoint", "embedded", "vllm"] = "scripted"
+    """scripted; an OpenAI-compatible server; or an engine of this process that loads a folder"""
+    model: str | None = None
+    """endpoint: the model's name there; embedded, vllm: its folder"""
+    url: str = "http://127.0.0.1:8000/v1"
+    """endpoint: where it answers"""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """endpoint: environment variable with the key; a server on this machine needs none"""
+    temperature: float = Field(default=0.0, ge=0)
+    """sampling temperature; 0: greedy"""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """1: off"""
+    max_new_tokens: int = Field(default=256, gt=0)
+    """longest reply, tokens"""
+    max_concurrency: int = Field(default=64, gt=0)
+    """requests on their way, or decoded, at once"""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """endpoint: limit that is kept; None: none"""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """endpoint: limit that is kept, of prompts and replies together; None: none"""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """endpoint: longest wait for a reply"""
+    max_retries: int = Field(default=10, ge=0)
+    """endpoint: of a request, with growing waits; then the run stops and can be resumed"""
+    prompt_price: float = Field(default=0.0, ge=0)
+    """per million prompt tokens, in any currency: for the cost that is reported"""
+    completion_price: float = Field(default=0.0, ge=0)
+    """per million reply tokens"""
+    max_seqlen: int = Field(default=8192, gt=1)
+    """embedded, vllm: context, prompt and reply, tokens"""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """embedded, vllm: type of the weights"""
+    gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
+    """vllm: of a GPU, for its weights and cache"""
+
+
+class GeneratorConfig(AgentConfig):
+    temperature: float = Field(default=0.3, ge=0)
+    """sampling temperature (the paper: 0.3)"""
+    max_new_tokens: int = Field(default=2048, gt=0)
+    """longest reply, tokens (the paper: 2048)"""
+
+
+class CriticConfig(AgentConfig):
+    temperature: float = Field(default=0.2, ge=0)
+    """sampling temperature (the paper: 0.2)"""
+
+
+class RewardModelConfig(AgentConfig):
+    max_new_tokens: int = Field(default=64, gt=0)
+    """longest reply, tokens: it is asked for a rating"""
+
+
 class SynthesizeConfig(Section):
     num_problems: int = Field(default=1000, gt=0)
     """training problems to solve"""
@@ -27,6 +83,11 @@ class SynthesizeConfig(Section):
     """corrected trajectories that end with a reflection confirming the answer (the paper: none)"""
     generator_skill: float = Field(default=0.3, gt=0, lt=1)
     """scripted generator: how often an attempt is right"""
+    num_concurrent: int = Field(default=256, gt=0)
+    """language models: problems worked on at once"""
+    generator: GeneratorConfig = GeneratorConfig()
+    critic: CriticConfig = CriticConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
 
 
 class ImitationConfig(Section):

@@ -77,16 +77,14 @@ def _gae(batch: PackedBatch, gamma: float, lambda_: float) -> Advantages:
     head: what it has gathered when it reaches a response token comes from later response tokens
     only. Prompt entries have delta 0 and lie further down, where they receive and never give.
     """
-    mask = batch.loss_mask
-    # Credit is 0 where masked, so the end of a response needs no mask of its own.
-    ends_segment = batch.segment_ids != batch.segment_ids.roll(-1)
     advantages, returns = gae(
         batch.require("values").float(),
-        batch.credit * ends_segment,
-        mask,
+        batch.credit,
+        batch.loss_mask,
         batch.cu_seqlens,
         gamma=gamma,
         lambda_=lambda_,
+        segment_ids=batch.segment_ids,
     )
     return Advantages(advantages, returns)
 

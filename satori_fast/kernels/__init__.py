@@ -3,7 +3,8 @@
 
 Knows no reinforcement learning beyond the words "policy loss". `reference` is the definition of
 every operation; `ops` gives it a schema and picks an implementation by device. The operations
-inside a transformer layer have files of their own, `reference_layers` and `layers`.
+inside a transformer layer have files of their own, `reference_layers` and `layers`; so has
+`sampling`.
 """
 
 from satori_fast.kernels.layers import decode_attention, rms_norm, rope, swiglu
@@ -18,6 +19,7 @@ from satori_fast.kernels.ops import (
     segment_scan,
     sequence_similarity,
 )
+from satori_fast.kernels.sampling import sample_tokens
 
 __all__ = [
     "POLICY_STATS",
@@ -30,6 +32,7 @@ __all__ = [
     "policy_loss",
     "rms_norm",
     "rope",
+    "sample_tokens",
     "segment_scan",
     "sequence_similarity",
     "swiglu",

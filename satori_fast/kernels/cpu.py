@@ -30,7 +30,9 @@ except ImportError as error:
     )
 
 OPERATIONS = frozenset(
-    ("gae", "pack_bins", "policy_loss", "segment_scan", "sequence_similarity") if _C else ()
+    ("gae", "pack_bins", "policy_loss", "sample_tokens", "segment_scan", "sequence_similarity")
+    if _C
+    else ()
 )
 # As the enums in csrc/operations.h count them.
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -87,24 +89,50 @@ def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, *, reverse: bool) 
 
 
 def gae(
-    values: Tensor, rewards: Tensor, mask: Tensor, cu_seqlens: Tensor, *, gamma: float, decay: float
+    values: Tensor,
+    rewards: Tensor,
+    mask: Tensor,
+    segment_ids: Tensor | None,
+    cu_seqlens: Tensor,
+    *,
+    gamma: float,
+    decay: float,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.gae`; the same bits, for any number of threads."""
     values, rewards = values.contiguous(), rewards.to(values.dtype).contiguous()
     mask, boundaries = mask.contiguous(), cu_seqlens.long().contiguous()
+    segment_ids = None if segment_ids is None else segment_ids.contiguous()
     advantages, returns = torch.empty_like(values), torch.empty_like(values)
+    tensors = (values, rewards, mask, segment_ids, advantages, returns)
     run = _C.gae_float64 if values.dtype == torch.float64 else _C.gae_float32
     run(
-        [x.data_ptr() for x in (values, rewards, mask)],
+        [0 if x is None else x.data_ptr() for x in tensors],
         len(values),
         gamma,
         decay,
         boundaries.data_ptr(),
         len(boundaries) - 1,
         torch.get_num_threads(),
-        [advantages.data_ptr(), returns.data_ptr()],
     )
     return advantages, returns
+
+
+def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """See `reference.sample_tokens`, for float32; the bits of a row are its own. Probabilities
+    below e^-64 of the largest count as 0."""
+    logits, uniform = logits.contiguous(), uniform.contiguous()
+    tokens = torch.empty(len(logits), dtype=torch.int64)
+    logprobs = torch.empty(len(logits))
+    _C.sample_tokens(
+        logits.data_ptr(),
+        uniform.data_ptr(),
+        tokens.data_ptr(),
+        logprobs.data_ptr(),
+        *logits.shape,
+        1.0 / temperature,
+        torch.get_num_threads(),
+    )
+    return tokens, logprobs
 
 
 def sequence_similarity(

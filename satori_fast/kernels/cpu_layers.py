@@ -3,8 +3,8 @@
 names, compiled (csrc/).
 
 float32 and bfloat16 run as they are, with float32 sums and one rounding at the end. Not for other
-types, nor for gradients: `dispatch` sends those to the reference. The bits do not depend on the
-number of threads, nor those of a row on the other rows.
+types, nor the gradients of norm and activation: `dispatch` sends those to the reference. The bits
+do not depend on the number of threads, nor those of a row on the other rows.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from satori_fast.kernels.cpu import _C
 
-OPERATIONS = frozenset(("decode_attention", "rms_norm", "swiglu") if _C else ())
+OPERATIONS = frozenset(("decode_attention", "rms_norm", "rope", "swiglu") if _C else ())
 # Functions that `dispatch.layer_function` finds here.
 FUNCTIONS = OPERATIONS | frozenset(("add_rms_norm",) if _C else ())
 DTYPES = (torch.float32, torch.bfloat16)
@@ -55,6 +55,29 @@ def _rms_norm(
         torch.get_num_threads(),
     )
     return rstd
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+    """See `reference_layers.rope`."""
+    out = x.new_empty(x.shape)
+    x = _with_dense_heads(x)
+    if x.dim() > 4:
+        x = x.flatten(1, -2)
+    while x.dim() < 4:
+        x = x.unsqueeze(1)
+    cos, sin = cos.contiguous(), sin.contiguous()
+    _C.rope(
+        x.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        out.data_ptr(),
+        x.stride()[:-1],
+        x.shape,
+        inverse,
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return out
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

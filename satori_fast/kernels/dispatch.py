@@ -18,11 +18,18 @@ OPERATIONS = (
     "gae",
     "sequence_similarity",
     "pack_bins",
+    "sample_tokens",
     "rms_norm",
     "swiglu",
     "rope",
     "decode_attention",
 )
+
+# Types that a compiled operation of the host computes in, where these are not all.
+HOST_DTYPES = {
+    **dict.fromkeys(cpu_head.OPERATIONS, cpu_head.DTYPES),
+    "sample_tokens": (torch.float32,),
+}
 
 
 def implementation(
@@ -45,11 +52,11 @@ def implementation_of(name: str, device: torch.device | str = "cpu") -> Callable
 def function_for(operation: str, x: Tensor, name: str | None = None) -> Callable[..., Any]:
     """What runs `operation`, or the function `name` that goes with it, on tensors like `x`."""
     kind = implementation(operation, x.device)
-    # The kernels of the GPU compute in float32, those of the host's output head in some types.
+    # The kernels of the GPU compute in float32, some of the host's in some types.
     if kind == "triton":
         is_known = x.dtype != torch.float64
     else:
-        is_known = operation not in cpu_head.OPERATIONS or x.dtype in cpu_head.DTYPES
+        is_known = x.dtype in HOST_DTYPES.get(operation, (x.dtype,))
     return _named(kind if is_known else "reference", operation, name or operation)
 
 

@@ -207,6 +207,7 @@ def gae(
     *,
     gamma: float,
     lambda_: float,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(advantages, returns), each [T]: GAE (arXiv 1506.02438 eq. 16) inside each sequence,
 
@@ -216,6 +217,10 @@ def gae(
     values, rewards: float32 or float64 [T], constants. mask: bool [T], False at the last entry of
     each sequence. Where it is False, values may hold anything, and V, delta, A and the returns are
     0. cu_seqlens: as in `segment_scan`.
+
+    segment_ids: int32 [T], where `rewards` are those of whole segments, spread over their tokens:
+    r_t is then the reward at the last entry of each run of equal ids, and 0 before it. An id that
+    no loss token has, such as -1, belongs where `mask` is False.
     """
     if values.dim() != 1 or values.dtype not in (torch.float32, torch.float64):
         raise ValueError(
@@ -224,7 +229,12 @@ def gae(
     _check_per_token(len(values), rewards=rewards, mask=mask)
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool, got {mask.dtype}")
-    return schemas.gae(values.detach(), rewards, mask, cu_seqlens, gamma, gamma * lambda_)
+    if segment_ids is not None:
+        _check_per_token(len(values), segment_ids=segment_ids)
+        if segment_ids.dtype != torch.int32:
+            raise ValueError(f"segment_ids must be int32, got {segment_ids.dtype}")
+    decay = gamma * lambda_
+    return schemas.gae(values.detach(), rewards, mask, segment_ids, cu_seqlens, gamma, decay)
 
 
 def sequence_similarity(

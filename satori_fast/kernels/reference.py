@@ -366,3 +366,13 @@ def pack_bins(lengths: np.ndarray, capacity: int) -> np.ndarray:
             room, bins[item] = capacity, len(open_bins)
         bisect.insort(open_bins, (room - length, int(bins[item])))
     return bins
+
+
+def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [B] and log-probabilities [B] of softmax(logits / temperature) [B, V]."""
+    logprobs = torch.log_softmax(logits / temperature, dim=-1)
+    # float64: over 150,000 words a running sum in float32 loses the tail.
+    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    drawn = uniform[:, None] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, drawn, right=True).clamp_(max=logits.shape[1] - 1)
+    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]

@@ -45,6 +45,7 @@ def gae(
     values: Tensor,
     rewards: Tensor,
     mask: Tensor,
+    segment_ids: Tensor | None,
     cu_seqlens: Tensor,
     *,
     gamma: float,
@@ -56,6 +57,8 @@ def gae(
     values = torch.where(mask, values, 0.0)
     # The last entry of a sequence is masked, so what roll brings there from the next one is never
     # used, and it reads as V = 0 for the entry before it.
+    if segment_ids is not None:
+        rewards = torch.where(segment_ids != segment_ids.roll(-1), rewards, 0.0)
     deltas = torch.where(mask, rewards + gamma * values.roll(-1) - values, 0.0)
     advantages = torch.where(mask, scan(deltas, decay, cu_seqlens, reverse=True), 0.0)
     return advantages, advantages + values

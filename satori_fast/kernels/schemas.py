@@ -305,13 +305,19 @@ segment_scan = define(
 
 
 def _run_gae(
-    values: Tensor, rewards: Tensor, mask: Tensor, cu_seqlens: Tensor, gamma: float, decay: float
+    values: Tensor,
+    rewards: Tensor,
+    mask: Tensor,
+    segment_ids: Tensor | None,
+    cu_seqlens: Tensor,
+    gamma: float,
+    decay: float,
 ) -> tuple[Tensor, Tensor]:
     scan = {}
     compute = dispatch.function_for("gae", values)
     if compute is reference.gae:
         scan["scan"] = dispatch.function_for("segment_scan", values)
-    return compute(values, rewards, mask, cu_seqlens, gamma=gamma, decay=decay, **scan)
+    return compute(values, rewards, mask, segment_ids, cu_seqlens, gamma=gamma, decay=decay, **scan)
 
 
 def _fake_gae(values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -319,12 +325,12 @@ def _fake_gae(values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 gae = define(
-    "gae(Tensor values, Tensor rewards, Tensor mask, Tensor cu_seqlens, float gamma, float decay) "
-    "-> (Tensor, Tensor)",
+    "gae(Tensor values, Tensor rewards, Tensor mask, Tensor? segment_ids, Tensor cu_seqlens, "
+    "float gamma, float decay) -> (Tensor, Tensor)",
     _run_gae,
     fake=_fake_gae,
     setup_context=lambda ctx, inputs, output: ctx.mark_non_differentiable(*output),
-    gradient=lambda ctx, *_: (None,) * 6,
+    gradient=lambda ctx, *_: (None,) * 7,
 )
 
 

@@ -228,7 +228,7 @@ class ProgressReporter:
 
     def advance(self, amount: int = 1, values: Mapping[str, float] | None = None) -> None:
         """`amount` more units are done; `values` are shown beside the bar."""
-        text = " ".join(f"{name}={value:.4g}" for name, value in (values or {}).items())
+        text = " ".join(f"{name}={_value_text(value)}" for name, value in (values or {}).items())
         self._advance(amount, text)
 
 
@@ -317,6 +317,10 @@ def _finite(value: Any) -> float | int | None:
     """A plain number (tensors and numpy scalars included), None where it is NaN or infinite."""
     number = value if isinstance(value, int) else float(value)
     return number if math.isfinite(number) else None
+
+
+def _value_text(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _rate_text(steps_per_s: float) -> str:

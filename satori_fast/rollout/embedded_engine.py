@@ -21,7 +21,7 @@ from satori_fast.backbone.architecture import head_dim
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner
 from satori_fast.data.coat import PromptRenderer
-from satori_fast.kernels import decode_attention, rms_norm, rope, swiglu
+from satori_fast.kernels import decode_attention, rms_norm, rope, sample_tokens, swiglu
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 
 
@@ -238,8 +238,12 @@ class EmbeddedEngine(Engine):
         cos, sin = self._cos[position], self._sin[position]
         cache, index = slots.cache[..., :longest, :], self._on_device(rows)
 
+        is_even = len(tokens) == len(prompts) * longest
+
         def padded(x: Tensor) -> Tensor:
             """[T, heads, D] -> [prompts, heads, longest, D]."""
+            if is_even:
+                return x.unflatten(0, (len(prompts), longest)).transpose(1, 2)
             out = x.new_zeros(len(prompts), longest, *x.shape[1:])
             out[sequence, position] = x
             return out.transpose(1, 2)
@@ -250,7 +254,8 @@ class EmbeddedEngine(Engine):
             # Right padding is harmless under the causal mask.
             grouped = q.shape[1] > k.shape[1]
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-            return out.transpose(1, 2)[sequence, position].flatten(1)
+            out = out.transpose(1, 2)
+            return (out.flatten(0, 1) if is_even else out[sequence, position]).flatten(1)
 
         return self._logits(self._forward(tokens, attend, last))[source]
 
@@ -325,13 +330,10 @@ def sample(logits: Tensor, uniform: Tensor, sampling: SamplingParams) -> tuple[T
         logprobs = torch.log_softmax(logits, dim=-1)
         tokens = logits.argmax(dim=-1)
         return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+    if not sampling.top_k and sampling.top_p == 1.0:
+        return sample_tokens(logits, uniform, temperature=sampling.temperature)
     logprobs = torch.log_softmax(logits / sampling.temperature, dim=-1)
-    kept = _filtered(logprobs, sampling.top_k, sampling.top_p)
-    # fp64: over 150,000 words an fp32 running sum loses the tail.
-    cumulative = kept.double().exp().cumsum(dim=-1)
-    drawn = uniform[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, drawn, right=True)[:, 0]
-    tokens = tokens.clamp_(max=logits.shape[-1] - 1)
+    tokens, _ = sample_tokens(_filtered(logprobs, sampling.top_k, sampling.top_p), uniform)
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
 

@@ -28,7 +28,8 @@ def open_folder(folder: Path, config: Config, *, resume: bool) -> None:
     """
     written = folder / "config.toml"
     text = to_toml(config)
-    work = ("metrics.jsonl", "progress.json", "demonstrations.jsonl", "solutions/*.jsonl")
+    work = ["metrics.jsonl", "progress.json", "demonstrations.jsonl"]
+    work += ["solutions/*.jsonl", "synthesis/*.jsonl"]
     began = any(path.stat().st_size for name in work for path in folder.glob(name))
     if written.exists() and not began and not resume:
         shutil.rmtree(folder)

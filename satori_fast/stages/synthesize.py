@@ -1,19 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Demonstrations for format tuning, written to demonstrations.jsonl of the run folder."""
+"""Demonstrations for format tuning, written to demonstrations.jsonl of the run folder.
+
+The folder `synthesis` beside it has what a resumed run starts from: `replies.jsonl`, what language
+models answered, and `finished.jsonl`, what came of each finished problem. `synthesis.html` shows
+samples.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from satori_fast.config import ConfigError
-from satori_fast.profiling.metrics import progress
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from satori_fast.profiling.metrics import ProgressReporter, progress
 from satori_fast.profiling.spans import StepTimes
+from satori_fast.stages.agents import AgentRoom, agent_configs, check_agents, has_language_agents
 from satori_fast.stages.run import Run, StageOutcome
-from satori_fast.stages.setup import ARITHMETIC
-from satori_fast.synthesis.agents import CheckingCritic, RepetitionRewardModel, SlippingGenerator
-from satori_fast.synthesis.pipeline import SynthesisAgents, count_types, synthesize
-from satori_fast.types import Demonstration
+from satori_fast.synthesis.account import Account
+from satori_fast.synthesis.journal import Journal
+from satori_fast.synthesis.outcomes import OutcomeFile
+from satori_fast.synthesis.page import write_page
+from satori_fast.synthesis.pipeline import (
+    DROPPED,
+    SynthesisOptions,
+    distinct_problems,
+    synthesize,
+)
+from satori_fast.types import Demonstration, Problem
+
+_TICK_S = 1.0
 
 
 def demonstrations_path(run: Run) -> Path:
@@ -22,38 +43,105 @@ def demonstrations_path(run: Run) -> Path:
 
 def synthesize_demonstrations(run: Run) -> StageOutcome:
     """Run the three agents over the first training problems."""
-    config = run.config.synthesize
-    if run.config.data.source != ARITHMETIC:
-        raise ConfigError(
-            f"the scripted agents know the built-in domain only, not {run.config.data.source!r}: "
-            "take synthesize out of stages and set supervised.source"
-        )
-    agents = SynthesisAgents(
-        SlippingGenerator(config.generator_skill), CheckingCritic(), RepetitionRewardModel()
-    )
-    problems = run.problems[: config.num_problems]
-    made: list[Demonstration] = []
+    check_agents(run)
+    given: Sequence[Problem] = run.problems[: run.config.synthesize.num_problems]
+    problems, folder, journal = given, run.folder / "synthesis", None
+    if has_language_agents(run):
+        problems, journal = distinct_problems(given), Journal(folder / "replies.jsonl")
+    prices = {
+        role: (agent.prompt_price, agent.completion_price)
+        for role, agent in agent_configs(run).items()
+        if agent.kind != "scripted"
+    }
+    account = Account(prices, journal)
+    account.counts[DROPPED + "same_question"] = len(given) - len(problems)
+    finished = OutcomeFile(folder / "finished.jsonl" if run.parallel.is_main else None, problems)
     run.spans.start_step()
-    with (
-        run.spans.span("synthesize"),
-        progress(run.stage, len(problems), console=run.console) as bar,
-    ):
-        for problem in problems:
-            made += synthesize(
-                [problem],
-                agents,
-                num_solutions=config.num_solutions,
-                num_kept=config.num_kept,
-                max_rounds=config.max_rounds,
-                critic_share=config.critic_share,
-                confirm_share=config.confirm_share,
-                seed=run.seed(run.stage),
-            )
-            bar.advance()
-    run.parallel.on_main(lambda: write_demonstrations(demonstrations_path(run), made))
-    counts = {f"synthesize/type_{kind}": float(n) for kind, n in count_types(made).items()}
-    times = run.record(0, {"synthesize/demonstrations": float(len(made)), **counts})
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run.spans.span("synthesize"))
+        stack.enter_context(contextlib.closing(finished))
+        if journal is not None:
+            stack.enter_context(contextlib.closing(journal))
+        asyncio.run(_work(run, problems, finished, account=account, journal=journal))
+    made = [d for outcome in finished.outcomes for d in outcome.demonstrations]
+    if run.parallel.is_main:
+        write_demonstrations(demonstrations_path(run), made)
+        write_page(run.folder / "synthesis.html", made, account, title=run.config.name)
+    if journal is not None:
+        print_account(account, run.console)
+    times = run.record(0, account.metrics())
     return StageOutcome(models={}, evaluation=None, times=StepTimes() + times)
+
+
+async def _work(
+    run: Run,
+    problems: Sequence[Problem],
+    finished: OutcomeFile,
+    *,
+    account: Account,
+    journal: Journal | None,
+) -> None:
+    """Add what comes of each problem that is not finished yet."""
+    config = run.config.synthesize
+    options = SynthesisOptions(
+        num_solutions=config.num_solutions,
+        num_kept=config.num_kept,
+        max_rounds=config.max_rounds,
+        critic_share=config.critic_share,
+        confirm_share=config.confirm_share,
+        seed=run.seed(run.stage),
+    )
+    for outcome in finished.outcomes:
+        account.add(outcome)
+    num_done = len(finished.outcomes)
+    num_concurrent = 1 if journal is None else config.num_concurrent
+    bar = progress(run.stage, len(problems), completed=num_done, console=run.console)
+    room = AgentRoom(run, journal)
+    stream = synthesize(problems[num_done:], room.agents, options, num_concurrent=num_concurrent)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(room.close)
+        await stack.enter_async_context(contextlib.aclosing(stream))
+        reporter = stack.enter_context(bar)
+        await stack.enter_async_context(_ticking(reporter, account))
+        async for outcome in stream:
+            finished.append(outcome)
+            account.add(outcome)
+            reporter.advance(1, account.headline())
+
+
+@contextlib.asynccontextmanager
+async def _ticking(reporter: ProgressReporter, account: Account) -> AsyncIterator[None]:
+    """Keep the numbers beside the bar fresh while no problem is finished."""
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            reporter.advance(0, account.headline())
+
+    task = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def print_account(account: Account, console: Console) -> None:
+    """Tables of what was made, dropped and spent."""
+    made = Table("type", "trajectories", "demonstrations", box=SIMPLE_HEAD)
+    for kind, number in account.demonstrations.items():
+        made.add_row(kind, f"{account.counts[f'trajectories/{kind}']:,}", f"{number:,}")
+    dropped = Table("dropped", "times", box=SIMPLE_HEAD)
+    for reason, number in account.dropped().items():
+        dropped.add_row(reason, f"{number:,}")
+    columns = ("role", "requests", "retries", "prompt tokens", "reply tokens", "cost")
+    spent = Table(*columns, box=SIMPLE_HEAD)
+    for role, numbers in account.spent().items():
+        *counts, cost = numbers.values()
+        spent.add_row(role, *(f"{number:,}" for number in counts), f"{cost:,.2f}")
+    for table in (made, dropped, spent):
+        for column in table.columns[1:]:
+            column.justify = "right"
+        console.print(table)
 
 
 def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> None:

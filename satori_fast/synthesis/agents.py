@@ -2,12 +2,14 @@
 """The agents of Satori's data synthesis (appendix C), and scripted ones for the built-in domain.
 
 A solution is a list of steps, each the text of one action without its meta-action token. The
-scripted agents answer exactly as language models would be asked to: the generator slips, the critic
-sees the right answer and names the first wrong step, the reward model ranks whole trajectories.
+scripted agents answer exactly as language models are asked to (`language_agents`): the generator
+slips, the critic sees the right answer and names the first wrong step, the reward model ranks whole
+trajectories. Methods are coroutines, so that agents who wait for a model let other problems go on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Protocol
@@ -29,6 +31,17 @@ from satori_fast.types import Problem
 Solution = tuple[str, ...]
 
 
+class Unusable(Exception):
+    """A reply that cannot be used. The work that needed it is dropped, and the reason is counted.
+
+    reason: a short name, as "critic_no_step". text: what was replied.
+    """
+
+    def __init__(self, reason: str, text: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.text = reason, text
+
+
 @dataclass(frozen=True, slots=True)
 class Critique:
     """What the critic says of a wrong solution.
@@ -45,36 +58,44 @@ class Critique:
 class Generator(Protocol):
     """Writes solutions and continues partial ones."""
 
-    def solve(
+    async def solve(
         self, problem: Problem, num_solutions: int, rng: np.random.Generator
-    ) -> list[Solution]:
-        """`num_solutions` independent solutions from the question alone."""
+    ) -> Sequence[Solution | Unusable]:
+        """`num_solutions` independent solutions from the question alone, or why there is none."""
         ...
 
-    def resume(
+    async def resume(
         self, problem: Problem, transcript: str, *, corrected: bool, rng: np.random.Generator
     ) -> Solution:
         """Steps that follow `transcript`, which ends with a hint when `corrected` (then a new
-        attempt is asked for) and with a verification otherwise (then the rest of the solution)."""
+        attempt is asked for) and with a verification otherwise (then the rest of the solution, none
+        where it has its answer). Raises Unusable."""
         ...
 
 
 class Critic(Protocol):
     """Judges solutions, knowing the right answer."""
 
-    def criticise(self, problem: Problem, steps: Solution) -> Critique:
-        """The first wrong step of a wrong solution, and a hint for the next attempt."""
+    async def criticise(
+        self, problem: Problem, steps: Solution, *, transcript: str, rng: np.random.Generator
+    ) -> Critique:
+        """The first wrong one of `steps`, which lead to a wrong answer, and a hint for the next
+        attempt. transcript: what stands before `steps` and is not to be judged; "" in a first
+        round. Raises Unusable."""
         ...
 
-    def verify(self, problem: Problem, steps: Solution) -> str:
-        """One sentence that confirms the last of `steps` (a part of a right solution)."""
+    async def verify(self, problem: Problem, steps: Solution, *, rng: np.random.Generator) -> str:
+        """One sentence that confirms the last of `steps` (a part of a right solution). Raises
+        Unusable."""
         ...
 
 
 class RewardModel(Protocol):
     """Ranks trajectories of one problem; only the order of its scores matters."""
 
-    def score(self, problem: Problem, response: str) -> float: ...
+    async def score(self, problem: Problem, response: str) -> float:
+        """The higher, the better. Raises Unusable."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +110,7 @@ class SlippingGenerator:
 
     skill: float = 0.3
 
-    def solve(
+    async def solve(
         self, problem: Problem, num_solutions: int, rng: np.random.Generator
     ) -> list[Solution]:
         puzzle = parse_puzzle(problem.question)
@@ -100,7 +121,7 @@ class SlippingGenerator:
             for _ in range(num_solutions)
         ]
 
-    def resume(
+    async def resume(
         self, problem: Problem, transcript: str, *, corrected: bool, rng: np.random.Generator
     ) -> Solution:
         puzzle = parse_puzzle(problem.question)
@@ -133,13 +154,15 @@ def _steps(choice: tuple[int, ...]) -> Solution:
 class CheckingCritic:
     """Scripted critic: looks every name up again, adds, and compares with the sum asked for."""
 
-    def criticise(self, problem: Problem, steps: Solution) -> Critique:
+    async def criticise(
+        self, problem: Problem, steps: Solution, *, transcript: str, rng: np.random.Generator
+    ) -> Critique:
         puzzle = parse_puzzle(problem.question)
         choice = _last_choice(steps[-1], puzzle)
         hint = "less" if puzzle.add(choice) > puzzle.total else "more"
         return Critique(len(steps) - 1, check_text(choice, puzzle), hint)
 
-    def verify(self, problem: Problem, steps: Solution) -> str:
+    async def verify(self, problem: Problem, steps: Solution, *, rng: np.random.Generator) -> str:
         puzzle = parse_puzzle(problem.question)
         return check_text(_last_choice(steps[-1], puzzle), puzzle)
 
@@ -151,7 +174,7 @@ class RepetitionRewardModel:
     Length does not count: a model that has seen short searches only cannot check in long ones.
     """
 
-    def score(self, problem: Problem, response: str) -> float:
+    async def score(self, problem: Problem, response: str) -> float:
         attempts = extract_answers(response)
         return -float(len(attempts) - len(set(attempts)))
 

@@ -11,31 +11,125 @@ trajectories that end right, the reward model picks the best of each type:
     II-II   a verification, later a correction
     III-I   one correction
     III-II  two corrections (or more, where `max_rounds` allows them)
+
+Many problems are worked on at once, each from its beginning to its end: whoever waits for a
+language model lets the others go on.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from satori_fast.data.coat import CONTINUE, EXPLORE, REFLECT
-from satori_fast.grading import grade
-from satori_fast.synthesis.agents import Critic, Generator, RewardModel, Solution
+from satori_fast.grading import GradingPool, grade
+from satori_fast.synthesis.agents import Critic, Generator, RewardModel, Solution, Unusable
+from satori_fast.synthesis.filters import normalised
 from satori_fast.types import Demonstration, Problem
 
 TRAJECTORY_TYPES = ("I", "II-I", "II-II", "III-I", "III-II")
+DROPPED = "dropped/"
 
 
 @dataclass(frozen=True, slots=True)
 class SynthesisAgents:
-    """Who does the work."""
+    """Who does the work. pool: grades what language models answer; None: in the caller, without a
+    time limit, for agents that are trusted."""
 
     generator: Generator
     critic: Critic
     reward_model: RewardModel
+    pool: GradingPool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisOptions:
+    """How much of it.
+
+    num_solutions: first attempts per problem (paper: 100). num_kept: right ones and wrong ones kept
+    of them (4 and 4). critic_share: problems that the critic works on; the others keep their best
+    right solution only, so a model that imitates them reflects less often. confirm_share: corrected
+    trajectories that end with a reflection that confirms the answer. The paper's five types have
+    none: a model that imitates them alone sees every reflection on a second attempt say "wrong",
+    and learns to say so always.
+    """
+
+    num_solutions: int
+    num_kept: int = 4
+    max_rounds: int = 2
+    critic_share: float = 1.0
+    confirm_share: float = 0.0
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of one problem.
+
+    counts: solutions by grade ("solutions/right"), trajectories by type ("trajectories/II-I"),
+    and everything that was dropped, by reason ("dropped/critic_no_step").
+    faults: one reply for each reason, to look at.
+    """
+
+    problem: Problem
+    demonstrations: list[Demonstration] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, str] = field(default_factory=dict)
+
+
+async def synthesize(
+    problems: Iterable[Problem],
+    agents: SynthesisAgents,
+    options: SynthesisOptions,
+    *,
+    num_concurrent: int = 1,
+) -> AsyncGenerator[Outcome, None]:
+    """What comes of each problem, in the order of the problems, `num_concurrent` at work at once.
+
+    Every problem has a random stream of its own, so a killed run can go on from any problem and
+    make the same demonstrations. Raises ValueError for a problem without an answer.
+    """
+    waiting = iter(problems)
+    running: dict[asyncio.Task[Outcome], int] = {}
+    finished: dict[int, Outcome] = {}
+    num_begun = num_yielded = 0
+    try:
+        while True:
+            for problem in waiting:
+                running[asyncio.ensure_future(_work(problem, agents, options))] = num_begun
+                num_begun += 1
+                if len(running) == num_concurrent:
+                    break
+            if not running:
+                return
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                finished[running.pop(task)] = task.result()
+            while num_yielded in finished:
+                yield finished.pop(num_yielded)
+                num_yielded += 1
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def distinct_problems(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems without those that ask what an earlier one asks, spacing and case apart."""
+    distinct: dict[str, Problem] = {}
+    for problem in problems:
+        distinct.setdefault(normalised(problem.question), problem)
+    return list(distinct.values())
+
+
+async def _work(problem: Problem, agents: SynthesisAgents, options: SynthesisOptions) -> Outcome:
+    if problem.answer is None:
+        raise ValueError(f"problem {problem.problem_id!r} has no answer: synthesis needs one")
+    return await _ProblemWork(problem, problem.answer, agents, options).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +137,16 @@ class _Draft:
     """A trajectory in the making.
 
     actions: text of each action with its meta-action token. solution: the steps of the current
-    attempt, which is what the critic reads. verified, corrected: rounds so far of either kind.
+    attempt. num_settled: steps of it before a verification, which the critic does not judge again.
+    verified, corrected: rounds so far of either kind. confirm: end with a reflection.
     """
 
     actions: tuple[str, ...]
     solution: Solution
+    num_settled: int = 0
     verified: int = 0
     corrected: int = 0
+    confirm: bool = False
 
     @property
     def response(self) -> str:
@@ -62,126 +159,164 @@ class _Draft:
         return ("I", "III-I", "III-II")[min(self.corrected, 2)]
 
 
-def synthesize(
-    problems: Iterable[Problem],
-    agents: SynthesisAgents,
-    *,
-    num_solutions: int,
-    num_kept: int = 4,
-    max_rounds: int = 2,
-    critic_share: float = 1.0,
-    confirm_share: float = 0.0,
-    seed: int = 0,
-) -> Iterator[Demonstration]:
-    """Demonstrations, best of each type for each problem, in the order of the problems.
+class _ProblemWork:
+    """One problem, from its first attempts to the best trajectory of each type."""
 
-    num_solutions: first attempts per problem (paper: 100). num_kept: right ones and wrong ones kept
-    of them (4 and 4). critic_share: problems that the critic works on; the others keep their best
-    right solution only, so a model that imitates them reflects less often. confirm_share: corrected
-    trajectories that end with a reflection that confirms the answer. The paper's five types have
-    none: a model that imitates them alone sees every reflection on a second attempt say "wrong",
-    and learns to say so always.
+    def __init__(
+        self, problem: Problem, answer: str, agents: SynthesisAgents, options: SynthesisOptions
+    ) -> None:
+        self._problem, self._answer = problem, answer
+        self._agents, self._options = agents, options
+        self._rng = _problem_stream(options.seed, problem.problem_id)
+        self._outcome = Outcome(problem)
 
-    Every problem has a random stream of its own, so a killed run can go on from any problem and
-    make the same demonstrations. Raises ValueError for a problem without an answer.
-    """
-    for problem in problems:
-        if problem.answer is None:
-            raise ValueError(f"problem {problem.problem_id!r} has no answer: synthesis needs one")
-        rng = _problem_stream(seed, problem.problem_id)
-        best: dict[str, tuple[float, str]] = {}
-        rounds = max_rounds if rng.random() < critic_share else 0
-        for draft in _trajectories(
-            problem, agents, num_solutions, num_kept=num_kept, max_rounds=rounds, rng=rng
-        ):
-            score = agents.reward_model.score(problem, draft.response)
-            kind = draft.trajectory_type
-            if draft.corrected and rng.random() < confirm_share:
-                draft = _confirm(problem, agents, draft)
-            if kind not in best or score > best[kind][0]:
-                best[kind] = (score, draft.response)
-        for kind in TRAJECTORY_TYPES:
-            if kind in best:
-                yield Demonstration(problem, best[kind][1], kind)
+    async def run(self) -> Outcome:
+        options, rng = self._options, self._rng
+        rounds = options.max_rounds if rng.random() < options.critic_share else 0
+        drafts: dict[str, list[_Draft]] = {kind: [] for kind in TRAJECTORY_TYPES}
+        async for draft in self._trajectories(rounds):
+            if draft.corrected and rng.random() < options.confirm_share:
+                draft = replace(draft, confirm=True)
+            drafts[draft.trajectory_type].append(draft)
+        for kind, candidates in drafts.items():
+            self._outcome.counts[f"trajectories/{kind}"] += len(candidates)
+            if candidates:
+                best = await self._best(candidates)
+                response = (await self._confirmed(best)).response
+                self._outcome.demonstrations.append(Demonstration(self._problem, response, kind))
+        return self._outcome
 
+    async def _trajectories(self, max_rounds: int) -> AsyncIterator[_Draft]:
+        """Every trajectory of the problem that ends right."""
+        right, wrong = await self._first_attempts()
+        for solution in self._sample(right):
+            draft = _Draft(_join(solution), solution)
+            yield draft
+            if max_rounds and (finished := await self._finish(draft, max_rounds, verify=True)):
+                yield finished
+        for solution in self._sample(wrong):
+            draft = _Draft(_join(solution), solution)
+            if max_rounds and (finished := await self._finish(draft, max_rounds)):
+                yield finished
 
-def count_types(demonstrations: Iterable[Demonstration]) -> dict[str, int]:
-    """How many demonstrations of each type, in the paper's order."""
-    counts = Counter(d.trajectory_type for d in demonstrations)
-    return {kind: counts[kind] for kind in TRAJECTORY_TYPES}
+    async def _first_attempts(self) -> tuple[list[Solution], list[Solution]]:
+        """Right ones and wrong ones; what has no answer is dropped."""
+        right: list[Solution] = []
+        wrong: list[Solution] = []
+        options, generator = self._options, self._agents.generator
+        for solution in await generator.solve(self._problem, options.num_solutions, self._rng):
+            try:
+                if isinstance(solution, Unusable):
+                    raise solution
+                (right if await self._is_right(solution) else wrong).append(solution)
+            except Unusable as fault:
+                self._drop(fault)
+        self._outcome.counts["solutions/right"] += len(right)
+        self._outcome.counts["solutions/wrong"] += len(wrong)
+        return right, wrong
 
+    async def _finish(
+        self, draft: _Draft, max_rounds: int, *, verify: bool = False
+    ) -> _Draft | None:
+        """Verify a draft if asked to, then correct it until it is right; None when it stays wrong
+        for `max_rounds`, or when a reply is of no use."""
+        try:
+            if verify:
+                draft = await self._verify(draft)
+            while not await self._is_right(draft.solution):
+                if draft.verified + draft.corrected == max_rounds:
+                    raise Unusable("still_wrong")
+                draft = await self._correct(draft)
+        except Unusable as fault:
+            self._drop(fault)
+            return None
+        return draft
 
-def _trajectories(
-    problem: Problem,
-    agents: SynthesisAgents,
-    num_solutions: int,
-    *,
-    num_kept: int,
-    max_rounds: int,
-    rng: np.random.Generator,
-) -> Iterator[_Draft]:
-    """Every trajectory of a problem that ends right."""
-    solutions = agents.generator.solve(problem, num_solutions, rng)
-    right = [s for s in solutions if _is_right(problem, s)]
-    wrong = [s for s in solutions if not _is_right(problem, s)]
-    for solution in _sample(right, num_kept, rng):
-        draft = _Draft(_join(solution), solution)
-        yield draft
-        if max_rounds:
-            draft = _verify(problem, agents, draft, rng)
-            yield from _finish(problem, agents, draft, max_rounds, rng)
-    for solution in _sample(wrong, num_kept, rng):
-        yield from _finish(problem, agents, _Draft(_join(solution), solution), max_rounds, rng)
+    async def _verify(self, draft: _Draft) -> _Draft:
+        """Cut a right draft at a random step, confirm that step, and let the generator go on."""
+        kept = int(self._rng.integers(1, len(draft.solution) + 1))
+        steps = draft.solution[:kept]
+        confirmed = await self._agents.critic.verify(self._problem, steps, rng=self._rng)
+        actions = (*draft.actions[:kept], f"{REFLECT} {confirmed}")
+        rest = await self._resume(actions, corrected=False)
+        return _Draft((*actions, *_continued(rest)), (*steps, *rest), num_settled=kept, verified=1)
 
+    async def _correct(self, draft: _Draft) -> _Draft:
+        """Cut a wrong draft at its first wrong step, say what is wrong, and try another way."""
+        steps = draft.solution[draft.num_settled :]
+        if not steps:  # it had its answer before the verification, and lost it there
+            raise Unusable("generator_no_steps")
+        before = len(draft.actions) - len(steps)
+        critique = await self._agents.critic.criticise(
+            self._problem, steps, transcript="".join(draft.actions[:before]), rng=self._rng
+        )
+        kept = draft.actions[: before + critique.wrong_step + 1]
+        actions = (*kept, f"{REFLECT} {critique.mistake}", f"{EXPLORE} {critique.hint}")
+        attempt = await self._resume(actions, corrected=True)
+        return _Draft(
+            (*actions, *_continued(attempt)),
+            attempt,
+            verified=draft.verified,
+            corrected=draft.corrected + 1,
+        )
 
-def _finish(
-    problem: Problem,
-    agents: SynthesisAgents,
-    draft: _Draft,
-    max_rounds: int,
-    rng: np.random.Generator,
-) -> Iterator[_Draft]:
-    """Correct a draft until it is right or out of rounds; nothing when it stays wrong."""
-    while not _is_right(problem, draft.solution):
-        if draft.verified + draft.corrected == max_rounds:
-            return
-        draft = _correct(problem, agents, draft, rng)
-    yield draft
+    async def _resume(self, actions: tuple[str, ...], *, corrected: bool) -> Solution:
+        return await self._agents.generator.resume(
+            self._problem, "".join(actions), corrected=corrected, rng=self._rng
+        )
 
+    async def _best(self, candidates: list[_Draft]) -> _Draft:
+        """The one that the reward model prefers; the first one among equals."""
+        distinct: dict[str, _Draft] = {}
+        for draft in candidates:
+            distinct.setdefault(normalised(draft.response), draft)
+        self._outcome.counts[DROPPED + "same_trajectory"] += len(candidates) - len(distinct)
+        drafts = list(distinct.values())
+        if len(drafts) == 1:
+            return drafts[0]
+        scores = [await self._score(draft) for draft in drafts]
+        return drafts[int(np.argmax(scores))]
 
-def _verify(
-    problem: Problem, agents: SynthesisAgents, draft: _Draft, rng: np.random.Generator
-) -> _Draft:
-    """Cut a right draft at a random step, confirm that step, and let the generator go on."""
-    kept = int(rng.integers(1, len(draft.solution) + 1))
-    steps = draft.solution[:kept]
-    confirmed = f"{REFLECT} {agents.critic.verify(problem, steps)}"
-    actions = (*draft.actions[:kept], confirmed)
-    rest = agents.generator.resume(problem, "".join(actions), corrected=False, rng=rng)
-    return _Draft((*actions, *_continued(rest)), (*steps, *rest), verified=1)
+    async def _score(self, draft: _Draft) -> float:
+        """Without a usable score a trajectory comes last."""
+        try:
+            return await self._agents.reward_model.score(self._problem, draft.response)
+        except Unusable as fault:
+            self._drop(fault)
+            return -np.inf
 
+    async def _confirmed(self, draft: _Draft) -> _Draft:
+        """The draft with the reflection that it is to end with."""
+        if not draft.confirm:
+            return draft
+        try:
+            text = await self._agents.critic.verify(self._problem, draft.solution, rng=self._rng)
+        except Unusable as fault:
+            self._drop(fault)
+            return draft
+        return replace(draft, actions=(*draft.actions, f"{REFLECT} {text}"))
 
-def _confirm(problem: Problem, agents: SynthesisAgents, draft: _Draft) -> _Draft:
-    """Let a right draft end with a reflection that says so."""
-    confirmed = f"{REFLECT} {agents.critic.verify(problem, draft.solution)}"
-    return replace(draft, actions=(*draft.actions, confirmed))
+    async def _is_right(self, solution: Solution) -> bool:
+        """Raises Unusable for a solution that has no answer, or none that can be graded."""
+        text, pool = " ".join(solution), self._agents.pool
+        if pool is None:
+            verdict = grade(text, self._answer)
+        else:
+            verdict = await asyncio.wrap_future(pool.submit(text, self._answer))
+        if verdict.reason not in ("match", "mismatch"):
+            raise Unusable(f"generator_{verdict.reason}", solution[-1])
+        return verdict.correct
 
+    def _sample(self, solutions: list[Solution]) -> list[Solution]:
+        """At most `num_kept` different ones, in random order."""
+        distinct = {normalised(" ".join(s)): s for s in sorted(set(solutions), reverse=True)}
+        self._outcome.counts[DROPPED + "same_solution"] += len(solutions) - len(distinct)
+        ordered = sorted(distinct.values())
+        return [ordered[i] for i in self._rng.permutation(len(ordered))[: self._options.num_kept]]
 
-def _correct(
-    problem: Problem, agents: SynthesisAgents, draft: _Draft, rng: np.random.Generator
-) -> _Draft:
-    """Cut a wrong draft at its first wrong step, say what is wrong, and try another way."""
-    critique = agents.critic.criticise(problem, draft.solution)
-    dropped = len(draft.solution) - 1 - critique.wrong_step
-    kept = draft.actions[: len(draft.actions) - dropped]
-    actions = (*kept, f"{REFLECT} {critique.mistake}", f"{EXPLORE} {critique.hint}")
-    attempt = agents.generator.resume(problem, "".join(actions), corrected=True, rng=rng)
-    return _Draft(
-        (*actions, *_continued(attempt)),
-        attempt,
-        verified=draft.verified,
-        corrected=draft.corrected + 1,
-    )
+    def _drop(self, fault: Unusable) -> None:
+        self._outcome.counts[DROPPED + fault.reason] += 1
+        self._outcome.faults.setdefault(fault.reason, fault.text)
 
 
 def _join(solution: Solution) -> tuple[str, ...]:
@@ -191,17 +326,6 @@ def _join(solution: Solution) -> tuple[str, ...]:
 
 def _continued(steps: Solution) -> tuple[str, ...]:
     return tuple(f"{CONTINUE} {step}" for step in steps)
-
-
-def _is_right(problem: Problem, solution: Solution) -> bool:
-    assert problem.answer is not None
-    return grade(" ".join(solution), problem.answer).correct
-
-
-def _sample(items: list[Solution], most: int, rng: np.random.Generator) -> list[Solution]:
-    """At most `most` different items, in random order."""
-    distinct = sorted(set(items))
-    return [distinct[i] for i in rng.permutation(len(distinct))[:most]]
 
 
 def _problem_stream(seed: int, problem_id: str) -> np.random.Generator:

@@ -68,12 +68,15 @@ ONLY_IN = {
     "datasets": "data",
     "pyarrow": "data",
     "tokenizers": "data",
+    "openai": "synthesis",
+    "jinja2": "synthesis",
 }
 # Libraries that these rooms import inside functions only, so that importing the room stays cheap.
 LAZY_IN = {
     "data": {"datasets", "tokenizers", "transformers", "pyarrow"},
     "grading": {"math_verify", "latex2sympy2_extended", "sympy"},
     "cli": {"torch", "rich"},
+    "synthesis": {"openai", "jinja2"},
 }
 # Rooms whose other libraries are listed in full.
 OUTSIDE = {
@@ -87,7 +90,7 @@ OUTSIDE = {
     "grading_worker": set(),
     "algorithms": {"numpy", "torch"},
     "rewards": {"numpy"},
-    "synthesis": {"numpy"},
+    "synthesis": {"numpy", "openai", "jinja2"},
     "evaluation": {"numpy"},
 }
 

@@ -153,7 +153,8 @@ def test_segment_scan_refuses_boundaries_that_do_not_rise_to_the_length(module, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("lengths", [[1], [5, 1, 0, 300, 2], [40] * 11, []])
-def test_gae_has_the_bits_of_the_reference(dtype, lengths, any_number_of_threads):
+@pytest.mark.parametrize("has_segments", [False, True])
+def test_gae_has_the_bits_of_the_reference(dtype, lengths, has_segments):
     generator = torch.Generator().manual_seed(len(lengths))
     total = sum(lengths)
     values, rewards = torch.randn(2, total, generator=generator, dtype=dtype)
@@ -161,7 +162,8 @@ def test_gae_has_the_bits_of_the_reference(dtype, lengths, any_number_of_threads
     mask = torch.rand(total, generator=generator) < 0.8
     mask[boundaries[1:][boundaries[1:] > 0].long() - 1] = False
     values[~mask] = math.nan
-    arguments = (values, rewards, mask, boundaries)
+    segment_ids = torch.where(mask, torch.arange(total) // 7, -1).int() if has_segments else None
+    arguments = (values, rewards, mask, segment_ids, boundaries)
     expected = reference.gae(*arguments, gamma=0.99, decay=0.9)
     got = cpu.gae(*arguments, gamma=0.99, decay=0.9)
     assert all(a.equal(b) for a, b in zip(got, expected, strict=True))

@@ -219,7 +219,10 @@ def test_opcheck(head, policy, temperatures, mode):
             logprob.requires_grad_(), entropy.requires_grad_(), *policy, *policy_terms(),
         ),
         schemas.segment_scan: (x, 0.9, torch.tensor([0, 3, 7], dtype=torch.int32), True),
-        schemas.gae: (x.detach(), x.detach() + 1, x > 9, torch.tensor([0, 3, 7]), 0.9, 0.8),
+        schemas.gae: (
+            x.detach(), x.detach() + 1, x > 9, torch.arange(7).int() // 2, torch.tensor([0, 3, 7]),
+            0.9, 0.8,
+        ),
     }  # fmt: skip
     for operation, arguments in samples.items():
         outcome = torch.library.opcheck(operation, arguments)
@@ -365,6 +368,19 @@ def test_the_device_agrees_with_the_host(head, policy, dtype):
     torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
 
 
+def test_gae_of_segments_counts_the_reward_at_the_end_of_each():
+    # Two sequences of a prompt entry, a segment of two tokens and one of one, and the last entry.
+    mask = torch.tensor([False, True, True, True, False] * 2)
+    ids = torch.tensor([-1, 0, 0, 1, -1, -1, 2, 2, 3, -1]).int()
+    spread = torch.tensor([0.0, 1, 1, 2, 0, 0, 3, 3, 4, 0])
+    at_ends = torch.tensor([0.0, 0, 1, 2, 0, 0, 0, 3, 4, 0])
+    values, boundaries = torch.randn(10), torch.tensor([0, 5, 10])
+    terms = {"gamma": 0.9, "lambda_": 0.8}
+    got = gae(values, spread, mask, boundaries, segment_ids=ids, **terms)
+    expected = gae(values, at_ends, mask, boundaries, **terms)
+    assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
+
+
 def test_gae_refuses_a_mask_that_is_none():
     x, boundaries = torch.randn(4), torch.tensor([0, 4])
     with pytest.raises(ValueError, match=r"mask must be bool, got torch.float32"):
@@ -373,3 +389,6 @@ def test_gae_refuses_a_mask_that_is_none():
         gae(x, x[:3], x > 0, boundaries, gamma=1.0, lambda_=0.9)
     with pytest.raises(ValueError, match=r"values must be float32 or float64 \[T\]"):
         gae(x.half(), x, x > 0, boundaries, gamma=1.0, lambda_=0.9)
+    with pytest.raises(ValueError, match=r"segment_ids must be int32, got torch.int64"):
+        ids = torch.arange(4)
+        gae(x, x, x > 0, boundaries, gamma=1.0, lambda_=0.9, segment_ids=ids)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -13,9 +15,11 @@ from satori_fast.data.coat import EXPLORE, REFLECT
 from satori_fast.grading import extract_answer
 from satori_fast.synthesis.agents import (
     CheckingCritic,
+    Critique,
     RepetitionRewardModel,
     SlippingGenerator,
     Solution,
+    Unusable,
 )
 from satori_fast.types import Problem
 
@@ -26,6 +30,27 @@ MIDDLE = Problem("two", "p 7 q 1 r 9 s 4 t 8 pick 3 sum 16", "p q t")
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+def solve(
+    generator: SlippingGenerator, count: int, stream: np.random.Generator
+) -> Sequence[Solution]:
+    solutions = asyncio.run(generator.solve(PROBLEM, count, stream))
+    return [s for s in solutions if not isinstance(s, Unusable)]
+
+
+def resume(
+    generator: SlippingGenerator, problem: Problem, text: str, *, corrected: bool, seed: int = 0
+) -> Solution:
+    return asyncio.run(generator.resume(problem, text, corrected=corrected, rng=rng(seed)))
+
+
+def criticise(steps: Solution) -> Critique:
+    return asyncio.run(CheckingCritic().criticise(MIDDLE, steps, transcript="", rng=rng()))
+
+
+def verify(problem: Problem, steps: Solution) -> str:
+    return asyncio.run(CheckingCritic().verify(problem, steps, rng=rng()))
 
 
 def answer_of(solution: Solution) -> str:
@@ -40,10 +65,9 @@ def total_of(answer: str) -> int:
 
 def transcript(*tries: str) -> str:
     """Wrong tries, each followed by its critique, as the pipeline writes them."""
-    critic = CheckingCritic()
     text = ""
     for names in tries:
-        critique = critic.criticise(MIDDLE, ("x", f"\\boxed{{ {names} }}"))
+        critique = criticise(("x", f"\\boxed{{ {names} }}"))
         text += f"\\boxed{{ {names} }}{REFLECT} {critique.mistake}{EXPLORE} {critique.hint}"
     return text
 
@@ -52,7 +76,7 @@ def transcript(*tries: str) -> str:
 
 
 def test_solutions_name_a_part_then_the_whole() -> None:
-    solutions = SlippingGenerator(0.3).solve(PROBLEM, 40, rng())
+    solutions = solve(SlippingGenerator(0.3), 40, rng())
     assert len(solutions) == 40
     for part, last in solutions:
         answer = answer_of((part, last))
@@ -63,29 +87,29 @@ def test_solutions_name_a_part_then_the_whole() -> None:
 
 @pytest.mark.parametrize("skill", [0.0, 0.3, 1.0])
 def test_skill_is_the_share_of_right_solutions(skill: float) -> None:
-    solutions = SlippingGenerator(skill).solve(PROBLEM, 400, rng())
+    solutions = solve(SlippingGenerator(skill), 400, rng())
     share = np.mean([answer_of(s) == PROBLEM.answer for s in solutions])
     # Four standard errors.
     assert abs(share - skill) <= 4 * np.sqrt(skill * (1 - skill) / 400)
 
 
 def test_wrong_solutions_cover_every_other_choice() -> None:
-    solutions = SlippingGenerator(0.0).solve(PROBLEM, 400, rng())
+    solutions = solve(SlippingGenerator(0.0), 400, rng())
     every = {name_answer(c) for c in combinations(range(5), 3)}
     assert {answer_of(s) for s in solutions} == every - {"p r t"}
 
 
 def test_same_stream_same_solutions() -> None:
     generator = SlippingGenerator(0.5)
-    assert generator.solve(PROBLEM, 9, rng(1)) == generator.solve(PROBLEM, 9, rng(1))
-    assert generator.solve(PROBLEM, 9, rng(1)) != generator.solve(PROBLEM, 9, rng(2))
+    assert solve(generator, 9, rng(1)) == solve(generator, 9, rng(1))
+    assert solve(generator, 9, rng(1)) != solve(generator, 9, rng(2))
 
 
 def test_corrected_tries_go_on_in_order() -> None:
     generator = SlippingGenerator(0.0)
 
     def after(*tried: str) -> str:
-        return answer_of(generator.resume(MIDDLE, transcript(*tried), corrected=True, rng=rng()))
+        return answer_of(resume(generator, MIDDLE, transcript(*tried), corrected=True))
 
     assert after("p q r") == "p q s"
     # p q t is the answer: order leads to it too.
@@ -98,7 +122,7 @@ def test_corrected_tries_go_on_in_order() -> None:
 def test_corrected_try_is_right_as_often_as_the_skill_says() -> None:
     text, generator = transcript("q r s"), SlippingGenerator(0.3)
     right = [
-        answer_of(generator.resume(MIDDLE, text, corrected=True, rng=rng(seed))) == MIDDLE.answer
+        answer_of(resume(generator, MIDDLE, text, corrected=True, seed=seed)) == MIDDLE.answer
         for seed in range(400)
     ]
     assert abs(np.mean(right) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)
@@ -107,8 +131,12 @@ def test_corrected_try_is_right_as_often_as_the_skill_says() -> None:
 def test_after_a_confirmed_part_the_rest_follows() -> None:
     seen = set()
     for seed in range(30):
-        (rest,) = SlippingGenerator(0.3).resume(
-            PROBLEM, f"p r{REFLECT} 7 + 9 = 16 left 8", corrected=False, rng=rng(seed)
+        (rest,) = resume(
+            SlippingGenerator(0.3),
+            PROBLEM,
+            f"p r{REFLECT} 7 + 9 = 16 left 8",
+            corrected=False,
+            seed=seed,
         )
         seen.add(answer_of((rest,)))
     # r is the third of five names: only two choices go on from it.
@@ -117,7 +145,7 @@ def test_after_a_confirmed_part_the_rest_follows() -> None:
 
 def test_after_a_confirmed_answer_nothing_follows() -> None:
     text = f"p r<|continue|> \\boxed{{ p r t }}{REFLECT} 7 + 9 = 16 + 8 = 24 right"
-    assert SlippingGenerator().resume(PROBLEM, text, corrected=False, rng=rng()) == ()
+    assert resume(SlippingGenerator(), PROBLEM, text, corrected=False) == ()
 
 
 # --- critic and reward model ---------------------------------------------------------------------
@@ -134,29 +162,30 @@ def test_after_a_confirmed_answer_nothing_follows() -> None:
 def test_critique_names_the_last_step_the_sum_and_the_way(
     names: str, mistake: str, hint: str
 ) -> None:
-    critique = CheckingCritic().criticise(MIDDLE, ("p q", f"\\boxed{{ {names} }}"))
+    critique = criticise(("p q", f"\\boxed{{ {names} }}"))
     assert (critique.wrong_step, critique.mistake, critique.hint) == (1, mistake, hint)
 
 
 def test_verification_of_a_part_and_of_a_whole() -> None:
-    critic = CheckingCritic()
-    assert critic.verify(PROBLEM, ("p r",)) == "7 + 9 = 16 left 8"
-    assert critic.verify(PROBLEM, ("p r", "\\boxed{ p r t }")) == "7 + 9 = 16 + 8 = 24 right"
+    assert verify(PROBLEM, ("p r",)) == "7 + 9 = 16 left 8"
+    assert verify(PROBLEM, ("p r", "\\boxed{ p r t }")) == "7 + 9 = 16 + 8 = 24 right"
 
 
 def test_agents_refuse_other_problems() -> None:
     other = Problem("sum", "2 + 2", "4")
     with pytest.raises(ValueError, match="not a problem of the built-in domain"):
-        SlippingGenerator().solve(other, 1, rng())
+        asyncio.run(SlippingGenerator().solve(other, 1, rng()))
     with pytest.raises(ValueError, match="not a problem of the built-in domain"):
-        CheckingCritic().verify(other, ("p",))
+        verify(other, ("p",))
 
 
 def test_repeated_attempts_cost_and_length_does_not() -> None:
-    model = RepetitionRewardModel()
+    def score(text: str) -> float:
+        return asyncio.run(RepetitionRewardModel().score(PROBLEM, text))
+
     once, other = "\\boxed{ p q r }", "\\boxed{ p q s }"
-    assert model.score(PROBLEM, once) == model.score(PROBLEM, f"{once} and {other}") == 0
-    assert model.score(PROBLEM, f"{once} {other} {once}") == -1
+    assert score(once) == score(f"{once} and {other}") == 0
+    assert score(f"{once} {other} {once}") == -1
 
 
 def test_examples_are_what_they_seem() -> None:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +29,14 @@ from satori_fast.synthesis.agents import (
     RepetitionRewardModel,
     SlippingGenerator,
     Solution,
+    Unusable,
 )
 from satori_fast.synthesis.pipeline import (
     TRAJECTORY_TYPES,
+    Outcome,
     SynthesisAgents,
-    count_types,
+    SynthesisOptions,
+    distinct_problems,
     synthesize,
 )
 from satori_fast.types import Demonstration, Problem
@@ -39,9 +45,26 @@ SCRIPTED = SynthesisAgents(SlippingGenerator(0.3), CheckingCritic(), RepetitionR
 PROBLEMS = list(ArithmeticProblems(30, levels=[2], split="train", seed=0))
 
 
+def outcomes(
+    problems: Iterable[Problem],
+    agents: SynthesisAgents = SCRIPTED,
+    *,
+    num_concurrent: int = 1,
+    **options: float,
+) -> list[Outcome]:
+    settings: dict[str, Any] = {"num_solutions": 12, **options}
+
+    async def all_of_them() -> list[Outcome]:
+        stream = synthesize(
+            problems, agents, SynthesisOptions(**settings), num_concurrent=num_concurrent
+        )
+        return [outcome async for outcome in stream]
+
+    return asyncio.run(all_of_them())
+
+
 def demonstrations(problems: Sequence[Problem] = PROBLEMS, **options: float) -> list[Demonstration]:
-    settings = {"num_solutions": 12, **options}
-    return list(synthesize(problems, SCRIPTED, **settings))  # type: ignore[arg-type]
+    return [d for outcome in outcomes(problems, **options) for d in outcome.demonstrations]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +75,7 @@ def made() -> list[Demonstration]:
 class Brevity:
     """A reward model to whom the shortest response is best."""
 
-    def score(self, problem: Problem, response: str) -> float:
+    async def score(self, problem: Problem, response: str) -> float:
         return -float(len(response))
 
 
@@ -64,10 +87,7 @@ def starts(demonstration: Demonstration, token: str) -> int:
 
 
 def test_every_type_is_made(made: list[Demonstration]) -> None:
-    counts = count_types(made)
-    assert tuple(counts) == TRAJECTORY_TYPES
-    assert sum(counts.values()) == len(made)
-    assert all(counts.values())
+    assert set(Counter(d.trajectory_type for d in made)) == set(TRAJECTORY_TYPES)
 
 
 def test_at_most_one_of_each_type_per_problem_in_order(made: list[Demonstration]) -> None:
@@ -154,16 +174,18 @@ def test_same_whatever_the_order_or_subset_of_problems(made: list[Demonstration]
     assert demonstrations(subset, seed=1) != expected
 
 
-def test_demonstrations_come_one_problem_at_a_time() -> None:
+def test_outcomes_come_one_problem_at_a_time() -> None:
     taken: list[str] = []
 
-    def problems() -> list[Problem]:
+    def problems() -> Iterable[Problem]:
         for problem in PROBLEMS:
             taken.append(problem.problem_id)
             yield problem
 
-    stream = synthesize(problems(), SCRIPTED, num_solutions=12)
-    assert next(stream).problem == PROBLEMS[0]
+    async def first() -> Outcome:
+        return await anext(synthesize(problems(), SCRIPTED, SynthesisOptions(12)))
+
+    assert asyncio.run(first()).problem == PROBLEMS[0]
     assert taken == [PROBLEMS[0].problem_id]
 
 
@@ -209,12 +231,12 @@ class ListedGenerator:
     solutions: tuple[Solution, ...]
     continuations: tuple[Solution, ...]
 
-    def solve(
+    async def solve(
         self, problem: Problem, num_solutions: int, rng: np.random.Generator
-    ) -> list[Solution]:
+    ) -> list[Solution | Unusable]:
         return list(self.solutions[:num_solutions])
 
-    def resume(
+    async def resume(
         self, problem: Problem, transcript: str, *, corrected: bool, rng: np.random.Generator
     ) -> Solution:
         return self.continuations[transcript.count(REFLECT) - 1]
@@ -224,10 +246,12 @@ class ListedGenerator:
 class ListedCritic:
     wrong_step: int
 
-    def criticise(self, problem: Problem, steps: Solution) -> Critique:
+    async def criticise(
+        self, problem: Problem, steps: Solution, *, transcript: str, rng: np.random.Generator
+    ) -> Critique:
         return Critique(min(self.wrong_step, len(steps) - 1), "wrong.", "another way.")
 
-    def verify(self, problem: Problem, steps: Solution) -> str:
+    async def verify(self, problem: Problem, steps: Solution, *, rng: np.random.Generator) -> str:
         return f"{len(steps)} steps are right."
 
 
@@ -246,8 +270,8 @@ def run(
 ) -> dict[str, str]:
     generator = ListedGenerator(solutions, continuations)
     agents = SynthesisAgents(generator, ListedCritic(wrong_step), Brevity())
-    made = synthesize([SUM], agents, num_solutions=9, max_rounds=max_rounds, num_kept=num_kept)
-    return {d.trajectory_type: d.response for d in made}
+    (outcome,) = outcomes([SUM], agents, max_rounds=max_rounds, num_kept=num_kept)
+    return {d.trajectory_type: d.response for d in outcome.demonstrations}
 
 
 def test_wrong_solution_is_cut_after_its_first_wrong_step() -> None:
@@ -305,13 +329,126 @@ def test_equal_solutions_count_once_and_no_more_than_asked_are_kept() -> None:
 
     @dataclass(frozen=True)
     class Counting(ListedCritic):
-        def criticise(self, problem: Problem, steps: Solution) -> Critique:
+        async def criticise(
+            self, problem: Problem, steps: Solution, *, transcript: str, rng: np.random.Generator
+        ) -> Critique:
             asked.append(1)
-            return super().criticise(problem, steps)
+            return await super().criticise(problem, steps, transcript=transcript, rng=rng)
 
     agents = SynthesisAgents(ListedGenerator(many * 2, (RIGHT,)), Counting(1), Brevity())
-    assert len(list(synthesize([SUM], agents, num_solutions=12, num_kept=4))) == 1
+    assert len(outcomes([SUM], agents, num_kept=4)[0].demonstrations) == 1
     assert len(asked) == 4
     asked.clear()
-    assert len(list(synthesize([SUM], agents, num_solutions=12, num_kept=99))) == 1
+    assert len(outcomes([SUM], agents, num_kept=99)[0].demonstrations) == 1
     assert len(asked) == 6
+
+
+# --- replies that are of no use, and many problems at once ---------------------------------------
+
+
+@dataclass(frozen=True)
+class Clumsy(ListedGenerator):
+    """Every continuation is unusable."""
+
+    async def resume(
+        self, problem: Problem, transcript: str, *, corrected: bool, rng: np.random.Generator
+    ) -> Solution:
+        raise Unusable("generator_leak", "as the ground truth says")
+
+
+def test_unusable_replies_are_counted_and_cost_their_trajectory_only() -> None:
+    solutions = (RIGHT, WRONG, ("no answer",), Unusable("generator_cut_off", "and so"))
+    generator = Clumsy(solutions, ())  # type: ignore[arg-type]
+    agents = SynthesisAgents(generator, ListedCritic(1), Brevity())
+    (outcome,) = outcomes([SUM], agents)
+    assert [d.response for d in outcome.demonstrations] == ["add<|continue|> \\boxed{4}"]
+    dropped = {name: n for name, n in outcome.counts.items() if n and name.startswith("dropped/")}
+    assert dropped == {
+        "dropped/generator_no_answer": 1,
+        "dropped/generator_cut_off": 1,
+        "dropped/generator_leak": 2,
+    }
+    assert outcome.counts["solutions/right"] == outcome.counts["solutions/wrong"] == 1
+    assert outcome.faults["generator_leak"] == "as the ground truth says"
+
+
+def test_unusable_rating_comes_last() -> None:
+    class Speechless(Brevity):
+        async def score(self, problem: Problem, response: str) -> float:
+            if "slowly" not in response:
+                raise Unusable("reward_model_no_rating", "nice")
+            return -1e9
+
+    generator = ListedGenerator((RIGHT, ("add slowly", "\\boxed{4}")), (("\\boxed{4}",),))
+    (outcome,) = outcomes([SUM], SynthesisAgents(generator, ListedCritic(1), Speechless()))
+    assert outcome.demonstrations[0].response == "add slowly<|continue|> \\boxed{4}"
+
+
+def test_solutions_that_differ_in_spelling_are_the_same() -> None:
+    spellings: tuple[Solution, ...] = (RIGHT, ("Add ", "\\boxed{4}."), ("add", "\\boxed{ 4 }"))
+    generator = ListedGenerator(spellings, (("\\boxed{4}",),))
+    (outcome,) = outcomes([SUM], SynthesisAgents(generator, ListedCritic(1), Brevity()))
+    assert outcome.counts["dropped/same_solution"] == 2
+
+
+def test_problems_that_ask_the_same_are_one() -> None:
+    again = Problem("again", "2 +  2 ", "4")
+    assert distinct_problems([SUM, again, PROBLEMS[0]]) == [SUM, PROBLEMS[0]]
+
+
+def test_later_critique_sees_what_stands_before_the_attempt() -> None:
+    seen: list[tuple[str, Solution]] = []
+
+    class Watched(ListedCritic):
+        async def criticise(
+            self, problem: Problem, steps: Solution, *, transcript: str, rng: np.random.Generator
+        ) -> Critique:
+            seen.append((transcript, steps))
+            return Critique(0, "wrong.", "another way.")
+
+    # Verified after the first or the second step, spoilt, corrected.
+    generator = ListedGenerator((RIGHT,), (("so", "\\boxed{7}"), RIGHT))
+    (outcome,) = outcomes([SUM], SynthesisAgents(generator, Watched(1), Brevity()))
+    ((transcript, steps),) = seen
+    assert transcript.endswith(" steps are right.") and steps == ("so", "\\boxed{7}")
+    # The verified part stays, whatever step of the continuation is the first wrong one.
+    response = outcome.demonstrations[-1].response
+    assert response.startswith(f"{transcript}<|continue|> so<|reflect|> wrong.<|explore|>")
+
+
+at_work: list[str] = []
+
+
+class Sleepy(SlippingGenerator):
+    """Later problems are solved first."""
+
+    async def solve(
+        self, problem: Problem, num_solutions: int, rng: np.random.Generator
+    ) -> list[Solution]:
+        at_work.append(problem.problem_id)
+        await asyncio.sleep(0.002 * (len(PROBLEMS) - PROBLEMS.index(problem)))
+        return await super().solve(problem, num_solutions, rng)
+
+
+def test_many_problems_at_once_change_nothing(made: list[Demonstration]) -> None:
+    agents = replace(SCRIPTED, generator=Sleepy(0.3))
+    at_once = outcomes(PROBLEMS, agents, num_concurrent=8)
+    assert [o.problem for o in at_once] == PROBLEMS
+    assert [d for o in at_once for d in o.demonstrations] == made
+    assert at_work[:8] == [p.problem_id for p in PROBLEMS[:8]]
+
+
+def test_an_error_ends_all_work() -> None:
+    async def tasks_left() -> int:
+        stream = synthesize(
+            [*PROBLEMS[:5], replace(PROBLEMS[0], answer=None)],
+            replace(SCRIPTED, generator=Sleepy(0.3)),
+            SynthesisOptions(12),
+            num_concurrent=6,
+        )
+        with pytest.raises(ValueError, match="has no answer"):
+            async for _ in stream:
+                pass
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(tasks_left()) == 1

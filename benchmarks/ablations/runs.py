@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of an ablation: each in a process of its own, resumed where it was cut off, never repeated;
+and the table that they give."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from satori_fast import __version__
+from satori_fast.profiling.device import describe_device
+
+FIELDS = (
+    "accuracy",
+    "wrong_to_right",
+    "right_to_wrong",
+    "reflections_per_answer",
+    "mean_response_tokens",
+)
+Stages = dict[str, dict[str, Any]]
+
+
+def parser(description: str, arms: Sequence[str], *, folder: str, output: str) -> Any:
+    """The options that every ablation has."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--arms", nargs="+", choices=arms, default=list(arms))
+    made.add_argument("--folder", type=Path, default=Path(folder))
+    made.add_argument("--output", type=Path, default=Path(output))
+    made.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
+    return made
+
+
+def run(config: str, name: str, folder: Path, *overrides: str) -> Stages:
+    """One run on one thread; its stages' entries of summary.json by name."""
+    summary = folder / name / "summary.json"
+    command = [sys.executable, "-m", "satori_fast", "run", config, "--name", name]
+    command += ["--output_dir", str(folder), "--parallel.num_threads", "1", *overrides]
+    if not summary.exists():
+        if (folder / name / "config.toml").exists():
+            command.append("--resume")
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name}.log").open("a") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=log)
+    return {entry["stage"]: entry for entry in json.loads(summary.read_text())["stages"]}
+
+
+def from_models(model: Path, *, seed: int, stages: str = '["reinforce"]') -> tuple[str, ...]:
+    """Overrides of a run that starts from another run's model, with that one's tokenizer."""
+    start = ("--stages", stages, "--model.path", f"'{model}'")
+    return (*start, "--tokenizer.kind", "model", "--seed", str(seed))
+
+
+def write_table(
+    path: Path, module: str, seeds: Sequence[int], rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """The result file and the printed table; `rows` has an entry of each seed for each arm."""
+    table = {
+        arm: {field: _statistics([entry[field] for entry in entries]) for field in FIELDS}
+        for arm, entries in rows.items()
+    }
+    result = {
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
+        "device": describe_device(),
+        "version": __version__,
+        "num_problems": next(iter(rows.values()))[0]["num_problems"],
+        "seeds": list(seeds),
+        "arms": table,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    for arm, row in table.items():
+        cells = (f"{row[f]['mean']:.3f} +- {row[f]['standard_error'] or 0:.3f}" for f in FIELDS)
+        print(f"{arm:14s}", *cells, sep="  ")
+
+
+def _statistics(values: list[float]) -> dict[str, Any]:
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+    standard_error = None if error is None else float(error)
+    return {"mean": float(np.mean(values)), "standard_error": standard_error, "values": values}

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ablation table of Satori (arXiv 2502.02508, table 3 and section 5) on the built-in domain.
+
+    python -m benchmarks.ablations.satori --seeds 0 1 2 --output benchmarks/results/satori.json
+
+For each seed one run of configs/satori/quickstart.toml gives three rows: no RL (its format tuning),
+full (its PPO) and round 2. Every other arm repeats its PPO from the same format-tuned model, reward
+model and critic, with one thing changed. `more_whole` is not in the paper: as many whole problems
+in a step as without restarts, and the restarts on top. The command can be run again until it is
+done.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ablations.runs import Stages, from_models, parser, run, write_table
+
+CONFIG = "configs/satori/quickstart.toml"
+OF_THE_WHOLE_RUN = {"no_rl": "supervised", "full": "reinforce", "round_2": "reinforce_2"}
+ARMS = {
+    "no_restart": ("--reinforce.restarts.enabled", "false"),
+    "no_bonus": ("--reward.reflection_bonus", "0.0"),
+    "no_preference": ("--reward.preference_weight", "0.0"),
+    "more_whole": ("--reinforce.problems_per_step", "96"),
+}
+
+
+def whole_run(seed: int, folder: Path) -> Stages:
+    """All stages of the config."""
+    return run(CONFIG, f"full-{seed}", folder, "--seed", str(seed))
+
+
+def changed(arm: str, seed: int, folder: Path) -> dict[str, Any]:
+    """The summary entry of one arm, from the models of the whole run of its seed."""
+    models = folder / f"full-{seed}" / "models"
+    start = from_models(models / "supervised", seed=seed)
+    reward = ("--reward.model", f"'{models / 'preference'}'")
+    return run(CONFIG, f"{arm}-{seed}", folder, *start, *reward, *ARMS[arm])["reinforce"]
+
+
+def main() -> None:
+    options = parser(
+        str(__doc__).splitlines()[0],
+        list(ARMS),
+        folder="runs/satori",
+        output="benchmarks/results/satori.json",
+    ).parse_args()
+    with ThreadPoolExecutor(options.workers) as pool:
+        whole = {seed: pool.submit(whole_run, seed, options.folder) for seed in options.seeds}
+        waiting: dict[str, list[Future[dict[str, Any]]]] = {arm: [] for arm in options.arms}
+        for seed in options.seeds:
+            whole[seed].result()
+            for arm in options.arms:
+                waiting[arm].append(pool.submit(changed, arm, seed, options.folder))
+        rows = {
+            arm: [future.result()[stage] for future in whole.values()]
+            for arm, stage in OF_THE_WHOLE_RUN.items()
+        }
+        rows |= {arm: [future.result() for future in runs] for arm, runs in waiting.items()}
+    write_table(options.output, "benchmarks.ablations.satori", options.seeds, rows)
+
+
+if __name__ == "__main__":
+    main()

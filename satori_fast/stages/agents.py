@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agents of synthesis from the config: who they are, where their models run, what they cost.
+
+What agents do is `synthesis`. Language models are asked by one process only: many would ask the
+same things.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from satori_fast.backbone.architecture import load_hf_config
+from satori_fast.backbone.step import build_learner
+from satori_fast.config import AgentConfig, ConfigError
+from satori_fast.data.coat import TEMPLATES, PromptRenderer
+from satori_fast.data.tokenizer import load_tokenizer
+from satori_fast.rollout.embedded_engine import EmbeddedEngine
+from satori_fast.rollout.engine import Engine
+from satori_fast.rollout.server_process import is_loopback
+from satori_fast.rollout.weight_sync import push_weights
+from satori_fast.stages.engines import write_engine_folder
+from satori_fast.stages.run import Run
+from satori_fast.stages.setup import ARITHMETIC
+from satori_fast.synthesis.agents import CheckingCritic, RepetitionRewardModel, SlippingGenerator
+from satori_fast.synthesis.chat import ChatModel, ChatSampling
+from satori_fast.synthesis.endpoint_chat import EndpointChat, EndpointSettings
+from satori_fast.synthesis.engine_chat import EngineChat
+from satori_fast.synthesis.journal import Journal, RecordedChat
+from satori_fast.synthesis.language_agents import (
+    LanguageCritic,
+    LanguageGenerator,
+    LanguageRewardModel,
+)
+from satori_fast.synthesis.pipeline import SynthesisAgents
+
+
+def agent_configs(run: Run) -> dict[str, AgentConfig]:
+    """The config of each role, in the order of their work."""
+    config = run.config.synthesize
+    return {
+        "generator": config.generator,
+        "critic": config.critic,
+        "reward_model": config.reward_model,
+    }
+
+
+def has_language_agents(run: Run) -> bool:
+    return any(agent.kind != "scripted" for agent in agent_configs(run).values())
+
+
+class AgentRoom:
+    """The agents of a run and their models. Close it when they are done.
+
+    Roles with the same model at the same place share it, and its limits.
+    """
+
+    def __init__(self, run: Run, journal: Journal | None) -> None:
+        check_agents(run)
+        self._run, self._journal = run, journal
+        self._models: dict[object, ChatModel] = {}
+        self._configs = agent_configs(run)
+        generator, critic, reward_model = (self._chat(role) for role in self._configs)
+        skill = run.config.synthesize.generator_skill
+        self.agents = SynthesisAgents(
+            LanguageGenerator(generator) if generator else SlippingGenerator(skill),
+            LanguageCritic(critic) if critic else CheckingCritic(),
+            LanguageRewardModel(reward_model) if reward_model else RepetitionRewardModel(),
+            run.grader.pool if generator else None,
+        )
+
+    async def close(self) -> None:
+        for model in self._models.values():
+            await model.close()
+
+    def _chat(self, role: str) -> RecordedChat | None:
+        agent = self._configs[role]
+        if agent.kind == "scripted":
+            return None
+        assert self._journal is not None
+        sampling = ChatSampling(
+            temperature=agent.temperature,
+            max_new_tokens=agent.max_new_tokens,
+            top_p=agent.top_p,
+            seed=self._run.seed(self._run.stage, role),
+        )
+        return RecordedChat(
+            self._model(agent, role), role, sampling=sampling, journal=self._journal
+        )
+
+    def _model(self, agent: AgentConfig, role: str) -> ChatModel:
+        if agent.kind == "endpoint":
+            settings = endpoint_settings(agent, f"synthesize.{role}", os.environ)
+            if settings not in self._models:
+                self._models[settings] = EndpointChat(settings, setting=f"synthesize.{role}")
+            return self._models[settings]
+        place = (agent.kind, agent.model, agent.max_seqlen, agent.dtype)
+        if place not in self._models:
+            self._models[place] = load_engine_chat(self._run, agent, role)
+        return self._models[place]
+
+
+def check_agents(run: Run) -> None:
+    """ConfigError for agents that cannot work on this data, or in this many processes."""
+    source = run.config.data.source
+    for role, agent in agent_configs(run).items():
+        if agent.kind == "scripted":
+            if source != ARITHMETIC:
+                raise ConfigError(
+                    f'synthesize.{role}.kind = "scripted" knows the built-in domain only, not '
+                    f"{source!r}: name a language model, or take synthesize out of stages and set "
+                    "supervised.source"
+                )
+        elif agent.model is None:
+            raise ConfigError(f'synthesize.{role}.model is missing: kind = "{agent.kind}" needs it')
+    if has_language_agents(run) and run.parallel.world_size > 1:
+        raise ConfigError(
+            "synthesis with language models runs in one process: run `satori-fast synthesize` "
+            "first, without torchrun, and set supervised.source to its demonstrations.jsonl"
+        )
+
+
+def endpoint_settings(
+    agent: AgentConfig, section: str, environment: Mapping[str, str]
+) -> EndpointSettings:
+    """ConfigError where a key is needed and `environment` does not have it."""
+    parts = urlsplit(agent.url)
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        raise ConfigError(f"{section}.url: {agent.url!r} is not of the form http://HOST:PORT/v1")
+    key = environment.get(agent.api_key_variable)
+    if not key and not is_loopback(parts.hostname):
+        raise ConfigError(
+            f"{section}.api_key_variable: the environment has no {agent.api_key_variable}, and "
+            f"{parts.hostname} is not this machine"
+        )
+    assert agent.model is not None
+    return EndpointSettings(
+        url=agent.url,
+        model=agent.model,
+        api_key=key or "none",
+        max_concurrency=agent.max_concurrency,
+        requests_per_minute=agent.requests_per_minute,
+        tokens_per_minute=agent.tokens_per_minute,
+        timeout_s=agent.timeout_s,
+        max_retries=agent.max_retries,
+    )
+
+
+def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
+    """A model folder in an engine of this process."""
+    assert agent.model is not None
+    folder = Path(agent.model)
+    hf_config = load_hf_config(folder)
+    if agent.max_seqlen > hf_config.max_position_embeddings:
+        raise ConfigError(
+            f"synthesize.{role}.max_seqlen = {agent.max_seqlen} exceeds the "
+            f"{hf_config.max_position_embeddings} positions of {folder}"
+        )
+    policy = build_learner(hf_config, weights=folder, dtype=getattr(torch, agent.dtype))
+    renderer = PromptRenderer(load_tokenizer(folder), TEMPLATES["plain"], agent.max_seqlen - 1)
+    engine: Engine
+    if agent.kind == "embedded":
+        engine = EmbeddedEngine.of_policy(
+            policy,
+            renderer=renderer,
+            max_seqlen=agent.max_seqlen,
+            max_slots=agent.max_concurrency,
+        )
+    else:
+        # Imported here: other agents must not need vLLM.
+        from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
+
+        empty = run.folder / f"engine_{role}"
+        write_engine_folder(empty, hf_config, renderer, dtype=agent.dtype)
+        settings = VllmSettings(
+            dtype=agent.dtype,
+            max_seqlen=agent.max_seqlen,
+            max_slots=agent.max_concurrency,
+            gpu_memory_share=agent.gpu_memory_share,
+        )
+        engine = VllmEngine(empty, settings, renderer=renderer)
+        push_weights(policy.hf_weights(), engine, version=0)
+    return EngineChat(engine, name=agent.model, stop_ids=_stop_ids(folder))
+
+
+def _stop_ids(folder: Path) -> list[int]:
+    """What ends a turn: generation_config.json names it where it is not the tokenizer's end."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return []
+    ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

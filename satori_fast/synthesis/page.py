@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""synthesis.html of a run folder: what was made, dropped and spent, and samples to look at.
+
+One offline file. Samples are spread evenly over the problems, so that the page of a resumed run is
+that of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from satori_fast.data.coat import CONTINUE, EXPLORE, REFLECT, split_actions
+from satori_fast.synthesis.account import Account
+from satori_fast.synthesis.filters import read_template
+from satori_fast.synthesis.pipeline import TRAJECTORY_TYPES
+from satori_fast.types import Demonstration
+
+_SAMPLES_PER_TYPE = 20
+_LONGEST_FAULT = 400  # characters shown of a reply that was dropped
+
+_CLASSES = {CONTINUE: "continue", REFLECT: "reflect", EXPLORE: "explore"}
+_MEANINGS = {
+    "I": "no reflection",
+    "II-I": "a right step is verified",
+    "II-II": "verified, later corrected",
+    "III-I": "corrected once",
+    "III-II": "corrected twice or more",
+}
+
+
+def write_page(
+    path: Path, demonstrations: Sequence[Demonstration], account: Account, *, title: str
+) -> None:
+    """Write the page, in one piece."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(read_template("page.html"))
+    types = [
+        {
+            "name": kind,
+            "meaning": _MEANINGS[kind],
+            "trajectories": account.counts[f"trajectories/{kind}"],
+            "demonstrations": account.demonstrations[kind],
+        }
+        for kind in TRAJECTORY_TYPES
+    ]
+    dropped = [
+        {"reason": reason, "times": times, "example": _shortened(account.faults.get(reason, ""))}
+        for reason, times in account.dropped().items()
+    ]
+    text = template.render(
+        title=title,
+        types=types,
+        dropped=dropped,
+        spent=account.spent(),
+        samples=[_sample(d) for d in _spread(demonstrations)],
+        num_demonstrations=len(demonstrations),
+    )
+    partial = path.with_suffix(".html.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _spread(demonstrations: Sequence[Demonstration]) -> list[Demonstration]:
+    """Up to `_SAMPLES_PER_TYPE` of each type, at even distances, in order."""
+    chosen: list[int] = []
+    for kind in TRAJECTORY_TYPES:
+        places = [i for i, d in enumerate(demonstrations) if d.trajectory_type == kind]
+        count = min(len(places), _SAMPLES_PER_TYPE)
+        chosen += [places[i * len(places) // count] for i in range(count)]
+    return [demonstrations[i] for i in sorted(chosen)]
+
+
+def _sample(demonstration: Demonstration) -> dict[str, Any]:
+    actions = []
+    for action in split_actions(demonstration.response):
+        token = next((token for token in _CLASSES if action.startswith(token)), None)
+        text = action.removeprefix(token or "").strip()
+        actions.append({"token": token, "kind": _CLASSES[token or CONTINUE], "text": text})
+    return {
+        "kind": demonstration.trajectory_type,
+        "problem_id": demonstration.problem.problem_id,
+        "question": demonstration.problem.question,
+        "answer": demonstration.problem.answer,
+        "actions": actions,
+    }
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_FAULT else text[:_LONGEST_FAULT] + " ..."
