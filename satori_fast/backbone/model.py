@@ -11,7 +11,7 @@ Not here: weights (`weights.py`), what the heads compute (`kernels`, `algorithms
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import torch
@@ -54,12 +54,12 @@ from satori_fast.backbone.attention import (
     rotary_frequencies,
 )
 from satori_fast.backbone.parallel import parallel_state
-from satori_fast.backbone.weights import initialize, load_hf
+from satori_fast.backbone.weights import Untaught, initialize, load_hf
 from satori_fast.kernels import rms_norm, swiglu
 from satori_fast.types import PackedBatch, ScoreStatistics
 
 Kind = Literal["policy", "scalar"]
-Source = str | os.PathLike[str] | Mapping[str, Tensor]
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | Untaught
 
 
 class PolicyHead(Protocol):
@@ -325,14 +325,12 @@ def build_model(
     recompute: bool = False,
     sequence_parallel: bool = False,
     seed: int = 0,
-    new_tokens: Collection[int] = (),
 ) -> PolicyModel | ScalarModel:
     """This rank's part of the model, on its device. Call `initialize_parallel` first.
 
     weights:   a model folder or a mapping of Hugging Face names; None starts from
                normal(0, initializer_range) drawn from `seed`, the same for every parallel layout.
     recompute: keep only each layer's input and compute the layer again in the backward.
-    new_tokens: ids that `weights` has not learnt; see `load_hf`.
     sequence_parallel: shard activations between layers over the tensor-parallel group.
 
     ValueError: unsupported architecture or feature, sizes that tensor parallelism does not divide.
@@ -345,7 +343,7 @@ def build_model(
     if weights is None:
         initialize(model, hf_config, seed=seed)
     else:
-        load_hf(model, weights, hf_config, new_tokens=new_tokens)
+        load_hf(model, weights, hf_config)
     return model
 
 

@@ -9,7 +9,7 @@ ranks, so accumulation and parallelism cannot change a gradient. Which loss: see
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -74,7 +74,6 @@ def build_learner(
     recompute: bool = False,
     sequence_parallel: bool = False,
     seed: int = 0,
-    new_tokens: Collection[int] = (),
 ) -> Learner:
     """A model and, with `optimizer`, what trains it; without, it is frozen. See `build_model`.
 
@@ -89,7 +88,6 @@ def build_learner(
         recompute=recompute,
         sequence_parallel=sequence_parallel,
         seed=seed,
-        new_tokens=new_tokens,
     )
     if optimizer is None:
         return Learner(module.eval().requires_grad_(False), hf_config, module)

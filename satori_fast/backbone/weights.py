@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +73,33 @@ class SafetensorsFolder(Mapping[str, Tensor]):
         self._open.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Untaught:
+    """A checkpoint that was not trained with some tokens of the vocabulary it is loaded for.
+
+    source: as for `load_hf`. new_tokens: their ids.
+    """
+
+    source: str | os.PathLike[str] | Mapping[str, Tensor]
+    new_tokens: tuple[int, ...]
+
+
 def load_hf(
-    module: Any,
-    source: str | os.PathLike[str] | Mapping[str, Tensor],
-    hf_config: Any,
-    *,
-    new_tokens: Collection[int] = (),
+    module: Any, source: str | os.PathLike[str] | Mapping[str, Tensor] | Untaught, hf_config: Any
 ) -> None:
     """Copy Hugging Face weights into this rank's part of `module`, one parameter at a time.
 
     source: a folder with safetensors, or a mapping of names to full tensors.
 
     A vocabulary larger than the checkpoint's grows: new rows are the mean of the old ones plus a
-    little deterministic noise. So become the rows of `new_tokens`: a checkpoint padded beyond its
-    tokenizer has rows for them that were never trained. A scalar model's head stays as it is when
-    the source has none.
+    little deterministic noise. So become the rows of new tokens (`Untaught`): a checkpoint padded
+    beyond its tokenizer has rows for them that were never trained. A scalar model's head stays as
+    it is when the source has none.
     ValueError: missing folder or file; missing, mis-shaped or unknown tensor (named).
     """
+    new_tokens: tuple[int, ...] = ()
+    if isinstance(source, Untaught):
+        source, new_tokens = source.source, source.new_tokens
     if isinstance(source, Mapping):
         _load(module, source, hf_config, new_tokens)
         return

@@ -13,6 +13,7 @@ import torch
 from satori_fast.backbone.architecture import load_hf_config, with_score_statistics
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.step import Learner, build_learner
+from satori_fast.backbone.weights import Untaught
 from satori_fast.config import Config, ConfigError, OptimizerConfig
 from satori_fast.data.arithmetic import ArithmeticProblems, domain_words
 from satori_fast.data.coat import META_ACTION_TOKENS, TEMPLATES, PromptRenderer
@@ -203,22 +204,21 @@ def learner_for(
     return build_learner(
         hf_config if normalized else with_score_statistics(hf_config, None),
         kind=kind,
-        weights=folder,
+        weights=Untaught(folder, tokens_unknown_to(folder, run.renderer.tokenizer)),
         optimizer=None if optimizer is None else optimizer_settings(optimizer, num_steps),
         dtype=getattr(torch, run.config.model.dtype),
         recompute=run.config.model.recompute,
-        new_tokens=tokens_unknown_to(folder, run.renderer.tokenizer),
     )
 
 
-def tokens_unknown_to(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def tokens_unknown_to(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids of the meta-action tokens that the tokenizer in a model folder does not have: the model
     was not trained with them. Without a tokenizer there, none."""
     if not (folder / "tokenizer_config.json").exists():
-        return []
+        return ()
     known = load_tokenizer(folder).get_vocab()
     ids = tokenizer.get_vocab()
-    return [ids[token] for token in META_ACTION_TOKENS if token not in known]
+    return tuple(ids[token] for token in META_ACTION_TOKENS if token not in known)
 
 
 def optimizer_settings(config: OptimizerConfig, num_steps: int) -> OptimizerSettings:
