@@ -29,7 +29,7 @@ def problem(num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
 
 
 # Around the lanes of a vector and the 256 columns of a block.
-@pytest.mark.parametrize("num_columns", [1, 3, 8, 100, 256, 257, 1000, 20_000])
+@pytest.mark.parametrize("num_columns", [1, 3, 8, 100, 256, 257, 1000, 5000])
 def test_tokens_and_logprobs_are_those_of_float64(instruction_set: None, num_columns: int) -> None:
     logits, uniform = problem(400, num_columns)
     tokens, logprobs = sample_tokens(logits, uniform, temperature=0.7)
