@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completion tokens per second of the rollout engines on one model and the same prompts: the
+"""Completion tokens per CPU-second of the rollout engines on one model and the same prompts: the
 embedded engine, vLLM where it is installed, transformers' generate and its continuous batching.
 
-Three workloads, all sampled at temperature 1 with log-probs: equal lengths; long-tail lengths
-(log-normal, the longest 8 times the mean); eight siblings of each prompt. Lengths are set by a
-limit for each request, because a random model seldom ends by itself; transformers, which has one
-limit for a batch, stops each row by a criterion at its own length.
+Three workloads, all sampled at temperature 1: equal lengths; long-tail lengths (log-normal, the
+longest 8 times the mean); eight siblings of each prompt. A request's length is its limit, because a
+random model seldom ends by itself.
+
+transformers' generate gets the easier task. Its prompts have one length, so they need no padding;
+requests come longest first, so that a batch ends with rows of like length; it has a cache, no
+end-of-text to look for and as many rows as the engines have slots; and it returns no log-probs,
+while the engines return those of all sampled tokens. Rows shorter than their batch's longest are
+stopped by a criterion, which is not used where lengths are equal.
+
+Every way runs on one thread; vLLM takes its number from OMP_NUM_THREADS when it starts:
+
+    OMP_NUM_THREADS=1 python -m pytest benchmarks/bench_rollout.py --benchmark-only
 """
 
 from __future__ import annotations
@@ -19,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -140,6 +150,7 @@ def by_transformers(requests: list[Request]) -> int:
     for start in range(0, len(ordered), MAX_SLOTS):
         batch = ordered[start : start + MAX_SLOTS]
         limits = torch.tensor([r.max_new_tokens for r in batch])
+        is_ragged = bool((limits != limits[0]).any())
         with torch.inference_mode():
             model().generate(
                 torch.tensor([r.prompt_ids for r in batch]),
@@ -148,10 +159,7 @@ def by_transformers(requests: list[Request]) -> int:
                 temperature=1.0,
                 top_k=0,
                 max_new_tokens=int(limits.max()),
-                stopping_criteria=StoppingCriteriaList([OwnLength(limits)]),
-                output_logits=True,
-                return_dict_in_generate=True,
-                eos_token_id=-1,
+                stopping_criteria=StoppingCriteriaList([OwnLength(limits)] if is_ragged else []),
                 pad_token_id=0,
             )
         total += int(limits.sum())
@@ -160,50 +168,68 @@ def by_transformers(requests: list[Request]) -> int:
 
 def by_continuous_batching(requests: list[Request]) -> int:
     """transformers' generate_batch; it takes one limit, so only equal lengths are comparable."""
-    from transformers import GenerationConfig
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
     settings = GenerationConfig(
-        do_sample=True,
-        max_new_tokens=requests[0].max_new_tokens,
-        eos_token_id=-1,
-        pad_token_id=0,
-        top_k=0,
+        do_sample=True, max_new_tokens=requests[0].max_new_tokens, pad_token_id=0, top_k=0
     )
-    outputs = model().generate_batch([list(r.prompt_ids) for r in requests], settings)
+    # Without a size its cache takes nine tenths of the free memory, on the host too.
+    page = 32
+    pages = -(-(PROMPT_TOKENS + requests[0].max_new_tokens) // page)
+    batching = ContinuousBatchingConfig(
+        page_size=page,
+        num_blocks=MAX_SLOTS * pages,
+        max_batch_tokens=MAX_SLOTS * PROMPT_TOKENS,
+        max_requests_per_batch=MAX_SLOTS,
+    )
+    prompts = [list(r.prompt_ids) for r in requests]
+    outputs = model().generate_batch(prompts, settings, batching, warmup=False)
     return sum(len(output.generated_tokens) for output in outputs.values())
+
+
+def started(request_seeds: bool) -> tuple[Engine | None, dict[str, Any]]:
+    """vLLM, and what its start took: seconds, the first sync included, and resident memory."""
+    process, begin = psutil.Process(), time.perf_counter()
+    before = process.memory_info().rss
+    engine = vllm_engine(request_seeds)
+    if engine is None:
+        return None, {}
+    startup_s, rss = time.perf_counter() - begin, process.memory_info().rss - before
+    report = push_weights(policy().hf_weights(), engine, version=1)
+    return engine, {
+        "vllm_startup_s": measure.significant(startup_s),
+        "vllm_startup_mib": measure.significant(rss / 2**20),
+        "vllm_sync_s": measure.significant(report.wall_s),
+    }
 
 
 @pytest.mark.parametrize("workload", ["equal", "long_tail", "siblings"])
 def test_rollout(race, one_thread, workload) -> None:
     requests = requests_of(workload)
     num_tokens = sum(r.max_new_tokens for r in requests)
-    begin = time.perf_counter()
-    seeded, free = vllm_engine(True), None
-    startup_s = time.perf_counter() - begin
-    if workload == "equal":
-        free = vllm_engine(False)
     ways: dict[str, Callable[[], int] | None] = {
         "embedded": lambda: sampled(embedded(), requests),
         "transformers generate": lambda: by_transformers(requests),
-        "vLLM": None if seeded is None else lambda: sampled(seeded, requests),
-        "vLLM, no seeds": None if free is None else lambda: sampled(free, requests),
     }
+    figures: dict[str, Any] = {}
+    seeded = vllm_engine(True) if workload != "equal" else None
     if workload == "equal":
+        embedded()
+        seeded, figures = started(True)
+        free = vllm_engine(False)
+        ways["vLLM, no seeds"] = None if free is None else lambda: sampled(free, requests)
         ways["transformers continuous"] = lambda: by_continuous_batching(requests)
+    ways["vLLM"] = None if seeded is None else lambda: sampled(seeded, requests)
     for name, way in ways.items():
         assert way is None or way() == num_tokens, name
-    target = TARGETS.get(workload)
-    extra: dict[str, Any] = {
+    figures |= {
         "completion_tokens": num_tokens,
         "requests": len(requests),
-        "longest": max(r.max_new_tokens for r in requests),
-        "vllm_startup_s": measure.significant(startup_s) if seeded else None,
+        "longest": int(max(r.max_new_tokens for r in requests)),
     }
-    if seeded is not None and workload == "equal":
-        report = push_weights(policy().hf_weights(), seeded, version=1)
-        extra["vllm_sync_s"] = measure.significant(report.wall_s)
+    target = TARGETS.get(workload)
     targets = {"transformers generate": target} if target else {}
-    table = race(workload, ways, targets=targets, repeats=3, memory=True, extra=extra)
-    for name, timing in table["timings"].items():
-        rate = num_tokens / timing["cpu_ms"] * 1e3
-        print(f"{workload} {name}: {rate:,.0f} tokens per CPU-second")
+    race(
+        workload, ways, targets=targets, repeats=3, warmup=0, memory=True, extra=figures,
+        judged_by="cpu", amount={"tokens": num_tokens},
+    )  # fmt: skip

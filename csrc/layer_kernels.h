@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The inner loops of the operations inside a transformer layer, and of sampling, for the instruction
-// set that the including file was compiled for. Sums are float32; a result is rounded to its type once.
+// set that the including file was compiled for. Sums are float32; a result is rounded to its type
+// once.
 #pragma once
 
 #include "layer_table.h"
@@ -10,11 +11,14 @@ namespace satori_fast::SATORI_ISA {
 
 constexpr int64_t kTileKeys = 128; // room for the scores of the keys taken at a time
 constexpr int64_t kTileFloats = 4096; // what their values may hold to stay in the first cache
+template <typename Element> constexpr int64_t kLineElements = 64 / sizeof(Element);
 constexpr float kInfinity = __builtin_inff();
 
 SATORI_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SATORI_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-SATORI_INLINE int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+SATORI_INLINE int64_t whole_vectors(int64_t count) {
+    return (count + kLanes - 1) / kLanes * kLanes;
+}
 
 // A last vector of fewer lanes; the others are 0.
 template <typename Element> SATORI_INLINE Floats load_part(const Element* p, int64_t count) {
@@ -33,8 +37,12 @@ template <typename Element> SATORI_INLINE void store_part(Element* p, Floats x, 
 
 // Loads and stores of a whole vector and of a last one, for for_vectors.
 struct Whole {
-    template <typename Element> SATORI_INLINE Floats read(const Element* p) const { return load(p); }
-    template <typename Element> SATORI_INLINE void write(Element* p, Floats x) const { store(p, x); }
+    template <typename Element> SATORI_INLINE Floats read(const Element* p) const {
+        return load(p);
+    }
+    template <typename Element> SATORI_INLINE void write(Element* p, Floats x) const {
+        store(p, x);
+    }
 };
 struct Part {
     int64_t count;
@@ -60,8 +68,8 @@ template <typename Body> SATORI_INLINE void for_vectors(int64_t size, const Body
 // Heads of a group go in pairs, because each of their keys and values is then loaded once for both.
 // Arrays of `heads` rows: queries and sums [heads][padded size], scores [heads][kTileKeys].
 
-// Writes (a cos - b sin, b cos + a sin) times `scale` of the halves (a, b) of x, rounded before it is
-// scaled to the type of x. sign: -1 turns the other way.
+// Writes (a cos - b sin, b cos + a sin) of the halves (a, b) of x, rounded to the type of x and then
+// multiplied by `scale`. sign: -1 turns the other way.
 template <typename Element, typename Result>
 SATORI_INLINE void rotate(const Element* x, const Element* cos, const Element* sin, int64_t size,
                           float scale, Result* out, float sign = 1.0f) {
@@ -76,7 +84,8 @@ SATORI_INLINE void rotate(const Element* x, const Element* cos, const Element* s
 
 // One vector of scores: of kLanes / heads keys, each by all heads.
 template <int heads, typename Element>
-SATORI_INLINE Floats score_block(const float* queries, const Element* const* key, int64_t head_dim) {
+SATORI_INLINE Floats score_block(const float* queries, const Element* const* key,
+                                 int64_t head_dim) {
     constexpr int keys = kLanes / heads;
     const int64_t whole = head_dim / kLanes * kLanes, padded = whole_vectors(head_dim);
     Floats sums[kLanes] = {};
@@ -102,7 +111,8 @@ SATORI_INLINE Floats score_block(const float* queries, const Element* const* key
 // scores[head][j] = query . key j for j < count, and -inf up to a whole vector.
 template <int heads, typename Element>
 SATORI_NOINLINE void score_keys(const float* queries, const Element* keys, int64_t stride,
-                                int64_t count, int64_t head_dim, float* scores) {
+                                const Element* values, int64_t value_stride, int64_t count,
+                                int64_t head_dim, float* scores) {
     constexpr int block = kLanes / heads;
     const Element* key[block];
     int64_t j = 0;
@@ -117,6 +127,10 @@ SATORI_NOINLINE void score_keys(const float* queries, const Element* keys, int64
         SATORI_UNROLL
         for (int i = 0; i < block; ++i)
             key[i] = keys + (j + i) * stride;
+        // The values are read next, from memory that is seldom in a cache.
+        for (int i = 0; i < block; ++i)
+            for (int64_t d = 0; d < head_dim; d += kLineElements<Element>)
+                __builtin_prefetch(values + (j + i) * value_stride + d);
         store_heads(score_block<heads>(queries, key, head_dim));
     }
     if (j < count) {
@@ -134,8 +148,8 @@ SATORI_NOINLINE void score_keys(const float* queries, const Element* keys, int64
 template <int heads, int vectors, typename Element>
 SATORI_NOINLINE void add_values(const float* weights, const Element* values, int64_t stride,
                                 int64_t count, const float* factors, int64_t padded, float* sums) {
-    // Each addition waits several cycles for the one before it: a single head sums even and odd keys
-    // apart.
+    // Each addition waits several cycles for the one before it: a single head sums even and odd
+    // keys apart.
     constexpr int chains = 2 / heads;
     Floats total[chains][heads][vectors] = {};
     SATORI_UNROLL
@@ -215,46 +229,32 @@ struct Rows { // of one slot and group in a cache
     int64_t stride;
 };
 
-// `queries` are rotated and scaled, their padding is 0; the results are left in `sums`.
+// Keys and values of one tile, by some heads. `state`: maximum and sum of each head so far.
 template <int heads, typename Element>
-SATORI_INLINE void attend(const float* queries, const Rows& keys, const Rows& values, int64_t length,
-                          int64_t head_dim, float* scores, float* sums) {
-    const int64_t padded = whole_vectors(head_dim);
-    const auto* key = static_cast<const Element*>(keys.first);
-    const auto* value = static_cast<const Element*>(values.first);
-    float largest[heads], total[heads], factors[heads];
-    for (int head = 0; head < heads; ++head) {
-        largest[head] = -kInfinity;
-        total[head] = 0.0f;
-    }
-    for (int64_t d = 0; d < heads * padded; d += kLanes)
-        store(sums + d, Floats{});
-    const int64_t fitting = kTileFloats / padded / kLanes * kLanes;
-    const int64_t tile = smaller(larger(fitting, kLanes), kTileKeys);
-    for (int64_t first = 0; first < length; first += tile) {
-        const int64_t count = smaller(tile, length - first);
-        score_keys<heads>(queries, key + first * keys.stride, keys.stride, count, head_dim, scores);
-        for (int head = 0; head < heads; ++head)
-            factors[head] = weigh(scores + head * kTileKeys, count, largest[head], total[head]);
-        add_all_values<heads>(scores, value + first * values.stride, values.stride, count, head_dim,
-                              factors, sums);
-    }
+SATORI_INLINE void attend_tile(const float* queries, const Rows& keys, const Rows& values,
+                               int64_t first, int64_t count, int64_t head_dim, float* scores,
+                               float* state, float* sums) {
+    const auto* key = static_cast<const Element*>(keys.first) + first * keys.stride;
+    const auto* value = static_cast<const Element*>(values.first) + first * values.stride;
+    float factors[heads];
+    score_keys<heads>(queries, key, keys.stride, value, values.stride, count, head_dim, scores);
     for (int head = 0; head < heads; ++head)
-        for (int64_t d = 0; d < padded; d += kLanes) {
-            float* sum = sums + head * padded + d;
-            store(sum, load(sum) * splat(1.0f / total[head]));
-        }
+        factors[head] =
+            weigh(scores + head * kTileKeys, count, state[2 * head], state[2 * head + 1]);
+    add_all_values<heads>(scores, value, values.stride, count, head_dim, factors, sums);
 }
 
+// Room for the scores of a pair, and for each head its query, its sums, its maximum and its sum.
 inline int64_t decode_scratch(const DecodeTask& task) {
-    return 2 * kTileKeys + 4 * whole_vectors(task.head_dim);
+    return 2 * kTileKeys + task.heads_per_group * (2 * whole_vectors(task.head_dim) + 2);
 }
 
 template <typename Element>
 SATORI_INLINE void decode_attention_as(const DecodeTask& task, int64_t row, int64_t group,
                                        float* scratch) {
     const int64_t size = task.head_dim, padded = whole_vectors(size);
-    const int64_t slot = task.slots ? task.slots[row] : row, position = task.positions[row];
+    const int64_t num_heads = task.heads_per_group, length = task.positions[row] + 1;
+    const int64_t slot = task.slots ? task.slots[row] : row;
     const auto place = [](const void* base, const int64_t* strides, int64_t i, int64_t j) {
         return static_cast<const Element*>(base) + i * strides[0] + j * strides[1];
     };
@@ -266,36 +266,45 @@ SATORI_INLINE void decode_attention_as(const DecodeTask& task, int64_t row, int6
     const auto* sin = static_cast<const Element*>(task.sin) + row * (size / 2);
 
     const auto entry = [&](const Rows& rows) {
-        return static_cast<Element*>(const_cast<void*>(rows.first)) + position * rows.stride;
+        return static_cast<Element*>(const_cast<void*>(rows.first)) + (length - 1) * rows.stride;
     };
     rotate(place(task.keys, task.key_strides, row, group), cos, sin, size, 1.0f, entry(keys));
     const Element* value = place(task.values, task.value_strides, row, group);
     std::memcpy(entry(values), value, static_cast<size_t>(size) * sizeof(Element));
 
-    float *scores = scratch, *rotated = scores + 2 * kTileKeys, *sums = rotated + 2 * padded;
+    float *scores = scratch, *rotated = scores + 2 * kTileKeys;
+    float *sums = rotated + num_heads * padded, *state = sums + num_heads * padded;
     const Element* queries = place(task.queries, task.query_strides, row, group);
-    Element* out = static_cast<Element*>(task.out) +
-                   (row * task.num_groups + group) * task.heads_per_group * size;
-    for (int64_t first = 0; first < task.heads_per_group; first += 2) {
-        const int64_t heads = smaller(2, task.heads_per_group - first);
-        for (int64_t head = 0; head < heads; ++head) {
-            float* query = rotated + head * padded;
-            store(query + padded - kLanes, Floats{});
-            rotate(queries + (first + head) * task.query_strides[2], cos, sin, size, task.scale,
-                   query);
-        }
-        (heads == 2 ? attend<2, Element> : attend<1, Element>)(rotated, keys, values, position + 1,
-                                                               size, scores, sums);
-        for (int64_t head = 0; head < heads; ++head)
-            for_vectors(size, [&](int64_t d, const auto& vector) {
-                vector.write(out + (first + head) * size + d, load(sums + head * padded + d));
-            });
+    for (int64_t head = 0; head < num_heads; ++head) {
+        float* query = rotated + head * padded;
+        store(query + padded - kLanes, Floats{}); // the padding
+        rotate(queries + head * task.query_strides[2], cos, sin, size, task.scale, query);
+        for (int64_t d = 0; d < padded; d += kLanes)
+            store(sums + head * padded + d, Floats{});
+        state[2 * head] = -kInfinity;
+        state[2 * head + 1] = 0.0f;
     }
+
+    const int64_t fitting = kTileFloats / padded / kLanes * kLanes;
+    const int64_t tile = smaller(larger(fitting, kLanes), kTileKeys);
+    for (int64_t first = 0; first < length; first += tile)
+        for (int64_t head = 0; head < num_heads; head += 2)
+            (head + 1 < num_heads ? attend_tile<2, Element> : attend_tile<1, Element>)(
+                rotated + head * padded, keys, values, first, smaller(tile, length - first), size,
+                scores, state + 2 * head, sums + head * padded);
+
+    Element* out =
+        static_cast<Element*>(task.out) + (row * task.num_groups + group) * num_heads * size;
+    for (int64_t head = 0; head < num_heads; ++head)
+        for_vectors(size, [&](int64_t d, const auto& vector) {
+            const Floats sum = load(sums + head * padded + d);
+            vector.write(out + head * size + d, sum * splat(1.0f / state[2 * head + 1]));
+        });
 }
 
 inline void decode_attention(const DecodeTask& task, int64_t row, int64_t group, float* scratch) {
-    (task.is_bfloat16 ? decode_attention_as<uint16_t> : decode_attention_as<float>)(task, row, group,
-                                                                                   scratch);
+    (task.is_bfloat16 ? decode_attention_as<uint16_t> : decode_attention_as<float>)(
+        task, row, group, scratch);
 }
 
 // -- rotary embedding, norm, activation -------------------------------------------------------
@@ -414,7 +423,7 @@ inline void sample_row(const SampleTask& task, int64_t row, double* sums) {
     const int64_t first = block * kSampleBlock, count = smaller(kSampleBlock, size - first);
     weigh_block(logits + first, count, largest, task.inverse_temperature, weights);
     double running = block > 0 ? sums[block - 1] : 0.0;
-    // Rounding may leave the column's running sum below the block's: then it is the last possible one.
+    // Rounding may leave the columns' running sum below the block's: the last possible one then.
     int64_t token = count - 1;
     while (token > 0 && weights[token] == 0.0f)
         --token;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations inside a layer for any processor: vectors of four floats, mapped onto whatever there is.
+// The operations inside a layer for any processor: vectors of four floats, mapped onto whatever there
+// is.
 #define SATORI_ISA scalar
 #define SATORI_LANES 4
 #include "layer_kernels.h"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The inner loops of the operations inside a transformer layer, and of sampling, once per instruction
-// set: the table in which each set offers them. layer_kernels.h holds the loops, layers.cpp hands out the work.
+// set: the table in which each set offers them. layer_kernels.h holds the loops, layers.cpp hands out
+// the work.
 #pragma once
 
 #include "operations.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations inside a transformer layer, and sampling: checks of what would write outside of a cache, and the
-// work handed to threads. The inner loops are in layer_kernels.h.
+// The operations inside a transformer layer, and sampling: checks of what would write outside of a
+// cache, and the work handed to threads. The inner loops are in layer_kernels.h.
 #include "layer_table.h"
 #include "parallel.h"
 

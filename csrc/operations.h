@@ -126,7 +126,8 @@ struct DecodeTask {
 // Throws std::invalid_argument for a position or a slot outside of the caches.
 void decode_attention(const DecodeTask& task, int num_threads);
 
-// y = z rstd weight of z = x, or of x + residual, which is then written to `sum`. Rows are contiguous.
+// y = z rstd weight of z = x, or of x + residual, which is then written to `sum`. Rows are
+// contiguous.
 struct NormTask {
     const void *x, *residual, *weight; // [num_rows, size], the same or null, [size]
     void *y, *sum;                     // [num_rows, size]; sum is null without a residual

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from satori_fast.kernels import implementation, layers, rms_norm, rope, swiglu
+from satori_fast.kernels import (
+    decode_attention,
+    implementation,
+    layers,
+    rms_norm,
+    rope,
+    swiglu,
+)
 
 EPS = 1e-6
 
@@ -332,9 +339,80 @@ def test_errors_name_the_argument():
             call()
 
 
+def decode_inputs(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    queries, keys = torch.randn(3, 2, 4, 8, dtype=dtype), torch.randn(3, 2, 8, dtype=dtype)
+    cache, angles = torch.randn(2, 4, 2, 9, 8, dtype=dtype), torch.randn(3, 4, dtype=dtype)
+    return {
+        "queries": queries,
+        "keys": keys,
+        "values": keys.flip(0),
+        "key_cache": cache[0],
+        "value_cache": cache[1],
+        "positions": torch.tensor([8, 0, 4]),
+        "cos": angles.cos(),
+        "sin": angles.sin(),
+    }
+
+
+@pytest.mark.parametrize("slots", [None, torch.tensor([3, 0, 2])])
+def test_decode_attention_is_the_last_row_of_causal_attention(slots: Tensor | None) -> None:
+    inputs = decode_inputs(torch.float64)
+    queries, key_cache, value_cache = (inputs[n] for n in ("queries", "key_cache", "value_cache"))
+    turns = (inputs["cos"], inputs["sin"])
+    if slots is None:
+        inputs |= {"key_cache": key_cache[:3], "value_cache": value_cache[:3]}
+    out = decode_attention(**inputs, slots=slots)
+    for row, position in enumerate(inputs["positions"].tolist()):
+        slot = row if slots is None else int(slots[row])
+        past = slice(0, position + 1)
+        expected = F.scaled_dot_product_attention(
+            rope(queries, *turns)[row], key_cache[slot, :, past], value_cache[slot, :, past]
+        )
+        torch.testing.assert_close(out[row], expected)
+        assert torch.equal(value_cache[slot, :, position], inputs["values"][row])
+
+
+def test_decode_attention_is_one_node_of_a_graph() -> None:
+    inputs = tuple(decode_inputs().values())
+    inputs = (*inputs, torch.tensor([3, 0, 2]))
+    outcome = torch.library.opcheck(layers._decode_attention, inputs)
+    assert set(outcome.values()) == {"SUCCESS"}
+    keywords = decode_inputs()
+    expected = decode_attention(**decode_inputs(), slots=inputs[-1])
+    compiled = torch.compile(decode_attention, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(**keywords, slots=inputs[-1]), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"values": torch.randn(3, 2, 6)}, r"keys and values \[B, K, D\] and the caches"),
+        ({"key_cache": torch.randn(4, 1, 9, 8)}, "queries must be"),
+        ({"keys": torch.randn(3, 2, 8).bfloat16()}, "make the tensors one type"),
+        ({"cos": torch.randn(3, 8)}, "cos and sin have shapes"),
+        ({"sin": torch.randn(3, 4).double()}, "make them one"),
+        ({"positions": torch.zeros(3)}, r"positions must be integers \[3\]"),
+        ({"slots": torch.zeros(4, dtype=torch.int64)}, r"slots must be integers \[3\]"),
+        ({"queries": torch.randn(3, 2, 4, 8, requires_grad=True)}, "has no gradient"),
+        (
+            {"value_cache": torch.randn(4, 2, 8, 9).mT, "key_cache": torch.randn(4, 2, 8, 9).mT},
+            "must be dense",
+        ),
+    ],
+)
+def test_decode_attention_refuses(changes: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_attention(**(decode_inputs() | changes))
+
+
 def test_implementation_by_device():
+    on_host = implementation("rms_norm", "cpu")
+    assert on_host in ("cpp", "reference")
+    assert implementation("decode_attention", "cpu") == on_host
+    assert implementation("decode_attention", "cuda") == "reference"
     for name in ("rms_norm", "swiglu", "rope"):
-        assert implementation(name, "cpu") == "reference"
+        assert implementation(name, "cpu") == on_host
         has_triton = importlib.util.find_spec("triton") is not None
         assert implementation(name, "cuda") == ("triton" if has_triton else "reference")
 
