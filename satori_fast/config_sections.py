@@ -176,7 +176,7 @@ class RewardConfig(Section):
     normalize_preference: bool = True
     """score minus mean over std before the sigmoid, as the paper's code does (its text: false)"""
     model: str | None = None
-    """folder of a reward model; None: the one that the preference stage made"""
+    """folder or hub name of a reward model; None: the one that the preference stage made"""
     num_workers: int = Field(default=1, ge=0)
     """grading processes; 0 grades in the trainer, without a time limit"""
     timeout_s: float = Field(default=5.0, gt=0)

@@ -70,6 +70,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
     values["distill"] |= {"student": None, "num_kept": NUM_PROBLEMS}
     for section in ("solutions", "distill"):
         values[section] |= {"num_problems": NUM_PROBLEMS, "num_samples": 4}
+    values["preference"] |= {"heldout_fraction": 0.5, "batch_size": NUM_PROBLEMS}
     reinforce = values["reinforce"]
     reinforce |= {"num_steps": NUM_STEPS, "problems_per_step": 4}
     reinforce["samples_per_problem"] = min(reinforce["samples_per_problem"], 4)

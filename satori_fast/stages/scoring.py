@@ -24,7 +24,7 @@ from satori_fast.data.pairs import finished
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.rewards.preference import preference_rewards
 from satori_fast.stages.run import Run
-from satori_fast.stages.setup import learner_for
+from satori_fast.stages.setup import learner_for, model_folder
 from satori_fast.types import ScoreStatistics, Trajectory
 
 # Microbatches on the device at once.
@@ -132,7 +132,7 @@ def critic_for(run: Run, num_steps: int) -> Learner:
 def reward_model_folder(run: Run) -> Path | None:
     """`reward.model`, or what the preference stage left, checked against the run's tokenizer."""
     chosen = run.config.reward.model
-    folder = run.models.get("reward") if chosen is None else Path(chosen)
+    folder = run.models.get("reward") if chosen is None else model_folder(chosen)
     if folder is not None:
         _check_tokenizer(run, folder)
     return folder
