@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agents of synthesis from the config: who they are, where their models run, what they cost.
 
-What agents do is `synthesis`. Language models are asked by one process only: many would ask the
-same things.
+What agents do is `synthesis`; which problems they get is `synthesize`.
 """
 
 from __future__ import annotations
@@ -48,10 +47,6 @@ def agent_configs(run: Run) -> dict[str, AgentConfig]:
         "critic": config.critic,
         "reward_model": config.reward_model,
     }
-
-
-def has_language_agents(run: Run) -> bool:
-    return any(agent.kind != "scripted" for agent in agent_configs(run).values())
 
 
 class AgentRoom:
@@ -118,11 +113,11 @@ def check_agents(run: Run) -> None:
                 )
         elif agent.model is None:
             raise ConfigError(f'synthesize.{role}.model is missing: kind = "{agent.kind}" needs it')
-    if has_language_agents(run) and run.parallel.world_size > 1:
-        raise ConfigError(
-            "synthesis with language models runs in one process: run `satori-fast synthesize` "
-            "first, without torchrun, and set supervised.source to its demonstrations.jsonl"
-        )
+        elif agent.kind != "endpoint" and run.parallel.world_size > 1:
+            raise ConfigError(
+                f'synthesize.{role}.kind = "{agent.kind}" works in one process only: start without '
+                'torchrun, or serve the model with vLLM and set kind = "endpoint"'
+            )
 
 
 def endpoint_settings(

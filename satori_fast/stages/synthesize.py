@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,7 +21,7 @@ from rich.table import Table
 
 from satori_fast.profiling.metrics import ProgressReporter, progress
 from satori_fast.profiling.spans import StepTimes
-from satori_fast.stages.agents import AgentRoom, agent_configs, check_agents, has_language_agents
+from satori_fast.stages.agents import AgentRoom, agent_configs, check_agents
 from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.synthesis.account import Account
 from satori_fast.synthesis.journal import Journal
@@ -36,41 +37,65 @@ from satori_fast.types import Demonstration, Problem
 
 _TICK_S = 1.0
 
+Metrics = Mapping[str, float]
+
 
 def demonstrations_path(run: Run) -> Path:
     return run.folder / "demonstrations.jsonl"
 
 
 def synthesize_demonstrations(run: Run) -> StageOutcome:
-    """Run the three agents over the first training problems."""
+    """Run the three agents over the first training problems, in the main process alone."""
     check_agents(run)
+    run.spans.start_step()
+    with run.spans.span("synthesize"):
+        metrics = _on_main(run, lambda: _synthesize(run))
+    return StageOutcome(models={}, evaluation=None, times=StepTimes() + run.record(0, metrics))
+
+
+def _on_main(run: Run, work: Callable[[], Coroutine[Any, Any, Metrics]]) -> Metrics:
+    """What `work` returns in the main process. The others hear from it all the time, so that no
+    wait of theirs is too long for a collective."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            run.parallel.from_main(lambda: None)
+
+    async def work_and_beat() -> Metrics:
+        async with _running(beat()):
+            return await work()
+
+    result = None
+    while result is None:
+        result = run.parallel.from_main(lambda: asyncio.run(work_and_beat()))
+    return result
+
+
+async def _synthesize(run: Run) -> Metrics:
+    """Work, write what it came to, and return its metrics."""
     given: Sequence[Problem] = run.problems[: run.config.synthesize.num_problems]
     problems, folder, journal = given, run.folder / "synthesis", None
-    if has_language_agents(run):
-        problems, journal = distinct_problems(given), Journal(folder / "replies.jsonl")
     prices = {
         role: (agent.prompt_price, agent.completion_price)
         for role, agent in agent_configs(run).items()
         if agent.kind != "scripted"
     }
-    account = Account(prices, journal)
-    account.counts[DROPPED + "same_question"] = len(given) - len(problems)
-    finished = OutcomeFile(folder / "finished.jsonl" if run.parallel.is_main else None, problems)
-    run.spans.start_step()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(run.spans.span("synthesize"))
-        stack.enter_context(contextlib.closing(finished))
-        if journal is not None:
+        if prices:
+            problems, journal = distinct_problems(given), Journal(folder / "replies.jsonl")
             stack.enter_context(contextlib.closing(journal))
-        asyncio.run(_work(run, problems, finished, account=account, journal=journal))
+        finished = OutcomeFile(folder / "finished.jsonl", problems)
+        stack.enter_context(contextlib.closing(finished))
+        account = Account(prices, journal)
+        account.counts[DROPPED + "same_question"] = len(given) - len(problems)
+        await _work(run, problems, finished, account=account, journal=journal)
     made = [d for outcome in finished.outcomes for d in outcome.demonstrations]
-    if run.parallel.is_main:
-        write_demonstrations(demonstrations_path(run), made)
-        write_page(run.folder / "synthesis.html", made, account, title=run.config.name)
-    if journal is not None:
+    write_demonstrations(demonstrations_path(run), made)
+    write_page(run.folder / "synthesis.html", made, account, title=run.config.name)
+    if prices:
         print_account(account, run.console)
-    times = run.record(0, account.metrics())
-    return StageOutcome(models={}, evaluation=None, times=StepTimes() + times)
+    return account.metrics()
 
 
 async def _work(
@@ -102,23 +127,24 @@ async def _work(
         stack.push_async_callback(room.close)
         await stack.enter_async_context(contextlib.aclosing(stream))
         reporter = stack.enter_context(bar)
-        await stack.enter_async_context(_ticking(reporter, account))
+        await stack.enter_async_context(_running(_tick(reporter, account)))
         async for outcome in stream:
             finished.append(outcome)
             account.add(outcome)
             reporter.advance(1, account.headline())
 
 
-@contextlib.asynccontextmanager
-async def _ticking(reporter: ProgressReporter, account: Account) -> AsyncIterator[None]:
+async def _tick(reporter: ProgressReporter, account: Account) -> None:
     """Keep the numbers beside the bar fresh while no problem is finished."""
+    while True:
+        await asyncio.sleep(_TICK_S)
+        reporter.advance(0, account.headline())
 
-    async def tick() -> None:
-        while True:
-            await asyncio.sleep(_TICK_S)
-            reporter.advance(0, account.headline())
 
-    task = asyncio.create_task(tick())
+@contextlib.asynccontextmanager
+async def _running(endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """`endless` beside the body, and no longer."""
+    task = asyncio.create_task(endless)
     try:
         yield
     finally:

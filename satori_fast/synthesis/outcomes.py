@@ -14,25 +14,23 @@ from satori_fast.types import Demonstration, Problem
 
 
 class OutcomeFile:
-    """The outcomes of the first of `problems`, on disk; in memory only without a path.
+    """The outcomes of the first of `problems`.
 
     Raises ValueError when the file is of other problems.
     """
 
-    def __init__(self, path: Path | None, problems: Sequence[Problem]) -> None:
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
         self.outcomes: list[Outcome] = []
         self._problems = problems
         self._path = path
-        self._file = None if path is None else RecordFile(path, self._read)
+        self._file = RecordFile(path, self._read)
 
     def append(self, outcome: Outcome) -> None:
-        if self._file is not None:
-            self._file.append(_record(outcome))
+        self._file.append(_record(outcome))
         self.outcomes.append(outcome)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def _read(self, record: dict[str, Any], place: int) -> None:
         number = len(self.outcomes)

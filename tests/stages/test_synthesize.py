@@ -195,6 +195,21 @@ def test_a_killed_run_asks_nothing_twice_and_ends_the_same(
     assert metrics_of(tmp_path / "sums") == metrics_of(folder)
 
 
+@pytest.mark.ranks
+def test_of_two_processes_one_asks(
+    tmp_path: Path, undisturbed: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    folder, asked = undisturbed
+    with ChatServer(sums_model, delay_s=0.1) as server:  # long enough for the other one to be told
+        path = config_file(tmp_path, server.url)
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        arguments = ["-m", "satori_fast", "synthesize", str(path), "--output_dir", f"'{tmp_path}'"]
+        subprocess.run([sys.executable, "-m", *launcher, *arguments], cwd=ROOT, check=True)
+    assert len(server.completed) == len(asked)
+    name = "demonstrations.jsonl"
+    assert (tmp_path / "sums" / name).read_bytes() == (folder / name).read_bytes()
+
+
 # --- models of ours ------------------------------------------------------------------------------
 
 

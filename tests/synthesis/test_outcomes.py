@@ -46,10 +46,3 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
         OutcomeFile(path, PROBLEMS[1:])
     with pytest.raises(ValueError, match="resume with the same data"):
         OutcomeFile(path, [])
-
-
-def test_without_a_path_nothing_is_written(tmp_path: Path) -> None:
-    with closing(OutcomeFile(None, PROBLEMS)) as file:
-        file.append(OUTCOMES[0])
-        assert file.outcomes == OUTCOMES[:1]
-    assert list(tmp_path.iterdir()) == []
