@@ -15,10 +15,10 @@ RecipeName = Literal["grpo", "ppo", "rloo"]
 class AgentConfig(Section):
     """A language model in a role of synthesis, or the scripted agent of the built-in domain."""
 
-    kind: Literal["scripted", "endpoint", "embedded", "vllm"] = "scripted"
-    """scripted; an OpenAI-compatible server; or an engine of this process that loads a folder"""
+    kind: Literal["scripted", "endpoint", "embedded", "vllm", "scalar"] = "scripted"
+    """OpenAI-compatible server; engine of ours; scalar: a reward model with a score for a head"""
     model: str | None = None
-    """endpoint: the model's name there; embedded, vllm: its folder"""
+    """endpoint: the model's name there; else its folder"""
     url: str = "http://127.0.0.1:8000/v1"
     """endpoint: where it answers"""
     api_key_variable: str = "OPENAI_API_KEY"
@@ -44,9 +44,9 @@ class AgentConfig(Section):
     completion_price: float = Field(default=0.0, ge=0)
     """per million reply tokens"""
     max_seqlen: int = Field(default=8192, gt=1)
-    """embedded, vllm: context, prompt and reply, tokens"""
+    """embedded, vllm, scalar: context, prompt and reply, tokens"""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """embedded, vllm: type of the weights"""
+    """embedded, vllm, scalar: type of the weights"""
     gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
     """vllm: of a GPU, for its weights and cache"""
 

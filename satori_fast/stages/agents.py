@@ -10,14 +10,17 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import torch
 
 from satori_fast.backbone.architecture import load_hf_config
 from satori_fast.backbone.step import build_learner
 from satori_fast.config import AgentConfig, ConfigError
 from satori_fast.data.coat import TEMPLATES, PromptRenderer
+from satori_fast.data.packing import PackingSpec
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Engine
@@ -25,8 +28,15 @@ from satori_fast.rollout.server_process import is_loopback
 from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.engines import write_engine_folder
 from satori_fast.stages.run import Run
+from satori_fast.stages.scoring import score_trajectories
 from satori_fast.stages.setup import ARITHMETIC
-from satori_fast.synthesis.agents import CheckingCritic, RepetitionRewardModel, SlippingGenerator
+from satori_fast.synthesis.agents import (
+    CheckingCritic,
+    RepetitionRewardModel,
+    RewardModel,
+    SlippingGenerator,
+    Unusable,
+)
 from satori_fast.synthesis.chat import ChatModel, ChatSampling
 from satori_fast.synthesis.endpoint_chat import EndpointChat, EndpointSettings
 from satori_fast.synthesis.engine_chat import EngineChat
@@ -35,8 +45,10 @@ from satori_fast.synthesis.language_agents import (
     LanguageCritic,
     LanguageGenerator,
     LanguageRewardModel,
+    without_tokens,
 )
 from satori_fast.synthesis.pipeline import SynthesisAgents
+from satori_fast.types import Problem, Segment, SegmentKind, Trajectory
 
 
 def agent_configs(run: Run) -> dict[str, AgentConfig]:
@@ -60,18 +72,24 @@ class AgentRoom:
         self._run, self._journal = run, journal
         self._models: dict[object, ChatModel] = {}
         self._configs = agent_configs(run)
-        generator, critic, reward_model = (self._chat(role) for role in self._configs)
+        generator, critic = self._chat("generator"), self._chat("critic")
         skill = run.config.synthesize.generator_skill
         self.agents = SynthesisAgents(
             LanguageGenerator(generator) if generator else SlippingGenerator(skill),
             LanguageCritic(critic) if critic else CheckingCritic(),
-            LanguageRewardModel(reward_model) if reward_model else RepetitionRewardModel(),
+            self._reward_model(),
             run.grader.pool if generator else None,
         )
 
     async def close(self) -> None:
         for model in self._models.values():
             await model.close()
+
+    def _reward_model(self) -> RewardModel:
+        if self._configs["reward_model"].kind == "scalar":
+            return ScalarRewardModel(self._run, self._configs["reward_model"])
+        chat = self._chat("reward_model")
+        return LanguageRewardModel(chat) if chat else RepetitionRewardModel()
 
     def _chat(self, role: str) -> RecordedChat | None:
         agent = self._configs[role]
@@ -100,6 +118,49 @@ class AgentRoom:
         return self._models[place]
 
 
+class ScalarRewardModel:
+    """Implements `synthesis.agents.RewardModel` with a scalar model: its score of the last token of
+    a chat, the question and the response without meta-action tokens."""
+
+    def __init__(self, run: Run, agent: AgentConfig) -> None:
+        folder, hf_config = _model_of(agent, "reward_model")
+        self._tokenizer: Any = load_tokenizer(folder)
+        self._learner = build_learner(
+            hf_config, kind="scalar", weights=folder, dtype=getattr(torch, agent.dtype)
+        )
+        self._parallel, self._max_seqlen = run.parallel, agent.max_seqlen
+
+    async def score(self, problem: Problem, response: str) -> float:
+        asked = [{"role": "user", "content": problem.question}]
+        answered = {"role": "assistant", "content": without_tokens(response)}
+        prompt = self._ids(asked, add_generation_prompt=True)
+        whole = self._ids([*asked, answered], add_generation_prompt=False)
+        if len(whole) > self._max_seqlen:
+            raise Unusable("reward_model_refused", f"{len(whole)} tokens")
+        num_response = len(whole) - len(prompt)
+        trajectory = Trajectory(
+            problem=problem,
+            group_id=0,
+            tokens=np.asarray(whole, dtype=np.int32),
+            prompt_len=len(prompt),
+            logprobs=np.zeros(num_response, dtype=np.float32),
+            policy_version=-1,
+            finish="stop",
+            segments=(Segment(SegmentKind.WHOLE, 0, num_response, response),),
+        )
+        packing = PackingSpec(max_tokens_per_microbatch=self._max_seqlen, num_minibatches=1)
+        scores = score_trajectories(
+            self._learner, [trajectory], packing=packing, parallel=self._parallel
+        )
+        return float(scores[0])
+
+    def _ids(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> list[int]:
+        text = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+
 def check_agents(run: Run) -> None:
     """ConfigError for agents that cannot work on this data, or in this many processes."""
     source = run.config.data.source
@@ -113,6 +174,8 @@ def check_agents(run: Run) -> None:
                 )
         elif agent.model is None:
             raise ConfigError(f'synthesize.{role}.model is missing: kind = "{agent.kind}" needs it')
+        elif agent.kind == "scalar" and role != "reward_model":
+            raise ConfigError(f'synthesize.{role}.kind = "scalar" only rates: it cannot write')
         elif agent.kind != "endpoint" and run.parallel.world_size > 1:
             raise ConfigError(
                 f'synthesize.{role}.kind = "{agent.kind}" works in one process only: start without '
@@ -148,14 +211,7 @@ def endpoint_settings(
 
 def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
     """A model folder in an engine of this process."""
-    assert agent.model is not None
-    folder = Path(agent.model)
-    hf_config = load_hf_config(folder)
-    if agent.max_seqlen > hf_config.max_position_embeddings:
-        raise ConfigError(
-            f"synthesize.{role}.max_seqlen = {agent.max_seqlen} exceeds the "
-            f"{hf_config.max_position_embeddings} positions of {folder}"
-        )
+    folder, hf_config = _model_of(agent, role)
     policy = build_learner(hf_config, weights=folder, dtype=getattr(torch, agent.dtype))
     renderer = PromptRenderer(load_tokenizer(folder), TEMPLATES["plain"], agent.max_seqlen - 1)
     engine: Engine
@@ -180,7 +236,20 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
         )
         engine = VllmEngine(empty, settings, renderer=renderer)
         push_weights(policy.hf_weights(), engine, version=0)
-    return EngineChat(engine, name=agent.model, stop_ids=_stop_ids(folder))
+    return EngineChat(engine, name=str(folder), stop_ids=_stop_ids(folder))
+
+
+def _model_of(agent: AgentConfig, role: str) -> tuple[Path, Any]:
+    """Folder and Hugging Face config of an agent's own model."""
+    assert agent.model is not None
+    folder = Path(agent.model)
+    hf_config = load_hf_config(folder)
+    if agent.max_seqlen > hf_config.max_position_embeddings:
+        raise ConfigError(
+            f"synthesize.{role}.max_seqlen = {agent.max_seqlen} exceeds the "
+            f"{hf_config.max_position_embeddings} positions of {folder}"
+        )
+    return folder, hf_config
 
 
 def _stop_ids(folder: Path) -> list[int]:

@@ -79,7 +79,7 @@ async def _synthesize(run: Run) -> Metrics:
     prices = {
         role: (agent.prompt_price, agent.completion_price)
         for role, agent in agent_configs(run).items()
-        if agent.kind != "scripted"
+        if agent.kind not in ("scripted", "scalar")
     }
     with contextlib.ExitStack() as stack:
         if prices:

@@ -135,13 +135,25 @@ def number_steps(steps: Solution) -> str:
     return "\n".join(f"Step {number}: {step}" for number, step in enumerate(steps, start=1))
 
 
+def without_tokens(response: str) -> str:
+    """A response as a reader knows it who never saw a meta-action token: one action a line."""
+    actions = (_without_token(action) for action in split_actions(response))
+    return "\n".join(actions)
+
+
 def label_actions(transcript: str) -> str:
     """Actions as a language model reads them: "Step: ...", "Remark: ...", "Hint: ..."."""
     lines: list[str] = []
     for action in split_actions(transcript):
         token = next((token for token in _LABELS if action.startswith(token)), "")
-        lines.append(_LABELS[token or CONTINUE] + action.removeprefix(token).strip())
+        lines.append(_LABELS[token or CONTINUE] + _without_token(action))
     return "\n".join(lines)
+
+
+def _without_token(action: str) -> str:
+    for token in _LABELS:
+        action = action.removeprefix(token)
+    return action.strip()
 
 
 def lead_in(phrase: str, sentence: str) -> str:

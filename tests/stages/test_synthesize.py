@@ -26,7 +26,6 @@ from satori_fast.grading import grade
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.rollout.server_process import ServerCommand, ServerProcess
 from satori_fast.stages import run_stages
-from satori_fast.stages.agents import endpoint_settings
 from tests.synthesis.chat_server import ChatServer, role_of, sum_problems, sums_model
 from tests.synthesis.test_engine_chat import CHAT_TEMPLATE
 from tests.tiny_models import tiny_model
@@ -309,13 +308,7 @@ def test_a_language_model_needs_a_name(tmp_path: Path) -> None:
         run_stages(config_of(path))
 
 
-def test_keys_come_from_the_named_variable(tmp_path: Path) -> None:
-    agent = config_of(config_file(tmp_path, "http://127.0.0.1:9/v1")).synthesize.critic
-    assert endpoint_settings(agent, "critic", {}).api_key == "none"
-    assert endpoint_settings(agent, "critic", {"OPENAI_API_KEY": "k"}).api_key == "k"
-    other = agent.model_copy(update={"api_key_variable": "KEY", "url": "https://192.0.2.1/v1"})
-    assert endpoint_settings(other, "critic", {"KEY": "k"}).api_key == "k"
-    with pytest.raises(ConfigError, match=r"critic.api_key_variable: the environment has no KEY"):
-        endpoint_settings(other, "critic", {"OPENAI_API_KEY": "k"})
-    with pytest.raises(ConfigError, match=r"critic.url: 'nowhere' is not of the form"):
-        endpoint_settings(agent.model_copy(update={"url": "nowhere"}), "critic", {})
+def test_a_scalar_model_cannot_write(tmp_path: Path) -> None:
+    path = config_file(tmp_path, "http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigError, match=r'synthesize.critic.kind = "scalar" only rates'):
+        run_stages(config_of(path, "--synthesize.critic.kind", "scalar"))
