@@ -110,8 +110,8 @@ def gae(
 
 
 def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """See `reference.sample_tokens`, for float32; the bits of a row are its own. Probabilities below
-    e^-64 of the largest count as 0."""
+    """See `reference.sample_tokens`, for float32; the bits of a row are its own. Probabilities
+    below e^-64 of the largest count as 0."""
     logits, uniform = logits.contiguous(), uniform.contiguous()
     tokens = torch.empty(len(logits), dtype=torch.int64)
     logprobs = torch.empty(len(logits))

@@ -3,8 +3,8 @@
 names, compiled (csrc/).
 
 float32 and bfloat16 run as they are, with float32 sums and one rounding at the end. Not for other
-types, nor the gradients of norm and activation: `dispatch` sends those to the reference. The bits do not depend on the
-number of threads, nor those of a row on the other rows.
+types, nor the gradients of norm and activation: `dispatch` sends those to the reference. The bits
+do not depend on the number of threads, nor those of a row on the other rows.
 """
 
 import torch

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operations inside a transformer layer: public functions, and what torch knows of them.
 
-Not the mathematics (`reference_layers`, and the kernels of a device). Each operation exists twice over one
-implementation and one gradient. torch.compile sees a custom operator, a single node of its graph.
-Eager code runs an autograd node: a custom operator costs tens of microseconds of Python a call,
-which would show in a small model.
+Not the mathematics (`reference_layers`, and the kernels of a device). Each operation exists twice
+over one implementation and one gradient. torch.compile sees a custom operator, a single node of its
+graph. Eager code runs an autograd node: a custom operator costs tens of microseconds of Python a
+call, which would show in a small model. Only `decode_attention` has no gradient, and no node.
 """
 
 from collections.abc import Callable
@@ -252,9 +252,7 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op(
-    "satori_fast::decode_attention", mutates_args=("key_cache", "value_cache")
-)
+@torch.library.custom_op("satori_fast::decode_attention", mutates_args=("key_cache", "value_cache"))
 def _decode_attention(
     queries: Tensor,
     keys: Tensor,

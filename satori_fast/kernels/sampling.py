@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drawing tokens from logits: the public function, and what torch knows of it.
 
-Not filters such as top-k: whoever wants them sets logits to -inf. Not the mathematics (`reference`).
+Not filters such as top-k: whoever wants them sets logits to -inf. Not the mathematics
+(`reference`).
 """
 
 import math

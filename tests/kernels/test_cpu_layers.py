@@ -237,7 +237,13 @@ def test_rope(
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     packed = noise(9, 2, 5, 40).to(dtype)
     transposed = noise(9, 40, 3).to(dtype).transpose(1, 2)
-    inputs = (packed[:, 0, 0], packed[:, :, 0], packed[:, :, :3], packed[:, None, :, 1:], transposed)
+    inputs = (
+        packed[:, 0, 0],
+        packed[:, :, 0],
+        packed[:, :, :3],
+        packed[:, None, :, 1:],
+        transposed,
+    )
     for x in inputs:
         check_rows(cpu_layers.rope, reference_layers.rope, (x, cos, sin, inverse))
 
