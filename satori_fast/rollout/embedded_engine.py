@@ -270,7 +270,8 @@ class EmbeddedEngine(Engine):
         layers = slots.cache[..., : int(position.max()) + 1, :].unbind(0)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return decode_attention(q, k, v, *layers[layer], at, **angles, slots=index).flatten(1)
+            keys, values = layers[layer].unbind(0)
+            return decode_attention(q, k, v, keys, values, at, **angles, slots=index).flatten(1)
 
         slots.position[rows] += 1
         return self._logits(self._forward(tokens, attend))
