@@ -32,8 +32,9 @@ def shrunk(config: Config, output_dir: str) -> Config:
     embedded engine, scripted agents, and at most `NUM_STEPS` steps of reinforcement. Where no stage
     teaches the format (the run starts from a tuned checkpoint), those that do come first."""
     values = config.model_dump()
-    first = tuple(s for s in ("synthesize", "supervised") if s not in config.stages)
-    values["stages"] = (*first, *config.stages)
+    if config.stages != ("synthesize",):
+        first = ("synthesize", "supervised")
+        values["stages"] = (*first, *(stage for stage in config.stages if stage not in first))
     values |= {"output_dir": output_dir, "name": f"{config.name}-dry-run"}
     values["model"] |= {
         "path": None,

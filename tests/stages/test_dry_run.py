@@ -20,7 +20,7 @@ def test_every_config_shrinks_to_a_valid_one(path: Path, tmp_path: Path) -> None
     small = shrunk(config, str(tmp_path))
     names = [plan.name for plan in plan_stages(small)]
     assert [plan.name for plan in plan_stages(config)] == names[-len(plan_stages(config)) :]
-    assert names[:2] == ["synthesize", "supervised"]
+    assert names[:2] in (["synthesize", "supervised"], ["synthesize"])
     assert small.model.path is None and small.parallel.tensor == 1
     assert small.reinforce.recipe == config.reinforce.recipe
     assert small.reward == config.reward
