@@ -131,7 +131,8 @@ class EndpointChat:
         wait_s = min(self._first_wait_s * 2**num_retries, _LONGEST_WAIT_S)
         wait_s *= random.uniform(0.75, 1.0)  # so that many do not come back at once
         wait_s = max(wait_s, asked_wait_s or 0.0)
-        level = logging.WARNING if wait_s >= _LONGEST_WAIT_S / 2 else logging.INFO
+        # Short waits are many under a rate limit, and counted; a long one wants to be known.
+        level = logging.WARNING if wait_s >= _LONGEST_WAIT_S / 2 else logging.DEBUG
         logger.log(level, "%s: asked again in %.1f s: %s", self._setting, wait_s, reason)
         await asyncio.sleep(wait_s)
 
