@@ -60,12 +60,14 @@ class Problem:
     """A question with a verifiable answer, possibly starting in the middle (`prefix`).
 
     answer is None only for problems that are never graded (synthesis input).
+    level: how hard the data set says that it is, in its own words ("Level 5"); "" if it does not.
     """
 
     problem_id: str
     question: str
     answer: str | None
     prefix: Prefix | None = None
+    level: str = ""
 
 
 @dataclass(frozen=True, slots=True)

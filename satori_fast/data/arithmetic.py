@@ -200,7 +200,8 @@ class ArithmeticProblems(Sequence[Problem]):
                 )
             (choice,) = puzzle.solutions
             name = f"arithmetic-{level}/{split}/{i}"
-            self._problems.append(Problem(name, puzzle.question, name_answer(choice)))
+            answer = name_answer(choice)
+            self._problems.append(Problem(name, puzzle.question, answer, level=str(level)))
 
     def __len__(self) -> int:
         return len(self._problems)

@@ -20,6 +20,7 @@ class FieldMapping:
         after ``####`` (GSM8K); "choice", an index into the field `choices`.
     response:    a worked solution, for demonstrations.
     problem_id:  a field with an id, else rows are numbered from 1.
+    level:       a field that says how hard a problem is; rows may lack it.
     hub_id, hub_config: name on the Hugging Face hub.
     """
 
@@ -29,6 +30,7 @@ class FieldMapping:
     response: str | None = None
     choices: str | None = None
     problem_id: str | None = None
+    level: str | None = None
     hub_id: str | None = None
     hub_config: str | None = None
 
@@ -51,6 +53,7 @@ FIELD_MAPPINGS: Mapping[str, FieldMapping] = MappingProxyType(
             "solution",
             "boxed",
             response="solution",
+            level="level",
             hub_id="DigitalLearningGmbH/MATH-lighteval",
         ),
         "numina_math_cot": FieldMapping(
@@ -71,7 +74,9 @@ FIELD_MAPPINGS: Mapping[str, FieldMapping] = MappingProxyType(
             hub_id="simplescaling/s1K-1.1",
         ),
         # Benchmarks.
-        "math500": FieldMapping("problem", "answer", hub_id="HuggingFaceH4/MATH-500"),
+        "math500": FieldMapping(
+            "problem", "answer", level="level", hub_id="HuggingFaceH4/MATH-500"
+        ),
         "aime24": FieldMapping("problem", "answer", response="solution", problem_id="id"),
         "aime25": FieldMapping("problem", "answer"),
         "amc23": FieldMapping("problem", "answer", problem_id="id"),

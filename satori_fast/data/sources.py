@@ -317,7 +317,8 @@ def _problem(
             check_answer(answer)
         except ValueError as error:
             raise _BadRow("answer cannot be graded", str(error)) from None
-    return Problem(problem_id, question, answer)
+    level = row.get(fields.level) if fields.level else None
+    return Problem(problem_id, question, answer, level="" if level is None else _plain(level))
 
 
 def _answer(row: Mapping[str, Any], fields: FieldMapping) -> str:

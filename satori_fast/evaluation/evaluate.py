@@ -7,45 +7,55 @@ and does not sample by itself (`rollout.engine.collect`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from satori_fast.data.coat import REFLECT, count_reflections, full_response
+from satori_fast.evaluation.analysis import (
+    Attempt,
+    SelfCorrection,
+    VerdictQuality,
+    analyse,
+    self_correction,
+    verdict_quality,
+)
 from satori_fast.grading import Grader, extract_answer
 from satori_fast.rollout.engine import Engine, SamplingParams, collect
 from satori_fast.types import Problem, RewardBreakdown, RolloutResult, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class SelfCorrection:
-    """What reflections did to answers, counted over responses that gave an answer before one.
-
-    A response counts when it boxed an answer, reflected, and boxed a different one at the end.
-    wrong_to_right, right_to_wrong: of those, how many were mended and how many were spoilt.
-    wrong_to_wrong: changed without ever being right.
-    """
-
-    wrong_to_right: int
-    right_to_wrong: int
-    wrong_to_wrong: int
-
-
-@dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """accuracy in [0, 1]; standard_error of it; reflections and response tokens are means."""
+    """accuracy in [0, 1]; standard_error of it; reflections and response tokens are means.
+
+    correct, attempts: the verdict on each answer, and the answers that stood on the way to it.
+    """
 
     accuracy: float
     standard_error: float
     num_problems: int
-    self_correction: SelfCorrection
     reflections_per_answer: float
     mean_response_tokens: float
     truncated: float
     rollout: RolloutResult
     correct: tuple[bool, ...]
+    attempts: tuple[tuple[Attempt, ...], ...]
+
+    @property
+    def self_correction(self) -> SelfCorrection:
+        return self_correction(self.attempts)
+
+    @property
+    def verdict_quality(self) -> VerdictQuality:
+        return verdict_quality(self.attempts)
+
+    def analysis(self, earlier: Sequence[Mapping[str, bool]] = ()) -> dict[str, Any]:
+        """See `analysis.analyse`."""
+        return analyse(self.rollout.trajectories, self.attempts, self.correct, earlier=earlier)
 
     def samples(self, num_samples: int) -> list[Trajectory]:
         """The first answers with their verdict as rule reward, for samples.jsonl."""
@@ -66,9 +76,14 @@ class EvaluationResult:
         ]
 
     def metrics(self) -> dict[str, float]:
-        """Scalars under their metric names; self-correction as shares of all problems."""
-        changed = self.self_correction
-        return {
+        """Scalars under their metric names; self-correction as shares of all problems. Left out:
+        how reflections judged, where there was nothing to judge."""
+        changed, verdicts = self.self_correction, self.verdict_quality
+        judged = {
+            "eval/error_recall": verdicts.error_recall,
+            "eval/right_kept": verdicts.right_kept,
+        }
+        return {name: share for name, share in judged.items() if share is not None} | {
             "eval/accuracy": self.accuracy,
             "eval/wrong_to_right": changed.wrong_to_right / self.num_problems,
             "eval/right_to_wrong": changed.right_to_wrong / self.num_problems,
@@ -101,12 +116,12 @@ def evaluate(
         accuracy=accuracy,
         standard_error=float(np.sqrt(accuracy * (1 - accuracy) / len(problems))),
         num_problems=len(problems),
-        self_correction=self_correction(rollout.trajectories, correct, pool),
         reflections_per_answer=float(np.mean([count_reflections(t) for t in rollout.trajectories])),
         mean_response_tokens=rollout.num_generated_tokens / len(problems),
         truncated=float(np.mean([t.finish == "length" for t in rollout.trajectories])),
         rollout=rollout,
         correct=tuple(correct),
+        attempts=attempts_of(rollout.trajectories, correct, pool),
     )
 
 
@@ -116,34 +131,38 @@ def graded(trajectories: Sequence[Trajectory], pool: Grader) -> list[bool]:
     return [verdict.correct for verdict in pool.grade_many(pairs)]
 
 
-def self_correction(
+def attempts_of(
     trajectories: Sequence[Trajectory], correct: Sequence[bool], pool: Grader
-) -> SelfCorrection:
-    """Compare the answer before the first reflection that follows one with the final answer."""
-    first = [first_answered_part(full_response(t)) for t in trajectories]
-    reflected = [i for i, part in enumerate(first) if part is not None]
-    before = pool.grade_many([(str(first[i]), _gold(trajectories[i])) for i in reflected])
-    mended = spoilt = still_wrong = 0
-    for i, verdict in zip(reflected, before, strict=True):
-        final = extract_answer(full_response(trajectories[i]))
-        mended += correct[i] and not verdict.correct
-        spoilt += verdict.correct and not correct[i]
-        still_wrong += not verdict.correct and not correct[i] and final != verdict.extracted
-    return SelfCorrection(mended, spoilt, still_wrong)
+) -> tuple[tuple[Attempt, ...], ...]:
+    """The graded answers that stand in each response: before every reflection that follows an
+    answer, and at the end. Empty without any answer.
 
-
-def first_answered_part(response: str) -> str | None:
-    """The response up to the first reflection that comes after a boxed answer; None without one.
-
-    >>> first_answered_part(r"\\boxed{1}<|reflect|> no<|explore|> \\boxed{2}")
-    '\\\\boxed{1}'
+    correct: verdicts on the final answers.
     """
-    parts = response.split(REFLECT)
-    for end in range(1, len(parts)):
-        part = REFLECT.join(parts[:end])
-        if extract_answer(part) is not None:
-            return part
-    return None
+    parts = [answered_parts(full_response(t)) for t in trajectories]
+    pairs = [(part, _gold(t)) for t, own in zip(trajectories, parts, strict=True) for part in own]
+    before = iter(pool.grade_many(pairs))
+    attempts: list[tuple[Attempt, ...]] = []
+    for trajectory, own, is_right in zip(trajectories, parts, correct, strict=True):
+        verdicts = [next(before) for _ in own]
+        standing = [Attempt(v.extracted or "", v.correct) for v in verdicts]
+        final = extract_answer(full_response(trajectory))
+        # A last box that was not closed takes the answer back.
+        if standing or final is not None:
+            standing.append(Attempt(final or "", is_right))
+        attempts.append(tuple(standing))
+    return tuple(attempts)
+
+
+def answered_parts(response: str) -> list[str]:
+    """The response up to each reflection that comes after a boxed answer.
+
+    >>> answered_parts(r"\\boxed{1}<|reflect|> no<|explore|> \\boxed{2}<|reflect|> yes")
+    ['\\\\boxed{1}', '\\\\boxed{1}<|reflect|> no<|explore|> \\\\boxed{2}']
+    """
+    pieces = response.split(REFLECT)
+    parts = [REFLECT.join(pieces[:end]) for end in range(1, len(pieces))]
+    return [part for part in parts if extract_answer(part) is not None]
 
 
 def _gold(trajectory: Trajectory) -> str:

@@ -9,13 +9,9 @@ from satori_fast.profiling.metrics import (
     read_metrics,
     sample_record,
 )
-from satori_fast.profiling.report import (
-    build_summary,
-    print_summary_table,
-    write_report_html,
-    write_summary,
-)
+from satori_fast.profiling.report import write_report_html
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
+from satori_fast.profiling.summary import build_summary, print_summary_table, write_summary
 
 __all__ = [
     "MetricsWriter",

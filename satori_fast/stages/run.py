@@ -36,19 +36,21 @@ from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
 from satori_fast.grading import GradingPool
 from satori_fast.profiling.device import describe_device
 from satori_fast.profiling.metrics import MetricsWriter, sample_record
-from satori_fast.profiling.report import (
-    build_summary,
-    print_summary_table,
-    write_report_html,
-    write_summary,
-)
+from satori_fast.profiling.report import write_report_html
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
+from satori_fast.profiling.summary import build_summary, print_summary_table, write_summary
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages import setup
 from satori_fast.stages.engines import EngineRoom, check_engine
 from satori_fast.stages.iterate import StagePlan, plan_stages
-from satori_fast.stages.run_folder import open_folder, open_writer, read_progress, write_atomically
+from satori_fast.stages.run_folder import (
+    open_folder,
+    open_writer,
+    read_progress,
+    record_analysis,
+    write_atomically,
+)
 from satori_fast.stages.sharing import SharedGrader, collect_shared, generate_shared
 from satori_fast.types import Problem, RolloutResult, StepReport, Trajectory
 
@@ -275,6 +277,8 @@ class Run:
         self.models.update(outcome.models)
         self.finished.append(_stage_entry(self.stage, outcome, self.setup_times))
         if self.parallel.is_main:
+            if outcome.evaluation is not None:
+                record_analysis(self.folder, self.stage, outcome.evaluation)
             state = {
                 "finished": self.finished,
                 "models": {r: os.path.relpath(p, self.folder) for r, p in self.models.items()},
@@ -367,6 +371,8 @@ def _stage_entry(stage: str, outcome: StageOutcome, setup_times: StepTimes) -> d
         "wrong_to_right": changed.wrong_to_right / result.num_problems,
         "right_to_wrong": changed.right_to_wrong / result.num_problems,
         "wrong_to_wrong": changed.wrong_to_wrong / result.num_problems,
+        "error_recall": result.verdict_quality.error_recall,
+        "right_kept": result.verdict_quality.right_kept,
         "reflections_per_answer": result.reflections_per_answer,
         "mean_response_tokens": result.mean_response_tokens,
         "truncated": result.truncated,

@@ -2,7 +2,8 @@
 """The files of a run folder that say whose it is and where the run stands. Not metrics or models.
 
 `config.toml` is the resolved config that the folder belongs to; `progress.json` has the finished
-stages with their entries of the summary, the models by role, and the seconds so far.
+stages with their entries of the summary, the models by role, and the seconds so far;
+`analysis.json` has what the evaluation of each stage says beyond the scalars of its entry.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from satori_fast.backbone import checkpoint
 from satori_fast.config import Config, ConfigError, to_toml
+from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.profiling.metrics import MetricsWriter
 
 
@@ -67,6 +69,19 @@ def open_writer(
     latest = checkpoint.latest_checkpoint(folder / "checkpoints" / stage)
     step = -1 if latest is None else int(latest.name.removeprefix("step-")) - 1
     return MetricsWriter(folder, resume_from_step=step, stage=stage)
+
+
+def record_analysis(folder: Path, stage: str, result: EvaluationResult) -> None:
+    """Add a stage's entry to analysis.json: `evaluation.analysis.analyse` under the stage's name.
+
+    A stage that was killed before progress.json named it as finished replaces its own entry.
+    """
+    path = folder / "analysis.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.exists() else []
+    entries = [entry for entry in known if entry["stage"] != stage]
+    analysis = result.analysis(earlier=[entry["correct"] for entry in entries])
+    entries.append({"stage": stage, **analysis})
+    write_atomically(path, json.dumps({"stages": entries}) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

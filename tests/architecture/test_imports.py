@@ -69,7 +69,6 @@ ONLY_IN = {
     "pyarrow": "data",
     "tokenizers": "data",
     "openai": "synthesis",
-    "jinja2": "synthesis",
 }
 # Libraries that these rooms import inside functions only, so that importing the room stays cheap.
 LAZY_IN = {
@@ -77,6 +76,7 @@ LAZY_IN = {
     "grading": {"math_verify", "latex2sympy2_extended", "sympy"},
     "cli": {"torch", "rich"},
     "synthesis": {"openai", "jinja2"},
+    "profiling": {"jinja2", "plotly"},
 }
 # Rooms whose other libraries are listed in full.
 OUTSIDE = {

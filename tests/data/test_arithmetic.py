@@ -109,6 +109,7 @@ def test_levels_alternate_and_do_not_disturb_each_other() -> None:
     assert len(mixed) == 9
     levels = [p.problem_id.split("/")[0] for p in mixed]
     assert levels == ["arithmetic-1", "arithmetic-2", "arithmetic-1"] * 3
+    assert [p.level for p in mixed] == ["1", "2", "1"] * 3
     level_2 = [mixed[i].question for i in (1, 4, 7)]
     assert level_2 == [p.question for p in problems(3)]
     assert [p.question for p in mixed[:2]] == [mixed[0].question, mixed[1].question]

@@ -96,6 +96,17 @@ def test_explicit_fields_and_ids(tmp_path: Path) -> None:
     assert [p.problem_id for p in problems] == ["m/k", "m/k#2"]
 
 
+def test_levels_are_in_the_words_of_the_data_set_or_absent(tmp_path: Path) -> None:
+    rows = [
+        {"problem": "a", "answer": "1", "level": 5},
+        {"problem": "b", "answer": "2", "level": "Level 3"},
+        {"problem": "c", "answer": "3", "level": None},
+        {"problem": "d", "answer": "4"},
+    ]
+    problems, _ = load_problems(write_jsonl(tmp_path / "math500.jsonl", rows))
+    assert [p.level for p in problems] == ["5", "Level 3", "", ""]
+
+
 def test_json_and_parquet_equal_jsonl(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

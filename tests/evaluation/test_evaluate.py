@@ -10,13 +10,13 @@ import pytest
 from satori_fast.data.arithmetic import domain_words
 from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
+from satori_fast.evaluation.analysis import Attempt, SelfCorrection, self_correction
 from satori_fast.evaluation.evaluate import (
     EvaluationResult,
-    SelfCorrection,
+    answered_parts,
+    attempts_of,
     evaluate,
-    first_answered_part,
     graded,
-    self_correction,
 )
 from satori_fast.grading import GradingPool
 from satori_fast.rollout.engine import SamplingParams, collect
@@ -51,8 +51,9 @@ RESPONSES = {
     "first answer after a reflection, then mended": f"p {THEN} {box(5)} {THEN} {box(4)}",
     "two boxes before the reflection": f"{box(4)} {box(5)} {THEN} {box(4)}",
 }
-NONE, MENDED = SelfCorrection(0, 0, 0), SelfCorrection(1, 0, 0)
-SPOILT, STILL_WRONG = SelfCorrection(0, 1, 0), SelfCorrection(0, 0, 1)
+NONE, MENDED = SelfCorrection(0, 0, 0, 0, 0), SelfCorrection(1, 0, 0, 0, 0)
+SPOILT, STILL_WRONG = SelfCorrection(0, 1, 0, 0, 0), SelfCorrection(0, 0, 1, 0, 0)
+RIGHT_KEPT, WRONG_KEPT = SelfCorrection(0, 0, 0, 1, 0), SelfCorrection(0, 0, 0, 0, 1)
 TABLE = {
     "wrong to right": MENDED,
     "wrong to wrong to right": MENDED,
@@ -60,6 +61,12 @@ TABLE = {
     "wrong to wrong": STILL_WRONG,
     "first answer after a reflection, then mended": MENDED,
     "two boxes before the reflection": MENDED,
+    "wrong, unchanged": WRONG_KEPT,
+    "wrong, there and back": WRONG_KEPT,
+    "wrong, confirmed": WRONG_KEPT,
+    "right, unchanged": RIGHT_KEPT,
+    "right, left and found again": RIGHT_KEPT,
+    "right, confirmed": RIGHT_KEPT,
 }
 RIGHT = {
     "no reflection, right",
@@ -103,7 +110,12 @@ def test_all_together(pool: GradingPool) -> None:
     assert result.correct == tuple(name in RIGHT for name in RESPONSES)
     assert result.accuracy == pytest.approx(len(RIGHT) / 17)
     assert result.standard_error == pytest.approx((9 / 17 * 8 / 17 / 17) ** 0.5)
-    assert result.self_correction == SelfCorrection(4, 1, 1)
+    assert result.self_correction == SelfCorrection(4, 1, 1, 3, 3)
+    # 11 reflections on wrong answers, where "unchanged" and "confirmed" left one alone; 4 on right
+    # ones, of which two changed it.
+    quality = result.verdict_quality
+    assert (quality.num_changed, quality.num_on_wrong) == (9, 11)
+    assert (quality.num_kept, quality.num_on_right) == (2, 4)
     num_reflections = sum(text.count("<|reflect|>") for text in RESPONSES.values())
     assert result.reflections_per_answer == pytest.approx(num_reflections / 17)
     assert result.truncated == 0
@@ -116,7 +128,33 @@ def test_metrics_are_shares_of_all_problems(pool: GradingPool) -> None:
     assert metrics["eval/wrong_to_right"] == pytest.approx(4 / 17)
     assert metrics["eval/right_to_wrong"] == pytest.approx(1 / 17)
     assert metrics["eval/wrong_to_wrong"] == pytest.approx(1 / 17)
+    assert metrics["eval/error_recall"] == pytest.approx(9 / 11)
+    assert metrics["eval/right_kept"] == pytest.approx(2 / 4)
     assert all(isinstance(value, float) for value in metrics.values())
+    assert "eval/right_kept" not in evaluated({"wrong": box(5)}, pool).metrics()
+
+
+def test_the_analysis_is_of_the_same_answers(pool: GradingPool) -> None:
+    analysis = evaluated(RESPONSES, pool).analysis(earlier=[{"no answer": False}])
+    assert analysis["changes"]["num_reflected"] == 12
+    assert sum(group["count"] for group in analysis["by_length"]) == 17
+    assert [(g["label"], g["count"]) for g in analysis["by_earlier"]] == [("none", 1)]
+    assert analysis["correct"] == {name: name in RIGHT for name in RESPONSES}
+
+
+def test_attempts_are_the_answers_that_stood_before_reflections_and_at_the_end(
+    pool: GradingPool,
+) -> None:
+    attempts = dict(zip(RESPONSES, evaluated(RESPONSES, pool).attempts, strict=True))
+    assert attempts["no answer"] == ()
+    assert attempts["no reflection, wrong"] == (Attempt("5", False),)
+    assert attempts["wrong to wrong to right"] == (
+        Attempt("5", False),
+        Attempt("6", False),
+        Attempt("4", True),
+    )
+    assert attempts["no answer before the reflection, right"] == (Attempt("4", True),)
+    assert attempts["wrong, confirmed"] == (Attempt("5", False), Attempt("5", False))
 
 
 def test_lengths_and_truncation(pool: GradingPool) -> None:
@@ -145,26 +183,29 @@ def test_a_restart_is_judged_with_its_prefix(pool: GradingPool) -> None:
     rollout = collect(ScriptedEngine(RENDERER, script), [problem], SamplingParams())
     correct = graded(rollout.trajectories, pool)
     assert correct == [True]
-    assert self_correction(rollout.trajectories, correct, pool) == MENDED
+    assert self_correction(attempts_of(rollout.trajectories, correct, pool)) == MENDED
 
 
 @pytest.mark.parametrize(
-    ("response", "part"),
+    ("response", "parts"),
     [
-        ("", None),
-        ("p q", None),
-        (box(4), None),
-        ("p<|reflect|> q", None),
-        (f"p<|reflect|> {box(4)}", None),
-        (f"{box(4)}<|reflect|>", box(4)),
-        (f"{box(4)}<|reflect|> no<|explore|> {box(5)}<|reflect|> no", box(4)),
-        (f"p<|reflect|> q {box(4)}<|reflect|> no", f"p<|reflect|> q {box(4)}"),
-        (f"{box(4)}<|explore|> {box(5)}<|reflect|> no", f"{box(4)}<|explore|> {box(5)}"),
-        ("\\boxed{ 4<|reflect|> }", None),
+        ("", []),
+        ("p q", []),
+        (box(4), []),
+        ("p<|reflect|> q", []),
+        (f"p<|reflect|> {box(4)}", []),
+        (f"{box(4)}<|reflect|>", [box(4)]),
+        (
+            f"{box(4)}<|reflect|> no<|explore|> {box(5)}<|reflect|> no",
+            [box(4), f"{box(4)}<|reflect|> no<|explore|> {box(5)}"],
+        ),
+        (f"p<|reflect|> q {box(4)}<|reflect|> no", [f"p<|reflect|> q {box(4)}"]),
+        (f"{box(4)}<|explore|> {box(5)}<|reflect|> no", [f"{box(4)}<|explore|> {box(5)}"]),
+        ("\\boxed{ 4<|reflect|> }", []),
     ],
 )
-def test_first_answered_part(response: str, part: str | None) -> None:
-    assert first_answered_part(response) == part
+def test_answered_parts(response: str, parts: list[str]) -> None:
+    assert answered_parts(response) == parts
 
 
 def test_nothing_to_evaluate(pool: GradingPool) -> None:

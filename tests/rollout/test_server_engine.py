@@ -21,13 +21,15 @@ from torch import Tensor
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.config import RolloutConfig
-from satori_fast.rollout.engine import Completion, EngineDied, Request, SamplingParams
+from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, SamplingParams
+from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.rollout.server_client import ServerClient
 from satori_fast.rollout.server_engine import IdleEngine, ServerEngine, ServerSettings
 from satori_fast.rollout.server_process import ServerCommand, ServerProcess
 from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, Route
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord, push_weights
 from satori_fast.stages.engines import server_flags, write_engine_folder
+from satori_fast.types import Problem
 from tests.rollout.test_embedded_engine import engine_of, random_requests, renderer
 from tests.tiny_models import tiny_model
 
@@ -97,6 +99,11 @@ def sample(engine: Any, sampling: SamplingParams = GREEDY) -> list[Completion]:
 
 def tokens(completions: Sequence[Completion]) -> list[list[int]]:
     return [completion.tokens.tolist() for completion in completions]
+
+
+def generate(engine: Engine, asked: Sequence[Request], sampling: Any) -> list[Completion]:
+    done = dict(engine.generate(asked, sampling))
+    return [done[i] for i in range(len(asked))]
 
 
 class Tampering:
@@ -224,6 +231,26 @@ class TestServer:
             monkeypatch.undo()
             push_weights(policy.hf_weights(), engine, version=2)
             assert tokens(sample(engine)) == tokens(sample(engine_of(policy)))
+
+    def test_a_partial_rollout_goes_on_over_syncs(self, served: tuple[ServerProcess, bool]) -> None:
+        process, tied = served
+        problems = [Problem("a", "w3 w9 w4", "1"), Problem("b", "w5 w2 w7 w7 w1", "2")]
+        sampling = SamplingParams(temperature=0, max_new_tokens=15)
+        remote, local = PartialRollouts(6), PartialRollouts(6)
+        with connected(process) as engine:
+            for version, seed in enumerate((0, 1, 2)):
+                policy = policy_of(tied=tied, seed=seed)
+                push_weights(policy.hf_weights(), engine, version=version)
+                own = engine_of(policy)
+                own.policy_version = version
+                new = [] if version else problems
+                got = remote.collect(engine, new, sampling, generate=generate)
+                want = local.collect(own, new, sampling, generate=generate)
+                assert len(got.trajectories) == (0 if version < 2 else 2)
+        for a, b in zip(got.trajectories, want.trajectories, strict=True):
+            assert a.tokens.tolist() == b.tokens.tolist()
+            assert a.versions is not None and a.versions.tolist() == [0] * 6 + [1] * 6 + [2] * 3
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
 
     def test_another_trainer_on_the_same_server_is_found_out(
         self, served: tuple[ServerProcess, bool]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +106,10 @@ def test_a_run_leaves_its_folder(finished: Path) -> None:
     trained = summary["stages"][1:]
     assert all(0 <= s["accuracy"] <= 1 and s["num_problems"] == 20 for s in trained)
     assert {"rollout", "logprob", "update", "step"} <= set(trained[1]["tokens_per_s"])
+    analyses = json.loads((finished / "analysis.json").read_text())["stages"]
+    assert [a["stage"] for a in analyses] == ["supervised", "reinforce"]
+    for analysis, stage in zip(analyses, trained, strict=True):
+        assert np.mean(list(analysis["correct"].values())) == stage["accuracy"]
     steps = [line["step"] for line in read_metrics(finished / "metrics.jsonl")]
     assert steps == [0, *range(steps[-5] + 1), 0, 1, 2, 3]
 
@@ -160,7 +165,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path) -
         weights = Path("models") / stage / "model.safetensors"
         assert (tmp_path / "tiny" / weights).read_bytes() == (finished / weights).read_bytes()
     assert timeless(metrics) == timeless(finished / "metrics.jsonl")
-    for name in ("samples.jsonl", RESTARTS, SOLUTIONS, "demonstrations.jsonl"):
+    for name in ("samples.jsonl", RESTARTS, SOLUTIONS, "demonstrations.jsonl", "analysis.json"):
         assert (tmp_path / "tiny" / name).read_bytes() == (finished / name).read_bytes()
 
 

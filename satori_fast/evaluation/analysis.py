@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation says beyond its accuracy: what reflections did to answers, and accuracy by
+length, by number of reflections and by difficulty.
+
+Pure functions over graded answers. Not for sampling or grading (`evaluate`) nor for plots
+(`profiling.report_plots`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from satori_fast.data.coat import count_reflections
+from satori_fast.types import Trajectory
+
+NUM_LENGTH_BINS = 8
+# Answers with more reflections than this share a bin.
+MAX_REFLECTIONS = 3
+# Which of the earlier evaluations solved a problem, hardest first.
+PASS_RATES = NONE, SOME, ALL = "none", "some", "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The answer that stands at some point of a response. correct: does it match the gold one?"""
+
+    answer: str
+    correct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCorrection:
+    """What reflections did to answers, counted over responses that gave an answer before one.
+
+    The answer before the first such reflection is compared with the final one.
+
+    wrong_to_right, right_to_wrong: mended and spoilt. wrong_to_wrong: from one wrong answer to
+    another. right_unchanged, wrong_unchanged: the final answer is the first one.
+    """
+
+    wrong_to_right: int
+    right_to_wrong: int
+    wrong_to_wrong: int
+    right_unchanged: int
+    wrong_unchanged: int
+
+    @property
+    def num_reflected(self) -> int:
+        """Responses that reflected on an answer."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictQuality:
+    """How well a reflection judges the answer that it follows, told by what came of the answer.
+
+    num_on_wrong: reflections on a wrong answer; num_changed of them were followed by another one.
+    num_on_right: reflections on a right answer; num_kept of them were followed by the same one.
+    """
+
+    num_on_wrong: int
+    num_changed: int
+    num_on_right: int
+    num_kept: int
+
+    @property
+    def error_recall(self) -> float | None:
+        """Share of wrong answers that were changed, None without one."""
+        return self.num_changed / self.num_on_wrong if self.num_on_wrong else None
+
+    @property
+    def right_kept(self) -> float | None:
+        """Share of right answers that were left alone, None without one."""
+        return self.num_kept / self.num_on_right if self.num_on_right else None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Accuracy of the answers that have something in common.
+
+    mean: of the quantity that they were grouped by, None where it is a name.
+    standard_error: of the share, sqrt(p (1 - p) / n).
+    """
+
+    label: str
+    count: int
+    accuracy: float
+    standard_error: float
+    mean: float | None = None
+
+
+def self_correction(attempts: Iterable[Sequence[Attempt]]) -> SelfCorrection:
+    """Compare the first attempt of each response with the last; see `SelfCorrection`.
+
+    attempts: of each response, as `evaluate.attempts_of` gives them; fewer than two say that it
+    reflected on no answer.
+    """
+    ends = [(a[0], a[-1]) for a in attempts if len(a) > 1]
+    return SelfCorrection(
+        wrong_to_right=sum(not a.correct and b.correct for a, b in ends),
+        right_to_wrong=sum(a.correct and not b.correct for a, b in ends),
+        wrong_to_wrong=sum(
+            not a.correct and not b.correct and a.answer != b.answer for a, b in ends
+        ),
+        right_unchanged=sum(a.correct and b.correct for a, b in ends),
+        wrong_unchanged=sum(
+            not a.correct and not b.correct and a.answer == b.answer for a, b in ends
+        ),
+    )
+
+
+def verdict_quality(attempts: Iterable[Sequence[Attempt]]) -> VerdictQuality:
+    """Compare each attempt with the next: one reflection lies between them.
+
+    A right answer in other words is still kept: what counts is whether it is right.
+    """
+    turns = [turn for answers in attempts for turn in pairwise(answers)]
+    on_wrong = [(a, b) for a, b in turns if not a.correct]
+    on_right = [(a, b) for a, b in turns if a.correct]
+    return VerdictQuality(
+        num_on_wrong=len(on_wrong),
+        num_changed=sum(b.correct or a.answer != b.answer for a, b in on_wrong),
+        num_on_right=len(on_right),
+        num_kept=sum(b.correct for _, b in on_right),
+    )
+
+
+def accuracy_by_length(
+    lengths: Sequence[int], correct: Sequence[bool], *, num_bins: int = NUM_LENGTH_BINS
+) -> list[Group]:
+    """Accuracy of answers of like length, shortest first, in `num_bins` bins of about equal counts.
+
+    lengths: response tokens. Equal lengths share a bin, so that there may be fewer bins.
+
+    >>> [(g.label, g.accuracy) for g in accuracy_by_length([9, 5, 5, 7], [0, 1, 1, 1], num_bins=2)]
+    [('5', 1.0), ('7-9', 0.5)]
+    """
+    if not lengths:
+        return []
+    tokens, right = np.asarray(lengths), np.asarray(correct, dtype=bool)
+    edges = np.unique(np.quantile(tokens, np.linspace(0, 1, num_bins + 1), method="higher"))
+    # A bin begins at its edge. The last edge is the longest response, with a bin of its own where
+    # that is many responses: those that were cut.
+    is_common = num_bins * np.count_nonzero(tokens == edges[-1]) >= len(tokens)
+    last = max(0, len(edges) - (1 if is_common else 2))
+    place = np.minimum(np.searchsorted(edges, tokens, side="right") - 1, last)
+    groups: list[Group] = []
+    for number in np.unique(place):
+        own = tokens[place == number]
+        low, high = int(own.min()), int(own.max())
+        label = str(low) if low == high else f"{low}-{high}"
+        groups.append(_group(label, right[place == number], mean=float(own.mean())))
+    return groups
+
+
+def accuracy_by(
+    labels: Sequence[str], correct: Sequence[bool], *, order: Sequence[str] | None = None
+) -> list[Group]:
+    """Accuracy of the answers of each label; "" is no label.
+
+    order: of the labels; by name without it, "Level 2" before "Level 10".
+    """
+    own, right = np.asarray(labels), np.asarray(correct, dtype=bool)
+    names = sorted({*labels} - {""}, key=_natural_key if order is None else order.index)
+    return [_group(name, right[own == name]) for name in names]
+
+
+def earlier_pass_rates(
+    problem_ids: Sequence[str], earlier: Sequence[Mapping[str, bool]]
+) -> list[str]:
+    """Which of the earlier evaluations solved each problem, one of `PASS_RATES`; "" where none had
+    it. A difficulty for problems that come without one.
+
+    earlier: problem id to verdict, one mapping for each evaluation.
+    """
+    names: list[str] = []
+    for problem_id in problem_ids:
+        verdicts = [known[problem_id] for known in earlier if problem_id in known]
+        solved = ALL if all(verdicts) else SOME if any(verdicts) else NONE
+        names.append(solved if verdicts else "")
+    return names
+
+
+def analyse(
+    trajectories: Sequence[Trajectory],
+    attempts: Sequence[Sequence[Attempt]],
+    correct: Sequence[bool],
+    *,
+    earlier: Sequence[Mapping[str, bool]] = (),
+) -> dict[str, Any]:
+    """Everything above for one evaluation, fit for JSON.
+
+    The arguments go together, one entry for each answer. earlier: the key "correct" of what this
+    function returned for earlier evaluations on the same problems.
+    """
+    ids = [t.problem.problem_id for t in trajectories]
+    reflections = [min(count_reflections(t), MAX_REFLECTIONS) for t in trajectories]
+    numbers = [f"{n}+" if n == MAX_REFLECTIONS else str(n) for n in reflections]
+    lengths = [t.num_response_tokens for t in trajectories]
+    solved = earlier_pass_rates(ids, earlier)
+    changes, verdicts = self_correction(attempts), verdict_quality(attempts)
+    return {
+        "changes": asdict(changes) | {"num_reflected": changes.num_reflected},
+        "verdicts": asdict(verdicts)
+        | {"error_recall": verdicts.error_recall, "right_kept": verdicts.right_kept},
+        "by_length": _rows(accuracy_by_length(lengths, correct)),
+        "by_reflections": _rows(accuracy_by(numbers, correct)),
+        "by_level": _rows(accuracy_by([t.problem.level for t in trajectories], correct)),
+        "by_earlier": _rows(accuracy_by(solved, correct, order=PASS_RATES)),
+        "correct": {name: bool(c) for name, c in zip(ids, correct, strict=True)},
+    }
+
+
+def _natural_key(label: str) -> list[tuple[int, str]]:
+    """Runs of digits compare as numbers."""
+    pieces = re.findall(r"\d+|\D+", label)
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
+
+
+def _group(label: str, correct: np.ndarray, *, mean: float | None = None) -> Group:
+    share, count = float(correct.mean()), len(correct)
+    return Group(label, count, share, float(np.sqrt(share * (1 - share) / count)), mean)
+
+
+def _rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
+    return [asdict(group) for group in groups]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run came to: summary.json and the final table in the terminal.
+
+Not for: measuring (`spans`, `device`), the files that grow during a run (`metrics`) or the page
+(`report`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_STAGE_FIELDS = (
+    "accuracy",
+    "num_problems",
+    "wrong_to_right",
+    "right_to_wrong",
+    "reflections_per_answer",
+    "mean_response_tokens",
+    "wall_s",
+)
+_SHARES = ("accuracy", "wrong_to_right", "right_to_wrong")
+# Of the final table, and of the report's.
+COLUMNS = (
+    "stage",
+    "accuracy",
+    "wrong->right",
+    "right->wrong",
+    "reflections",
+    "tokens",
+    "seconds",
+    "tokens/s",
+)
+
+
+def build_summary(
+    name: str,
+    version: str,
+    *,
+    device: Mapping[str, Any],
+    wall_s: float,
+    stages: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The content of summary.json; `stages` in the order they ran.
+
+    A stage entry: stage (label); accuracy, greedy on held-out problems, wrong_to_right and
+    right_to_wrong (shares of all answers, 0 to 1); num_problems; reflections_per_answer;
+    mean_response_tokens; wall_s; tokens_per_s (span -> rate, see `spans.token_rates`). What a stage
+    does not have is null; extra keys are kept. NaN becomes null. Raises ValueError for an entry
+    without label and for a share outside [0, 1].
+    """
+    entries = []
+    for index, stage in enumerate(stages):
+        if not stage.get("stage"):
+            raise ValueError(f"stages[{index}] has no 'stage': give the stage its label")
+        entry: dict[str, Any] = {"stage": stage["stage"], **dict.fromkeys(_STAGE_FIELDS)}
+        entry |= {"tokens_per_s": {}, **_plain(stage)}
+        for field in _SHARES:
+            if entry[field] is not None and not 0 <= entry[field] <= 1:
+                raise ValueError(
+                    f"stages[{index}].{field} is {entry[field]}: give a share between 0 and 1"
+                )
+        entries.append(entry)
+    summary = {"name": name, "version": version, "device": _plain(device), "wall_s": wall_s}
+    return summary | {"stages": entries}
+
+
+def write_summary(summary: Mapping[str, Any], path: str | Path) -> None:
+    """Write summary.json."""
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def print_summary_table(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a row per stage; a dash where a stage has no such number."""
+    device = summary["device"].get("name", "")
+    title = f"{summary['name']}: {number(summary['wall_s'], 0)} s on {device}"
+    results = _terminal_table(title, COLUMNS[:-1], (stage_cells(s)[:-1] for s in summary["stages"]))
+    spans = list(dict.fromkeys(span for s in summary["stages"] for span in s["tokens_per_s"]))
+    spans.sort(key=lambda span: span == "step")  # the total last
+    rates = (
+        [str(s["stage"]), *(number(s["tokens_per_s"].get(span), 0) for span in spans)]
+        for s in summary["stages"]
+    )
+    console = Console() if console is None else console
+    console.print(results)
+    if spans:
+        console.print(_terminal_table("tokens per second", ["stage", *spans], rates))
+
+
+def stage_cells(stage: Mapping[str, Any]) -> list[str]:
+    """Cells of one stage, in the order of `COLUMNS`."""
+    accuracy = percent(stage["accuracy"])
+    if stage["accuracy"] is not None and stage["num_problems"] is not None:
+        accuracy += f" (n={stage['num_problems']})"
+    return [
+        str(stage["stage"]),
+        accuracy,
+        percent(stage["wrong_to_right"]),
+        percent(stage["right_to_wrong"]),
+        number(stage["reflections_per_answer"], 2),
+        number(stage["mean_response_tokens"], 1),
+        number(stage["wall_s"], 1),
+        "\n".join(f"{k} {number(v, 0)}" for k, v in stage["tokens_per_s"].items()) or "-",
+    ]
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _terminal_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    # A header breaks at its arrow, so that the table fits into 80 columns.
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        justify = "left" if column == "stage" else "right"
+        table.add_column(Text(column.replace("->", "\n-> ")), justify=justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy fit for JSON: NaN and infinities are None, at any depth of mappings."""
+    plain: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            plain[key] = _plain(value)
+        else:
+            bad = isinstance(value, float) and not math.isfinite(value)
+            plain[key] = None if bad else value
+    return plain
