@@ -60,6 +60,12 @@ class ServerClient:
         """False while requests run: the server then keeps its cache."""
         return self._post("/reset_prefix_cache", None)["success"]
 
+    def drain(self) -> None:
+        """Abort what still runs, and wait until nothing does: a request that was taken back may run
+        for a moment longer, and one that meets half-loaded weights kills the engine."""
+        self._post("/pause?mode=abort&clear_cache=false", None)
+        self._post("/resume", None)
+
     def _post(self, path: str, body: Any) -> Any:
         try:
             response = self._http.post(path, json=body)

@@ -170,6 +170,8 @@ class ServerEngine(Engine):
         self._failure = None
 
         def act() -> None:
+            for client in self._clients:
+                client.drain()
             self._open_route().open(self._clients)
             self._tell_all("begin")
 

@@ -227,7 +227,7 @@ def test_a_server_killed_in_a_rollout_changes_nothing_but_the_count(
     disturbed = run_of(tmp_path / "disturbed")
     assert killed
 
-    for name in ("samples.jsonl", "restarts.jsonl"):
+    for name in ("samples.jsonl", "restarts/reinforce-0.jsonl"):
         assert (disturbed / name).read_text() == (quiet / name).read_text()
     restarts = [
         line.pop("rollout/engine_restarts") for line in timeless(disturbed / "metrics.jsonl")
