@@ -218,14 +218,14 @@ class TestServer:
     ) -> None:
         process, tied = served
         policy = policy_of(tied=tied)
-        with connected(process, route="broadcast", timeout_s=3.0) as engine:
+        with connected(process, route="broadcast", timeout_s=8.0) as engine:
             push_weights(policy.hf_weights(), engine, version=0)
             route = engine._route
             assert isinstance(route, BroadcastRoute)
             group = route._groups[0][1]
             send = group.broadcast
-            monkeypatch.setattr(group, "broadcast", lambda *a, **k: (time.sleep(5), send(*a, **k)))
-            match = r"rank 1 could not receive tensor 'model\.embed.*sync_timeout_s = 3.*rank 0 of"
+            monkeypatch.setattr(group, "broadcast", lambda *a, **k: (time.sleep(10), send(*a, **k)))
+            match = r"rank 1 could not receive tensor 'model\.embed.*sync_timeout_s = 8.*rank 0 of"
             with pytest.raises(SyncError, match=match):
                 push_weights(policy.hf_weights(), engine, version=1)
             monkeypatch.undo()
