@@ -151,8 +151,8 @@ class RolloutConfig(Section):
     """server: CUDA_VISIBLE_DEVICES of a server that the run starts; None: the trainer's"""
     server_start_timeout_s: float = Field(default=600.0, gt=0)
     """server: longest start of an own server, and longest wait for one that is away"""
-    sync_route: Literal["auto", "file", "broadcast"] = "auto"
-    """server: weights by broadcast or as files; auto: files on one machine without a GPU"""
+    sync_route: Literal["auto", "memory", "file", "broadcast"] = "auto"
+    """server: way of the weights; auto: shared memory (CUDA IPC) on one machine, else broadcast"""
     sync_folder: str | None = None
     """server: folder of the file route, the same path for trainer and servers; None: in memory"""
     max_engine_restarts: int = Field(default=3, ge=0)

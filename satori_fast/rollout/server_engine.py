@@ -26,13 +26,19 @@ from satori_fast.data.coat import PromptRenderer
 from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, SamplingParams
 from satori_fast.rollout.server_client import Flight, ServerClient
 from satori_fast.rollout.server_process import ServerProcess, is_healthy, is_loopback
-from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, Route, rows_of
+from satori_fast.rollout.server_routes import (
+    BroadcastRoute,
+    FileRoute,
+    MemoryRoute,
+    Route,
+)
 from satori_fast.rollout.vllm_engine import check_filters
 from satori_fast.rollout.weight_sync import (
     DEFAULT_BUCKET_BYTES,
     DEFAULT_TIMEOUT_S,
     SyncError,
     TensorRecord,
+    rows_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -42,7 +48,7 @@ _CACHE_RESET_PATIENCE_S = 30.0
 # A message may take as long as a sync; the workers' own time-outs should speak first.
 _MESSAGE_SLACK_S = 30.0
 
-RouteName = Literal["auto", "file", "broadcast"]
+RouteName = Literal["auto", "memory", "file", "broadcast"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,7 @@ class ServerSettings:
 
     max_slots:     requests in flight at each server.
     request_seeds: every request has a stream of its own; the server must not cut prompts then.
-    route:         way of the weights; auto: "file" when everything is on this machine and without a
-                   GPU, else "broadcast".
+    route:         way of the weights; auto: "memory" on this machine, else "broadcast".
     sync_folder:   of the file route, seen by all; None: the memory of this machine.
     device:        where the trainer's weights are.
     has_peers:     the trainer has other processes, and making the weights is collective: an error
@@ -233,7 +238,14 @@ class ServerEngine(Engine):
         is_here = all(is_loopback(client.host) for client in self._clients)
         name = settings.route
         if name == "auto":
-            name = "file" if is_here and settings.device.type == "cpu" else "broadcast"
+            name = "memory" if is_here else "broadcast"
+        if name == "memory":
+            if not is_here:
+                raise ValueError(
+                    'rollout.sync_route = "memory" reaches servers of this machine only: set '
+                    '"broadcast", or "file" with rollout.sync_folder'
+                )
+            return MemoryRoute(settings.device)
         if name == "broadcast":
             return BroadcastRoute(settings.device, settings.timeout_s)
         if not is_here and settings.sync_folder is None:

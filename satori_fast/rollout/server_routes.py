@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways of a bucket of weights from the trainer to the workers of servers.
 
-Files in a folder that both sides see (in memory, when they share a machine), or a broadcast into
-the workers' memory. Checks and versions are not here: both ways carry the same records.
+A block of memory that both sides map (CUDA IPC between processes on GPUs of one machine), files in
+a folder that both see, or a broadcast into the workers' memory. Checks and versions are not here:
+all ways carry the same records.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from torch import Tensor
 
 from satori_fast.rollout.engine import EngineDied
 from satori_fast.rollout.server_client import ServerClient
+from satori_fast.rollout.shared_memory import SharedBlock, memory_folder, num_bytes_of
 from satori_fast.rollout.weight_group import GroupSeat, WeightGroup, address_towards, open_store
-from satori_fast.rollout.weight_sync import SyncError, TensorRecord
-
-_MEMORY = Path("/dev/shm")
+from satori_fast.rollout.weight_sync import SyncError, TensorRecord, rows_of
 
 
 class Route(Protocol):
@@ -43,9 +43,43 @@ class Route(Protocol):
         ...
 
 
-def rows_of(records: Sequence[TensorRecord]) -> list[list[Any]]:
-    """Records as they stand in a message."""
-    return [[r.name, r.dtype, list(r.shape), r.fingerprint] for r in records]
+class MemoryRoute:
+    """One block that the workers map once and that every bucket of a sync passes through.
+
+    device: of the block; workers on other GPUs of the machine copy across.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._block: SharedBlock | None = None
+        self._clients: Sequence[ServerClient] = ()
+
+    def open(self, clients: Sequence[ServerClient]) -> None:
+        self._clients = clients
+        for client in clients:
+            theirs = client.message("describe")[0]["device"]
+            if theirs != self._device.type:
+                raise ValueError(_between_devices(self._device, theirs, client))
+
+    def send(self, records: Sequence[TensorRecord], tensors: Sequence[Tensor]) -> None:
+        block = self._block_of(num_bytes_of(records))
+        block.write(records, tensors)
+        for client in self._clients:
+            client.message("receive", via="memory", records=rows_of(records))
+
+    def _block_of(self, num_bytes: int) -> SharedBlock:
+        """The block, made anew and mapped when it is too small."""
+        if self._block is None or self._block.data.numel() < num_bytes:
+            self.close()
+            self._block = SharedBlock(num_bytes, self._device)
+            for client in self._clients:
+                client.message("map", handle=self._block.handle)
+        return self._block
+
+    def close(self) -> None:
+        block, self._block = self._block, None
+        if block is not None:
+            block.close()
 
 
 class FileRoute:
@@ -55,7 +89,7 @@ class FileRoute:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._parent = folder or (_MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir()))
+        self._parent = folder or memory_folder()
         self._folder: Path | None = None
         self._clients: Sequence[ServerClient] = ()
 
@@ -76,7 +110,7 @@ class FileRoute:
         try:
             save_file(held, path)
             for client in self._clients:
-                client.message("receive", records=rows_of(records), path=str(path))
+                client.message("receive", via="file", records=rows_of(records), path=str(path))
         finally:
             path.unlink(missing_ok=True)
 
@@ -106,10 +140,7 @@ class BroadcastRoute:
     def _meet(self, client: ServerClient) -> WeightGroup:
         answers = client.message("describe")
         if answers[0]["device"] != self._device.type:
-            raise ValueError(
-                f"weights are on {self._device.type} here and on {answers[0]['device']} at "
-                f'{client.url}, which a broadcast cannot bridge: set rollout.sync_route = "file"'
-            )
+            raise ValueError(_between_devices(self._device, answers[0]["device"], client))
         address = address_towards(client.host)
         store = open_store(address, self._timeout_s)
         self._num_opened += 1
@@ -136,7 +167,7 @@ class BroadcastRoute:
         for client, group in self._groups:
             # The workers must wait for the broadcast while it is made.
             call = self._calls.submit(
-                client.message, "receive", records=rows_of(records), path=None
+                client.message, "receive", via="broadcast", records=rows_of(records)
             )
             try:
                 group.broadcast(held, names, give_up=lambda call=call: has_failed(call))
@@ -156,6 +187,13 @@ class BroadcastRoute:
         for _, group in self._groups:
             group.close()
         self._groups = []
+
+
+def _between_devices(ours: torch.device, theirs: str, client: ServerClient) -> str:
+    return (
+        f"weights are on {ours.type} here and on {theirs} at {client.url}, which only files can "
+        'bridge: set rollout.sync_route = "file"'
+    )
 
 
 def has_failed(call: Future[Any]) -> bool:

@@ -3,7 +3,8 @@
 
 Messages are JSON, because vLLM's HTTP route passes nothing but text on. An error is answered, not
 raised: raised in one worker of several, it would leave vLLM's answer queues out of step. Tensors
-come as files or by broadcast; loading and checking them is `vllm_worker.Receiver`'s.
+come through shared memory, as files or by broadcast; loading and checking them is
+`vllm_worker.Receiver`'s.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from satori_fast.rollout.shared_memory import map_block, views, wait_for
 from satori_fast.rollout.vllm_worker import SyncExtension
 from satori_fast.rollout.weight_group import GroupSeat, WeightGroup
-from satori_fast.rollout.weight_sync import SyncError, TensorRecord
+from satori_fast.rollout.weight_sync import SyncError, TensorRecord, records_of
 
 
 class ServerExtension(SyncExtension):
@@ -30,6 +32,7 @@ class ServerExtension(SyncExtension):
     device: torch.device
     _satori_weights: str = ""
     _satori_group: WeightGroup | None = None
+    _satori_block: Tensor | None = None
 
     def satori_message(self, text: str) -> dict[str, Any]:
         """Do what one message asks. The answer has this worker's rank and "error", None if none."""
@@ -37,9 +40,10 @@ class ServerExtension(SyncExtension):
         actions: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
             "describe": self._satori_describe,
             "join": self._satori_join,
+            "map": self._satori_map,
             "begin": self._satori_begin,
             "receive": self._satori_load,
-            "finish": lambda m: self.satori_finish(records_of(m)),
+            "finish": lambda m: self.satori_finish(records_of(m["records"])),
             "name": self._satori_name,
             "abort": self._satori_give_up,
         }
@@ -65,7 +69,12 @@ class ServerExtension(SyncExtension):
         seat = GroupSeat(**message["seat"], rank=1 + self.rank)
         self._satori_group = WeightGroup(seat, self.device)
 
+    def _satori_map(self, message: dict[str, Any]) -> None:
+        self._satori_block = None  # the old one can go before the new one comes
+        self._satori_block = map_block(message["handle"])
+
     def _satori_leave(self) -> None:
+        self._satori_block = None
         group, self._satori_group = self._satori_group, None
         if group is not None:
             group.close()
@@ -75,10 +84,20 @@ class ServerExtension(SyncExtension):
         self.satori_begin()
 
     def _satori_load(self, message: dict[str, Any]) -> None:
-        records = records_of(message)
-        path = message["path"]
-        tensors = self._satori_hear(records) if path is None else read_bucket(path, records)
-        self.satori_receive(records, tensors)
+        records = records_of(message["records"])
+        ways: dict[str, Callable[[], list[Tensor]]] = {
+            "memory": lambda: self._satori_see(records),
+            "file": lambda: read_bucket(message["path"], records),
+            "broadcast": lambda: self._satori_hear(records),
+        }
+        self.satori_receive(records, ways[message["via"]]())
+        # The answer lets the sender write over a shared block: nothing may still be reading it.
+        wait_for(self.device)
+
+    def _satori_see(self, records: list[TensorRecord]) -> list[Tensor]:
+        if self._satori_block is None:
+            raise SyncError("weight sync: a bucket came before this worker mapped the block")
+        return views(self._satori_block, records)
 
     def _satori_hear(self, records: list[TensorRecord]) -> list[Tensor]:
         if self._satori_group is None:
@@ -100,10 +119,6 @@ class ServerExtension(SyncExtension):
         self._satori_weights = ""
         self._satori_leave()
         self.satori_abort()
-
-
-def records_of(message: dict[str, Any]) -> list[TensorRecord]:
-    return [TensorRecord(n, d, tuple(shape), number) for n, d, shape, number in message["records"]]
 
 
 def read_bucket(path: str, records: list[TensorRecord]) -> list[Tensor]:

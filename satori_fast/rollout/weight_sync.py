@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -143,6 +143,16 @@ def describe(bucket: Sequence[NamedTensor]) -> list[TensorRecord]:
         TensorRecord(name, dtype_name(tensor.dtype), tuple(tensor.shape), number)
         for (name, tensor), number in zip(bucket, prints, strict=True)
     ]
+
+
+def rows_of(records: Sequence[TensorRecord]) -> list[list[Any]]:
+    """Records as they stand in a message of JSON."""
+    return [[r.name, r.dtype, list(r.shape), r.fingerprint] for r in records]
+
+
+def records_of(rows: Sequence[Sequence[Any]]) -> list[TensorRecord]:
+    """Inverse of `rows_of`."""
+    return [TensorRecord(name, dtype, tuple(shape), number) for name, dtype, shape, number in rows]
 
 
 def check_bucket(records: Sequence[TensorRecord], tensors: Sequence[Tensor], *, where: str) -> None:

@@ -26,7 +26,7 @@ from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.rollout.server_client import ServerClient
 from satori_fast.rollout.server_engine import IdleEngine, ServerEngine, ServerSettings
 from satori_fast.rollout.server_process import ServerCommand, ServerProcess
-from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, Route
+from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, MemoryRoute, Route
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord, push_weights
 from satori_fast.stages.engines import server_flags, write_engine_folder
 from satori_fast.types import Problem
@@ -39,7 +39,7 @@ needs_vllm = pytest.mark.skipif(
 real = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
 GREEDY = SamplingParams(temperature=0)
 ROLLOUT = RolloutConfig(engine="server", max_seqlen=96, max_slots=4)
-ROUTES = ["file", "broadcast"]
+ROUTES = ["memory", "file", "broadcast"]
 
 
 @pytest.fixture(autouse=True)
@@ -293,12 +293,19 @@ def test_files_to_another_machine_need_a_shared_folder(tmp_path: Path) -> None:
     assert isinstance(engine_with(tmp_path)._choose_route(), FileRoute)
 
 
-def test_auto_takes_files_on_one_machine_and_broadcasts_beyond() -> None:
+def test_auto_takes_memory_on_one_machine_and_broadcasts_beyond() -> None:
     engine = ServerEngine([], ServerSettings(), renderer=renderer())
     engine._clients = [ServerClient("http://127.0.0.1:8000", 1.0)]
-    assert isinstance(engine._choose_route(), FileRoute)
+    assert isinstance(engine._choose_route(), MemoryRoute)
     engine._clients.append(ServerClient("http://10.1.2.3:8000", 1.0))
     assert isinstance(engine._choose_route(), BroadcastRoute)
+
+
+def test_memory_of_another_machine_is_refused() -> None:
+    engine = ServerEngine([], ServerSettings(route="memory"), renderer=renderer())
+    engine._clients = [ServerClient("http://10.1.2.3:8000", 1.0)]
+    with pytest.raises(ValueError, match=r'sync_route = "memory" reaches servers of this machine'):
+        engine._choose_route()
 
 
 class BrokenRoute:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from satori_fast.rollout.engine import EngineDied
-from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, Route
+from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, MemoryRoute, Route
+from satori_fast.rollout.shared_memory import map_block, views
 from satori_fast.rollout.weight_group import GroupSeat, WeightGroup
-from satori_fast.rollout.weight_sync import SyncError, describe
+from satori_fast.rollout.weight_sync import SyncError, describe, records_of
 
-HOST = torch.device("cpu")
+HOST, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 class Worker:
@@ -33,13 +36,22 @@ class Worker:
         self.held: dict[str, Tensor] = {}
         self.paths: list[Path] = []
         self.group: WeightGroup | None = None
+        self.block = torch.empty(0, dtype=torch.uint8)
+        self.num_mapped = 0
 
     def message(self, do: str, **fields: Any) -> list[dict[str, Any]]:
         if do == "join":
             self.group = WeightGroup(GroupSeat(**fields["seat"], rank=1), HOST)
         elif do == "receive" and self.failing is not None:
             raise self.failing
-        elif do == "receive" and fields["path"] is not None:
+        elif do == "map":
+            self.block = map_block(json.loads(json.dumps(fields["handle"])))
+            self.num_mapped += 1
+        elif do == "receive" and fields["via"] == "memory":
+            records = records_of(fields["records"])
+            held = [tensor.clone() for tensor in views(self.block, records)]
+            self.held |= {r.name: tensor for r, tensor in zip(records, held, strict=True)}
+        elif do == "receive" and fields["via"] == "file":
             self.paths.append(Path(fields["path"]))
             self.held |= load_file(fields["path"])
         elif do == "receive":
@@ -65,9 +77,14 @@ def send(route: Route, *workers: Worker) -> None:
 
 
 @pytest.mark.parametrize("num_servers", [1, 2])
-@pytest.mark.parametrize("name", ["file", "broadcast"])
+@pytest.mark.parametrize("name", ["memory", "file", "broadcast"])
 def test_a_bucket_reaches_every_server(name: str, num_servers: int, tmp_path: Path) -> None:
-    route = FileRoute(tmp_path) if name == "file" else BroadcastRoute(HOST, 30.0)
+    routes: dict[str, Callable[[], Route]] = {
+        "memory": lambda: MemoryRoute(HOST),
+        "file": lambda: FileRoute(tmp_path),
+        "broadcast": lambda: BroadcastRoute(HOST, 30.0),
+    }
+    route = routes[name]()
     workers = [Worker() for _ in range(num_servers)]
     send(route, *workers)
     send(route, *workers)
@@ -93,6 +110,16 @@ def test_files_are_gone_when_they_are_loaded_and_the_folder_at_the_end(tmp_path:
     assert not folder.exists()
 
 
+def test_a_block_is_mapped_once_until_a_bucket_outgrows_it() -> None:
+    route, worker = MemoryRoute(HOST), Worker()
+    route.open([worker])  # pyright: ignore[reportArgumentType]
+    for size, num_mapped in ((100, 1), (40, 1), (100, 1), (300, 2), (200, 2)):
+        sent = torch.randn(size)
+        route.send(describe([("w", sent)]), [sent])
+        assert torch.equal(worker.held["w"], sent) and worker.num_mapped == num_mapped
+    route.close()
+
+
 @pytest.mark.parametrize("problem", [SyncError("tensor 'q' is bad"), EngineDied("gone")])
 def test_a_broadcast_that_nobody_hears_tells_the_workers_reason(problem: Exception) -> None:
     route, worker = BroadcastRoute(HOST, 30.0), Worker()
@@ -105,8 +132,7 @@ def test_a_broadcast_that_nobody_hears_tells_the_workers_reason(problem: Excepti
     route.close()
 
 
-def test_a_broadcast_between_devices_is_refused() -> None:
-    worker = Worker()
-    route = BroadcastRoute(torch.device("cuda"), 5.0)
+@pytest.mark.parametrize("route", [MemoryRoute(CUDA), BroadcastRoute(CUDA, 5.0)])
+def test_only_files_bridge_devices(route: Route) -> None:
     with pytest.raises(ValueError, match=r'rollout\.sync_route = "file"'):
-        route.open([worker])  # pyright: ignore[reportArgumentType]
+        route.open([Worker()])  # pyright: ignore[reportArgumentType]

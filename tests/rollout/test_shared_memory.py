@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory seen by two processes: what one writes the other reads, and nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from satori_fast.rollout.shared_memory import (
+    SharedBlock,
+    _import,
+    map_block,
+    num_bytes_of,
+    views,
+)
+from satori_fast.rollout.weight_sync import SyncError, TensorRecord, check_bucket, describe, rows_of
+
+HOST = torch.device("cpu")
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+]
+READER = """
+import json, sys
+from satori_fast.rollout.shared_memory import map_block, views
+from satori_fast.rollout.weight_sync import fingerprints, records_of
+block = None
+for line in sys.stdin:
+    message = json.loads(line)
+    if block is None:
+        block = map_block(message["handle"])
+    held = views(block, records_of(message["records"]))
+    print(json.dumps(fingerprints(held)), flush=True)
+"""
+
+
+def bucket(seed: int) -> list[tuple[str, Tensor]]:
+    torch.manual_seed(seed)
+    whole = torch.randn(6, 5)
+    halves = whole.bfloat16()[:, :3]
+    return [
+        ("a", whole[:2]),
+        ("t", whole.T),
+        ("h", halves),
+        ("one", torch.tensor(3.0)),
+        ("b", whole),
+    ]
+
+
+def message(handle: dict[str, Any], records: list[TensorRecord]) -> str:
+    return json.dumps({"handle": handle, "records": rows_of(records)}) + "\n"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_another_process_reads_what_was_written_last(device: str) -> None:
+    command = [sys.executable, "-c", READER]
+    block = SharedBlock(num_bytes_of(describe(bucket(0))), torch.device(device))
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdin is not None and reader.stdout is not None
+        for seed in (0, 1, 2):
+            named = bucket(seed)
+            records = describe(named)
+            block.write(records, [tensor for _, tensor in named])
+            reader.stdin.write(message(block.handle, records))
+            reader.stdin.flush()
+            assert json.loads(reader.stdout.readline()) == [r.fingerprint for r in records]
+        reader.stdin.close()
+    block.close()
+
+
+def test_views_have_the_types_and_shapes_of_the_records() -> None:
+    named = bucket(0)
+    records = describe(named)
+    block = SharedBlock(num_bytes_of(records), HOST)
+    block.write(records, [tensor for _, tensor in named])
+    seen = views(map_block(block.handle), records)
+    check_bucket(records, seen, where="here")
+    assert all(torch.equal(a, b) for a, (_, b) in zip(seen, named, strict=True))
+    block.close()
+
+
+def test_a_mapped_block_outlives_its_folder_and_the_folder_is_private() -> None:
+    block = SharedBlock(64, HOST)
+    folder = Path(block.handle["path"]).parent
+    assert folder.stat().st_mode & 0o077 == 0
+    mapped = map_block(block.handle)
+    mapped[3] = 7
+    assert block.data[3] == 7
+    block.close()
+    assert not folder.exists() and mapped[3] == 7
+
+
+def test_a_gpu_that_is_not_seen_is_named_with_the_way_out() -> None:
+    handle = {"gpu": "GPU-0", "num_bytes": 4, "offset": 0}
+    with pytest.raises(SyncError, match=r'GPU-0: set rollout\.sync_route = "broadcast"'):
+        _import(handle)
