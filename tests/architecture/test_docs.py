@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents tell a reader to type works, and what they name exists.
+
+Every command of every document and of the configs' opening comments is of a known kind:
+
+    satori-fast       parsed by the real command line, its config and overrides loaded and, for
+                      `run`, shrunk as by --dry-run. Run here, on a small run: one `run` with all of
+                      Satori's stages, its --resume, and every `report`, `export`, `show`, `eval`.
+    torchrun          its options by torch's own parser, what follows as the command that it starts
+    python -m, -c     the module's --help, or its code, is run; paths and flags exist
+    make              target and variables exist
+    pip               the extras exist
+    vllm              where vLLM is installed its sources have the flags; never run here
+    curl, ssh, ...    other people's programs: not run
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import runpy
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from satori_fast import cli
+from satori_fast.config import Config, describe, load_config, parse_overrides, to_toml
+from satori_fast.data.coat import SATORI_TEMPLATE
+from satori_fast.stages.dry_run import shrunk
+from tests.architecture.documents import (
+    ROOT,
+    Block,
+    Command,
+    blocks,
+    commands,
+    documents,
+    inline_code,
+)
+
+QUICKSTART = "configs/quickstart.toml"
+CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
+COMMANDS = [command for path in [*documents(), *CONFIGS] for command in commands(path)]
+BLOCKS = [block for document in documents() for block in blocks(document)]
+# Names that stand for a reader's own config.
+OWN_CONFIGS = {"CONFIG", "config.toml"}
+# Programs that are not ours, and whose words nothing here can check.
+OTHERS = {"curl", "ssh", "tensorboard", "."}
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def of_program(*programs: str) -> Any:
+    chosen = [command for command in COMMANDS if command.program in programs]
+    return pytest.mark.parametrize("command", chosen, ids=str)
+
+
+def loaded(words: tuple[str, ...]) -> tuple[Any, Config | None]:
+    """The options of a `satori-fast` command, and its config where the verb takes one."""
+    known = tuple(QUICKSTART if word in OWN_CONFIGS else word for word in words)
+    options, overrides = cli._parser().parse_known_args(known)
+    if getattr(options, "config", None) is None:
+        assert not overrides, f"{words[0]} takes no overrides"
+        return options, None
+    return options, load_config(options.config, overrides)
+
+
+# --- commands, kind by kind ----------------------------------------------------------------------
+
+
+def test_every_command_is_of_a_known_kind() -> None:
+    known = {"satori-fast", "torchrun", "python", "make", "pip", "vllm"} | OTHERS
+    assert [str(command) for command in COMMANDS if command.program not in known] == []
+    documented = {command.place.partition(":")[0] for command in COMMANDS}
+    assert {"README.md", "docs/satori_7b.md", "configs/satori/7b_32gpu.toml"} <= documented
+
+
+@of_program("satori-fast")
+def test_command_line_and_overrides(command: Command, tmp_path: Path) -> None:
+    check_own(command.words[1:], tmp_path)
+
+
+def check_own(words: tuple[str, ...], folder: Path) -> None:
+    options, config = loaded(words)
+    if config is not None and options.act is cli._run:
+        small = shrunk(config, str(folder))
+        assert small.reinforce.recipe == config.reinforce.recipe
+
+
+@of_program("torchrun")
+def test_torchrun(command: Command, tmp_path: Path) -> None:
+    from torch.distributed.run import get_args_parser
+
+    words = [word for word in command.words[1:] if word != "..."]
+    options = get_args_parser().parse_args(words)
+    assert options.module, f"{command}: starts a module with -m"
+    assert options.training_script == "satori_fast"
+    check_own(tuple(options.training_script_args), tmp_path)
+
+
+@of_program("python")
+def test_python(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, subject, *rest = command.words[1:]
+    if kind == "-c":
+        exec(compile(subject, command.place, "exec"), {})
+        return
+    assert kind == "-m"
+    if subject == "satori_fast":
+        loaded(tuple(rest))
+    elif subject == "pytest":
+        paths = [word.partition("::")[0] for word in rest if "/" in word]
+        assert [path for path in paths if not Path(path).exists()] == []
+    else:
+        monkeypatch.setattr(sys, "argv", [subject, "--help"])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_module(subject, run_name="__main__")
+        assert caught.value.code == 0
+        known = capsys.readouterr().out
+        if subject == "satori_fast.rollout.vllm_server":
+            known += flags_of_vllm()
+        assert [word for word in rest if word.startswith("--") and word not in known] == []
+
+
+def flags_of_vllm() -> str:
+    """A text with every flag of vLLM's server in it; with all of ours where it is not installed."""
+    found = importlib.util.find_spec("vllm")
+    if found is None or not found.submodule_search_locations:
+        return " ".join(word for command in COMMANDS for word in command.words)
+    folder = Path(found.submodule_search_locations[0])
+    text = (folder / "engine" / "arg_utils.py").read_text(encoding="utf-8")
+    flags = set(re.findall(r'"(--[\w-]+)"', text)) | {"--host", "--port"}
+    return " ".join([*flags, *(flag.replace("--", "--no-", 1) for flag in flags)])
+
+
+@of_program("make")
+def test_make(command: Command) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    target, *settings = command.words[1:]
+    assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.MULTILINE)
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        assert re.search(rf"^{name} \?=", makefile, flags=re.MULTILINE), f"no variable {name}"
+        if target == "bench" and value.startswith("-k "):
+            word = value.removeprefix("-k ")
+            assert list((ROOT / "benchmarks").glob(f"bench_*{word}*.py"))
+
+
+@of_program("pip")
+def test_pip(command: Command) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert command.words[1] == "install"
+    for word in command.words[2:]:
+        extras = re.fullmatch(r"(?:\.|satori[-_]fast)\[([\w,-]+)\]", word)
+        if extras:
+            assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+
+
+@of_program("vllm")
+def test_vllm(command: Command) -> None:
+    assert command.words[1] == "serve" and not command.words[2].startswith("-")
+    known = flags_of_vllm().split()
+    assert [w for w in command.words if w.startswith("--") and w not in known] == []
+
+
+# --- commands that are run -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SmallRun:
+    """A finished run of all of Satori's stages but the rounds, and the config it was made with."""
+
+    config: Path
+    folder: Path
+
+    def names_of_this(self, words: tuple[str, ...], folder: Path) -> list[str]:
+        """A documented command about some run, said of this one. What it writes goes to `folder`.
+        """
+        verb, *rest = (re.sub(r"^runs/[\w.-]+", str(self.folder), word) for word in words)
+        if verb == "eval":
+            place = rest.index("--model") + 1 if "--model" in rest else None
+            model = str(self.folder / "models" / "reinforce") if place is None else rest[place]
+            model = model if Path(model).exists() else str(self.folder / "models" / "reinforce")
+            return [verb, str(self.config), "--model", model]
+        if verb == "export":
+            rest[1] = str(folder / rest[1])
+        if verb == "report":
+            names = [word for word in rest if not word.startswith("--")]
+            several = [str(self.folder)] if len(names) == 1 else []
+            rest = several or rest
+        return [verb, *rest]
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """`satori-fast run configs/satori/quickstart.toml`, shrunk, without its second round (which
+    `tests/stages/test_dry_run.py` goes through) and with an evaluation in each step."""
+    folder = tmp_path_factory.mktemp("runs")
+    stages = '["synthesize", "supervised", "preference", "reinforce"]'
+    overrides = ["--stages", stages, "--reinforce.evaluate_every", "1"]
+    config = shrunk(load_config(ROOT / "configs/satori/quickstart.toml", overrides), str(folder))
+    path = folder / "small.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert cli.main(["run", str(path)]) == 0
+    return SmallRun(path, folder / config.name)
+
+
+def test_a_finished_run_is_resumed(small_run: SmallRun) -> None:
+    before = (small_run.folder / "metrics.jsonl").read_bytes()
+    assert cli.main(["run", str(small_run.config), "--resume"]) == 0
+    assert (small_run.folder / "metrics.jsonl").read_bytes() == before
+    wanted = {"config.toml", "summary.json", "metrics.jsonl", "samples.jsonl", "report.html"}
+    assert wanted <= {path.name for path in small_run.folder.iterdir()}
+
+
+def test_commands_about_a_run(
+    small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verbs = ("report", "export", "show", "eval")
+    seen: set[tuple[str, ...]] = set()
+    for command in COMMANDS:
+        if command.program != "satori-fast" or command.words[1] not in verbs:
+            continue
+        words = tuple(QUICKSTART if word in OWN_CONFIGS else word for word in command.words[1:])
+        about_this = tuple(small_run.names_of_this(words, tmp_path))
+        if about_this not in seen:
+            assert cli.main(about_this) == 0, f"{command}: {capsys.readouterr().err}"
+        seen.add(about_this)
+    assert {words[0] for words in seen} == set(verbs)
+
+
+# --- blocks --------------------------------------------------------------------------------------
+
+
+def marked(language: str) -> Any:
+    chosen = [block for block in BLOCKS if block.language == language]
+    return pytest.mark.parametrize("block", chosen, ids=lambda block: block.place)
+
+
+def test_blocks_have_known_marks() -> None:
+    marks = {"", "sh", "toml", "json", "jsonl", "python", "text"}
+    assert [block.place for block in BLOCKS if block.language not in marks] == []
+
+
+@marked("toml")
+def test_settings_load(block: Block, tmp_path: Path) -> None:
+    """Of a whole config or a part of one."""
+    path = tmp_path / "config.toml"
+    head = "" if "schema_version" in block.text else f'schema_version = 1\nbase = "{ROOT}/{QUICKSTART}"\n'
+    path.write_text(head + block.text, encoding="utf-8")
+    load_config(path)
+
+
+@marked("json")
+def test_a_prompt_is_the_one_that_models_are_trained_with(block: Block) -> None:
+    value = json.loads(block.text)
+    if "prompt" in value:
+        before, after = SATORI_TEMPLATE.format(question="\0").split("\0")
+        assert value["prompt"].startswith(before) and value["prompt"].endswith(after)
