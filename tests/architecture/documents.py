@@ -38,6 +38,10 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def fenced_blocks(text: str) -> list[str]:
+    return re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """A fenced or indented block. line: of its first line of text. language: "" where none is
@@ -102,9 +106,7 @@ def prose(document: Path) -> str:
     def emptied(match: re.Match[str]) -> str:
         return "\n" * match[0].count("\n")
 
-    return re.sub(
-        r"^```.*?^```", emptied, text_of(document), flags=re.DOTALL | re.MULTILINE
-    )
+    return re.sub(r"^```.*?^```", emptied, text_of(document), flags=re.DOTALL | re.MULTILINE)
 
 
 def inline_code(document: Path) -> Iterator[tuple[int, str]]:

@@ -20,9 +20,9 @@ import importlib.util
 import json
 import re
 import runpy
+import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from typing import Any
 import pytest
 
 from satori_fast import cli
-from satori_fast.config import Config, describe, load_config, parse_overrides, to_toml
+from satori_fast.config import Config, describe, load_config, to_toml
 from satori_fast.data.coat import SATORI_TEMPLATE
+from satori_fast.data.sources import load_problems
 from satori_fast.stages.dry_run import shrunk
 from tests.architecture.documents import (
     ROOT,
@@ -183,22 +184,27 @@ class SmallRun:
     config: Path
     folder: Path
 
-    def names_of_this(self, words: tuple[str, ...], folder: Path) -> list[str]:
-        """A documented command about some run, said of this one. What it writes goes to `folder`.
-        """
-        verb, *rest = (re.sub(r"^runs/[\w.-]+", str(self.folder), word) for word in words)
-        if verb == "eval":
-            place = rest.index("--model") + 1 if "--model" in rest else None
-            model = str(self.folder / "models" / "reinforce") if place is None else rest[place]
-            model = model if Path(model).exists() else str(self.folder / "models" / "reinforce")
-            return [verb, str(self.config), "--model", model]
+    def said_of_this(self, words: tuple[str, ...], folder: Path) -> list[str]:
+        """A documented command about some run. What it writes goes to `folder`."""
+        verb, *rest = words
+        named = list(dict.fromkeys(re.findall(r"\bruns/[\w.-]+", " ".join(rest))))
+        for number, name in enumerate(named):
+            here = self.folder if number == 0 else self._copy(folder / Path(name).name)
+            rest = [re.sub(rf"^{re.escape(name)}(?=/|$)", str(here), word) for word in rest]
+        if verb == "eval":  # of the last model, in place of any
+            return [verb, str(self.config), "--model", str(self.folder / "models" / "reinforce")]
         if verb == "export":
-            rest[1] = str(folder / rest[1])
-        if verb == "report":
-            names = [word for word in rest if not word.startswith("--")]
-            several = [str(self.folder)] if len(names) == 1 else []
-            rest = several or rest
+            stage = ["--stage", "reinforce"] if "--stage" in rest else []
+            return [verb, rest[0], str(folder / rest[1]), *stage]
+        if "--output" in rest:
+            place = rest.index("--output") + 1
+            rest[place] = str(folder / rest[place])
         return [verb, *rest]
+
+    def _copy(self, folder: Path) -> Path:
+        """Another run with the same records."""
+        ignored = shutil.ignore_patterns("models", "checkpoints")
+        return shutil.copytree(self.folder, folder, ignore=ignored, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +238,7 @@ def test_commands_about_a_run(
         if command.program != "satori-fast" or command.words[1] not in verbs:
             continue
         words = tuple(QUICKSTART if word in OWN_CONFIGS else word for word in command.words[1:])
-        about_this = tuple(small_run.names_of_this(words, tmp_path))
+        about_this = tuple(small_run.said_of_this(words, tmp_path))
         if about_this not in seen:
             assert cli.main(about_this) == 0, f"{command}: {capsys.readouterr().err}"
         seen.add(about_this)
@@ -256,9 +262,30 @@ def test_blocks_have_known_marks() -> None:
 def test_settings_load(block: Block, tmp_path: Path) -> None:
     """Of a whole config or a part of one."""
     path = tmp_path / "config.toml"
-    head = "" if "schema_version" in block.text else f'schema_version = 1\nbase = "{ROOT}/{QUICKSTART}"\n'
+    head = (
+        ""
+        if "schema_version" in block.text
+        else f'schema_version = 1\nbase = "{ROOT}/{QUICKSTART}"\n'
+    )
     path.write_text(head + block.text, encoding="utf-8")
     load_config(path)
+
+
+@marked("python")
+def test_programs_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small file of the same fields in place of a data set of the hub."""
+    rows = [{"problem": q, "expected_answer": "4"} for q in ("2 + 2", "2  +  2", "1 + 3")]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    program = re.sub(
+        r'load_dataset\("[^"]+", ', 'load_dataset("json", data_files="rows.jsonl", ', block.text
+    )
+    exec(compile(program, block.place, "exec"), {})
+    problems, report = load_problems("questions.jsonl", "coat")
+    assert [problem.question for problem in problems] == ["2 + 2", "1 + 3"]
+    assert report.num_skipped == 0
 
 
 @marked("json")
@@ -267,3 +294,47 @@ def test_a_prompt_is_the_one_that_models_are_trained_with(block: Block) -> None:
     if "prompt" in value:
         before, after = SATORI_TEMPLATE.format(question="\0").split("\0")
         assert value["prompt"].startswith(before) and value["prompt"].endswith(after)
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+PARTS = (
+    "rollout|update|critic|reward|reward_model|eval|evaluate|step|logprob|sync|sample|host|device"
+    "|grading|preference|validate|solutions|synthesize|pack"
+)
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
+def test_every_key_exists(document: Path) -> None:
+    """`section.key`, with or without a value; a module's name is no key."""
+    keys = {key for key, _, _ in describe(Config.example())}
+    sections = {key.partition(".")[0] for key in keys if "." in key}
+    unknown = []
+    for line, code in inline_code(document):
+        match = re.fullmatch(r"(?:--)?((\w+)(?:\.\w+)+)(?: ?= ?.+| .+)?", code)
+        if match is None or match[2] not in sections or match[1] in keys:
+            continue
+        if match[1].endswith((".json", ".h")):
+            continue
+        is_section = any(key.startswith(f"{match[1]}.") for key in keys)
+        module = ROOT / "satori_fast" / Path(*match[1].split("."))
+        is_module = any(path.with_suffix(".py").exists() for path in (module, module.parent))
+        if not (is_section or is_module):
+            unknown.append(f"line {line}: {code}")
+    assert unknown == []
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
+def test_every_metric_exists(document: Path, small_run: SmallRun) -> None:
+    """`part/what` is written by a small run, or stands in the sources as it is."""
+    text = (small_run.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    written = {name for line in text.splitlines() for name in json.loads(line)}
+    sources = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "satori_fast").rglob("*.py"))
+    unknown = [
+        f"line {line}: {code}"
+        for line, code in inline_code(document)
+        if re.fullmatch(rf"(?:{PARTS})/[a-z_]+", code)
+        and code not in written
+        and not re.search(rf"\b{code}\b", sources)
+    ]
+    assert unknown == []

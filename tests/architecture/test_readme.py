@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's tree, commands and links exist."""
+"""The READMEs' trees, and the paths, verbs and links of every document, exist. What commands do:
+`test_docs`."""
 
 from __future__ import annotations
 
@@ -9,23 +10,17 @@ from pathlib import Path
 import pytest
 
 from satori_fast.cli import main
+from tests.architecture.documents import ROOT, documents, fenced_blocks, prose, text_of
 
-ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "README.md", ROOT / "satori_fast" / "README.md"]
 # A name in a tree: a folder, or a file with an extension, or one of the files that have none.
 NAME = re.compile(
     r"(?:[\w.\-]+/)+[\w.\-]*|[\w.\-]+\.(?:py|cpp|h|md|toml|txt|json)|LICENSE|Makefile"
 )
+DOCUMENTS = pytest.mark.parametrize(
+    "document", documents(), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 SOURCE = re.compile(r"[\w.\-/]+\.(?:py|cpp|h|toml)")
-
-
-def text_of(path: Path) -> str:
-    assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
-    return path.read_text(encoding="utf-8")
-
-
-def fenced_blocks(text: str) -> list[str]:
-    return re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def tree_paths(block: str, base: Path) -> list[Path]:
@@ -88,17 +83,17 @@ def test_tree_names_every_package() -> None:
     assert {str(room.relative_to(ROOT)) for room in rooms - named} == set()
 
 
-@pytest.mark.parametrize("readme", READMES, ids=["README", "satori_fast"])
-def test_every_path_in_prose_exists(readme: Path) -> None:
-    prose = re.sub(r"^```.*?^```", "", text_of(readme), flags=re.DOTALL | re.MULTILINE)
+@DOCUMENTS
+def test_every_path_in_prose_exists(document: Path) -> None:
     # What is said to be planned need not exist.
-    paragraphs = [p for p in prose.split("\n\n") if "planned and not built" not in p]
+    paragraphs = [p for p in prose(document).split("\n\n") if "planned and not built" not in p]
     named = re.findall(
         r"`((?:[\w.\-]+/)*[\w.\-]+\.(?:py|cpp|h|md|toml))\b", "\n\n".join(paragraphs)
     )
     # A name without a folder stands for a file of the folder spoken of.
-    known = {path.name for path in (ROOT / "satori_fast").rglob("*.py")}
-    places = [readme.parent, ROOT]
+    known = {p.name for tree in ("satori_fast", "csrc") for p in (ROOT / tree).rglob("*.*")}
+    known |= {"config.toml", "utils.py"}  # in a run folder; a name that no file may have
+    places = [document.parent, ROOT, ROOT / "satori_fast"]
     missing = [n for n in named if n not in known and not any((p / n).exists() for p in places)]
     assert missing == []
 
@@ -112,24 +107,24 @@ def test_every_make_target_exists() -> None:
     assert named <= targets
 
 
-@pytest.mark.parametrize("readme", READMES, ids=["README", "satori_fast"])
-def test_every_verb_exists(readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = text_of(readme)
+@DOCUMENTS
+def test_every_verb_exists(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_of(document)
     code = "\n".join([*fenced_blocks(text), *re.findall(r"`([^`\n]+)`", text)])
     verbs = set(re.findall(r"(?:satori-fast|-m satori_fast) ([a-z]+)", code))
-    assert verbs or readme != READMES[0]
+    assert verbs or document != READMES[0]
     for verb in sorted(verbs):
         with pytest.raises(SystemExit) as caught:
             main([verb, "--help"])
         assert caught.value.code == 0, f"satori-fast {verb}: {capsys.readouterr().err}"
 
 
-@pytest.mark.parametrize("readme", READMES, ids=["README", "satori_fast"])
-def test_every_config_and_local_link_exists(readme: Path) -> None:
-    text = text_of(readme)
+@DOCUMENTS
+def test_every_config_and_local_link_exists(document: Path) -> None:
+    text = text_of(document)
     named = {ROOT / path for path in re.findall(r"\bconfigs/[\w./-]+\.toml", text)}
     links = re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", text)
-    named |= {readme.parent / link for link in links}
+    named |= {document.parent / link for link in links}
     assert sorted(str(path.relative_to(ROOT)) for path in named if not path.exists()) == []
 
 
