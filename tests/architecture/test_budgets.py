@@ -178,6 +178,7 @@ NEVER = {
     "an assertion of nothing": r"assert True\b",
     "a note to oneself": r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b",
     "a placeholder": r"\bNotImplemented" + r"Error\b",
+    "half of a merge": r"^(<{7}|={7}$|>{7})",
     "a mock": r"\b(unittest\." + r"mock|Magic" + r"Mock)\b",
     "a home or work folder": r"(?<![\w.])/(work|home|root|Users|mnt|data)/\w",
     "the folder beside the checkout": r"\.\./" + r"shared",
