@@ -22,6 +22,7 @@ MIN_STEPS = 20
 WINDOW = 100
 _NUM_BLOCKS = 5
 _STEADINESS = 0.25  # least growth between two blocks, as a share of the mean one
+_LEAST_PACE = 0.7  # slope of the later half of the window over that of the earlier one
 _MIB = 2**20
 
 
@@ -97,13 +98,18 @@ def robust_slope(values: np.ndarray) -> float:
 
 
 def is_steady(values: np.ndarray) -> bool:
-    """Does every fifth of the values lie above the one before, by a fair share of the growth?
+    """Does every fifth of the values lie above the one before, by a fair share of the growth, and
+    does the growth not slow down?
 
-    A jump fails it: nothing grows between the fifths before it, or after.
+    A jump fails the first: nothing grows between the fifths before it, or after. A cache that fills
+    fails the second.
     """
     medians = np.array([np.median(block) for block in np.array_split(values, _NUM_BLOCKS)])
     growth = np.diff(medians)
-    return bool(growth.mean() > 0 and growth.min() >= _STEADINESS * growth.mean())
+    if growth.mean() <= 0 or growth.min() < _STEADINESS * growth.mean():
+        return False
+    early, late = (robust_slope(half) for half in np.array_split(values, 2))
+    return late >= _LEAST_PACE * early
 
 
 def machine_memory() -> MachineMemory:

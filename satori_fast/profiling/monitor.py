@@ -64,13 +64,13 @@ class StepMonitor:
             self._tracer.begin(num_steps)
         self.restart_step()
 
-    def end_step(self) -> tuple[StepTimes, dict[str, float]]:
+    def end_step(self, label: str | None = None) -> tuple[StepTimes, dict[str, float]]:
         """Close the step: its times, and its metrics under full names. Every rank must call it.
 
         Beside those of `spans.throughput`, `flops.utilisation`, `device.NvmlSampler.take` and
         `memory_growth`: step/tokens_per_joule, and with several ranks those of `over_ranks`.
         """
-        times = self._spans.end_step()
+        times = self._spans.end_step(label)
         sampled = self._sampler.take()
         for name in _CURVES:
             if name in sampled:

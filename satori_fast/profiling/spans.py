@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 HOST_TRACK, DEVICE_TRACK = "spans", "spans on the device"
+_CLOCK_NOISE_NS = 1_000_000
 _COMPLETION_SPANS = frozenset({"rollout", "evaluate"})
 
 
@@ -155,6 +156,7 @@ class SpanRecorder:
         self._intervals: deque[Interval] = deque(maxlen=max_events)
         self._samples: deque[CounterSample] = deque(maxlen=max_events)
         self._num_intervals = 0
+        self._to_unix_ns = 0
         self._num_steps = 0
         self.start_step()
 
@@ -211,12 +213,12 @@ class SpanRecorder:
         self._forget()
         self._anchor_event = self._record_event()
         self._step_start_s = self._clock()
-        self._to_unix_ns = self._clock_offset_ns()
+        self._align_clocks()
 
-    def end_step(self) -> StepTimes:
+    def end_step(self, label: str | None = None) -> StepTimes:
         """Close the step, start the next one and return its times. The one wait for CUDA.
 
-        Raises ValueError inside an open span.
+        label: what the trace calls the step. Raises ValueError inside an open span.
         """
         self._require_closed("end_step")
         end_event = self._record_event()
@@ -235,14 +237,12 @@ class SpanRecorder:
             dict(self._flops),
             dict(self._bytes_read),
         )
-        self._append(
-            f"step {self._num_steps}", HOST_TRACK, self._step_start_s, now_s, values=times.tokens
-        )
+        label = label or f"step {self._num_steps}"
+        self._append(label, HOST_TRACK, self._step_start_s, now_s, values=times.tokens)
         self._num_steps += 1
         self._forget()
         self._anchor_event = end_event
         self._step_start_s = now_s
-        self._to_unix_ns = self._clock_offset_ns()
         return times
 
     def _forget(self) -> None:
@@ -250,10 +250,14 @@ class SpanRecorder:
         for counter in (self._tokens, self._flops, self._bytes_read):
             counter.clear()
 
-    def _clock_offset_ns(self) -> int:
-        """From our clock to that of torch's profiler, nanoseconds since 1970. Taken anew at each
-        step, because the system's clock may be set."""
-        return time.time_ns() - time.perf_counter_ns() if self._real_clock else 0
+    def _align_clocks(self) -> None:
+        """From our clock to that of torch's profiler, nanoseconds since 1970, which may be set.
+
+        What is less is the noise of reading two clocks, and would let steps overlap.
+        """
+        offset_ns = time.time_ns() - time.perf_counter_ns() if self._real_clock else 0
+        if abs(offset_ns - self._to_unix_ns) > _CLOCK_NOISE_NS:
+            self._to_unix_ns = offset_ns
 
     def _unix_ns(self, at_s: float) -> int:
         return round(at_s * 1e9) + self._to_unix_ns

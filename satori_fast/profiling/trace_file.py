@@ -25,6 +25,7 @@ Event = dict[str, Any]
 
 _PART = re.compile(r"(spans|kernels)-(\d+)\.rank-(\d+)\.json\.gz")
 _FLOWS = frozenset({"s", "t", "f"})
+_ROUNDING_NS = 2  # what an event of torch's profiler may end after the one that contains it
 _FAST = 3  # of gzip's levels: a fifth larger than the best, several times faster
 
 
@@ -139,13 +140,33 @@ def _of_profiler(
             continue
         process, thread = processes.get((pid, None), str(pid)), threads.get((pid, tid), str(tid))
         event["tid"] = f"{process}: {thread.strip()}"
-        event["ts"] = base_ns + round(float(event["ts"]) * 1e3)
+        event["ts"] = base_ns + round(event["ts"] * 1e3)
         if "dur" in event:
-            event["dur"] = round(float(event["dur"]) * 1e3)
+            event["dur"] = round(event["dur"] * 1e3)
         if event["ph"] in _FLOWS:
             # Arrows are numbered from 1 in each part: they must not lead to another rank.
             event["id"] = int(event["id"]) + (number << 40)
         events.append(_as_curve(event) if event["name"] == "[memory]" else event)
+    return _untangled(events)
+
+
+def _untangled(events: list[Event]) -> list[Event]:
+    """The events with those that neither contain nor follow their neighbours (work that goes on
+    after the call that began it, such as gloo's collectives) on tracks of their own."""
+    open_until: dict[str, list[int]] = {}
+    # Of a parent and a child that start together the parent, which is longer, comes first.
+    for event in sorted(events, key=lambda event: (event["ts"], -event.get("dur", 0))):
+        if event["ph"] != "X":
+            continue
+        stop_ns = event["ts"] + event["dur"]
+        while True:
+            stack = open_until.setdefault(event["tid"], [])
+            while stack and stack[-1] <= event["ts"] + _ROUNDING_NS:
+                stack.pop()
+            if not stack or stop_ns <= stack[-1] + _ROUNDING_NS:
+                break
+            event["tid"] += ", asynchronous"
+        stack.append(stop_ns)
     return events
 
 
@@ -172,7 +193,6 @@ def _placed(events: list[Event], tracks: _Tracks, *, rank: int, base_ns: int) ->
     """Events of a part in order, in microseconds from `base_ns`, as those of a rank."""
     for event in events:
         event["pid"], event["tid"] = rank, tracks.number(rank, event["tid"])
-    # Of a parent and a child that start together the parent, which is longer, comes first.
     events.sort(key=lambda event: (event["tid"], event["ts"], -event.get("dur", 0)))
     for event in events:
         event["ts"] = (event["ts"] - base_ns) / 1e3

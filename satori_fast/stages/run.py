@@ -132,7 +132,7 @@ class Run:
 
     def start_steps(self, num_steps: int) -> None:
         """Set-up (models, buffers) is over: its time is the stage's, but no step's."""
-        self.setup_times = StepTimes() + self.spans.end_step()
+        self.setup_times = StepTimes() + self.spans.end_step(f"{self.stage} set-up")
         self.monitor.start_steps(num_steps)
 
     def use_tokenizer(self, folder: Path) -> None:
@@ -244,7 +244,7 @@ class Run:
 
     def record(self, step: int, metrics: Mapping[str, float]) -> StepTimes:
         """End the step: one line of metrics.jsonl with its rates. Returns the step's times."""
-        times, measured = self.monitor.end_step()
+        times, measured = self.monitor.end_step(f"{self.stage} step {step}")
         report = StepReport(self.stage, step, {**metrics, **measured}, times.spans_s)
         if self.writer is not None:
             self.writer.write(report)
