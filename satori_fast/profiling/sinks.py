@@ -135,7 +135,7 @@ class PrometheusSink:
         except ImportError:
             raise ValueError(
                 "logging.prometheus_port needs the prometheus_client library: "
-                "pip install prometheus_client"
+                "pip install prometheus-client"
             ) from None
         self._gauge = prometheus_client.Gauge
         self._registry = prometheus_client.CollectorRegistry()

@@ -78,7 +78,7 @@ def test_a_missing_library_is_said_with_its_command(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
     with pytest.raises(ValueError, match="pip install wandb"):
         WandbSink(Path(), project="p", name="n")
-    with pytest.raises(ValueError, match="pip install prometheus_client"):
+    with pytest.raises(ValueError, match="pip install prometheus-client"):
         PrometheusSink("run", port=free_port())
 
 
