@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="every stage for a step or two with a tiny model, in a folder that is deleted",
     )
+    run.add_argument(
+        "--profile",
+        action="store_true",
+        help="record operators and kernels of some steps of each stage in trace.json.gz",
+    )
     synthesize = verb("synthesize", _synthesize, "make demonstrations only")
     synthesize.add_argument("config", type=Path)
     synthesize.add_argument("--resume", action="store_true", help="ask for what is missing only")
@@ -81,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
+    if options.profile:
+        overrides = [*overrides, "--profiling.trace", "true"]
     config = load_config(options.config, overrides)
     if options.dry_run:
         from satori_fast.stages.dry_run import dry_run

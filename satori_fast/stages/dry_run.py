@@ -84,4 +84,5 @@ def shrunk(config: Config, output_dir: str) -> Config:
         for settings in values["iterate"]["rounds"]
     ]
     values["evaluation"] |= {"num_problems": 8, "max_new_tokens": None}
+    values["logging"] |= {"wandb": False, "prometheus_port": 0}
     return Config.model_validate(values)
