@@ -9,7 +9,7 @@ from satori_fast.profiling.metrics import (
     read_metrics,
     sample_record,
 )
-from satori_fast.profiling.report import write_report_html
+from satori_fast.profiling.report import write_comparison_html, write_report_html
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
 from satori_fast.profiling.summary import build_summary, print_summary_table, write_summary
 
@@ -28,6 +28,7 @@ __all__ = [
     "sample_record",
     "throughput",
     "token_rates",
+    "write_comparison_html",
     "write_report_html",
     "write_summary",
 ]
