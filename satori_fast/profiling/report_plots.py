@@ -205,11 +205,11 @@ GROUPS = tuple(dict.fromkeys(chart.group for chart in CURVE_CHARTS))
 def curves(lines: Sequence[Line], times: Sequence[StageTime]) -> dict[str, Any]:
     """The metrics of a run as columns.
 
-    "stages": name, `start` of its points among all, when it began and ended; "steps" and "minutes" (since the start of
-    the run) of every point; "metrics": for each, [stage number, points or null, values] of each
-    stage that has it. Points are null where every point of the stage has a value; a value is null
-    where it was not finite. A stage of more than `MAX_POINTS` steps has a point for several: their
-    mean, at the last of them.
+    "stages": name, `start` of its points among all, when it began and ended; "steps" and "minutes"
+    (since the start of the run) of every point; "metrics": for each, [stage number, points or null,
+    values] of each stage that has it. Points are null where every point of the stage has a value; a
+    value is null where it was not finite. A stage of more than `MAX_POINTS` steps has a point for
+    several: their mean, at the last of them.
     """
     starts_s = {time.stage: time.start_s for time in times}
     stages: list[dict[str, Any]] = []
@@ -284,9 +284,8 @@ def _star(pattern: str, name: str) -> str:
 
 
 def _has(bucket: Sequence[Line], metric: str) -> bool:
-    return any(
-        metric in line and (line[metric] is None or _is_number(line[metric])) for line in bucket
-    )
+    values = [line[metric] for line in bucket if metric in line]
+    return any(value is None or _is_number(value) for value in values)
 
 
 def _mean(bucket: Sequence[Line], metric: str) -> float | None:
