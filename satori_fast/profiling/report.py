@@ -82,13 +82,17 @@ def write_comparison_html(
         "first_metrics": compare.FIRST_METRICS,
     }
     times = [(str(i), run.times) for i, run in enumerate(runs)]
+    shared, facts = compare.fact_lists(
+        [[("wall time", duration(run.wall_s)), *run_facts(run)] for run in runs]
+    )
     page = _render(
         "compare.html",
         title=f"{len(runs)} runs compared",
         runs=[
-            {"name": name, "colour": colour, "facts": run_facts(run), "wall": duration(run.wall_s)}
-            for name, colour, run in zip(names, colours, runs, strict=True)
+            {"name": name, "colour": colour, "facts": own}
+            for name, colour, own in zip(names, colours, facts, strict=True)
         ],
+        shared=shared,
         columns=COLUMNS[1:-1],
         results=compare.result_rows(runs),
         bars=stage_bars(times),
@@ -110,10 +114,12 @@ def _tiles(run: RunRecord) -> list[dict[str, str]]:
         before = "" if first is last else f"{percent(first['accuracy'])} after {first['stage']}"
         tiles.append(_tile("Held-out accuracy", percent(last["accuracy"]), before))
     tiles.append(_tile("Wall time", duration(run.wall_s), f"{len(run.times)} stages"))
-    rates = [(s["stage"], s["tokens_per_s"].get("step")) for s in run.summary["stages"]]
-    stage, rate = next(((s, r) for s, r in reversed(rates) if r), ("", None))
-    if rate:
-        tiles.append(_tile("Tokens per second", number(rate, 0), f"whole steps of {stage}"))
+    rated = [s for s in run.summary["stages"] if s["tokens_per_s"].get("step")]
+    # Reinforcement learning, where there is any: the stages that sample and train.
+    rated = [s for s in rated if "rollout" in s["tokens_per_s"]] or rated
+    if rated:
+        rate = number(rated[-1]["tokens_per_s"]["step"], 0)
+        tiles.append(_tile("Tokens per second", rate, f"whole steps of {rated[-1]['stage']}"))
     for metric, label in (
         ("device/memory_bytes", "of the device"),
         ("host/peak_rss_bytes", "of the host"),

@@ -86,16 +86,27 @@ def rate_rows(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     return rows
 
 
-def config_rows(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Keys of config.toml whose values differ: {"key", "values": text of each run}."""
+def config_rows(runs: Sequence[RunRecord]) -> dict[str, list[dict[str, Any]]]:
+    """Keys of config.toml that differ: "changed" those with several values, "missing" those that
+    some runs do not have. A row is {"key", "values": text of each run}."""
     flat = [flat_config(run.config) for run in runs]
     keys = dict.fromkeys(key for own in flat for key in own if key not in _PLACES)
-    rows = []
+    rows: dict[str, list[dict[str, Any]]] = {"changed": [], "missing": []}
     for key in keys:
         values = [json.dumps(own[key], default=str) if key in own else "-" for own in flat]
-        if len(set(values)) > 1:
-            rows.append({"key": key, "values": values})
+        if len(set(values) - {"-"}) > 1:
+            rows["changed"].append({"key": key, "values": values})
+        elif "-" in values:
+            rows["missing"].append({"key": key, "values": values})
     return rows
+
+
+def fact_lists(
+    facts: Sequence[Sequence[tuple[str, str]]],
+) -> tuple[list[tuple[str, str]], list[list[tuple[str, str]]]]:
+    """What is the same in all runs, and what else each of them is."""
+    shared = [fact for fact in facts[0] if all(fact in own for own in facts)]
+    return shared, [[fact for fact in own if fact not in shared] for own in facts]
 
 
 def _tail(path: Path, rivals: Sequence[Path]) -> str:

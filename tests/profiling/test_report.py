@@ -176,4 +176,4 @@ def test_runs_without_metrics_are_compared_by_their_results(tmp_path, monkeypatc
     path = write_comparison_html([tmp_path / "a", tmp_path / "b"])
     assert path.resolve() == tmp_path / "compare.html"
     _, text = check_page(path)
-    assert "the settings of all runs are the same" in text and "44.2 % (n=400)" in text
+    assert "No key of config.toml has several values" in text and "44.2 % (n=400)" in text

@@ -6,6 +6,7 @@ import pytest
 from satori_fast.profiling.report_compare import (
     config_rows,
     distinct_names,
+    fact_lists,
     rate_rows,
     result_rows,
 )
@@ -80,8 +81,16 @@ def test_only_settings_that_differ_are_listed(tmp_path):
         make_run(tmp_path / "a", "a", config="seed = 1\n[reinforce]\nnum_steps = 3\nbeta = 0.5\n"),
         make_run(tmp_path / "b", "b", config="seed = 1\n[reinforce]\nnum_steps = 4\n"),
     ]
-    assert config_rows(runs) == [
-        {"key": "reinforce.num_steps", "values": ["3", "4"]},
-        {"key": "reinforce.beta", "values": ["0.5", "-"]},
-    ]
-    assert config_rows(runs[:1]) == []
+    assert config_rows(runs) == {
+        "changed": [{"key": "reinforce.num_steps", "values": ["3", "4"]}],
+        "missing": [{"key": "reinforce.beta", "values": ["0.5", "-"]}],
+    }
+    assert config_rows(runs[:1]) == {"changed": [], "missing": []}
+
+
+def test_facts_are_parted_into_shared_and_own():
+    first, second = [("model", "m"), ("seed", "1")], [("model", "m"), ("seed", "2")]
+    assert fact_lists([first, second]) == (
+        [("model", "m")],
+        [[("seed", "1")], [("seed", "2")]],
+    )

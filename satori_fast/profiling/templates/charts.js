@@ -10,7 +10,7 @@ const TICKS = {
   share: {tickformat: ".0~%", hoverformat: ".1%", rangemode: "tozero"},
   count: {tickformat: "~s", hoverformat: ",.4~r", rangemode: "tozero"},
   value: {hoverformat: ".4~g"},
-  small: {tickformat: ".2~e", hoverformat: ".3~g"},
+  small: {exponentformat: "e", showexponent: "all", hoverformat: ".3~g"},
 };
 const hiddenRuns = new Set();
 let view = WHOLE_RUN;
@@ -64,6 +64,7 @@ function axisOf(chart, traces) {
   const least = Math.min(...values), most = Math.max(...values);
   const ticks = {...TICKS[chart.axis]};
   if (chart.log && least > 0 && most > 5 * least) {
+    if (chart.axis === "small") ticks.tickformat = ".0e";
     // One label for each decade or, where there are few of them, three.
     return {...ticks, type: "log", dtick: most > 100 * least ? 1 : "D2", rangemode: "normal"};
   }
@@ -95,6 +96,15 @@ function stageMarks(run, traces, width) {
   }
   const margin = 0.01 * (range[1] - range[0]);
   return {shapes, annotations, range: [range[0] - margin, range[1] + margin]};
+}
+
+// The steps of the stage looked at, in whichever run has most: all charts share them.
+function stepRange() {
+  const steps = page.runs.flatMap((run) => run.stages.flatMap(({name, start}, i) =>
+    name === view ? run.steps.slice(start, run.stages[i + 1]?.start) : []));
+  const first = Math.min(...steps), last = Math.max(...steps);
+  const margin = Math.max(0.5, 0.02 * (last - first));
+  return [first - margin, last + margin];
 }
 
 function legendOf(plot, keys) {
@@ -138,13 +148,15 @@ function draw(plot, data, {xaxis, yaxis, ...layout}) {
 function drawCurves(place, chart, traces) {
   const isWhole = view === WHOLE_RUN;
   const title = {text: isWhole ? "minutes" : "step", standoff: 6, font: {size: 12}};
-  // The stages of several runs do not end together.
-  const {range, ...marks} = isWhole && page.runs.length === 1
-    ? stageMarks(page.runs[0], traces, place.clientWidth - 50) : {};
-  draw(place, traces, {
-    hovermode: "x unified", yaxis: axisOf(chart, traces), ...marks,
-    xaxis: {title, hoverformat: isWhole ? ".2f" : "", ...(range ? {range} : {})},
-  });
+  const xaxis = {title, hoverformat: isWhole ? ".2f" : ""};
+  let marks = {};
+  if (!isWhole) {
+    xaxis.range = stepRange();
+  } else if (page.runs.length === 1) {
+    // The stages of several runs do not end together.
+    ({range: xaxis.range, ...marks} = stageMarks(page.runs[0], traces, place.clientWidth - 50));
+  }
+  draw(place, traces, {hovermode: "x unified", xaxis, yaxis: axisOf(chart, traces), ...marks});
 }
 
 function empty(grid) {
