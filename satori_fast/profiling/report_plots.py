@@ -34,7 +34,7 @@ SERIES_COLOURS = (
 )
 _TOTAL_COLOUR = "#1b2230"
 _FIELDS = frozenset({"stage", "step", "spans_s", "num_nonfinite"})
-_BYTES_PER_GIB = 2**30
+_BYTES_PER_GIB, _BYTES_PER_MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ class CurveChart:
     metrics: name, or a pattern with one "*", -> what the legend calls it; "*" there stands for what
              the star of the pattern matched.
     axis:    "share", "count", "value" or "small" (exponents); `log` where all values are above 0.
-    scale:   what values are multiplied by before they are drawn.
+    scale:   what values are multiplied by before they are drawn, to be in `unit`.
+    without: patterns of metrics that "*" must not match.
     """
 
     group: str
@@ -53,6 +54,7 @@ class CurveChart:
     axis: str = "value"
     log: bool = False
     scale: float = 1.0
+    unit: str = ""
     note: str = ""
     without: tuple[str, ...] = field(default=())
 
@@ -87,7 +89,20 @@ CURVE_CHARTS: tuple[CurveChart, ...] = (
         },
         note="Of each part of a step.",
     ),
-    CurveChart(_SPEED, "Model FLOPs utilisation", {"*/mfu": "*"}, axis="share"),
+    CurveChart(
+        _SPEED,
+        "Model FLOPs utilisation",
+        {"*/mfu": "*"},
+        axis="share",
+        note="Of the device's peak; see profiling/flops.py.",
+    ),
+    CurveChart(
+        _SPEED,
+        "Share of the memory bandwidth",
+        {"*/bandwidth_share": "*"},
+        axis="share",
+        note="Weights read, of the device's peak.",
+    ),
     CurveChart(
         _LEARNING,
         "Accuracy",
@@ -182,22 +197,35 @@ CURVE_CHARTS: tuple[CurveChart, ...] = (
     ),
     CurveChart(
         _HARDWARE,
-        "Memory of the host, GiB",
-        {"host/rss_bytes": "in use", "host/peak_rss_bytes": "peak"},
+        "Memory of the host",
+        {
+            "host/rss_bytes": "in use",
+            "host/peak_rss_bytes": "peak",
+            "host/rss_bytes_max": "largest process",
+        },
+        unit="GiB",
         scale=1 / _BYTES_PER_GIB,
     ),
     CurveChart(
         _HARDWARE,
-        "Memory of the device, GiB",
+        "Growth of the host's memory",
+        {"host/growth_bytes_per_step": "fitted"},
+        unit="MiB per step",
+        scale=1 / _BYTES_PER_MIB,
+    ),
+    CurveChart(
+        _HARDWARE,
+        "Memory of the device",
         {"device/memory_bytes": "in use"},
+        unit="GiB",
         scale=1 / _BYTES_PER_GIB,
     ),
     CurveChart(
         _HARDWARE, "Device utilisation", {"device/utilisation": "kernel running"}, axis="share"
     ),
-    CurveChart(_HARDWARE, "Power, watts", {"device/power_w": "board"}),
-    CurveChart(_HARDWARE, "Energy, joules", {"device/energy_j": "of a step"}, axis="count"),
-    CurveChart(_HARDWARE, "Tokens per joule", {"*/tokens_per_j*": "*"}),
+    CurveChart(_HARDWARE, "Power", {"device/power_w": "board"}, unit="watts"),
+    CurveChart(_HARDWARE, "Energy", {"device/energy_j": "of a step"}, axis="count", unit="joules"),
+    CurveChart(_HARDWARE, "Tokens per joule", {"step/tokens_per_joule": "whole step"}),
 )
 GROUPS = tuple(dict.fromkeys(chart.group for chart in CURVE_CHARTS))
 
@@ -211,7 +239,7 @@ def curves(lines: Sequence[Line], times: Sequence[StageTime]) -> dict[str, Any]:
     value is null where it was not finite. A stage of more than `MAX_POINTS` steps has a point for
     several: their mean, at the last of them.
     """
-    starts_s = {time.stage: time.start_s for time in times}
+    spans_s = {time.stage: (time.start_s, time.wall_s) for time in times}
     stages: list[dict[str, Any]] = []
     steps: list[int] = []
     minutes: list[float] = []
@@ -220,8 +248,11 @@ def curves(lines: Sequence[Line], times: Sequence[StageTime]) -> dict[str, Any]:
         own = [line for line in lines if line["stage"] == name]
         size = math.ceil(len(own) / MAX_POINTS)
         buckets = [own[i : i + size] for i in range(0, len(own), size)]
-        elapsed_s = starts_s.get(name, 0.0)
-        stages.append({"name": name, "start": len(steps), "start_min": _short(elapsed_s / 60)})
+        start_s, stage_s = spans_s.get(name, (0.0, 0.0))
+        steps_s = sum(line.get("step/seconds") or 0.0 for line in own)
+        # What a stage does outside of its steps, it does before them.
+        elapsed_s = start_s + max(0.0, stage_s - steps_s)
+        stages.append({"name": name, "start": len(steps), "start_min": _short(start_s / 60)})
         for bucket in buckets:
             elapsed_s += sum(line.get("step/seconds") or 0.0 for line in bucket)
             steps.append(bucket[-1]["step"])
@@ -252,7 +283,8 @@ def curve_charts(names: Iterable[str]) -> list[dict[str, Any]]:
             charts.append(
                 {
                     "group": chart.group,
-                    "title": chart.title,
+                    "title": f"{chart.title}, {chart.unit}" if chart.unit else chart.title,
+                    "unit": chart.unit,
                     "note": chart.note,
                     "axis": chart.axis,
                     "log": chart.log,

@@ -18,6 +18,8 @@ from typing import Any
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.profiling.summary import build_summary
 
+# Spans inside other spans, which count their time already: a rank's own part of the sampling.
+INNER_SPANS = frozenset({"sample"})
 _FILES = ("summary.json", "metrics.jsonl", "samples.jsonl")
 
 
@@ -27,7 +29,7 @@ class StageTime:
 
     start_s:   since the start of the run; stages run one after another.
     wall_s:    of the whole stage, what no span covers included.
-    seconds:   by span, in the order of their size.
+    seconds:   by span, in the order of their size; without `INNER_SPANS`.
     """
 
     stage: str
@@ -116,8 +118,8 @@ def stage_times(
     start_s = 0.0
     for name in dict.fromkeys([*entries, *own_lines]):
         entry, own = entries.get(name, {}), own_lines.get(name, [])
-        seconds = {k: float(v) for k, v in entry.get("seconds", {}).items() if v}
-        seconds = seconds or _span_sums(own)
+        recorded = entry.get("seconds") or _span_sums(own)
+        seconds = {k: float(v) for k, v in recorded.items() if v and k not in INNER_SPANS}
         wall_s = entry.get("wall_s") or sum(line.get("step/seconds") or 0.0 for line in own)
         ordered = dict(sorted(seconds.items(), key=lambda item: -item[1]))
         times.append(StageTime(name, start_s, wall_s or sum(seconds.values()), ordered))

@@ -26,12 +26,12 @@ def test_a_metric_is_a_column_with_an_entry_for_each_stage_that_has_it():
     ]
     columns = curves(lines, [StageTime("sft", 0.0, 90.0, {}), StageTime("rl", 90.0, 60.0, {})])
     assert columns["stages"] == [
-        {"name": "sft", "start": 0, "start_min": 0.0, "stop_min": 1.0},
+        {"name": "sft", "start": 0, "start_min": 0.0, "stop_min": 1.5},
         {"name": "rl", "start": 2, "start_min": 1.5, "stop_min": 2.5},
     ]
     assert columns["steps"] == [1, 2, 1]
-    # Between the stages the run was busy without steps.
-    assert columns["minutes"] == [0.5, 1.0, 2.5]
+    # Half a minute of the first stage passed before its steps.
+    assert columns["minutes"] == [1.0, 1.5, 2.5]
     assert columns["metrics"]["update/loss"] == [[0, None, [2.0, 1.12346]], [1, None, [None]]]
     assert columns["metrics"]["eval/accuracy"] == [[0, [1], [0.5]]]
     assert "num_nonfinite" not in columns["metrics"] and "spans_s" not in columns["metrics"]
@@ -77,5 +77,8 @@ def test_a_kind_of_work_has_the_colour_of_the_timeline():
 def test_every_chart_can_be_written_into_a_page():
     every = [name for chart in CURVE_CHARTS for name in chart.metrics]
     charts = curve_charts(name.replace("*", "update") for name in every)
-    assert {chart["title"] for chart in charts} == {chart.title for chart in CURVE_CHARTS}
+    assert [c["title"].removesuffix(f", {c['unit']}") for c in charts] == [
+        chart.title for chart in CURVE_CHARTS
+    ]
+    assert {"Memory of the host, GiB", "Power, watts"} <= {chart["title"] for chart in charts}
     assert json.loads(json.dumps(charts)) == charts

@@ -32,11 +32,12 @@ def lines_of_rl(num_steps=2):
 
 def test_times_come_from_the_summary_and_else_from_the_steps():
     entries = [
-        {"stage": "sft", "wall_s": 10.0, "seconds": {"pack": 1.0, "update": 8.0, "sync": 0.0}},
+        {"stage": "sft", "wall_s": 10.0, "seconds": {"pack": 1.0, "update": 8.0, "sample": 4.0}},
         {"stage": "rl", "wall_s": None},
     ]
     sft, rl = stage_times(entries, lines_of_rl())
     assert (sft.stage, sft.start_s, sft.wall_s) == ("sft", 0.0, 10.0)
+    # "sample" is a part of "rollout".
     assert list(sft.seconds.items()) == [("update", 8.0), ("pack", 1.0)] and sft.rest_s == 1.0
     assert (rl.start_s, rl.wall_s, rl.seconds) == (10.0, 4.0, {"update": 2.0, "rollout": 1.0})
 

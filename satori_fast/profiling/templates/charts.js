@@ -185,10 +185,9 @@ function fill(grid, charts, decorate = () => {}) {
 // A chart of one metric: its name in full, and how the listed chart of it would be drawn.
 function chartOfMetric(metric) {
   const known = page.charts.find((chart) => chart.curves.some((curve) => curve.metric === metric));
-  const {axis, log, scale} = known ?? {axis: "value", log: false, scale: 1};
-  const unit = scale === 1 ? "" : ", GiB";
+  const {axis, log, scale, unit} = known ?? {axis: "value", log: false, scale: 1, unit: ""};
   const curves = page.runs.map((run) => ({run, metric, label: run.name, colour: run.colour}));
-  return {title: metric + unit, note: "", axis, log, scale, metric, curves};
+  return {title: unit ? `${metric}, ${unit}` : metric, note: "", axis, log, scale, metric, curves};
 }
 
 const allMetrics = [...new Set(page.runs.flatMap((run) => Object.keys(run.metrics)))].sort();
