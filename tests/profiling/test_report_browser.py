@@ -208,7 +208,7 @@ def test_every_chart_of_a_report_is_drawn(browser, pages, width):
             "Power, watts",
         ):
             assert title in titles
-        assert page.locator("#time .gantt .stack").count() == 3
+        assert page.locator("#time .gantt .stack").count() == 2
         assert overflow(page) <= 0
 
 

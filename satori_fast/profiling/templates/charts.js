@@ -25,6 +25,10 @@ const element = (name, properties = {}, ...children) => {
 const escaped = (text) =>
   text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
+// [least, most]; not Math.min(...values), which has a limit to its arguments.
+const extent = (values) => values.reduce(
+  ([least, most], value) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
+
 // The points of one metric in the stage looked at, or in all: there over minutes, and apart
 // between stages, except for evaluations, which follow one policy through the run.
 function pointsOf(run, metric, scale) {
@@ -61,7 +65,7 @@ function tracesOf(chart) {
 
 function axisOf(chart, traces) {
   const values = traces.flatMap((trace) => trace.y).filter((value) => value !== null);
-  const least = Math.min(...values), most = Math.max(...values);
+  const [least, most] = extent(values);
   const ticks = {...TICKS[chart.axis]};
   if (chart.log && least > 0 && most > 5 * least) {
     if (chart.axis === "small") ticks.tickformat = ".0e";
@@ -77,7 +81,7 @@ function axisOf(chart, traces) {
 // their names stand above where there is room.
 function stageMarks(run, traces, width) {
   const times = traces.flatMap((trace) => trace.x).filter((x) => x !== null);
-  const first = Math.min(...times), last = Math.max(...times);
+  const [first, last] = extent(times);
   const shown = run.stages.filter(({start_min, stop_min}) => stop_min >= first && start_min <= last);
   const range = [shown[0].start_min, shown.at(-1).stop_min];
   const shapes = shown.slice(1).map(({start_min: x}) => ({
@@ -94,7 +98,7 @@ function stageMarks(run, traces, width) {
       });
     }
   }
-  const margin = 0.01 * (range[1] - range[0]);
+  const margin = 0.01 * (range[1] - range[0]) || 0.5;
   return {shapes, annotations, range: [range[0] - margin, range[1] + margin]};
 }
 
@@ -102,7 +106,7 @@ function stageMarks(run, traces, width) {
 function stepRange() {
   const steps = page.runs.flatMap((run) => run.stages.flatMap(({name, start}, i) =>
     name === view ? run.steps.slice(start, run.stages[i + 1]?.start) : []));
-  const first = Math.min(...steps), last = Math.max(...steps);
+  const [first, last] = extent(steps);
   const margin = Math.max(0.5, 0.02 * (last - first));
   return [first - margin, last + margin];
 }
@@ -135,7 +139,7 @@ function draw(plot, data, {xaxis, yaxis, ...layout}) {
   const axis = {
     automargin: true, gridcolor: "#edf0f4", linecolor: "#c9d0da", zeroline: false, fixedrange: isTouch,
   };
-  Plotly.newPlot(plot, data, {
+  plot.drawn = Plotly.newPlot(plot, data, {
     showlegend: false, bargap: 0.35, dragmode: isTouch ? false : "zoom",
     margin: {l: 8, r: 12, t: 18, b: 8}, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
     font: {family: "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", size: 12, color: "#5d6778"},
@@ -160,7 +164,10 @@ function drawCurves(place, chart, traces) {
 }
 
 function empty(grid) {
-  grid.querySelectorAll(".plot").forEach((plot) => Plotly.purge(plot));
+  for (const plot of grid.querySelectorAll(".plot")) {
+    // Plotly goes on drawing for a while, and fails on what was purged meanwhile.
+    plot.drawn.then(() => Plotly.purge(plot));
+  }
   grid.replaceChildren();
 }
 
