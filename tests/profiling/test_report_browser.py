@@ -131,7 +131,7 @@ def write_run(folder, name, *, speed=1.0):
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
+def paths(tmp_path_factory):
     """The page of a run, and the comparison of two of one name, one twice as fast."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [write_run(folder / "slow", "toy"), write_run(folder / "fast", "toy", speed=2.0)]
@@ -152,9 +152,10 @@ def browser():
 
 
 @contextmanager
-def opened(browser, path, width=1280):
+def opened(browser, path, width):
     """The page, loaded; at the end it must have complained of nothing and asked for no other."""
     page = browser.new_page(viewport={"width": width, "height": 844})
+    page.set_default_timeout(120_000)  # a machine of two cores may be busy
     problems, requests = [], []
     page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -162,9 +163,22 @@ def opened(browser, path, width=1280):
     page.on("request", lambda request: requests.append(request.url))
     page.goto(path.as_uri())
     yield page
+    page.close()
     assert problems == []
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
-    page.close()
+
+
+# Each page is opened once for a width, because that takes seconds; a test leaves it as it was.
+@pytest.fixture(scope="module", params=WIDTHS)
+def report(request, browser, paths):
+    with opened(browser, paths["report"], request.param) as page:
+        yield page
+
+
+@pytest.fixture(scope="module", params=WIDTHS)
+def comparison(request, browser, paths):
+    with opened(browser, paths["compare"], request.param) as page:
+        yield page
 
 
 def overflow(page):
@@ -188,118 +202,117 @@ def shown(page):
     return page.locator("#matches").inner_text()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_every_chart_of_a_report_is_drawn(browser, pages, width):
-    with opened(browser, pages["report"], width) as page:
-        titles = titles_of_drawn_charts(page)
-        for title in (
-            "What became of answers that were reflected on",
-            "Tokens per second",
-            "Seconds",
-            "Model FLOPs utilisation",
-            "Accuracy",
-            "Reward, term by term",
-            "Loss",
-            "Gradient norm",
-            "Reflections per answer",
-            "Response length",
-            "Log-prob difference",
-            "Memory of the host, GiB",
-            "Power, watts",
-        ):
-            assert title in titles
-        assert page.locator("#time .gantt .stack").count() == 2
-        assert overflow(page) <= 0
+def clear(page):
+    page.click("text=Clear filters")
+    page.wait_for_function("!document.getElementById('matches').textContent.includes('match')")
 
 
-def test_curves_follow_the_stage_that_is_chosen(browser, pages):
-    with opened(browser, pages["report"]) as page:
-        page.select_option("#view", "supervised")
-        page.wait_for_selector("[data-group='Reasoning']", state="hidden")
-        titles = titles_of_drawn_charts(page)
-        assert "Loss" in titles and "Accuracy" not in titles
-        page.select_option("#view", "reinforce")
-        assert "Accuracy" in titles_of_drawn_charts(page)
-        # A button of the legend hides its curve.
-        speed = page.locator("figure", has_text="Tokens per second")
-        assert speed.locator(".scatterlayer .trace").count() == 4
-        speed.locator(".key", has_text="rollout").click()
-        assert speed.locator(".scatterlayer .trace").count() == 3
-        # A metric without a chart of its own.
-        page.select_option(".add-metric", "rollout/odd_one")
-        assert "rollout/odd_one" in titles_of_drawn_charts(page)
-        page.locator("[aria-label='Remove rollout/odd_one']").click()
-        assert "rollout/odd_one" not in titles_of_drawn_charts(page)
+def test_every_chart_of_a_report_is_drawn(report):
+    titles = titles_of_drawn_charts(report)
+    for title in (
+        "What became of answers that were reflected on",
+        "Tokens per second",
+        "Seconds",
+        "Model FLOPs utilisation",
+        "Accuracy",
+        "Reward, term by term",
+        "Loss",
+        "Gradient norm",
+        "Reflections per answer",
+        "Response length",
+        "Log-prob difference",
+        "Memory of the host, GiB",
+        "Power, watts",
+    ):
+        assert title in titles
+    assert report.locator("#time .gantt .stack").count() == 2
+    assert overflow(report) <= 0
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_samples_are_filtered(browser, pages, width):
+def test_curves_follow_the_stage_that_is_chosen(report):
+    report.select_option("#view", "supervised")
+    report.wait_for_selector("[data-group='Reasoning']", state="hidden")
+    titles = titles_of_drawn_charts(report)
+    assert "Loss" in titles and "Accuracy" not in titles
+    report.select_option("#view", "reinforce")
+    assert "Accuracy" in titles_of_drawn_charts(report)
+    # A button of the legend hides its curve.
+    speed = report.locator("figure", has_text="Tokens per second")
+    assert speed.locator(".scatterlayer .trace").count() == 4
+    speed.locator(".key", has_text="rollout").click()
+    assert speed.locator(".scatterlayer .trace").count() == 3
+    # A metric without a chart of its own.
+    report.select_option(".add-metric", "rollout/odd_one")
+    assert "rollout/odd_one" in titles_of_drawn_charts(report)
+    report.locator("[aria-label='Remove rollout/odd_one']").click()
+    assert "rollout/odd_one" not in titles_of_drawn_charts(report)
+    report.select_option("#view", "")
+
+
+def test_samples_are_filtered(report):
     total = 3 * NUM_RL + 2
-    with opened(browser, pages["report"], width) as page:
-        assert shown(page) == f"1 of {total}"
-        page.select_option("[name=stage]", "reinforce")
-        assert shown(page) == f"1 of 24 matching, {total} in all"
-        page.select_option("[name=verdict]", "wrong")
-        assert shown(page) == f"1 of 8 matching, {total} in all"
-        page.select_option("[name=start]", "restart")
-        assert shown(page) == f"1 of 4 matching, {total} in all"
-        assert "the restart prefix" in page.locator("#sample").inner_text()
-        page.click("text=Clear filters")
-        page.wait_for_function(f"document.getElementById('matches').textContent === '1 of {total}'")
-        page.fill("[name=from]", "2")
-        page.fill("[name=to]", "3")
-        assert shown(page) == f"1 of 6 matching, {total} in all"
-        page.check("text=explore")
-        assert shown(page) == f"1 of 2 matching, {total} in all"
-        page.fill("[name=text]", "NEEDLE")
-        assert page.locator("#sample mark").inner_text() == "needle"
-        page.fill("[name=text]", "no such text")
-        assert shown(page) == f"0 of {total} match"
-        assert page.locator("#previous").is_disabled() and page.locator("#next").is_disabled()
-        assert overflow(page) <= 0
+    assert shown(report) == f"1 of {total}"
+    report.select_option("[name=stage]", "reinforce")
+    assert shown(report) == f"1 of 24 matching, {total} in all"
+    report.select_option("[name=verdict]", "wrong")
+    assert shown(report) == f"1 of 8 matching, {total} in all"
+    report.select_option("[name=start]", "restart")
+    assert shown(report) == f"1 of 4 matching, {total} in all"
+    assert "the restart prefix" in report.locator("#sample").inner_text()
+    clear(report)
+    assert shown(report) == f"1 of {total}"
+    report.fill("[name=from]", "2")
+    report.fill("[name=to]", "3")
+    assert shown(report) == f"1 of 6 matching, {total} in all"
+    report.check("text=explore")
+    assert shown(report) == f"1 of 2 matching, {total} in all"
+    report.fill("[name=text]", "NEEDLE")
+    assert report.locator("#sample mark").inner_text() == "needle"
+    report.fill("[name=text]", "no such text")
+    assert shown(report) == f"0 of {total} match"
+    assert report.locator("#previous").is_disabled() and report.locator("#next").is_disabled()
+    assert overflow(report) <= 0
+    clear(report)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_samples_are_paged_and_hostile_text_is_text(browser, pages, width):
-    with opened(browser, pages["report"], width) as page:
-        assert page.locator("#previous").is_disabled()
-        assert f"{HOSTILE} {LONG}" in page.locator("#sample").inner_text()
-        assert page.locator("img").count() == 0 and overflow(page) <= 0
-        page.fill("[name=text]", HOSTILE)
-        assert page.locator("#sample mark").inner_text() == HOSTILE
-        page.fill("[name=text]", "")
-        page.click("#next")
-        assert shown(page) == "2 of 26" and "problem-1" in page.locator("#sample").inner_text()
-        page.click("#previous")
-        assert shown(page) == "1 of 26"
-        # The last one: an answer with all three actions, each in its colour.
-        page.click("#next")
-        page.click("#next")
-        kinds = page.locator("#sample > .segment").evaluate_all("all => all.map(e => e.className)")
-        assert kinds == ["segment continue", "segment reflect", "segment explore"]
+def test_samples_are_paged_and_hostile_text_is_text(report):
+    assert report.locator("#previous").is_disabled()
+    assert f"{HOSTILE} {LONG}" in report.locator("#sample").inner_text()
+    assert report.locator("img").count() == 0 and overflow(report) <= 0
+    report.fill("[name=text]", HOSTILE)
+    assert report.locator("#sample mark").inner_text() == HOSTILE
+    report.fill("[name=text]", "")
+    report.click("#next")
+    assert shown(report) == "2 of 26" and "problem-1" in report.locator("#sample").inner_text()
+    report.click("#previous")
+    assert shown(report) == "1 of 26"
+    # The third is an answer with all three actions, each in its colour.
+    report.click("#next")
+    report.click("#next")
+    kinds = report.locator("#sample > .segment").evaluate_all("all => all.map(e => e.className)")
+    assert shown(report) == "3 of 26"
+    assert kinds == ["segment continue", "segment reflect", "segment explore"]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_runs_are_compared(browser, pages, width):
-    with opened(browser, pages["compare"], width) as page:
-        titles = titles_of_drawn_charts(page)
-        assert "rollout/accuracy" in titles and "step/tokens_per_s" in titles
-        # It opens with the stage that samples.
-        assert page.locator("#view").input_value() == "reinforce"
-        text = page.locator("body").inner_text()
-        assert "toy (slow)" in text and "toy (fast)" in text and "2.00 x" in text
-        assert page.locator("#settings td").all_inner_texts() == ["speed", "1.0", "2.0"]
-        page.select_option(".add-metric", "reward/rule")
-        figure = page.locator("figure", has_text="reward/rule")
-        assert figure.locator(".scatterlayer .trace").count() == 2
-        # The legend of the page hides a run everywhere, that of a chart there.
-        page.locator("#run-keys .key", has_text="toy (slow)").click()
-        assert figure.locator(".scatterlayer .trace").count() == 1
-        page.locator("#run-keys .key", has_text="toy (slow)").click()
-        figure.locator(".key", has_text="toy (fast)").click()
-        assert figure.locator(".scatterlayer .trace").count() == 1
-        page.select_option("#view", "supervised")
-        assert "update/loss" in titles_of_drawn_charts(page)
-        page.select_option("#view", "")
-        assert "rollout/accuracy" in titles_of_drawn_charts(page)
-        assert overflow(page) <= 0
+def test_runs_are_compared(comparison):
+    titles = titles_of_drawn_charts(comparison)
+    assert "rollout/accuracy" in titles and "step/tokens_per_s" in titles
+    # It opens with the stage that samples.
+    assert comparison.locator("#view").input_value() == "reinforce"
+    text = comparison.locator("body").inner_text()
+    assert "toy (slow)" in text and "toy (fast)" in text and "2.00 x" in text
+    assert comparison.locator("#settings td").all_inner_texts() == ["speed", "1.0", "2.0"]
+    comparison.select_option(".add-metric", "reward/rule")
+    figure = comparison.locator("figure", has_text="reward/rule")
+    assert figure.locator(".scatterlayer .trace").count() == 2
+    # The legend of the page hides a run everywhere, that of a chart there.
+    comparison.locator("#run-keys .key", has_text="toy (slow)").click()
+    assert figure.locator(".scatterlayer .trace").count() == 1
+    comparison.locator("#run-keys .key", has_text="toy (slow)").click()
+    figure.locator(".key", has_text="toy (fast)").click()
+    assert figure.locator(".scatterlayer .trace").count() == 1
+    comparison.select_option("#view", "supervised")
+    assert "update/loss" in titles_of_drawn_charts(comparison)
+    comparison.select_option("#view", "")
+    assert "rollout/accuracy" in titles_of_drawn_charts(comparison)
+    assert overflow(comparison) <= 0
