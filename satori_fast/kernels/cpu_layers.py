@@ -2,9 +2,9 @@
 """The operations inside a transformer layer on the host: `reference_layers`' functions of the same
 names, compiled (csrc/).
 
-float32 and bfloat16 run as they are, with float32 sums and one rounding at the end; `dispatch` sends
-other types to the reference. The bits do not depend on the number of threads, nor those of a row on
-the other rows.
+float32 and bfloat16 run as they are, with float32 sums and one rounding at the end; `dispatch`
+sends other types to the reference. The bits do not depend on the number of threads, nor those of a
+row on the other rows.
 """
 
 import torch

@@ -3,8 +3,8 @@
 PyTorch.
 
 Also what the host runs where nothing is compiled, hence the few passes over memory: each pass less
-is time. Statistics and sums are float32 (float64 for float64 inputs). Not the public functions: `layers` checks arguments
-and picks an implementation.
+is time. Statistics and sums are float32 (float64 for float64 inputs). Not the public functions:
+`layers` checks arguments and picks an implementation.
 """
 
 import torch
