@@ -133,7 +133,8 @@ def test_events_that_overlap_get_a_track_of_their_own(tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     profiler_part(parts, 0, 101.0, ["aten::mm"])
     (path,) = parts.iterdir()
-    document = loaded(path)
+    with gzip.open(path, "rt") as file:
+        document = json.load(file)
     first = next(e for e in document["traceEvents"] if e["name"] == "aten::mm")
     late = {"name": "gloo:all_gather", "ts": first["ts"] + 0.25, "dur": 10.0}
     later = {"name": "gloo:all_reduce", "ts": first["ts"] + 9.0, "dur": 10.0}
