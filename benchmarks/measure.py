@@ -27,7 +27,10 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "triton", "liger-kernel", "numpy", "cydifflib", "satori-fast")
+PACKAGES = (
+    *("torch", "triton", "transformers", "trl", "liger-kernel", "numpy", "cydifflib"),
+    "satori-fast",
+)
 
 Function = Callable[[], object]
 

@@ -185,7 +185,7 @@ class RewardConfig(Section):
 
 class ProfilingConfig(Section):
     trace: bool = False
-    """record operators and kernels of the steps below, in each stage, in trace.json.gz (--profile)
+    """record operators and kernels of the steps below, in each stage, in trace.json (--profile)
     """
     trace_first_step: int = Field(default=2, ge=0)
     """steps of a stage that pass before, as warm-up"""

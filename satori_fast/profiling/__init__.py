@@ -14,7 +14,7 @@ from satori_fast.profiling.metrics import (
 )
 from satori_fast.profiling.monitor import StepMonitor
 from satori_fast.profiling.peaks import DevicePeaks, device_peaks
-from satori_fast.profiling.report import write_report_html
+from satori_fast.profiling.report import write_comparison_html, write_report_html
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
 from satori_fast.profiling.step_tracer import StepTracer, TraceSettings
 from satori_fast.profiling.summary import build_summary, print_summary_table, write_summary
@@ -46,6 +46,7 @@ __all__ = [
     "token_rates",
     "training_flops",
     "utilisation",
+    "write_comparison_html",
     "write_report_html",
     "write_summary",
 ]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One Chrome/Perfetto trace of a run: every rank's spans and, of recorded steps, its kernels.
 
-Each rank leaves parts in a folder, `merge_trace` makes `trace.json.gz` of them (open it in
+Each rank leaves parts in a folder, `merge_trace` makes `trace.json` of them (open it in
 ui.perfetto.dev). A rank is a process of the trace; its first tracks are our spans, the others its
 threads and GPU streams. All parts are in nanoseconds since 1970: torch's profiler writes
 microseconds after its ``baseTimeNanoseconds``, and spans are brought there as they are recorded.
@@ -79,7 +79,7 @@ def merge_trace(folder: Path, destination: Path) -> Path | None:
     tracks = _Tracks()
     num_dropped = 0
     partial = destination.with_suffix(".partial")
-    with gzip.open(partial, "wt", encoding="utf-8", compresslevel=_FAST) as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(f'{{"displayTimeUnit": "ms", "baseTimeNanoseconds": {base_ns},\n')
         file.write('"traceEvents": [\n')
         for number, (rank, kind, _, path) in enumerate(parts):

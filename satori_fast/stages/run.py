@@ -299,7 +299,7 @@ class Run:
         return self.earlier_wall_s + time.perf_counter() - self.begin
 
     def close_books(self) -> dict[str, Any]:
-        """Write summary.json, trace.json.gz and report.html; print the final table."""
+        """Write summary.json, trace.json and report.html; print the final table."""
         device = describe_device()
         summary = build_summary(
             self.config.name, __version__, device=device, wall_s=self.wall_s, stages=self.finished
@@ -309,7 +309,7 @@ class Run:
         self.parallel.gather_figures([0.0])  # every rank has left its parts
         if self.parallel.is_main:
             write_summary(summary, self.folder / "summary.json")
-            merge_trace(parts, self.folder / "trace.json.gz")
+            merge_trace(parts, self.folder / "trace.json")
             write_report_html(self.folder)
             print_summary_table(summary, self.console)
         return summary

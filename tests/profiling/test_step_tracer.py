@@ -57,7 +57,7 @@ def test_operators_lie_inside_the_span_that_ran_them(tmp_path: Path) -> None:
             recorder.start_step()
     tracer.close()
     write_span_part(recorder, parts)
-    document = loaded(merge_trace(parts, tmp_path / "trace.json.gz") or tmp_path)
+    document = loaded(merge_trace(parts, tmp_path / "trace.json") or tmp_path)
     assert_in_order(document)
     spans = [e for e in of_track(document, 0, "spans") if e["ph"] == "X"]
     assert len(spans) == 3 * 3  # a step that was not recorded has its spans too

@@ -14,7 +14,7 @@ from tests.profiling.test_spans import HandClock, record_two_rooms
 
 
 def loaded(path: Path) -> dict[str, Any]:
-    with gzip.open(path, "rt") as file:
+    with path.open() as file:
         return json.load(file)
 
 
@@ -85,7 +85,7 @@ def test_ranks_are_processes_and_spans_nest(tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     for rank in (0, 1):
         span_part(parts, rank)
-    document = loaded(merge_trace(parts, tmp_path / "trace.json.gz") or tmp_path)
+    document = loaded(merge_trace(parts, tmp_path / "trace.json") or tmp_path)
     assert not parts.exists()
     assert_in_order(document)
     names = {e["pid"]: e["args"]["name"] for e in document["traceEvents"]
@@ -115,7 +115,7 @@ def test_what_the_profiler_recorded_lies_inside_its_span(tmp_path: Path) -> None
     profiler_part(parts, 0, 101.0, ["aten::mm", "aten::add"])
     profiler_part(parts, 0, 105.0, ["aten::sum"])
     profiler_part(parts, 1, 101.0, ["aten::mul"])
-    document = loaded(merge_trace(parts, tmp_path / "trace.json.gz") or tmp_path)
+    document = loaded(merge_trace(parts, tmp_path / "trace.json") or tmp_path)
     assert_in_order(document)
     track = "CPU: thread 78 (python)"
     operators = [e for e in of_track(document, 0, track) if e["ph"] == "X"]
@@ -133,14 +133,15 @@ def test_events_that_overlap_get_a_track_of_their_own(tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     profiler_part(parts, 0, 101.0, ["aten::mm"])
     (path,) = parts.iterdir()
-    document = loaded(path)
+    with gzip.open(path, "rt") as file:
+        document = json.load(file)
     first = next(e for e in document["traceEvents"] if e["name"] == "aten::mm")
     late = {"name": "gloo:all_gather", "ts": first["ts"] + 0.25, "dur": 10.0}
     later = {"name": "gloo:all_reduce", "ts": first["ts"] + 9.0, "dur": 10.0}
     document["traceEvents"] += [{**first, **late}, {**first, **later}]
     with gzip.open(path, "wt") as file:
         json.dump(document, file)
-    merged = loaded(merge_trace(parts, tmp_path / "trace.json.gz") or tmp_path)
+    merged = loaded(merge_trace(parts, tmp_path / "trace.json") or tmp_path)
     assert_in_order(merged)
     own = [n for n in tracks(merged).values() if n.startswith("CPU")]
     track = "CPU: thread 78 (python)"
@@ -150,11 +151,11 @@ def test_events_that_overlap_get_a_track_of_their_own(tmp_path: Path) -> None:
 def test_dropped_events_are_counted_over_all_ranks(tmp_path: Path) -> None:
     for rank in (0, 1):
         span_part(tmp_path / "parts", rank, max_events=5)
-    document = loaded(merge_trace(tmp_path / "parts", tmp_path / "trace.json.gz") or tmp_path)
+    document = loaded(merge_trace(tmp_path / "parts", tmp_path / "trace.json") or tmp_path)
     assert document["otherData"]["num_dropped_events"] == 2 * (2 * 4 - 5)
 
 
 def test_without_parts_there_is_no_trace(tmp_path: Path) -> None:
     write_span_part(SpanRecorder(), tmp_path / "parts")
-    assert merge_trace(tmp_path / "parts", tmp_path / "trace.json.gz") is None
+    assert merge_trace(tmp_path / "parts", tmp_path / "trace.json") is None
     assert not any(tmp_path.iterdir())

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounds become stages: their names, and which keys differ in them."""
+"""Rounds become stages: their names, which keys differ in them, and the models they leave."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from satori_fast.config import Config, ConfigError, to_toml
+from satori_fast.data.coat import PLAIN_TEMPLATE
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.stages import run_stages
 from satori_fast.stages.iterate import plan_stages
@@ -62,26 +67,55 @@ def test_a_wrong_key_of_a_round_is_named(tmp_path: Path) -> None:
         iterating(tmp_path, "--iterate.rounds", "[{ num_steps = 0 }]")
 
 
-def test_a_run_of_two_rounds_resumes_in_the_second(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, Any]]:
+    """A finished run and its summary."""
     options = ("--iterate.rounds", "[{ num_steps = 2 }]", "--reinforce.num_steps", "1")
     options += ("--distill.num_problems", "40", "--distill.num_epochs", "1.0")
     options += ("--distill.optimizer.learning_rate", "3e-3", "--supervised.num_epochs", "8.0")
-    config = iterating(tmp_path, *options)
-    summary = run_stages(config)
+    config = iterating(tmp_path_factory.mktemp("rounds"), *options)
+    return config, run_stages(config)
+
+
+@pytest.mark.parametrize("stage", ["supervised", "reinforce", "distill_2", "reinforce_2"])
+def test_transformers_generates_the_greedy_text_of_each_stage(
+    two_rounds: tuple[Config, dict[str, Any]], stage: str
+) -> None:
+    """The text that the stage's own engine gave at its end, from the exported folder."""
+    config, _ = two_rounds
+    run = Path(config.output_dir) / config.name
+    model = AutoModelForCausalLM.from_pretrained(run / "models" / stage)
+    # AutoTokenizer would split this tokenizer's words the way of Qwen2's own.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "models" / stage)
+    logged = [s for s in read_metrics(run / "samples.jsonl") if s["stage"] == stage]
+    # The evaluation is what a stage logs last.
+    for sample in logged[-config.evaluation.num_logged_samples :]:
+        prompt = PLAIN_TEMPLATE.format(question=sample["question"])
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        whole = model.generate(ids, do_sample=False, max_new_tokens=config.rollout.max_new_tokens)[
+            0, ids.shape[1] :
+        ]
+        text = tokenizer.decode(whole).removesuffix(tokenizer.eos_token)
+        logged_text = "".join(segment["text"] for segment in sample["segments"])
+        assert "".join(text.split()) == "".join(logged_text.split())
+        assert sample["finish"] == ("stop" if whole[-1] == tokenizer.eos_token_id else "length")
+
+
+def test_a_run_of_two_rounds_resumes_in_the_second(
+    two_rounds: tuple[Config, dict[str, Any]],
+) -> None:
+    config, summary = two_rounds
     entries = {entry["stage"]: entry for entry in summary["stages"]}
     assert list(entries)[-2:] == ["distill_2", "reinforce_2"]
     assert 0 < entries["distill_2"]["teacher_accuracy"] < 1
     assert entries["distill_2"]["num_demonstrations"] <= config.distill.num_kept
     assert entries["distill_2"]["tokens_per_s"]["solutions"] > 0
-    run = tmp_path / "tiny"
+    run = Path(config.output_dir) / config.name
     before = timeless(run / "metrics.jsonl")
     assert [m["step"] for m in before if m["stage"] == "reinforce_2"] == [0, 1]
     weights = [run / "models" / s / "model.safetensors" for s in ("distill_2", "reinforce_2")]
     trained = [path.read_bytes() for path in weights]
     # As a kill inside the distillation would have left it: sampled, not imitated.
-    import json
-    import shutil
-
     state = json.loads((run / "progress.json").read_text())
     state["finished"] = state["finished"][:3]
     state["models"]["policy"] = "models/reinforce"

@@ -105,7 +105,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_its_folder(finished: Path) -> None:
-    for name in ("config.toml", "metrics.jsonl", "samples.jsonl", "summary.json", "trace.json.gz"):
+    for name in ("config.toml", "metrics.jsonl", "samples.jsonl", "summary.json", "trace.json"):
         assert (finished / name).stat().st_size > 0, name
     assert (finished / "report.html").exists() and any((finished / "tensorboard").iterdir())
     summary = json.loads((finished / "summary.json").read_text())
@@ -123,7 +123,7 @@ def test_a_run_leaves_its_folder(finished: Path) -> None:
 
 def assert_trace(folder: Path, *, num_ranks: int) -> None:
     """Every stage's steps, and in the recorded ones operators inside the spans that ran them."""
-    document = loaded(folder / "trace.json.gz")
+    document = loaded(folder / "trace.json")
     assert not (folder / "trace_parts").exists()
     assert document["otherData"]["num_dropped_events"] == 0
     assert_in_order(document)
