@@ -38,19 +38,22 @@ class TensorBoardSink:
 
     def __init__(self, folder: Path, last_steps: Mapping[str, int] | None = None) -> None:
         # Here, so that a machine without the library fails before anything runs.
+        from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._open_file = EventFileWriter
+        # Their classes are made at run time: no type checker knows them.
+        self._events: Any = event_pb2
+        self._summaries: Any = summary_pb2
         self._folder = folder
         self._last_steps = last_steps
         self._files: dict[str, Any] = {}
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        summary = self._summaries.Summary()
+        for name, value in metrics.items():
+            summary.value.add(tag=name, simple_value=value)
+        event = self._events.Event(wall_time=time.time(), step=step, summary=summary)
         self._file(stage).add_event(event)
 
     def close(self) -> None:
@@ -67,10 +70,10 @@ class TensorBoardSink:
         return self._files[stage]
 
     def _hide_after(self, stage: str, step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-        start = SessionLog(status=SessionLog.START)
-        event = Event(wall_time=time.time(), step=step + 1, session_log=start)
+        log = self._events.SessionLog
+        event = self._events.Event(
+            wall_time=time.time(), step=step + 1, session_log=log(status=log.START)
+        )
         self._files[stage].add_event(event)
 
 
@@ -79,7 +82,7 @@ class WandbSink:
     so that a resumed run goes on in the same place.
 
     What the library reads from the environment stays in force (WANDB_MODE=offline, its API key).
-    Raises ValueError when the library is not installed.
+    Raises ValueError when the library is not installed or has no access.
     """
 
     def __init__(
@@ -95,14 +98,20 @@ class WandbSink:
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
         self._stages: set[str] = set()
-        self._run: Any = wandb.init(
-            project=project,
-            name=name,
-            id=id_file.read_text(encoding="utf-8").strip(),
-            resume="allow",
-            dir=str(folder),
-            config=dict(config or {}),
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=project,
+                name=name,
+                id=id_file.read_text(encoding="utf-8").strip(),
+                resume="allow",
+                dir=str(folder),
+                config=dict(config or {}),
+            )
+        except wandb.Error as error:  # no key, no network
+            raise ValueError(
+                f"logging.wandb: {str(error).strip()} (WANDB_MODE=offline needs neither key nor "
+                "network)"
+            ) from None
 
     @property
     def run_id(self) -> str:
