@@ -82,7 +82,8 @@ function axisOf(chart, traces) {
 function stageMarks(run, traces, width) {
   const times = traces.flatMap((trace) => trace.x).filter((x) => x !== null);
   const [first, last] = extent(times);
-  const shown = run.stages.filter(({start_min, stop_min}) => stop_min >= first && start_min <= last);
+  const shown = run.stages.filter(
+    ({start_min, stop_min}) => stop_min >= first && start_min <= last);
   const range = [shown[0].start_min, shown.at(-1).stop_min];
   const shapes = shown.slice(1).map(({start_min: x}) => ({
     type: "line", yref: "paper", y0: 0, y1: 1, x0: x, x1: x,
@@ -137,22 +138,27 @@ function figureOf(title, note, keys) {
 
 function draw(plot, data, {xaxis, yaxis, ...layout}) {
   const axis = {
-    automargin: true, gridcolor: "#edf0f4", linecolor: "#c9d0da", zeroline: false, fixedrange: isTouch,
+    automargin: true, zeroline: false, fixedrange: isTouch,
+    gridcolor: "#edf0f4", linecolor: "#c9d0da",
   };
   plot.drawn = Plotly.newPlot(plot, data, {
     showlegend: false, bargap: 0.35, dragmode: isTouch ? false : "zoom",
     margin: {l: 8, r: 12, t: 18, b: 8}, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
-    font: {family: "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", size: 12, color: "#5d6778"},
-    hoverlabel: {bgcolor: "#ffffff", bordercolor: "#c9d0da", font: {color: "#1b2230"}, namelength: -1},
+    font: {family: getComputedStyle(document.body).fontFamily, size: 12, color: "#5d6778"},
+    hoverlabel: {
+      bgcolor: "#ffffff", bordercolor: "#c9d0da", font: {color: "#1b2230"}, namelength: -1,
+    },
     ...layout,
-    xaxis: {...axis, showgrid: false, showline: true, ...xaxis}, yaxis: {...axis, nticks: 6, ...yaxis},
+    xaxis: {...axis, showgrid: false, showline: true, ...xaxis},
+    yaxis: {...axis, nticks: 6, ...yaxis},
   }, {responsive: true, displaylogo: false, displayModeBar: false});
 }
 
 function drawCurves(place, chart, traces) {
   const isWhole = view === WHOLE_RUN;
   const title = {text: isWhole ? "minutes" : "step", standoff: 6, font: {size: 12}};
-  const xaxis = {title, hoverformat: isWhole ? ".2f" : ""};
+  const unifiedhovertitle = {text: isWhole ? "minute %{x:.2f}" : "step %{x}"};
+  const xaxis = {title, unifiedhovertitle};
   let marks = {};
   if (!isWhole) {
     xaxis.range = stepRange();
@@ -160,7 +166,8 @@ function drawCurves(place, chart, traces) {
     // The stages of several runs do not end together.
     ({range: xaxis.range, ...marks} = stageMarks(page.runs[0], traces, place.clientWidth - 50));
   }
-  draw(place, traces, {hovermode: "x unified", xaxis, yaxis: axisOf(chart, traces), ...marks});
+  const yaxis = axisOf(chart, traces);
+  draw(place, traces, {hovermode: "x unified", hoverdistance: 10, xaxis, yaxis, ...marks});
 }
 
 function empty(grid) {
@@ -178,7 +185,8 @@ function fill(grid, charts, decorate = () => {}) {
   for (const chart of charts) {
     const traces = tracesOf(chart);
     if (!traces.length) continue;
-    const keys = traces.map(({label, line, visible}) => ({label, colour: line.color, shown: visible}));
+    const keys = traces.map(
+      ({label, line, visible}) => ({label, colour: line.color, shown: visible}));
     const {figure, plot} = figureOf(chart.title, chart.note, keys);
     decorate(figure, chart);
     grid.append(figure);
@@ -255,14 +263,14 @@ function setUpView() {
 function setUpAdding() {
   const select = document.querySelector(".add-metric");
   if (!select) return;
-  const rooms = Map.groupBy
-    ? Map.groupBy(allMetrics, (name) => name.split("/")[0])
-    : allMetrics.reduce((all, name) => {
-      const room = name.split("/")[0];
-      return all.set(room, [...(all.get(room) ?? []), name]);
-    }, new Map());
+  const rooms = new Map();
+  for (const name of allMetrics) {
+    const room = name.split("/")[0];
+    rooms.set(room, [...(rooms.get(room) ?? []), name]);
+  }
   for (const [room, names] of rooms) {
-    select.append(element("optgroup", {label: room}, ...names.map((name) => new Option(name, name))));
+    const options = names.map((name) => new Option(name, name));
+    select.append(element("optgroup", {label: room}, ...options));
   }
   select.onchange = () => {
     if (select.value && !added.includes(select.value)) added.unshift(select.value);
