@@ -187,15 +187,19 @@ def overflow(page):
     return page.evaluate(f"{root}.scrollWidth - {root}.clientWidth")
 
 
-def titles_of_drawn_charts(page):
-    """Titles of the figures in sight; each must hold a drawing with at least one curve or bar."""
-    figures = page.locator("figure:visible")
-    for i in range(figures.count()):
-        plot = figures.nth(i).locator(".plot")
-        assert plot.locator("svg.main-svg").count() >= 1
-        assert plot.locator(".scatterlayer .trace, .barlayer .trace").count() >= 1
-        assert plot.bounding_box()["width"] > 250
-    return figures.locator("figcaption").all_inner_texts()
+def titles(page):
+    return page.locator("figure:visible figcaption").all_inner_texts()
+
+
+def num_drawn(figure):
+    """Curves or bars in the drawing of a figure, which is drawn when it comes into the window."""
+    figure.scroll_into_view_if_needed()
+    figure.locator("svg.main-svg").first.wait_for(state="attached")
+    return figure.locator(".scatterlayer .trace, .barlayer .trace").count()
+
+
+def figure_of(page, title):
+    return page.locator("figure", has=page.get_by_text(title, exact=True))
 
 
 def shown(page):
@@ -208,8 +212,7 @@ def clear(page):
 
 
 def test_every_chart_of_a_report_is_drawn(report):
-    titles = titles_of_drawn_charts(report)
-    for title in (
+    assert {
         "What became of answers that were reflected on",
         "Tokens per second",
         "Seconds",
@@ -223,29 +226,31 @@ def test_every_chart_of_a_report_is_drawn(report):
         "Log-prob difference",
         "Memory of the host, GiB",
         "Power, watts",
-    ):
-        assert title in titles
+    } <= set(titles(report))
+    for figure in report.locator("figure:visible").all():
+        assert num_drawn(figure) >= 1 and figure.bounding_box()["width"] > 250
     assert report.locator("#time .gantt .stack").count() == 2
     assert overflow(report) <= 0
 
 
 def test_curves_follow_the_stage_that_is_chosen(report):
     report.select_option("#view", "supervised")
-    report.wait_for_selector("[data-group='Reasoning']", state="hidden")
-    titles = titles_of_drawn_charts(report)
-    assert "Loss" in titles and "Accuracy" not in titles
+    assert "Loss" in titles(report) and "Accuracy" not in titles(report)
+    assert num_drawn(figure_of(report, "Loss")) == 1
     report.select_option("#view", "reinforce")
-    assert "Accuracy" in titles_of_drawn_charts(report)
+    speed = figure_of(report, "Tokens per second")
+    assert "Accuracy" in titles(report) and num_drawn(speed) == 4
     # A button of the legend hides its curve.
-    speed = report.locator("figure", has_text="Tokens per second")
-    assert speed.locator(".scatterlayer .trace").count() == 4
     speed.locator(".key", has_text="rollout").click()
-    assert speed.locator(".scatterlayer .trace").count() == 3
+    assert num_drawn(speed) == 3
     # A metric without a chart of its own.
     report.select_option(".add-metric", "rollout/odd_one")
-    assert "rollout/odd_one" in titles_of_drawn_charts(report)
+    assert num_drawn(figure_of(report, "rollout/odd_one")) == 1
     report.locator("[aria-label='Remove rollout/odd_one']").click()
-    assert "rollout/odd_one" not in titles_of_drawn_charts(report)
+    assert "rollout/odd_one" not in titles(report)
+    report.select_option("#view", "supervised")
+    report.select_option(".add-metric", "reward/rule")
+    assert "reward/rule has no points" in report.locator("#added-nothing").inner_text()
     report.select_option("#view", "")
 
 
@@ -295,24 +300,32 @@ def test_samples_are_paged_and_hostile_text_is_text(report):
 
 
 def test_runs_are_compared(comparison):
-    titles = titles_of_drawn_charts(comparison)
-    assert "rollout/accuracy" in titles and "step/tokens_per_s" in titles
     # It opens with the stage that samples.
     assert comparison.locator("#view").input_value() == "reinforce"
+    assert {"rollout/accuracy", "step/tokens_per_s"} <= set(titles(comparison))
+    for figure in comparison.locator("figure:visible").all():
+        assert num_drawn(figure) == 2
     text = comparison.locator("body").inner_text()
     assert "toy (slow)" in text and "toy (fast)" in text and "2.00 x" in text
     assert comparison.locator("#settings td").all_inner_texts() == ["speed", "1.0", "2.0"]
+    assert overflow(comparison) <= 0
+
+
+def test_metrics_and_runs_of_a_comparison_are_chosen(comparison):
     comparison.select_option(".add-metric", "reward/rule")
-    figure = comparison.locator("figure", has_text="reward/rule")
-    assert figure.locator(".scatterlayer .trace").count() == 2
-    # The legend of the page hides a run everywhere, that of a chart there.
-    comparison.locator("#run-keys .key", has_text="toy (slow)").click()
-    assert figure.locator(".scatterlayer .trace").count() == 1
-    comparison.locator("#run-keys .key", has_text="toy (slow)").click()
-    figure.locator(".key", has_text="toy (fast)").click()
-    assert figure.locator(".scatterlayer .trace").count() == 1
+    figure = figure_of(comparison, "reward/rule")
+    assert num_drawn(figure) == 2
+    # The legend of the page hides a run in all charts, that of a chart in this one.
+    slow = comparison.locator("#run-keys .key", has_text="toy (slow)")
+    slow.click()
+    assert num_drawn(figure) == 1
+    assert num_drawn(figure_of(comparison, "rollout/accuracy")) == 1
     comparison.select_option("#view", "supervised")
-    assert "update/loss" in titles_of_drawn_charts(comparison)
+    assert titles(comparison) == ["update/loss"]
+    assert num_drawn(figure_of(comparison, "update/loss")) == 1
+    slow.click()
+    assert num_drawn(figure_of(comparison, "update/loss")) == 2
     comparison.select_option("#view", "")
-    assert "rollout/accuracy" in titles_of_drawn_charts(comparison)
+    figure.locator(".key", has_text="toy (fast)").click()
+    assert num_drawn(figure) == 1
     assert overflow(comparison) <= 0

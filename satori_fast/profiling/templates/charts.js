@@ -51,11 +51,11 @@ function tracesOf(chart) {
     .map((curve) => ({...curve, ...pointsOf(curve.run, curve.metric, chart.scale)}))
     .filter(({y}) => y.some((value) => value !== null));
   const most = Math.max(...found.map(({x}) => x.length));
-  return found.map(({run, metric, label, colour, x, y}) => {
+  return found.map(({metric, label, colour, x, y}) => {
     // Evaluations are few and far apart: what lies between them is not measured.
     const sparse = metric.startsWith("eval/");
     return {
-      x, y, label, name: escaped(label), visible: !hiddenRuns.has(run.name),
+      x, y, label, name: escaped(label),
       mode: most > LINES_FROM && !sparse && x.length > 1 ? "lines" : "lines+markers",
       line: {color: colour, width: most > 300 ? 1.2 : 1.8, dash: sparse ? "dot" : "solid"},
       marker: {color: colour, size: sparse ? 8 : 5},
@@ -82,7 +82,8 @@ function axisOf(chart, traces) {
 function stageMarks(run, traces, width) {
   const times = traces.flatMap((trace) => trace.x).filter((x) => x !== null);
   const [first, last] = extent(times);
-  const shown = run.stages.filter(({start_min, stop_min}) => stop_min >= first && start_min <= last);
+  const shown = run.stages.filter(
+    ({start_min, stop_min}) => stop_min >= first && start_min <= last);
   const range = [shown[0].start_min, shown.at(-1).stop_min];
   const shapes = shown.slice(1).map(({start_min: x}) => ({
     type: "line", yref: "paper", y0: 0, y1: 1, x0: x, x1: x,
@@ -111,48 +112,61 @@ function stepRange() {
   return [first - margin, last + margin];
 }
 
+// A button that shows and hides what has this colour.
+function keyButton(label, colour, onToggle) {
+  const dot = element("i", {className: "dot"});
+  dot.style.background = colour;
+  const button = element("button", {type: "button", className: "key"}, dot, label);
+  button.dataset.label = label;
+  button.setAttribute("aria-pressed", "true");
+  button.onclick = () => {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", on);
+    onToggle(on);
+  };
+  return button;
+}
+
 function legendOf(plot, keys) {
-  return element("div", {className: "keys"}, ...keys.map(({label, colour, shown = true}, i) => {
-    const dot = element("i", {className: "dot"});
-    dot.style.background = colour;
-    const button = element("button", {type: "button", className: "key"}, dot, label);
-    button.setAttribute("aria-pressed", shown);
-    button.onclick = () => {
-      const on = button.getAttribute("aria-pressed") !== "true";
-      button.setAttribute("aria-pressed", on);
-      Plotly.restyle(plot, {visible: on}, [i]);
-    };
-    return button;
-  }));
+  return element("div", {className: "keys"}, ...keys.map(({label, colour, trace}, i) =>
+    keyButton(label, colour, (on) => {
+      trace.visible = on;
+      if (!undrawn.has(plot)) Plotly.restyle(plot, {visible: on}, [i]);
+    })));
 }
 
 function figureOf(title, note, keys) {
   const plot = element("div", {className: "plot"});
   const figure = element("figure", {}, element("figcaption", {textContent: title}));
   if (note) figure.append(element("p", {className: "note", textContent: note}));
-  if (keys.length > 1) figure.append(legendOf(plot, keys));
+  if (keys.length > 1 || isComparison) figure.append(legendOf(plot, keys));
   figure.append(plot);
   return {figure, plot};
 }
 
 function draw(plot, data, {xaxis, yaxis, ...layout}) {
   const axis = {
-    automargin: true, gridcolor: "#edf0f4", linecolor: "#c9d0da", zeroline: false, fixedrange: isTouch,
+    automargin: true, zeroline: false, fixedrange: isTouch,
+    gridcolor: "#edf0f4", linecolor: "#c9d0da",
   };
   plot.drawn = Plotly.newPlot(plot, data, {
     showlegend: false, bargap: 0.35, dragmode: isTouch ? false : "zoom",
     margin: {l: 8, r: 12, t: 18, b: 8}, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
-    font: {family: "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", size: 12, color: "#5d6778"},
-    hoverlabel: {bgcolor: "#ffffff", bordercolor: "#c9d0da", font: {color: "#1b2230"}, namelength: -1},
+    font: {family: getComputedStyle(document.body).fontFamily, size: 12, color: "#5d6778"},
+    hoverlabel: {
+      bgcolor: "#ffffff", bordercolor: "#c9d0da", font: {color: "#1b2230"}, namelength: -1,
+    },
     ...layout,
-    xaxis: {...axis, showgrid: false, showline: true, ...xaxis}, yaxis: {...axis, nticks: 6, ...yaxis},
+    xaxis: {...axis, showgrid: false, showline: true, ...xaxis},
+    yaxis: {...axis, nticks: 6, ...yaxis},
   }, {responsive: true, displaylogo: false, displayModeBar: false});
 }
 
 function drawCurves(place, chart, traces) {
   const isWhole = view === WHOLE_RUN;
   const title = {text: isWhole ? "minutes" : "step", standoff: 6, font: {size: 12}};
-  const xaxis = {title, hoverformat: isWhole ? ".2f" : ""};
+  const unifiedhovertitle = {text: isWhole ? "minute %{x:.2f}" : "step %{x}"};
+  const xaxis = {title, unifiedhovertitle};
   let marks = {};
   if (!isWhole) {
     xaxis.range = stepRange();
@@ -160,33 +174,48 @@ function drawCurves(place, chart, traces) {
     // The stages of several runs do not end together.
     ({range: xaxis.range, ...marks} = stageMarks(page.runs[0], traces, place.clientWidth - 50));
   }
-  draw(place, traces, {hovermode: "x unified", xaxis, yaxis: axisOf(chart, traces), ...marks});
+  const yaxis = axisOf(chart, traces);
+  draw(place, traces, {hovermode: "x unified", hoverdistance: 10, xaxis, yaxis, ...marks});
 }
 
-function empty(grid) {
-  for (const plot of grid.querySelectorAll(".plot")) {
-    // Plotly goes on drawing for a while, and fails on what was purged meanwhile.
-    plot.drawn.then(() => Plotly.purge(plot));
-  }
-  grid.replaceChildren();
+// Charts are drawn when they come near the window: a page has dozens.
+const undrawn = new Map();
+const nearWindow = new IntersectionObserver((entries) => {
+  for (const {target, isIntersecting} of entries) if (isIntersecting) drawNow(target);
+}, {rootMargin: "400px"});
+addEventListener("beforeprint", () => [...undrawn.keys()].forEach(drawNow));
+
+function drawLater(plot, show) {
+  undrawn.set(plot, show);
+  nearWindow.observe(plot);
 }
 
-// Draw `charts` that have points in this view; `decorate` may add to each figure.
-function fill(grid, charts, decorate = () => {}) {
-  empty(grid);
-  const waiting = [];
-  for (const chart of charts) {
-    const traces = tracesOf(chart);
-    if (!traces.length) continue;
-    const keys = traces.map(({label, line, visible}) => ({label, colour: line.color, shown: visible}));
-    const {figure, plot} = figureOf(chart.title, chart.note, keys);
-    decorate(figure, chart);
-    grid.append(figure);
-    waiting.push(() => drawCurves(plot, chart, traces));
-  }
-  // All places first: the first chart would be as wide as the page as long as it is alone.
-  waiting.forEach((show) => show());
-  return waiting.length;
+function drawNow(plot) {
+  const show = undrawn.get(plot);
+  nearWindow.unobserve(plot);
+  if (undrawn.delete(plot)) show();
+}
+
+function discard(plot) {
+  nearWindow.unobserve(plot);
+  // Plotly goes on drawing for a while, and fails on what was purged meanwhile.
+  if (!undrawn.delete(plot)) plot.drawn.then(() => Plotly.purge(plot));
+}
+
+// The figure of a chart; null where it has no points in this view.
+function curveFigure(chart) {
+  const traces = tracesOf(chart);
+  if (!traces.length) return null;
+  const keys = traces.map((trace) => ({label: trace.label, colour: trace.line.color, trace}));
+  const {figure, plot} = figureOf(chart.title, chart.note, keys);
+  drawLater(plot, () => drawCurves(plot, chart, traces));
+  return figure;
+}
+
+function fill(grid, figures) {
+  grid.querySelectorAll(".plot").forEach(discard);
+  grid.replaceChildren(...figures.filter((figure) => figure !== null));
+  applyRunKeys(grid);
 }
 
 // A chart of one metric: its name in full, and how the listed chart of it would be drawn.
@@ -199,41 +228,45 @@ function chartOfMetric(metric) {
 
 const allMetrics = [...new Set(page.runs.flatMap((run) => Object.keys(run.metrics)))].sort();
 const allStages = [...new Set(page.runs.flatMap((run) => run.stages.map((stage) => stage.name)))];
-const isComparison = page.runs.length > 1 || "first_metrics" in page;
+const isComparison = "first_metrics" in page;
 const added = isComparison ? page.first_metrics.filter((name) => allMetrics.includes(name)) : [];
 
-function showAdded() {
-  const decorate = (figure, chart) => {
-    const remove = element("button", {type: "button", className: "remove", textContent: "\u00d7"});
-    remove.setAttribute("aria-label", `Remove ${chart.metric}`);
-    remove.onclick = () => { added.splice(added.indexOf(chart.metric), 1); showAdded(); };
-    figure.append(remove);
+function addedFigure(metric) {
+  const figure = curveFigure(chartOfMetric(metric));
+  if (!figure) return null;
+  const remove = element("button", {type: "button", className: "remove", textContent: "\u00d7"});
+  remove.setAttribute("aria-label", `Remove ${metric}`);
+  remove.onclick = () => {
+    added.splice(added.indexOf(metric), 1);
+    discard(figure.querySelector(".plot"));
+    figure.remove();
   };
-  fill(document.querySelector("[data-added] .charts"), added.map(chartOfMetric), decorate);
+  figure.append(remove);
+  return figure;
 }
 
 function showCurves() {
+  const [run] = page.runs;
   for (const section of document.querySelectorAll("[data-group]")) {
-    section.hidden = false;
-    const charts = page.charts.filter((chart) => chart.group === section.dataset.group);
-    const [run] = page.runs;
-    const own = charts.map((chart) => (
-      {...chart, curves: chart.curves.map((curve) => ({...curve, run}))}
-    ));
-    section.hidden = fill(section.querySelector(".charts"), own) === 0;
+    const figures = page.charts
+      .filter((chart) => chart.group === section.dataset.group)
+      .map((chart) => ({...chart, curves: chart.curves.map((curve) => ({...curve, run}))}))
+      .map(curveFigure);
+    fill(section.querySelector(".charts"), figures);
+    section.hidden = figures.every((figure) => figure === null);
   }
-  showAdded();
+  fill(document.querySelector("[data-added] .charts"), added.map(addedFigure));
 }
 
 function showEvaluations() {
   const grid = document.getElementById("evaluation-charts");
   if (!grid) return;
-  const waiting = page.evaluations.map((chart) => {
-    const {figure, plot} = figureOf(chart.title, "", chart.legend);
+  for (const chart of page.evaluations) {
+    const keys = chart.legend.map((key, i) => ({...key, trace: chart.data[i]}));
+    const {figure, plot} = figureOf(chart.title, "", keys);
     grid.append(figure);
-    return () => draw(plot, chart.data, {hovermode: "closest", ...chart.layout});
-  });
-  waiting.forEach((show) => show());
+    drawLater(plot, () => draw(plot, chart.data, {hovermode: "closest", ...chart.layout}));
+  }
 }
 
 function setUpView() {
@@ -255,19 +288,26 @@ function setUpView() {
 function setUpAdding() {
   const select = document.querySelector(".add-metric");
   if (!select) return;
-  const rooms = Map.groupBy
-    ? Map.groupBy(allMetrics, (name) => name.split("/")[0])
-    : allMetrics.reduce((all, name) => {
-      const room = name.split("/")[0];
-      return all.set(room, [...(all.get(room) ?? []), name]);
-    }, new Map());
+  const rooms = new Map();
+  for (const name of allMetrics) {
+    const room = name.split("/")[0];
+    rooms.set(room, [...(rooms.get(room) ?? []), name]);
+  }
   for (const [room, names] of rooms) {
-    select.append(element("optgroup", {label: room}, ...names.map((name) => new Option(name, name))));
+    const options = names.map((name) => new Option(name, name));
+    select.append(element("optgroup", {label: room}, ...options));
   }
   select.onchange = () => {
-    if (select.value && !added.includes(select.value)) added.unshift(select.value);
+    const metric = select.value;
     select.value = "";
-    showAdded();
+    if (!metric || added.includes(metric)) return;
+    added.unshift(metric);
+    const figure = addedFigure(metric);
+    document.getElementById("added-nothing").textContent =
+      figure ? "" : `${metric} has no points in what is shown.`;
+    if (!figure) return;
+    document.querySelector("[data-added] .charts").prepend(figure);
+    applyRunKeys(figure);
   };
 }
 
@@ -275,16 +315,19 @@ function setUpRunKeys() {
   const keys = document.getElementById("run-keys");
   if (!keys) return;
   for (const run of page.runs) {
-    const dot = element("i", {className: "dot"});
-    dot.style.background = run.colour;
-    const button = element("button", {type: "button", className: "key"}, dot, run.name);
-    button.setAttribute("aria-pressed", "true");
-    button.onclick = () => {
-      if (!hiddenRuns.delete(run.name)) hiddenRuns.add(run.name);
-      button.setAttribute("aria-pressed", !hiddenRuns.has(run.name));
-      showCurves();
-    };
-    keys.append(button);
+    keys.append(keyButton(run.name, run.colour, (on) => {
+      if (on) hiddenRuns.delete(run.name); else hiddenRuns.add(run.name);
+      applyRunKeys(document.querySelector("[data-added] .charts"));
+    }));
+  }
+}
+
+// A run that is hidden on the page is hidden in every chart of it.
+function applyRunKeys(place) {
+  if (!isComparison) return;
+  for (const button of place.querySelectorAll(".key")) {
+    const isShown = button.getAttribute("aria-pressed") === "true";
+    if (isShown === hiddenRuns.has(button.dataset.label)) button.click();
   }
 }
 

@@ -4,6 +4,7 @@
 (() => {
   const samples = JSON.parse(document.getElementById("sample-data").textContent);
   const KINDS = ["continue", "reflect", "explore", "solve", "verify", "step", "whole"];
+  const FINISHES = {stop: "ended by itself", length: "cut off at the longest length"};
   const form = document.getElementById("filters");
   const place = document.getElementById("sample");
   const [previous, next] = ["previous", "next"].map((id) => document.getElementById(id));
@@ -47,9 +48,9 @@
     current = Math.max(0, Math.min(current, count - 1));
     previous.disabled = current <= 0;
     next.disabled = current >= count - 1;
-    document.getElementById("matches").textContent = count
-      ? `${current + 1} of ${count}` + (count < samples.length ? ` matching, ${samples.length} in all` : "")
-      : `0 of ${samples.length} match`;
+    const rest = count < samples.length ? ` matching, ${samples.length} in all` : "";
+    document.getElementById("matches").textContent =
+      count ? `${current + 1} of ${count}${rest}` : `0 of ${samples.length} match`;
     place.replaceChildren();
     if (!count) {
       place.append(element("p", "note", "No sample matches these filters."));
@@ -63,7 +64,7 @@
     place.append(
       element("header", "", element("b", sample.verdict, sample.verdict),
         element("span", "", `${sample.stage}, step ${sample.step}`), element("span", "", sample.id),
-        element("span", "", sample.finish === "length" ? "cut off at the longest length" : sample.finish)),
+        element("span", "", FINISHES[sample.finish] ?? sample.finish)),
       element("h4", "", "Question"), textElement("p", "text", sample.question, found),
     );
     if (sample.prefix) {
@@ -98,7 +99,8 @@
     form.elements.stage.append(new Option(stage, stage));
   }
   const present = new Set(samples.flatMap(kindsOf));
-  for (const kind of [...KINDS.filter((k) => present.has(k)), ...[...present].filter((k) => !KINDS.includes(k))]) {
+  const unknown = [...present].filter((kind) => !KINDS.includes(kind));
+  for (const kind of [...KINDS.filter((kind) => present.has(kind)), ...unknown]) {
     const box = Object.assign(element("input"), {type: "checkbox", value: kind});
     form.querySelector("fieldset").append(
       element("label", `chip ${colourOf(kind)}`, box, element("b"), kind));
