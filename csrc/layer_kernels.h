@@ -65,6 +65,49 @@ inline void rms_norm(const NormTask& task, int64_t first_row, int64_t end_row) {
 }
 
 template <typename Element>
+SATORI_INLINE void rms_norm_backward_as(const NormBackwardTask& task, int64_t first_row,
+                                        int64_t end_row, float* weight_sums) {
+    const int64_t size = task.size;
+    const Element* weight = static_cast<const Element*>(task.weight);
+    for (int64_t row = first_row; row < end_row; ++row) {
+        const Element* grad = static_cast<const Element*>(task.grad) + row * size;
+        const Element* z = static_cast<const Element*>(task.z) + row * size;
+        const float rstd = task.rstd[row];
+        Floats products{};
+        for_vectors(size, [&](int64_t i, const auto& vector) {
+            const Floats product = vector.read(grad + i) * (vector.read(z + i) * splat(rstd));
+            products += product * vector.read(weight + i);
+            if (weight_sums)
+                vector.write(weight_sums + i, vector.read(weight_sums + i) + product);
+        });
+        if (!task.grad_z)
+            continue;
+        const float mean = sum_of_lanes(products) / static_cast<float>(size);
+        Element* out = static_cast<Element*>(task.grad_z) + row * size;
+        const Element* grad_sum =
+            task.grad_sum ? static_cast<const Element*>(task.grad_sum) + row * size : nullptr;
+        for_vectors(size, [&](int64_t i, const auto& vector) {
+            const Floats n = vector.read(z + i) * splat(rstd);
+            const Floats own = vector.read(grad + i) * vector.read(weight + i) - n * splat(mean);
+            const Floats sum = grad_sum ? vector.read(grad_sum + i) : Floats{};
+            vector.write(out + i, own * splat(rstd) + sum);
+        });
+    }
+}
+
+inline void rms_norm_backward(const NormBackwardTask& task, int64_t first_row, int64_t end_row,
+                              float* weight_sums) {
+    (task.is_bfloat16 ? rms_norm_backward_as<uint16_t> : rms_norm_backward_as<float>)(
+        task, first_row, end_row, weight_sums);
+}
+
+// 1 / (1 + exp(-x)). exp overflows beyond 88, where the result is less than 1e-37.
+SATORI_INLINE Floats sigmoid(Floats x) {
+    const Floats y = splat(1.0f) / (splat(1.0f) + exp(-x));
+    return x < splat(-87.0f) ? Floats{} : y;
+}
+
+template <typename Element>
 SATORI_INLINE void swiglu_as(const SwigluTask& task, int64_t first_row, int64_t end_row) {
     for (int64_t row = first_row; row < end_row; ++row) {
         const Element* gates = static_cast<const Element*>(task.gate_up) + row * 2 * task.size;
@@ -72,15 +115,36 @@ SATORI_INLINE void swiglu_as(const SwigluTask& task, int64_t first_row, int64_t 
         Element* out = static_cast<Element*>(task.out) + row * task.size;
         for_vectors(task.size, [&](int64_t i, const auto& vector) {
             const Floats gate = vector.read(gates + i);
-            // exp overflows beyond 88, where silu is less than 1e-36.
-            const Floats silu = gate / (splat(1.0f) + exp(-gate));
-            vector.write(out + i, (gate < splat(-87.0f) ? Floats{} : silu) * vector.read(ups + i));
+            vector.write(out + i, gate * sigmoid(gate) * vector.read(ups + i));
         });
     }
 }
 
 inline void swiglu(const SwigluTask& task, int64_t first_row, int64_t end_row) {
     (task.is_bfloat16 ? swiglu_as<uint16_t> : swiglu_as<float>)(task, first_row, end_row);
+}
+
+template <typename Element>
+SATORI_INLINE void swiglu_backward_as(const SwigluBackwardTask& task, int64_t first_row,
+                                      int64_t end_row) {
+    for (int64_t row = first_row; row < end_row; ++row) {
+        const Element* grad = static_cast<const Element*>(task.grad) + row * task.size;
+        const Element* gates = static_cast<const Element*>(task.gate_up) + row * 2 * task.size;
+        const Element* ups = gates + task.size;
+        Element* out_gates = static_cast<Element*>(task.out) + row * 2 * task.size;
+        Element* out_ups = out_gates + task.size;
+        for_vectors(task.size, [&](int64_t i, const auto& vector) {
+            const Floats g = vector.read(grad + i), gate = vector.read(gates + i);
+            const Floats s = sigmoid(gate), slope = s + gate * s * (splat(1.0f) - s);
+            vector.write(out_gates + i, g * vector.read(ups + i) * slope);
+            vector.write(out_ups + i, g * gate * s);
+        });
+    }
+}
+
+inline void swiglu_backward(const SwigluBackwardTask& task, int64_t first_row, int64_t end_row) {
+    (task.is_bfloat16 ? swiglu_backward_as<uint16_t> : swiglu_backward_as<float>)(
+        task, first_row, end_row);
 }
 
 // -- sampling ---------------------------------------------------------------------------------
@@ -144,7 +208,8 @@ inline void sample_row(const SampleTask& task, int64_t row, double* sums) {
         __builtin_log(total));
 }
 
-constexpr LayerKernels kLayerKernels{decode_scratch, decode_attention, rms_norm,
-                                     rope,           swiglu,           sample_row};
+constexpr LayerKernels kLayerKernels{decode_scratch,    decode_attention, rms_norm,
+                                     rms_norm_backward, rope,             swiglu,
+                                     swiglu_backward,   sample_row};
 
 } // namespace satori_fast::SATORI_ISA

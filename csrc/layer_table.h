@@ -15,8 +15,12 @@ struct LayerKernels {
     // One row of the batch and one group of heads.
     void (*decode_attention)(const DecodeTask&, int64_t row, int64_t group, float* scratch);
     void (*rms_norm)(const NormTask&, int64_t first_row, int64_t end_row);
+    // `weight_sums`: floats [size], to which g n of these rows is added; null where nobody asks.
+    void (*rms_norm_backward)(const NormBackwardTask&, int64_t first_row, int64_t end_row,
+                              float* weight_sums);
     void (*rope)(const RopeTask&, int64_t first_row, int64_t end_row);
     void (*swiglu)(const SwigluTask&, int64_t first_row, int64_t end_row);
+    void (*swiglu_backward)(const SwigluBackwardTask&, int64_t first_row, int64_t end_row);
     // `sums`: scratch of sample_blocks(num_columns) numbers.
     void (*sample_row)(const SampleTask&, int64_t row, double* sums);
 };

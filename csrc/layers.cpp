@@ -15,10 +15,14 @@ namespace {
 // Numbers of one thread's turn: less would not pay for waking it.
 constexpr int64_t kTurn = 16 * 1024;
 
+int64_t rows_of_turn(int64_t size) {
+    return std::max<int64_t>(1, kTurn / std::max<int64_t>(size, 1));
+}
+
 // Calls rows(first, end) for the rows of a matrix, many at a time.
 template <typename Rows>
 void for_rows(int64_t num_rows, int64_t size, int num_threads, const Rows& rows) {
-    const int64_t turn = std::max<int64_t>(1, kTurn / std::max<int64_t>(size, 1));
+    const int64_t turn = rows_of_turn(size);
     parallel_for((num_rows + turn - 1) / turn, num_threads, [&](int64_t i) {
         rows(i * turn, std::min((i + 1) * turn, num_rows));
     });
@@ -55,6 +59,24 @@ void rms_norm(const NormTask& task, int num_threads) {
              [&](int64_t first, int64_t end) { rows(task, first, end); });
 }
 
+void rms_norm_backward(const NormBackwardTask& task, int num_threads) {
+    const auto rows = layer_kernels().rms_norm_backward;
+    // Sums of each turn apart, then added in order: no number of threads changes a bit.
+    const int64_t turn = rows_of_turn(task.size);
+    const int64_t turns = task.grad_weight ? (task.num_rows + turn - 1) / turn : 0;
+    std::vector<float> partial(static_cast<size_t>(turns * task.size));
+    for_rows(task.num_rows, task.size, num_threads, [&](int64_t first, int64_t end) {
+        rows(task, first, end, turns ? partial.data() + first / turn * task.size : nullptr);
+    });
+    if (!task.grad_weight)
+        return;
+    std::vector<double> sums(static_cast<size_t>(task.size));
+    for (int64_t i = 0; i < turns; ++i)
+        for (int64_t j = 0; j < task.size; ++j)
+            sums[static_cast<size_t>(j)] += partial[static_cast<size_t>(i * task.size + j)];
+    std::copy(sums.begin(), sums.end(), task.grad_weight);
+}
+
 void rope(const RopeTask& task, int num_threads) {
     const auto rows = layer_kernels().rope;
     for_rows(task.num_rows, task.num_groups * task.num_heads * task.head_dim, num_threads,
@@ -63,6 +85,12 @@ void rope(const RopeTask& task, int num_threads) {
 
 void swiglu(const SwigluTask& task, int num_threads) {
     const auto rows = layer_kernels().swiglu;
+    for_rows(task.num_rows, task.size, num_threads,
+             [&](int64_t first, int64_t end) { rows(task, first, end); });
+}
+
+void swiglu_backward(const SwigluBackwardTask& task, int num_threads) {
+    const auto rows = layer_kernels().swiglu_backward;
     for_rows(task.num_rows, task.size, num_threads,
              [&](int64_t first, int64_t end) { rows(task, first, end); });
 }

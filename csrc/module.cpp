@@ -184,6 +184,17 @@ void rms_norm(Address x, Address residual, Address weight, Address y, Address su
     satori_fast::rms_norm(task, num_threads);
 }
 
+// tensors: the pointers of NormBackwardTask in order, 0 for one that is absent.
+void rms_norm_backward(const std::array<Address, 7>& tensors, int64_t num_rows, int64_t size,
+                       bool is_bfloat16, int num_threads) {
+    const auto& x = tensors;
+    const satori_fast::NormBackwardTask task{
+        at<void>(x[0]), at<void>(x[1]), at<void>(x[2]), at<void>(x[3]), at<float>(x[4]),
+        at<void>(x[5]), at<float>(x[6]), num_rows,       size,           is_bfloat16};
+    nb::gil_scoped_release unlocked;
+    satori_fast::rms_norm_backward(task, num_threads);
+}
+
 // sizes: the counts of RopeTask in order.
 void rope(Address x, Address cos, Address sin, Address out, const Strides3& strides,
           const std::array<int64_t, 4>& sizes, bool inverse, bool is_bfloat16, int num_threads) {
@@ -217,6 +228,14 @@ void swiglu(Address gate_up, Address out, int64_t num_rows, int64_t size, bool i
     nb::gil_scoped_release unlocked;
     satori_fast::swiglu({at<void>(gate_up), at<void>(out), num_rows, size, is_bfloat16},
                         num_threads);
+}
+
+void swiglu_backward(Address grad, Address gate_up, Address out, int64_t num_rows, int64_t size,
+                     bool is_bfloat16, int num_threads) {
+    const satori_fast::SwigluBackwardTask task{at<void>(grad), at<void>(gate_up), at<void>(out),
+                                               num_rows,       size,              is_bfloat16};
+    nb::gil_scoped_release unlocked;
+    satori_fast::swiglu_backward(task, num_threads);
 }
 
 // Copies a list of Python integers; numpy takes five times as long. TypeError or OverflowError,
@@ -269,8 +288,10 @@ NB_MODULE(_C, m) {
     m.def("segment_scan_float64", &segment_scan<double>);
     m.def("decode_attention", &decode_attention);
     m.def("rms_norm", &rms_norm);
+    m.def("rms_norm_backward", &rms_norm_backward);
     m.def("rope", &rope);
     m.def("swiglu", &swiglu);
+    m.def("swiglu_backward", &swiglu_backward);
     m.def("sample_tokens", &sample_tokens);
     m.def("read_integers", &read_integers);
     m.def("sequence_similarity", &sequence_similarity);

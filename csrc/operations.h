@@ -138,6 +138,18 @@ struct NormTask {
 };
 void rms_norm(const NormTask& task, int num_threads);
 
+// With n = z rstd and g the gradient of y: grad_z = rstd (g weight - n mean(g weight n)) + grad_sum,
+// and grad_weight, the sum over rows of g n. Either result may be null.
+struct NormBackwardTask {
+    const void *grad, *grad_sum, *z, *weight; // [num_rows, size] and [size]; grad_sum may be null
+    const float* rstd;                        // [num_rows]
+    void* grad_z;                             // [num_rows, size]
+    float* grad_weight;                       // [size]
+    int64_t num_rows, size;
+    bool is_bfloat16;
+};
+void rms_norm_backward(const NormBackwardTask& task, int num_threads);
+
 // (a cos - b sin, b cos + a sin) of the halves (a, b) of the heads; the other way round if `inverse`.
 struct RopeTask {
     const void* x;         // [num_rows, num_groups, num_heads, head_dim], last stride 1
@@ -157,6 +169,15 @@ struct SwigluTask {
     bool is_bfloat16;
 };
 void swiglu(const SwigluTask& task, int num_threads);
+
+// The gradient of (gate, up) from that of silu(gate) up.
+struct SwigluBackwardTask {
+    const void *grad, *gate_up; // [num_rows, size], [num_rows, 2 size]
+    void* out;                  // as gate_up
+    int64_t num_rows, size;
+    bool is_bfloat16;
+};
+void swiglu_backward(const SwigluBackwardTask& task, int num_threads);
 
 // One column per row by inverse transform, and its log-probability, of softmax(logits / temperature).
 struct SampleTask {

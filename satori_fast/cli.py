@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="every stage for a step or two with a tiny model, in a folder that is deleted",
     )
+    run.add_argument(
+        "--profile",
+        action="store_true",
+        help="record operators and kernels of some steps of each stage in trace.json",
+    )
     synthesize = verb("synthesize", _synthesize, "make demonstrations only")
     synthesize.add_argument("config", type=Path)
     synthesize.add_argument("--resume", action="store_true", help="ask for what is missing only")
@@ -71,8 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--kernels", action="store_true", help="which implementation each op uses here"
     )
-    report = verb("report", _report, "write report.html of a run folder")
-    report.add_argument("folder", type=Path)
+    report = verb("report", _report, "write report.html of a run, or compare.html of several")
+    report.add_argument("folders", type=Path, nargs="+", metavar="folder", help="run folder")
+    report.add_argument(
+        "--output", type=Path, help="the page; default: report.html in the run folder, compare.html"
+    )
     export = verb("export", _export, "copy a stage's model out of a run folder")
     export.add_argument("folder", type=Path, help="run folder")
     export.add_argument("destination", type=Path)
@@ -81,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
+    if options.profile:
+        overrides = [*overrides, "--profiling.trace", "true"]
     config = load_config(options.config, overrides)
     if options.dry_run:
         from satori_fast.stages.dry_run import dry_run
@@ -138,9 +148,13 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> None:
     _refuse(overrides)
     from rich.console import Console
 
-    from satori_fast.profiling.report import write_report_html
+    from satori_fast.profiling.report import write_comparison_html, write_report_html
 
-    Console().print(f"wrote {write_report_html(options.folder)}")
+    if len(options.folders) == 1:
+        page = write_report_html(options.folders[0], output=options.output)
+    else:
+        page = write_comparison_html(options.folders, output=options.output or "compare.html")
+    Console().print(f"wrote {page}", markup=False, soft_wrap=True)
 
 
 def _export(options: argparse.Namespace, overrides: list[str]) -> None:

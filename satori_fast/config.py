@@ -22,10 +22,12 @@ from pydantic.fields import FieldInfo
 from satori_fast.config_sections import (
     DataConfig,
     EvaluationConfig,
+    LoggingConfig,
     ModelConfig,
     OptimizerConfig,
     PackingConfig,
     ParallelConfig,
+    ProfilingConfig,
     RewardConfig,
     RolloutConfig,
     Section,
@@ -52,8 +54,10 @@ __all__ = [
     "ConfigError",
     "DistillConfig",
     "ImitationConfig",
+    "LoggingConfig",
     "OptimizerConfig",
     "PreferenceConfig",
+    "ProfilingConfig",
     "ReinforceConfig",
     "RestartConfig",
     "RewardConfig",
@@ -100,6 +104,8 @@ class Config(Section):
     distill: DistillConfig = DistillConfig()
     iterate: IterateConfig = IterateConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    profiling: ProfilingConfig = ProfilingConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

@@ -183,6 +183,43 @@ class RewardConfig(Section):
     """seconds per answer; a grader over time is killed, the answer counts as wrong"""
 
 
+class ProfilingConfig(Section):
+    trace: bool = False
+    """record operators and kernels of the steps below, in each stage, in trace.json (--profile)
+    """
+    trace_first_step: int = Field(default=2, ge=0)
+    """steps of a stage that pass before, as warm-up"""
+    trace_num_steps: int = Field(default=2, gt=0)
+    """steps of a stage that are recorded"""
+    trace_stacks: bool = False
+    """record Python stacks of operators too: slower and larger"""
+    trace_memory: bool = False
+    """record allocations too, as curves"""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """of a device, TFLOP/s, what MFU is a share of; None: its data sheet's (dense bfloat16)"""
+    peak_bandwidth_gbs: float | None = Field(default=None, gt=0)
+    """of a device's memory, GB/s; None: its data sheet's"""
+    measure_peaks: bool = True
+    """CPUs and unknown GPUs: measure these peaks when the run starts, 0.2 s"""
+    watch_host_memory: bool = True
+    """warn when host memory grows steadily and will not last, or beyond the limit below"""
+    host_growth_limit: float = Field(default=0.25, gt=0)
+    """growth within a stage, as a share of the machine's memory"""
+
+
+class LoggingConfig(Section):
+    tensorboard: bool = True
+    """event files in the run folder"""
+    wandb: bool = False
+    """send metrics to Weights & Biases (pip install wandb); WANDB_MODE=offline keeps them here"""
+    wandb_project: str = "satori-fast"
+    """project that the run is shown in"""
+    prometheus_port: int = Field(default=0, ge=0, le=65535)
+    """serve the newest metrics to Prometheus on this port; 0: off"""
+    prometheus_address: str = "127.0.0.1"
+    """address to serve them on; whoever reaches it can read them"""
+
+
 class EvaluationConfig(Section):
     num_problems: int = Field(default=400, gt=0)
     """held-out problems, greedy, one response each"""

@@ -236,6 +236,8 @@ class RoundConfig(Section):
     """siblings of a prompt"""
     temperature: float | None = Field(default=None, ge=0)
     """sampling temperature of the reinforcement (the paper's second round: 1.2)"""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """peak of the policy's in the reinforcement"""
     restarts: bool = False
     """mix restarts in (the paper's second round: no)"""
 

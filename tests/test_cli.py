@@ -83,6 +83,21 @@ def test_report_of_a_folder_that_is_no_run(
     assert str(missing) in failing_line(["report", str(missing)], capsys)
 
 
+def test_report_of_one_run_and_of_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text('{"stage": "rl", "step": 0}\n')
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "a"]) == 0 and (tmp_path / "a" / "report.html").exists()
+    assert main(["report", "a", "b"]) == 0 and (tmp_path / "compare.html").exists()
+    assert main(["report", "a", "b", "--output", "both.html"]) == 0
+    assert (tmp_path / "both.html").exists() and "wrote both.html" in capsys.readouterr().out
+    assert failing_line(["report", "a", "a"], capsys).startswith("a is given twice")
+
+
 def test_show_overrides_need_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     line = failing_line(["show", "--seed=3"], capsys)
     assert line == "show: name a config file to override its keys"

@@ -10,11 +10,9 @@ again until it is done.
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from benchmarks.ablations.runs import from_models, parser, run, write_table
+from benchmarks.ablations.runs import Entry, from_models, parser, run, run_arms, write_table
 
 ARMS = {
     "grpo": "configs/debug/grpo.toml",  # the quickstart itself
@@ -25,13 +23,13 @@ ARMS = {
 TUNING = ("--stages", '["synthesize", "supervised"]')
 
 
-def format_tuned(seed: int, folder: Path) -> dict[str, Any]:
+def format_tuned(seed: int, folder: Path) -> Entry:
     """The summary entry of the model that every arm of a seed starts from."""
     stages = run(ARMS["grpo"], f"tuned-{seed}", folder, *TUNING, "--seed", str(seed))
     return stages["supervised"]
 
 
-def reinforced(arm: str, seed: int, folder: Path) -> dict[str, Any]:
+def reinforced(arm: str, seed: int, folder: Path) -> Entry:
     """The summary entry of one arm, trained from the format-tuned model of its seed."""
     model = folder / f"tuned-{seed}" / "models" / "supervised"
     stages = run(ARMS[arm], f"{arm}-{seed}", folder, *from_models(model, seed=seed))
@@ -45,15 +43,8 @@ def main() -> None:
         folder="runs/ablations",
         output="benchmarks/results/restarts.json",
     ).parse_args()
-    with ThreadPoolExecutor(options.workers) as pool:
-        tuned = {seed: pool.submit(format_tuned, seed, options.folder) for seed in options.seeds}
-        waiting: dict[str, list[Future[dict[str, Any]]]] = {arm: [] for arm in options.arms}
-        for seed in options.seeds:
-            tuned[seed].result()
-            for arm in options.arms:
-                waiting[arm].append(pool.submit(reinforced, arm, seed, options.folder))
-        futures = {"format tuning": list(tuned.values()), **waiting}
-        rows = {arm: [future.result() for future in runs] for arm, runs in futures.items()}
+    tuned, arms = run_arms(options, format_tuned, reinforced)
+    rows = {"format tuning": tuned, **arms}
     write_table(options.output, "benchmarks.ablations.restarts", options.seeds, rows)
 
 

@@ -8,9 +8,10 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,7 +25,9 @@ FIELDS = (
     "reflections_per_answer",
     "mean_response_tokens",
 )
-Stages = dict[str, dict[str, Any]]
+Entry = dict[str, Any]
+Stages = dict[str, Entry]
+First = TypeVar("First")
 
 
 def parser(description: str, arms: Sequence[str], *, folder: str, output: str) -> Any:
@@ -50,6 +53,24 @@ def run(config: str, name: str, folder: Path, *overrides: str) -> Stages:
         with (folder / f"{name}.log").open("a") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log)
     return {entry["stage"]: entry for entry in json.loads(summary.read_text())["stages"]}
+
+
+def run_arms(
+    options: argparse.Namespace,
+    first: Callable[[int, Path], First],
+    arm: Callable[[str, int, Path], Entry],
+) -> tuple[list[First], dict[str, list[Entry]]]:
+    """`first` of each seed, and every arm of a seed when its `first` is there; so many at a time as
+    the options say."""
+    with ThreadPoolExecutor(options.workers) as pool:
+        begun = {seed: pool.submit(first, seed, options.folder) for seed in options.seeds}
+        waiting: dict[str, list[Future[Entry]]] = {name: [] for name in options.arms}
+        for seed in options.seeds:
+            begun[seed].result()
+            for name in options.arms:
+                waiting[name].append(pool.submit(arm, name, seed, options.folder))
+        arms = {name: [future.result() for future in runs] for name, runs in waiting.items()}
+        return [future.result() for future in begun.values()], arms
 
 
 def from_models(model: Path, *, seed: int, stages: str = '["reinforce"]') -> tuple[str, ...]:

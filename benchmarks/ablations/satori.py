@@ -12,11 +12,17 @@ done.
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from benchmarks.ablations.runs import Stages, from_models, parser, run, write_table
+from benchmarks.ablations.runs import (
+    Entry,
+    Stages,
+    from_models,
+    parser,
+    run,
+    run_arms,
+    write_table,
+)
 
 CONFIG = "configs/satori/quickstart.toml"
 OF_THE_WHOLE_RUN = {"no_rl": "supervised", "full": "reinforce", "round_2": "reinforce_2"}
@@ -33,7 +39,7 @@ def whole_run(seed: int, folder: Path) -> Stages:
     return run(CONFIG, f"full-{seed}", folder, "--seed", str(seed))
 
 
-def changed(arm: str, seed: int, folder: Path) -> dict[str, Any]:
+def changed(arm: str, seed: int, folder: Path) -> Entry:
     """The summary entry of one arm, from the models of the whole run of its seed."""
     models = folder / f"full-{seed}" / "models"
     start = from_models(models / "supervised", seed=seed)
@@ -48,18 +54,8 @@ def main() -> None:
         folder="runs/satori",
         output="benchmarks/results/satori.json",
     ).parse_args()
-    with ThreadPoolExecutor(options.workers) as pool:
-        whole = {seed: pool.submit(whole_run, seed, options.folder) for seed in options.seeds}
-        waiting: dict[str, list[Future[dict[str, Any]]]] = {arm: [] for arm in options.arms}
-        for seed in options.seeds:
-            whole[seed].result()
-            for arm in options.arms:
-                waiting[arm].append(pool.submit(changed, arm, seed, options.folder))
-        rows = {
-            arm: [future.result()[stage] for future in whole.values()]
-            for arm, stage in OF_THE_WHOLE_RUN.items()
-        }
-        rows |= {arm: [future.result() for future in runs] for arm, runs in waiting.items()}
+    whole, arms = run_arms(options, whole_run, changed)
+    rows = {arm: [run[stage] for run in whole] for arm, stage in OF_THE_WHOLE_RUN.items()} | arms
     write_table(options.output, "benchmarks.ablations.satori", options.seeds, rows)
 
 

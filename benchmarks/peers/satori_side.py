@@ -19,21 +19,20 @@ from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 from satori_fast.stages.reinforce import build_actors, reinforce_step
 from satori_fast.stages.run import build_run
+from satori_fast.stages.setup import build_monitor
 from satori_fast.types import Problem
 
 
 class GivenLengths:
     """An engine whose completions have the lengths of the workload."""
 
-    is_shared = can_restart = False
-
     def __init__(self, engine: Engine, workload: Workload) -> None:
         self._engine, self._workload = engine, workload
-        self.renderer, self.max_seqlen = engine.renderer, engine.max_seqlen
-        self.wake, self.sleep, self.weight_sink = engine.wake, engine.sleep, engine.weight_sink
-        self.policy_version = engine.policy_version
         self.step = 0
         self.prompts = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams
@@ -129,6 +128,7 @@ def main() -> None:
     run.spans = SpanRecorder(
         device=workload.device, clock=time.perf_counter if on_gpu else time.process_time
     )
+    run.monitor = build_monitor(run.config, run.folder, run.parallel, run.spans)
     run.grader = GivenVerdicts()  # pyright: ignore[reportAttributeAccessIssue]
     run.stage = "reinforce"
     actors = build_actors(run)
@@ -137,7 +137,7 @@ def main() -> None:
     actors.recipe = replace(actors.recipe, min_group_std=None)  # TRL keeps every group
     line.ready(name="satori_fast", version=__version__)
     step = 0
-    run.spans.start_step()
+    run.monitor.restart_step()
     while line.wait():
         problems.step = engine.step = step
         times = run.record(step, reinforce_step(run, actors, step))
@@ -154,7 +154,7 @@ def main() -> None:
             )
         )
         step += 1
-        run.spans.start_step()
+        run.monitor.restart_step()
 
 
 if __name__ == "__main__":

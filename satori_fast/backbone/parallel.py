@@ -8,7 +8,7 @@ Nothing here splits data or models: `data.packing` and Megatron do, by the ranks
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -64,6 +64,15 @@ class ParallelState:
         gathered: list[Any] = [None] * self.data_size
         dist.all_gather_object(gathered, value, group=mpu.get_data_parallel_group())
         return gathered
+
+    def gather_figures(self, figures: Sequence[float]) -> list[list[float]]:
+        """`figures`, equally many on every process, of all of them in rank order; fp64."""
+        if self.world_size == 1:
+            return [list(figures)]
+        own = torch.tensor(figures, dtype=torch.float64, device=self.device)
+        rows = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(rows, own)
+        return torch.stack(rows).tolist()
 
     def on_main(self, action: Callable[[], Any]) -> None:
         """Run `action` in the main process; all ranks leave together.

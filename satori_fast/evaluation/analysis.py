@@ -3,7 +3,7 @@
 length, by number of reflections and by difficulty.
 
 Pure functions over graded answers. Not for sampling or grading (`evaluate`) nor for plots
-(`profiling.report_plots`).
+(`profiling.report_evaluation`).
 """
 
 from __future__ import annotations

@@ -2,14 +2,8 @@
 """Fast maths on tensors and on ragged integer sequences.
 
 Knows no reinforcement learning beyond the words "policy loss". `reference` is the definition of
-<<<<<<< HEAD
-every operation; `ops` gives it a schema and picks an implementation by device. The operations
-inside a transformer layer have files of their own, `reference_layers` and `layers`; so has
-`sampling`.
-=======
 every operation; `ops` gives it a schema and picks an implementation by device. Sampling has a file
 of its own, and the operations inside a transformer layer have two, `reference_layers` and `layers`.
->>>>>>> 42b17e5830516a9171d71030b3d81f0648604b45
 """
 
 from satori_fast.kernels.layers import decode_attention, rms_norm, rope, swiglu

@@ -2,9 +2,9 @@
 """The operations inside a transformer layer on the host: `reference_layers`' functions of the same
 names, compiled (csrc/).
 
-float32 and bfloat16 run as they are, with float32 sums and one rounding at the end. Not for other
-types, nor the gradients of norm and activation: `dispatch` sends those to the reference. The bits
-do not depend on the number of threads, nor those of a row on the other rows.
+float32 and bfloat16 run as they are, with float32 sums and one rounding at the end; `dispatch`
+sends other types to the reference. The bits do not depend on the number of threads, nor those of a
+row on the other rows.
 """
 
 import torch
@@ -14,7 +14,8 @@ from satori_fast.kernels.cpu import _C
 
 OPERATIONS = frozenset(("decode_attention", "rms_norm", "rope", "swiglu") if _C else ())
 # Functions that `dispatch.layer_function` finds here.
-FUNCTIONS = OPERATIONS | frozenset(("add_rms_norm",) if _C else ())
+GRADIENTS = ("add_rms_norm", "rms_norm_backward", "swiglu_backward")
+FUNCTIONS = OPERATIONS | frozenset(GRADIENTS if _C else ())
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -57,6 +58,32 @@ def _rms_norm(
     return rstd
 
 
+def rms_norm_backward(
+    grad: Tensor,
+    grad_sum: Tensor | None,
+    z: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    need_z: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """See `reference_layers.rms_norm_backward`."""
+    dtype, size = z.dtype, z.shape[-1]
+    own_weight = weight.to(dtype).contiguous()
+    inputs = [x if x is None else x.to(dtype).contiguous() for x in (grad, grad_sum, z)]
+    grad_z = torch.empty(z.shape, dtype=dtype) if need_z else None
+    grad_weight = torch.empty(size) if need_weight else None
+    tensors = (*inputs, own_weight, rstd, grad_z, grad_weight)
+    _C.rms_norm_backward(
+        [0 if x is None else x.data_ptr() for x in tensors],
+        rstd.numel(),
+        size,
+        dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return grad_z, None if grad_weight is None else grad_weight.to(weight.dtype)
+
+
 def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
     """See `reference_layers.rope`."""
     out = x.new_empty(x.shape)
@@ -86,6 +113,23 @@ def swiglu(gate_up: Tensor) -> Tensor:
     size = gate_up.shape[-1] // 2
     out = gate_up.new_empty((*gate_up.shape[:-1], size))
     _C.swiglu(
+        gate_up.data_ptr(),
+        out.data_ptr(),
+        gate_up.numel() // (2 * size) if size else 0,
+        size,
+        gate_up.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
+    """See `reference_layers.swiglu_backward`."""
+    grad, gate_up = grad.contiguous(), gate_up.contiguous()
+    size = gate_up.shape[-1] // 2
+    out = torch.empty_like(gate_up)
+    _C.swiglu_backward(
+        grad.data_ptr(),
         gate_up.data_ptr(),
         out.data_ptr(),
         gate_up.numel() // (2 * size) if size else 0,

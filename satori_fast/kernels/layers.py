@@ -4,11 +4,7 @@
 Not the mathematics (`reference_layers`, and the kernels of a device). Each operation exists twice
 over one implementation and one gradient. torch.compile sees a custom operator, a single node of its
 graph. Eager code runs an autograd node: a custom operator costs tens of microseconds of Python a
-<<<<<<< HEAD
-call, which would show in a small model.
-=======
 call, which would show in a small model. Only `decode_attention` has no gradient, and no node.
->>>>>>> 42b17e5830516a9171d71030b3d81f0648604b45
 """
 
 from collections.abc import Callable

@@ -2,10 +2,9 @@
 """The definition of the operations inside a transformer layer, and of their gradients, in plain
 PyTorch.
 
-Also what the host runs where nothing is compiled, as for the gradients of norm and activation,
-hence the few passes over memory: each pass less is time. Statistics and
-sums are float32 (float64 for float64 inputs). Not the public functions: `layers` checks arguments
-and picks an implementation.
+Also what the host runs where nothing is compiled, hence the few passes over memory: each pass less
+is time. Statistics and sums are float32 (float64 for float64 inputs). Not the public functions:
+`layers` checks arguments and picks an implementation.
 """
 
 import torch

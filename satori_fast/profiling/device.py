@@ -40,15 +40,22 @@ class NvmlSampler:
 
     device:     CUDA device to watch; a "cpu" device leaves `available` False.
     interval_s: seconds between samples.
+    nvml:       the module that reads GPUs and its handle of one; None: pynvml, where it is.
 
         with NvmlSampler("cuda") as sampler:
             ...
             metrics |= sampler.take()     # once per step
     """
 
-    def __init__(self, device: torch.device | str = "cuda", *, interval_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        device: torch.device | str = "cuda",
+        *,
+        interval_s: float = 0.5,
+        nvml: tuple[Any, Any] | None = None,
+    ) -> None:
         self._interval_s = interval_s
-        self._nvml, self._handle = _open_nvml(torch.device(device))
+        self._nvml, self._handle = nvml or _open_nvml(torch.device(device))
         self._process = psutil.Process()
         self._samples: list[DeviceSample] = []
         self._lock = threading.Lock()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The growing files of a run folder (metrics.jsonl, samples.jsonl, TensorBoard); progress bars.
+"""The growing files of a run folder (metrics.jsonl, samples.jsonl), and progress bars.
 
 A resumed run leaves the same files as an uninterrupted one, times apart: lines that the interrupted
 run wrote beyond its last checkpoint are cut before the first new line.
 
-Not for: measuring (`spans`, `device`) or the final table (`report`). One process (rank 0) writes.
+Not for: measuring (`spans`, `device`), the final table (`summary`) or what else metrics are sent to
+(`sinks`). One process (rank 0) writes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -34,10 +35,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from satori_fast.profiling.sinks import Sink, TensorBoardSink
 from satori_fast.types import StepReport, Trajectory
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 _PLAIN_LINE_SECONDS = 30.0
 _PLAIN_LINE_SHARE = 0.1
@@ -51,6 +50,7 @@ class MetricsWriter:
                       beyond it, and whatever follows them, are cut from both files.
     stage:            stage of that checkpoint; labels of stages are unique within a run.
     tensorboard:      also write event files (needs the package; warns once when it is missing).
+    sinks:            further places for the metrics of each step; the writer closes them.
 
     One writer serves all stages of a run. Write everything of a step before its checkpoint. Raises
     ValueError when a new run finds the files of an old one, or when only one of `resume_from_step`
@@ -64,6 +64,7 @@ class MetricsWriter:
         *,
         stage: str | None = None,
         tensorboard: bool = True,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         if (resume_from_step is None) != (stage is None):
             raise ValueError(
@@ -74,10 +75,10 @@ class MetricsWriter:
         checkpoint = None if stage is None else (stage, int(resume_from_step or 0))
         self._metrics = _JsonLines(self._folder / "metrics.jsonl", checkpoint)
         self._samples = _JsonLines(self._folder / "samples.jsonl", checkpoint)
-        self._resumed = checkpoint is not None
-        self._last_steps = {line.get("stage"): line.get("step", -1) for line in self._metrics.kept}
-        self._tensorboard = tensorboard
-        self._event_writers: dict[str, SummaryWriter] = {}
+        self._sinks = list(sinks)
+        if tensorboard:
+            last_steps = {line["stage"]: line["step"] for line in self._metrics.kept}
+            self._add_tensorboard(last_steps if checkpoint is not None else None)
         self.num_nonfinite = 0
 
     def __enter__(self) -> MetricsWriter:
@@ -109,46 +110,30 @@ class MetricsWriter:
             line["num_nonfinite"] = num_nonfinite
             self.num_nonfinite += num_nonfinite
         self._metrics.append(line)
-        if self._tensorboard:
-            self._write_events(report.stage, report.step, metrics)
+        finite = {name: value for name, value in metrics.items() if value is not None}
+        for sink in self._sinks:
+            sink.write(report.stage, report.step, finite)
 
     def write_sample(self, sample: Mapping[str, Any]) -> None:
         """Append one line of samples.jsonl; `sample_record` makes it from a trajectory."""
         self._samples.append(sample)
 
     def close(self) -> None:
-        """Close the files and flush the event files."""
+        """Close the files and the sinks."""
         self._metrics.close()
         self._samples.close()
-        for writer in self._event_writers.values():
-            writer.close()
-        self._event_writers.clear()
+        for sink in self._sinks:
+            sink.close()
+        self._sinks.clear()
 
-    def _write_events(self, stage: str, step: int, metrics: Mapping[str, float | None]) -> None:
-        writer = self._event_writers.get(stage) or self._open_events(stage)
-        if writer is None:
-            return
-        for name, value in metrics.items():
-            if value is not None:
-                writer.add_scalar(name, value, step)
-
-    def _open_events(self, stage: str) -> SummaryWriter | None:
-        """Events of a stage have a folder of their own, so that stages overlay as curves."""
+    def _add_tensorboard(self, last_steps: Mapping[str, int] | None) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            self._sinks.append(TensorBoardSink(self._folder / "tensorboard", last_steps))
         except ImportError:
             warnings.warn(
                 "tensorboard is not installed, no event files are written: pip install tensorboard",
-                stacklevel=4,
+                stacklevel=3,
             )
-            self._tensorboard = False
-            return None
-        # The purge hides what the interrupted run wrote beyond its checkpoint.
-        purge_step = self._last_steps.get(stage, -1) + 1 if self._resumed else None
-        folder = self._folder / "tensorboard" / stage.replace(os.sep, "-")
-        writer = SummaryWriter(str(folder), purge_step=purge_step)
-        self._event_writers[stage] = writer
-        return writer
 
 
 class _JsonLines:

@@ -1,104 +1,193 @@
 # SPDX-License-Identifier: Apache-2.0
-"""report.html of a run folder: one offline file, made from what the run wrote.
+"""The pages people look at: report.html of a run folder, and a comparison of several.
 
-Tables and samples always; charts when plotly (the `report` extra) is installed, because its script
-is written into the page. Markup, style and script are in `templates`; what they show is made here,
-in `report_plots` and in `report_samples`. Not for: the terminal's table (`summary`).
+Each is one offline file, made from what the runs wrote. Tables, times and samples always; charts
+when plotly (the `report` extra) is installed, because its script is written into the page. Markup,
+style and scripts are in `templates`; what they show is made in the modules `report_*`. Not for: the
+terminal's table (`summary`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from satori_fast.profiling.metrics import read_metrics
-from satori_fast.profiling.report_plots import Line, stage_charts, step_charts
-from satori_fast.profiling.report_samples import SEGMENT_KINDS, sample_card
-from satori_fast.profiling.summary import COLUMNS, number, percent, stage_cells
+from satori_fast.profiling import report_compare as compare
+from satori_fast.profiling.report_evaluation import stage_charts
+from satori_fast.profiling.report_plots import GROUPS, SERIES_COLOURS, curve_charts, curves
+from satori_fast.profiling.report_runs import RunRecord, read_run, run_facts
+from satori_fast.profiling.report_samples import sample_browser
+from satori_fast.profiling.report_timeline import stage_bars, timeline
+from satori_fast.profiling.summary import COLUMNS, duration, number, percent, stage_cells
 
-_FILES = ("summary.json", "metrics.jsonl", "samples.jsonl")
+_BYTES_PER_GIB = 2**30
 
 
-def write_report_html(run_folder: str | Path, *, num_samples: int = 30) -> Path:
-    """Write RUN_FOLDER/report.html from summary.json, analysis.json, metrics.jsonl, samples.jsonl.
+def write_report_html(run_folder: str | Path, *, output: str | Path | None = None) -> Path:
+    """Write the page of one run, RUN_FOLDER/report.html unless `output` names another file.
 
-    A missing file leaves its section out; `num_samples` are the first of samples.jsonl. Returns the
-    path of the page. Raises ValueError when the folder holds no run.
+    It shows summary.json, analysis.json, metrics.jsonl, samples.jsonl and config.toml; a missing
+    file leaves its section out. Returns the path of the page. Raises ValueError when the folder
+    holds no run.
     """
-    folder = Path(run_folder)
-    if not any((folder / name).exists() for name in _FILES):
-        raise ValueError(f"{folder} holds no run: give a folder with summary.json or metrics.jsonl")
-    summary = _read_json(folder / "summary.json")
-    analysis = _read_json(folder / "analysis.json") or {"stages": []}
-    lines = _read_lines(folder / "metrics.jsonl")
-    samples = _read_lines(folder / "samples.jsonl")
-    charts = {"stages": stage_charts(analysis["stages"]), "steps": step_charts(lines)}
-    page = _render(
-        title=folder.resolve().name if summary is None else summary["name"],
-        summary=summary and _summary_table(summary),
-        charts=charts,
-        plotly=_plotly_script() if any(charts.values()) else "",
-        spans=_span_rows(lines),
-        kinds=SEGMENT_KINDS,
-        samples=[sample_card(sample) for sample in samples[:num_samples]],
-        num_samples=len(samples),
-    )
-    path = folder / "report.html"
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    return path
-
-
-def _summary_table(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts, a row of cells for each stage, and the accuracies for bars."""
-    device = {k: v for k, v in summary["device"].items() if not k.endswith("_bytes")}
-    facts = {"version": summary["version"], "wall_s": number(summary["wall_s"], 0), **device}
-    return {
-        "facts": [f"{key}: {value}" for key, value in facts.items()],
-        "columns": COLUMNS,
-        "rows": [stage_cells(stage) for stage in summary["stages"]],
-        "accuracies": [
-            {"stage": s["stage"], "text": percent(s["accuracy"]), "share": s["accuracy"]}
-            for s in summary["stages"]
-            if s["accuracy"] is not None
-        ],
+    run = read_run(run_folder)
+    run_curves = curves(run.lines, run.times)
+    charts = curve_charts(run_curves["metrics"])
+    evaluations = stage_charts(run.analysis)
+    data = {
+        "runs": [{"name": run.name, "colour": SERIES_COLOURS[0], **run_curves}],
+        "charts": charts,
+        "evaluations": evaluations,
     }
+    page = _render(
+        "report.html",
+        title=run.name,
+        finished=run.finished,
+        facts=run_facts(run),
+        tiles=_tiles(run),
+        result=_result_table(run),
+        rates=_rate_table(run),
+        timeline=timeline(run.times, run.wall_s) if run.times else None,
+        groups=[group for group in GROUPS if any(c["group"] == group for c in charts)],
+        curves=run_curves,
+        evaluations=evaluations,
+        browser=sample_browser(run.samples),
+        config=run.config_text,
+        plotly=_plotly_script() if charts or evaluations else "",
+        data=data,
+    )
+    return _write(page, Path(output) if output else run.folder / "report.html")
 
 
-def _span_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Seconds of each span by stage, as a share of the wall time of the stage's steps."""
-    rows: list[dict[str, Any]] = []
-    for stage in dict.fromkeys(line["stage"] for line in lines):
-        own = [line for line in lines if line["stage"] == stage]
-        seconds: dict[str, float] = {}
-        for line in own:
-            for name, value in line.get("spans_s", {}).items():
-                seconds[name] = seconds.get(name, 0.0) + (value or 0.0)
-        wall_s = sum(line.get("step/seconds") or 0.0 for line in own) or sum(seconds.values())
-        for name, value in sorted(seconds.items(), key=lambda item: -item[1]):
-            share = value / wall_s if wall_s > 0 else 0.0
-            row = {"stage": stage, "span": name, "seconds": number(value, 1), "share": share}
-            rows.append(row | {"text": percent(share)})
-    return rows
+def write_comparison_html(
+    run_folders: Sequence[str | Path], *, output: str | Path = "compare.html"
+) -> Path:
+    """Write one page about several runs, the first of which the others are measured by.
+
+    Runs of the same name are told apart by their folders. Returns the path of the page. Raises
+    ValueError when a folder holds no run or is given twice.
+    """
+    runs = [read_run(folder) for folder in run_folders]
+    names = compare.distinct_names(runs)
+    colours = [SERIES_COLOURS[i % len(SERIES_COLOURS)] for i in range(len(runs))]
+    columns = [curves(run.lines, run.times) for run in runs]
+    data = {
+        "runs": [
+            {"name": name, "colour": colour, **own}
+            for name, colour, own in zip(names, colours, columns, strict=True)
+        ],
+        "charts": curve_charts({metric for own in columns for metric in own["metrics"]}),
+        "first_metrics": compare.FIRST_METRICS,
+    }
+    times = [(str(i), run.times) for i, run in enumerate(runs)]
+    shared, facts = compare.fact_lists(
+        [[("wall time", duration(run.wall_s)), *run_facts(run)] for run in runs]
+    )
+    page = _render(
+        "compare.html",
+        title=f"{len(runs)} runs compared",
+        runs=[
+            {"name": name, "colour": colour, "facts": own}
+            for name, colour, own in zip(names, colours, facts, strict=True)
+        ],
+        shared=shared,
+        columns=COLUMNS[1:-1],
+        results=compare.result_rows(runs),
+        bars=stage_bars(times),
+        rates=compare.rate_rows(runs),
+        settings=compare.config_rows(runs),
+        has_curves=any(own["metrics"] for own in columns),
+        plotly=_plotly_script(),
+        data=data,
+    )
+    return _write(page, Path(output))
 
 
-def _render(**values: Any) -> str:
-    from jinja2 import Environment, StrictUndefined
+def _tiles(run: RunRecord) -> list[dict[str, str]]:
+    """The few numbers to see first."""
+    tiles = []
+    graded = [s for s in run.summary["stages"] if s["accuracy"] is not None]
+    if graded:
+        first, last = graded[0], graded[-1]
+        before = "" if first is last else f"{percent(first['accuracy'])} after {first['stage']}"
+        tiles.append(_tile("Held-out accuracy", percent(last["accuracy"]), before))
+    tiles.append(_tile("Wall time", duration(run.wall_s), f"{len(run.times)} stages"))
+    rated = [s for s in run.summary["stages"] if s["tokens_per_s"].get("step")]
+    # Reinforcement learning, where there is any: the stages that sample and train.
+    rated = [s for s in rated if "rollout" in s["tokens_per_s"]] or rated
+    if rated:
+        rate = number(rated[-1]["tokens_per_s"]["step"], 0)
+        tiles.append(_tile("Tokens per second", rate, f"whole steps of {rated[-1]['stage']}"))
+    for metric, label in (
+        ("device/memory_bytes", "of the device"),
+        ("host/peak_rss_bytes", "of the host"),
+    ):
+        peak = max(_values(run.lines, metric), default=None)
+        if peak is not None:
+            tiles.append(_tile("Peak memory", f"{number(peak / _BYTES_PER_GIB, 2)} GiB", label))
+            break
+    energy_j = sum(_values(run.lines, "device/energy_j"))
+    if energy_j:
+        tiles.append(_tile("Energy", f"{number(energy_j / 3.6e6, 3)} kWh", "of the device"))
+    return tiles
+
+
+def _tile(label: str, value: str, note: str) -> dict[str, str]:
+    return {"label": label, "value": value, "note": note}
+
+
+def _values(lines: Iterable[Mapping[str, Any]], metric: str) -> list[float]:
+    return [line[metric] for line in lines if line.get(metric) is not None]
+
+
+def _result_table(run: RunRecord) -> dict[str, Any]:
+    """The final table, with the accuracies for bars."""
+    stages = run.summary["stages"]
+    rows = [
+        {"cells": stage_cells(stage)[:-1], "accuracy": stage["accuracy"], "wall": stage["wall_s"]}
+        for stage in stages
+    ]
+    return {"columns": COLUMNS[:-1], "rows": rows}
+
+
+def _rate_table(run: RunRecord) -> dict[str, Any]:
+    """Tokens per second of each stage, a column for each span that counted tokens."""
+    stages = [stage for stage in run.summary["stages"] if stage["tokens_per_s"]]
+    spans = list(dict.fromkeys(span for stage in stages for span in stage["tokens_per_s"]))
+    spans.sort(key=lambda span: span == "step")  # the total last
+    rows = [
+        [str(stage["stage"]), *(number(stage["tokens_per_s"].get(span), 0) for span in spans)]
+        for stage in stages
+    ]
+    return {"columns": ["stage", *spans], "rows": rows}
+
+
+def _render(template: str, **values: Any) -> str:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
-        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_template),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template = environment.from_string(_template("report.html"))
-    return template.render(style=_template("report.css"), script=_template("report.js"), **values)
+    environment.globals["source"] = _template
+    return environment.get_template(template).render(**values)
 
 
 def _template(name: str) -> str:
     folder = resources.files("satori_fast.profiling") / "templates"
     return (folder / name).read_text(encoding="utf-8")
+
+
+def _write(page: str, path: Path) -> Path:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+    return path
 
 
 def _plotly_script() -> str | None:
@@ -108,11 +197,3 @@ def _plotly_script() -> str | None:
     except ImportError:
         return None
     return get_plotlyjs()
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return read_metrics(path) if path.exists() else []

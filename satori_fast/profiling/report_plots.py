@@ -1,226 +1,329 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The charts of the report: metrics over the steps of a run, and what the evaluation of each stage
-says.
+"""The curves of the report: the metrics of a run over its steps, and which chart shows which.
 
-A chart is a title with data and layout for Plotly. Names that come from a run are escaped, because
-Plotly reads them as HTML. Not for pages (`report`) nor for computing what is shown
-(`evaluation.analysis`).
+The page holds each metric once, as a column; its script cuts out the stage that is looked at and
+draws the charts that are listed here. Not for the evaluation of each stage
+(`report_evaluation`), nor for pages (`report`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
-Chart = dict[str, Any]
+from satori_fast.profiling.report_runs import StageTime
+from satori_fast.profiling.report_timeline import SPAN_COLOURS
+
 Line = Mapping[str, Any]
 
-_SHARE = {"tickformat": ".0%", "rangemode": "tozero"}
-_TO_ZERO = {"rangemode": "tozero"}
-# Titles, the metrics that belong under each, and the axis of their values.
-STEP_CHARTS: tuple[tuple[str, Callable[[str], bool], Mapping[str, Any]], ...] = (
-    ("Reward, term by term", lambda name: name.startswith("reward/") and "seconds" not in name, {}),
-    ("Accuracy", lambda name: "accuracy" in name, _SHARE),
-    ("Response length, tokens", lambda name: name.endswith("response_tokens"), _TO_ZERO),
-    ("Reflections per answer", lambda name: name.endswith("reflections_per_answer"), _TO_ZERO),
-    ("Answers changed by reflection", lambda name: "_to_" in name, _SHARE),
-    ("Tokens per second", lambda name: name.endswith("tokens_per_s"), {"type": "log"}),
-    ("Gradient norm", lambda name: name.endswith("grad_norm"), _TO_ZERO),
-    ("Loss", lambda name: name.endswith("loss"), {}),
-    (
-        "Engine against trainer, nats",
-        lambda name: name.endswith("logprob_abs_diff"),
-        {"rangemode": "tozero", "exponentformat": "e"},
-    ),
+# Points of one curve in one stage: more cannot be told apart, and the page stays small.
+MAX_POINTS = 1000
+# Of curves and bars that stand for no kind of work: apart for the colour-blind, too.
+SERIES_COLOURS = (
+    "#3f6fb5",
+    "#c8722c",
+    "#3d9480",
+    "#8a4f9e",
+    "#b5527a",
+    "#7d8b3a",
+    "#2b9db8",
+    "#8a6d3b",
 )
-# A stage with a smaller share of an axis has no room for its name.
-_NAMED_SHARE = 0.08
-
-# What became of the first answer that a response reflected on: key, legend, colour.
-CHANGES = (
-    ("right_unchanged", "right, kept", "#2c8a3c"),
-    ("wrong_to_right", "wrong to right", "#8fd19b"),
-    ("right_to_wrong", "right to wrong", "#b3261e"),
-    ("wrong_to_wrong", "wrong to another wrong", "#f0a35e"),
-    ("wrong_unchanged", "wrong, kept", "#c9ced8"),
-)
-VERDICTS = (
-    ("error_recall", "num_on_wrong", "wrong answers changed", "#3867a6"),
-    ("right_kept", "num_on_right", "right answers kept", "#2c8a3c"),
-)
-GROUPINGS = (
-    ("by_level", "Accuracy by difficulty", "level"),
-    ("by_earlier", "Accuracy by how many earlier stages solved the problem", "earlier stages"),
-    ("by_reflections", "Accuracy by reflections in the answer", "reflections"),
-)
+_TOTAL_COLOUR = "#1b2230"
+_FIELDS = frozenset({"stage", "step", "spans_s", "num_nonfinite"})
+_BYTES_PER_GIB, _BYTES_PER_MIB = 2**30, 2**20
 
 
-def step_charts(lines: Sequence[Line]) -> list[Chart]:
-    """Metrics over the lines of metrics.jsonl, the stages end to end.
+@dataclass(frozen=True, slots=True)
+class CurveChart:
+    """A chart over steps.
 
-    A chart has the steps that have one of its metrics: a stage that was evaluated once takes the
-    room of one step. Left out are charts that no metric belongs to.
+    metrics: name, or a pattern with one "*", -> what the legend calls it; "*" there stands for what
+             the star of the pattern matched.
+    axis:    "share", "count", "value" or "small" (exponents); `log` where all values are above 0.
+    scale:   what values are multiplied by before they are drawn, to be in `unit`.
+    without: patterns of metrics that "*" must not match.
     """
-    all_names = sorted({n for line in lines for n, value in line.items() if _is_number(value)})
-    charts: list[Chart] = []
-    for title, belongs, axis in STEP_CHARTS:
-        names = [name for name in all_names if belongs(name)]
-        own = [line for line in lines if any(name in line for name in names)]
-        traces = [_curve(own, name) for name in names]
-        if traces:
-            charts.append(_chart(title, traces, yaxis=axis, **_stage_axis(own)))
+
+    group: str
+    title: str
+    metrics: Mapping[str, str]
+    axis: str = "value"
+    log: bool = False
+    scale: float = 1.0
+    unit: str = ""
+    note: str = ""
+    without: tuple[str, ...] = field(default=())
+
+
+_SPEED, _LEARNING, _REASONING = "Speed", "Learning", "Reasoning"
+_NUMERICS, _HARDWARE = "Engine against trainer", "Memory and power"
+
+CURVE_CHARTS: tuple[CurveChart, ...] = (
+    CurveChart(
+        _SPEED,
+        "Tokens per second",
+        {
+            "step/tokens_per_s": "whole step",
+            "rollout/completion_tokens_per_s": "rollout",
+            "logprob/tokens_per_s": "log-probs",
+            "update/tokens_per_s": "update",
+        },
+        axis="count",
+        log=True,
+        note="Rollout: sampled tokens over rollout time. Others: prompt and completion tokens.",
+    ),
+    CurveChart(
+        _SPEED,
+        "Seconds",
+        {
+            "step/seconds": "whole step",
+            "rollout/seconds": "rollout",
+            "reward/seconds": "reward",
+            "logprob/seconds": "log-probs",
+            "update/seconds": "update",
+            "sync/seconds": "weight sync",
+        },
+        note="Of each part of a step.",
+    ),
+    CurveChart(
+        _SPEED,
+        "Model FLOPs utilisation",
+        {"*/mfu": "*"},
+        axis="share",
+        note="Of the device's peak; see profiling/flops.py.",
+    ),
+    CurveChart(
+        _SPEED,
+        "Share of the memory bandwidth",
+        {"*/bandwidth_share": "*"},
+        axis="share",
+        note="Weights read, of the device's peak.",
+    ),
+    CurveChart(
+        _LEARNING,
+        "Accuracy",
+        {
+            "rollout/accuracy": "rollouts, all",
+            "rollout/accuracy_original": "whole problems",
+            "rollout/accuracy_restart_correct": "restarts, right so far",
+            "rollout/accuracy_restart_incorrect": "restarts, wrong so far",
+            "eval/accuracy": "held-out, greedy",
+            "preference/accuracy": "preference pairs",
+        },
+        axis="share",
+    ),
+    CurveChart(
+        _LEARNING, "Reward, term by term", {"reward/*": "*"}, without=("reward/seconds", "*_per_*")
+    ),
+    CurveChart(
+        _LEARNING,
+        "Loss",
+        {"update/loss": "policy", "critic/loss": "critic", "preference/loss": "reward model"},
+    ),
+    CurveChart(
+        _LEARNING,
+        "Gradient norm",
+        {
+            "update/grad_norm": "policy",
+            "critic/grad_norm": "critic",
+            "preference/grad_norm": "reward model",
+        },
+        note="Before clipping.",
+    ),
+    CurveChart(_LEARNING, "Entropy", {"update/entropy": "policy"}, note="Nats per token."),
+    CurveChart(
+        _LEARNING,
+        "KL of the policy",
+        {"update/approx_kl": "since the rollout", "update/kl": "to the reference"},
+        axis="small",
+        note="Nats per token.",
+    ),
+    CurveChart(
+        _LEARNING,
+        "Tokens with a clipped ratio",
+        {
+            "update/clip_fraction_low": "from below",
+            "update/clip_fraction_high": "from above",
+            "rollout/importance_clip_fraction": "engine against trainer",
+        },
+        axis="share",
+    ),
+    CurveChart(
+        _REASONING,
+        "Reflections per answer",
+        {"rollout/reflections_per_answer": "rollouts", "eval/reflections_per_answer": "held-out"},
+    ),
+    CurveChart(
+        _REASONING,
+        "Answers changed by reflection",
+        {
+            "*/wrong_to_right": "*: wrong to right",
+            "*/right_to_wrong": "*: right to wrong",
+            "*/wrong_to_wrong": "*: wrong to another wrong",
+        },
+        axis="share",
+    ),
+    CurveChart(
+        _REASONING,
+        "Response length",
+        {"rollout/mean_response_tokens": "rollouts", "eval/mean_response_tokens": "held-out"},
+        axis="count",
+        note="Mean, tokens.",
+    ),
+    CurveChart(
+        _REASONING,
+        "Answers cut off at the longest length",
+        {"rollout/truncated": "rollouts", "eval/truncated": "held-out"},
+        axis="share",
+    ),
+    CurveChart(
+        _NUMERICS,
+        "Log-prob difference",
+        {"rollout/logprob_abs_diff": "mean", "rollout/logprob_abs_diff_max": "maximum"},
+        axis="small",
+        log=True,
+        note="Of sampled tokens, engine against trainer, nats.",
+    ),
+    CurveChart(
+        _NUMERICS,
+        "KL of engine and trainer",
+        {"rollout/logprob_kl": "KL"},
+        axis="small",
+        note="Nats per token.",
+    ),
+    CurveChart(
+        _HARDWARE,
+        "Memory of the host",
+        {
+            "host/rss_bytes": "in use",
+            "host/peak_rss_bytes": "peak",
+            "host/rss_bytes_max": "largest process",
+        },
+        unit="GiB",
+        scale=1 / _BYTES_PER_GIB,
+    ),
+    CurveChart(
+        _HARDWARE,
+        "Growth of the host's memory",
+        {"host/growth_bytes_per_step": "fitted"},
+        unit="MiB per step",
+        scale=1 / _BYTES_PER_MIB,
+    ),
+    CurveChart(
+        _HARDWARE,
+        "Memory of the device",
+        {"device/memory_bytes": "in use"},
+        unit="GiB",
+        scale=1 / _BYTES_PER_GIB,
+    ),
+    CurveChart(
+        _HARDWARE, "Device utilisation", {"device/utilisation": "kernel running"}, axis="share"
+    ),
+    CurveChart(_HARDWARE, "Power", {"device/power_w": "board"}, unit="watts"),
+    CurveChart(_HARDWARE, "Energy", {"device/energy_j": "of a step"}, axis="count", unit="joules"),
+    CurveChart(_HARDWARE, "Tokens per joule", {"step/tokens_per_joule": "whole step"}),
+)
+GROUPS = tuple(dict.fromkeys(chart.group for chart in CURVE_CHARTS))
+
+
+def curves(lines: Sequence[Line], times: Sequence[StageTime]) -> dict[str, Any]:
+    """The metrics of a run as columns.
+
+    "stages": name, `start` of its points among all, when it began and ended; "steps" and "minutes"
+    (since the start of the run) of every point; "metrics": for each, [stage number, points or null,
+    values] of each stage that has it. Points are null where every point of the stage has a value; a
+    value is null where it was not finite. A stage of more than `MAX_POINTS` steps has a point for
+    several: their mean, at the last of them.
+    """
+    spans_s = {time.stage: (time.start_s, time.wall_s) for time in times}
+    stages: list[dict[str, Any]] = []
+    steps: list[int] = []
+    minutes: list[float] = []
+    metrics: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(line["stage"] for line in lines):
+        own = [line for line in lines if line["stage"] == name]
+        size = math.ceil(len(own) / MAX_POINTS)
+        buckets = [own[i : i + size] for i in range(0, len(own), size)]
+        start_s, stage_s = spans_s.get(name, (0.0, 0.0))
+        steps_s = sum(line.get("step/seconds") or 0.0 for line in own)
+        # What a stage does outside of its steps, it does before them.
+        elapsed_s = start_s + max(0.0, stage_s - steps_s)
+        stages.append({"name": name, "start": len(steps), "start_min": _short(start_s / 60)})
+        for bucket in buckets:
+            elapsed_s += sum(line.get("step/seconds") or 0.0 for line in bucket)
+            steps.append(bucket[-1]["step"])
+            minutes.append(_short(elapsed_s / 60))
+        stages[-1]["stop_min"] = minutes[-1]
+        for metric in dict.fromkeys(key for line in own for key in line if key not in _FIELDS):
+            column = {i: _mean(b, metric) for i, b in enumerate(buckets) if _has(b, metric)}
+            if column:
+                points = None if len(column) == len(buckets) else list(column)
+                entry = [len(stages) - 1, points, list(column.values())]
+                metrics.setdefault(metric, []).append(entry)
+    return {"stages": stages, "steps": steps, "minutes": minutes, "metrics": metrics}
+
+
+def curve_charts(names: Iterable[str]) -> list[dict[str, Any]]:
+    """The charts of `CURVE_CHARTS` that have one of the metrics, as the page's script reads them:
+    title, note, axis and for each curve its metric, label and colour."""
+    available = sorted(names)
+    charts: list[dict[str, Any]] = []
+    for chart in CURVE_CHARTS:
+        found: dict[str, str] = {}
+        for pattern, label in chart.metrics.items():
+            for name in available:
+                excluded = any(fnmatchcase(name, other) for other in chart.without)
+                if fnmatchcase(name, pattern) and not excluded:
+                    found.setdefault(name, label.replace("*", _star(pattern, name)))
+        if found:
+            charts.append(
+                {
+                    "group": chart.group,
+                    "title": f"{chart.title}, {chart.unit}" if chart.unit else chart.title,
+                    "unit": chart.unit,
+                    "note": chart.note,
+                    "axis": chart.axis,
+                    "log": chart.log,
+                    "scale": chart.scale,
+                    "curves": _coloured(found),
+                }
+            )
     return charts
 
 
-def _stage_axis(lines: Sequence[Line]) -> dict[str, Any]:
-    """An axis of steps that names the stages, with a dotted line between them."""
-    starts = [i for i, line in enumerate(lines) if i == 0 or line["stage"] != lines[i - 1]["stage"]]
-    stops = [*starts[1:], len(lines)]
-    spans = [
-        (start, stop)
-        for start, stop in zip(starts, stops, strict=True)
-        if stop - start >= _NAMED_SHARE * len(lines)
-    ]
-    dots = {"dash": "dot", "width": 1}
-    border = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": dots}
-    return {
-        "xaxis": {
-            "range": [0.5, len(lines) + 0.5],
-            "tickvals": [(start + stop + 1) / 2 for start, stop in spans],
-            "ticktext": [escape(lines[start]["stage"]) for start, _ in spans],
-            "showgrid": False,
-        },
-        "shapes": [border | {"x0": i + 0.5, "x1": i + 0.5} for i in starts[1:]],
-    }
+def _coloured(labels: Mapping[str, str]) -> list[dict[str, str]]:
+    """A kind of work has its colour of the timeline where all curves of the chart have one."""
+    rooms = [name.partition("/")[0] for name in labels]
+    by_room = len(set(rooms)) == len(rooms) and all(r in SPAN_COLOURS or r == "step" for r in rooms)
+    curves = []
+    others = iter(SERIES_COLOURS * (1 + len(labels) // len(SERIES_COLOURS)))
+    for name, room in zip(labels, rooms, strict=True):
+        if room == "step" or name.endswith("/total"):
+            colour = _TOTAL_COLOUR
+        else:
+            colour = SPAN_COLOURS[room] if by_room and len(rooms) > 1 else next(others)
+        curves.append({"metric": name, "label": labels[name], "colour": colour})
+    return curves
 
 
-def stage_charts(stages: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """What the entries of analysis.json say, stage beside stage. Left out: what no stage has, and
-    groups where there is only one to compare."""
-    charts = [_changes_chart(stages), _verdict_chart(stages), _length_chart(stages)]
-    charts += [_groups_chart(stages, *grouping) for grouping in GROUPINGS]
-    return [chart for chart in charts if chart["data"]]
+def _star(pattern: str, name: str) -> str:
+    before, _, after = pattern.partition("*")
+    return name[len(before) : len(name) - len(after)].strip("/")
 
 
-def _changes_chart(stages: Sequence[Mapping[str, Any]]) -> Chart:
-    reflected = [s for s in stages if s["changes"]["num_reflected"]]
-    names = [f"{escape(s['stage'])}<br>n={s['changes']['num_reflected']}" for s in reflected]
-    traces = []
-    for key, legend, colour in CHANGES if reflected else ():
-        counts = [s["changes"][key] for s in reflected]
-        totals = [s["changes"]["num_reflected"] for s in reflected]
-        traces.append(
-            {
-                "type": "bar",
-                "name": legend,
-                "x": names,
-                "y": [_short(n / total) for n, total in zip(counts, totals, strict=True)],
-                "text": [f"{n} of {total}" for n, total in zip(counts, totals, strict=True)],
-                "textposition": "none",
-                "marker": {"color": colour},
-            }
-        )
-    title = "What became of answers that were reflected on"
-    axis = {"tickformat": ".0%", "range": [0, 1]}
-    return _chart(title, traces, barmode="stack", yaxis=axis, xaxis={"type": "category"})
+def _has(bucket: Sequence[Line], metric: str) -> bool:
+    values = [line[metric] for line in bucket if metric in line]
+    return any(value is None or _is_number(value) for value in values)
 
 
-def _verdict_chart(stages: Sequence[Mapping[str, Any]]) -> Chart:
-    traces = []
-    for key, count, legend, colour in VERDICTS:
-        judged = [s for s in stages if s["verdicts"][key] is not None]
-        points = [(s["verdicts"][key], s["verdicts"][count]) for s in judged]
-        if judged:
-            traces.append(
-                {
-                    "type": "bar",
-                    "name": legend,
-                    "x": [escape(s["stage"]) for s in judged],
-                    "textposition": "none",
-                    "marker": {"color": colour},
-                    **_shares(points),
-                }
-            )
-    layout = {"barmode": "group", "yaxis": _SHARE, "xaxis": {"type": "category"}}
-    return _chart("How well reflections judge", traces, **layout)
-
-
-def _length_chart(stages: Sequence[Mapping[str, Any]]) -> Chart:
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": escape(stage["stage"]),
-            "x": [_short(group["mean"]) for group in stage["by_length"]],
-            **_accuracies(stage["by_length"], "tokens"),
-        }
-        for stage in stages
-        if stage["by_length"]
-    ]
-    title = "Accuracy against response length, tokens"
-    return _chart(title, traces, yaxis=_SHARE, xaxis=_TO_ZERO)
-
-
-def _groups_chart(stages: Sequence[Mapping[str, Any]], key: str, title: str, unit: str) -> Chart:
-    compared = [stage for stage in stages if len(stage[key]) > 1]
-    traces = [
-        {
-            "type": "bar",
-            "name": escape(stage["stage"]),
-            "x": [escape(group["label"]) for group in stage[key]],
-            "textposition": "none",
-            **_accuracies(stage[key], unit),
-        }
-        for stage in compared
-    ]
-    # The order of the longest list, which the others are parts of.
-    labels = max(([g["label"] for g in stage[key]] for stage in compared), key=len, default=[])
-    axis = {"type": "category", "categoryarray": [escape(label) for label in labels]}
-    return _chart(title, traces, barmode="group", yaxis=_SHARE, xaxis=axis)
-
-
-def _accuracies(groups: Sequence[Mapping[str, Any]], unit: str) -> dict[str, Any]:
-    """y, its error bars and what is shown at the pointer, for groups of answers."""
-    return {
-        "y": [_short(group["accuracy"]) for group in groups],
-        "error_y": _bars([group["standard_error"] for group in groups]),
-        "text": [f"{escape(g['label'])} {unit}: {g['count']} answers" for g in groups],
-    }
-
-
-def _shares(points: Sequence[tuple[float, int]]) -> dict[str, Any]:
-    """The same for shares of so many."""
-    return {
-        "y": [_short(share) for share, _ in points],
-        "error_y": _bars([(p * (1 - p) / n) ** 0.5 for p, n in points]),
-        "text": [f"of {n} reflections" for _, n in points],
-    }
-
-
-def _bars(errors: Sequence[float]) -> dict[str, Any]:
-    return {"type": "data", "array": [_short(e) for e in errors], "thickness": 1, "width": 3}
-
-
-def _curve(lines: Sequence[Line], name: str) -> dict[str, Any]:
-    """One metric over the lines; a null (between stages, too) interrupts the curve."""
-    x, y, text = [], [], []
-    stage = None
-    for i, line in enumerate(lines):
-        if name not in line:
-            continue
-        if stage not in (None, line["stage"]):
-            x, y, text = [*x, None], [*y, None], [*text, None]
-        stage = line["stage"]
-        x.append(i + 1)
-        y.append(None if line[name] is None else _short(line[name]))
-        text.append(escape(f"{line['stage']} step {line['step']}"))
-    mode = "lines+markers" if len(x) < 40 else "lines"
-    return {"name": escape(name), "x": x, "y": y, "text": text, "mode": mode}
-
-
-def _chart(title: str, traces: Sequence[Mapping[str, Any]], **layout: Any) -> Chart:
-    return {"title": title, "data": list(traces), "layout": layout}
+def _mean(bucket: Sequence[Line], metric: str) -> float | None:
+    """Of the finite values of a bucket; None where there is none."""
+    values = [line[metric] for line in bucket if _is_number(line.get(metric))]
+    return _short(sum(values) / len(values)) if values else None
 
 
 def _is_number(value: object) -> bool:

@@ -5,23 +5,23 @@ On CPU a span is wall seconds. On CUDA it is the time between two events on the 
 work that was only launched inside the span still counts, nothing waits inside the step, and
 top-level spans add up to the step. Events are read once, in `end_step`.
 
-Not for: operator-level profiles (use torch.profiler or nsys inside a span), device load (`device`),
-or writing metrics (`metrics`).
+Not for: operators and kernels (`step_tracer`), device load (`device`), shares of a peak (`flops`),
+or writing metrics (`metrics`) and traces (`trace_file`).
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
-_HOST_TRACK, _DEVICE_TRACK = 0, 1
+HOST_TRACK, DEVICE_TRACK = "spans", "spans on the device"
+_CLOCK_NOISE_NS = 1_000_000
 _COMPLETION_SPANS = frozenset({"rollout", "evaluate"})
 
 
@@ -33,31 +33,48 @@ class StepTimes:
              name and inside its parent, so only top-level spans sum to about `wall_s`.
     tokens:  tokens per counter name.
     wall_s:  seconds of the whole step, gaps between spans included.
+    flops:   model FLOPs per span name, over all ranks.
+    bytes_read: bytes per span name that this device had to read.
     """
 
     spans_s: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
+    flops: dict[str, float] = field(default_factory=dict)
+    bytes_read: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: StepTimes) -> StepTimes:
         """Both steps as one: rates of a sum are total tokens over total seconds."""
-        spans_s, tokens = dict(self.spans_s), dict(self.tokens)
-        for name, seconds in other.spans_s.items():
-            spans_s[name] = spans_s.get(name, 0.0) + seconds
-        for name, num_tokens in other.tokens.items():
-            tokens[name] = tokens.get(name, 0) + num_tokens
-        return StepTimes(spans_s, tokens, self.wall_s + other.wall_s)
+        return StepTimes(
+            _added(self.spans_s, other.spans_s),
+            _added(self.tokens, other.tokens),
+            self.wall_s + other.wall_s,
+            _added(self.flops, other.flops),
+            _added(self.bytes_read, other.bytes_read),
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Interval:
-    """A finished stretch of one track of the trace, host clock seconds."""
+class Interval:
+    """A finished stretch of one track of the trace; nanoseconds since 1970.
+
+    values: tokens of a step, by counter.
+    """
 
     name: str
-    track: int
-    start_s: float
-    stop_s: float
-    tokens: dict[str, int] | None = None
+    track: str
+    start_ns: int
+    stop_ns: int
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CounterSample:
+    """The value that a curve of the trace takes at a moment, nanoseconds since 1970."""
+
+    name: str
+    at_ns: int
+    value: float
 
 
 class _Span:
@@ -106,8 +123,8 @@ class SpanRecorder:
 
     device:     where the timed work runs; "cuda" switches spans to CUDA events.
     rank:       process id shown in the trace.
-    max_events: newest spans kept for `export_trace`; older ones are dropped and counted.
-    clock:      seconds, monotonic; a test passes its own.
+    max_events: newest spans kept for the trace; older ones are dropped and counted.
+    clock:      seconds, monotonic; a test passes its own, which then is that of the trace too.
 
     The first step starts with the recorder, each next one where the previous ended. Call
     `start_step` after set-up, evaluation or a checkpoint that no step should pay for.
@@ -128,13 +145,18 @@ class SpanRecorder:
     ) -> None:
         self._device = torch.device(device)
         self._on_cuda = self._device.type == "cuda"
-        self._rank = rank
+        self.rank = rank
         self._clock = clock
+        self._real_clock = clock is time.perf_counter
         self._open: list[str] = []
         self._finished: list[_Span] = []
         self._tokens: dict[str, int] = {}
-        self._trace: deque[_Interval] = deque(maxlen=max_events)
-        self._num_traced = 0
+        self._flops: dict[str, float] = {}
+        self._bytes_read: dict[str, float] = {}
+        self._intervals: deque[Interval] = deque(maxlen=max_events)
+        self._samples: deque[CounterSample] = deque(maxlen=max_events)
+        self._num_intervals = 0
+        self._to_unix_ns = 0
         self._num_steps = 0
         self.start_step()
 
@@ -155,21 +177,48 @@ class SpanRecorder:
         assert num_tokens >= 0, f"counter {name!r} cannot go down by {num_tokens}"
         self._tokens[name] = self._tokens.get(name, 0) + int(num_tokens)
 
+    def count_flops(self, name: str, flops: float) -> None:
+        """Add model FLOPs to span `name`, over all ranks; see `flops.utilisation`."""
+        self._flops[name] = self._flops.get(name, 0.0) + flops
+
+    def count_bytes(self, name: str, num_bytes: float) -> None:
+        """Add bytes that this device had to read to span `name`; see `flops.utilisation`."""
+        self._bytes_read[name] = self._bytes_read.get(name, 0.0) + num_bytes
+
+    def sample(self, name: str, value: float) -> None:
+        """A point of a curve of the trace, such as memory in use, at the end of the last step."""
+        self._samples.append(CounterSample(name, self._unix_ns(self._step_start_s), value))
+
+    @property
+    def intervals(self) -> list[Interval]:
+        """Spans and steps of the trace, oldest first."""
+        return list(self._intervals)
+
+    @property
+    def samples(self) -> list[CounterSample]:
+        """Points of the trace's curves, oldest first."""
+        return list(self._samples)
+
+    @property
+    def num_dropped(self) -> int:
+        """Spans and steps that the trace had no more room for."""
+        return self._num_intervals - len(self._intervals)
+
     def start_step(self) -> None:
         """Forget what was recorded since the last step and start the clock now (waits for CUDA)."""
         self._require_closed("start_step")
         if self._on_cuda:
             # Earlier work still queued would otherwise be billed to the first span.
             torch.cuda.synchronize(self._device)
-        self._finished.clear()
-        self._tokens.clear()
+        self._forget()
         self._anchor_event = self._record_event()
         self._step_start_s = self._clock()
+        self._align_clocks()
 
-    def end_step(self) -> StepTimes:
+    def end_step(self, label: str | None = None) -> StepTimes:
         """Close the step, start the next one and return its times. The one wait for CUDA.
 
-        Raises ValueError inside an open span.
+        label: what the trace calls the step. Raises ValueError inside an open span.
         """
         self._require_closed("end_step")
         end_event = self._record_event()
@@ -181,47 +230,37 @@ class SpanRecorder:
             seconds = self._trace_span(span)
             if span.is_outermost:
                 spans_s[span.name] = spans_s.get(span.name, 0.0) + seconds
-        times = StepTimes(spans_s, dict(self._tokens), now_s - self._step_start_s)
-        label = f"step {self._num_steps}"
-        self._append(_Interval(label, _HOST_TRACK, self._step_start_s, now_s, times.tokens))
+        times = StepTimes(
+            spans_s,
+            dict(self._tokens),
+            now_s - self._step_start_s,
+            dict(self._flops),
+            dict(self._bytes_read),
+        )
+        label = label or f"step {self._num_steps}"
+        self._append(label, HOST_TRACK, self._step_start_s, now_s, values=times.tokens)
         self._num_steps += 1
-        self._finished.clear()
-        self._tokens.clear()
+        self._forget()
         self._anchor_event = end_event
         self._step_start_s = now_s
         return times
 
-    def export_trace(self, path: str | Path) -> None:
-        """Write the finished steps as Chrome trace JSON (open in ui.perfetto.dev).
+    def _forget(self) -> None:
+        self._finished.clear()
+        for counter in (self._tokens, self._flops, self._bytes_read):
+            counter.clear()
 
-        Process = rank, thread 0 = host, thread 1 = device. Only complete ("X") events, so nothing
-        is left unbalanced when old ones were dropped. Times are microseconds of the host clock,
-        which processes of one machine share.
+    def _align_clocks(self) -> None:
+        """From our clock to that of torch's profiler, nanoseconds since 1970, which may be set.
+
+        What is less is the noise of reading two clocks, and would let steps overlap.
         """
-        tracks = {_HOST_TRACK: "host"} | ({_DEVICE_TRACK: "device"} if self._on_cuda else {})
-        events: list[dict[str, object]] = [
-            _metadata("process_name", self._rank, 0, f"rank {self._rank}")
-        ]
-        events += [_metadata("thread_name", self._rank, tid, name) for tid, name in tracks.items()]
-        # A parent must precede its children: earlier start first, then later end.
-        for event in sorted(self._trace, key=lambda e: (e.track, e.start_s, -e.stop_s)):
-            entry: dict[str, object] = {
-                "name": event.name,
-                "ph": "X",
-                "pid": self._rank,
-                "tid": event.track,
-                "ts": event.start_s * 1e6,
-                "dur": (event.stop_s - event.start_s) * 1e6,
-            }
-            if event.tokens:
-                entry["args"] = {f"{name}/tokens": n for name, n in sorted(event.tokens.items())}
-            events.append(entry)
-        document = {
-            "traceEvents": events,
-            "displayTimeUnit": "ms",
-            "otherData": {"num_dropped_events": self._num_traced - len(self._trace)},
-        }
-        Path(path).write_text(json.dumps(document) + "\n", encoding="utf-8")
+        offset_ns = time.time_ns() - time.perf_counter_ns() if self._real_clock else 0
+        if abs(offset_ns - self._to_unix_ns) > _CLOCK_NOISE_NS:
+            self._to_unix_ns = offset_ns
+
+    def _unix_ns(self, at_s: float) -> int:
+        return round(at_s * 1e9) + self._to_unix_ns
 
     def _record_event(self) -> torch.cuda.Event | None:
         if not self._on_cuda:
@@ -232,7 +271,7 @@ class SpanRecorder:
 
     def _trace_span(self, span: _Span) -> float:
         """Put a finished span on its tracks; its seconds, those of the device if there is one."""
-        self._append(_Interval(span.name, _HOST_TRACK, span.start_s, span.stop_s))
+        self._append(span.name, HOST_TRACK, span.start_s, span.stop_s)
         start, stop, anchor = span.start_event, span.stop_event, self._anchor_event
         if start is None or stop is None or anchor is None:
             return span.stop_s - span.start_s
@@ -240,12 +279,21 @@ class SpanRecorder:
         seconds = start.elapsed_time(stop) / 1e3
         device_start_s = self._step_start_s + anchor.elapsed_time(start) / 1e3
         device_stop_s = device_start_s + seconds
-        self._append(_Interval(span.name, _DEVICE_TRACK, device_start_s, device_stop_s))
+        self._append(span.name, DEVICE_TRACK, device_start_s, device_stop_s)
         return seconds
 
-    def _append(self, interval: _Interval) -> None:
-        self._trace.append(interval)
-        self._num_traced += 1
+    def _append(
+        self,
+        name: str,
+        track: str,
+        start_s: float,
+        stop_s: float,
+        *,
+        values: Mapping[str, float] | None = None,
+    ) -> None:
+        start_ns, stop_ns = self._unix_ns(start_s), self._unix_ns(stop_s)
+        self._intervals.append(Interval(name, track, start_ns, stop_ns, values or {}))
+        self._num_intervals += 1
 
     def _require_closed(self, caller: str) -> None:
         if self._open:
@@ -298,5 +346,5 @@ def throughput(times: StepTimes, *, num_devices: int = 1) -> dict[str, float]:
     return metrics
 
 
-def _metadata(kind: str, pid: int, tid: int, name: str) -> dict[str, object]:
-    return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
+def _added(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}

@@ -121,6 +121,25 @@ def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
+def duration(seconds: float | None) -> str:
+    """For people, two units at most: 0.04 s, 5.2 s, 3 min 20 s, 2 h 5 min, 1 d 3 h."""
+    if seconds is None:
+        return "-"
+    if seconds < 59.5:
+        digits = 0 if seconds >= 10 or seconds == 0 else 1 if seconds >= 0.1 else 2
+        return f"{seconds:.{digits}f} s"
+    minutes, left_s = divmod(round(seconds), 60)
+    hours, left_min = divmod(minutes, 60)
+    days, left_h = divmod(hours, 24)
+    if days:
+        first, second = f"{days} d", f" {left_h} h" if left_h else ""
+    elif hours:
+        first, second = f"{hours} h", f" {left_min} min" if left_min else ""
+    else:
+        first, second = f"{minutes} min", f" {left_s} s" if left_s else ""
+    return first + second
+
+
 def _terminal_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     # A header breaks at its arrow, so that the table fits into 80 columns.
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

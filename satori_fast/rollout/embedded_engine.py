@@ -145,6 +145,7 @@ class EmbeddedEngine(Engine):
         waiting = deque(sorted(range(len(requests)), key=lambda i: -requests[i].max_new_tokens))
         slots = self._new_slots(requests)
         while waiting or (slots.index >= 0).any():
+            self.num_passes += 1
             rows = np.flatnonzero(slots.index < 0)[: len(waiting)]
             if len(rows):
                 admitted = [waiting.popleft() for _ in rows]

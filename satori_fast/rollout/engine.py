@@ -81,12 +81,15 @@ class Engine(Protocol):
     policy_version: version of the weights that it samples from now.
     is_shared:      all processes of the trainer have the same engine, and the main one alone
                     samples from it; otherwise each data-parallel rank has a replica of its own.
+    num_passes:     passes of the whole model so far, prefills and decode steps, on this process's
+                    device: each reads all weights; stays 0 where the engine is elsewhere.
     can_restart:    it can die (`EngineDied`) without the trainer, and `restart` makes a fresh one.
     """
 
     renderer: PromptRenderer
     max_seqlen: int
     policy_version: int
+    num_passes: int = 0
     is_shared: ClassVar[bool] = False
     can_restart: ClassVar[bool] = False
 

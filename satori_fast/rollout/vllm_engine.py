@@ -115,6 +115,7 @@ class VllmEngine(Engine):
                 core.add_request(name, prompt, self._sampling_params(request, sampling))
                 running[name] = index
             while running:
+                self.num_passes += 1
                 for output in core.step():
                     if output.finished and output.request_id in running:
                         yield running.pop(output.request_id), _completion(output)

@@ -33,8 +33,10 @@ def shrunk(config: Config, output_dir: str) -> Config:
     teaches the format (the run starts from a tuned checkpoint), those that do come first."""
     values = config.model_dump()
     if config.stages != ("synthesize",):
-        first = ("synthesize", "supervised")
+        # A reward model of the user's is too large, and of another vocabulary: a tiny one is made.
+        first = ("synthesize", "supervised", *(("preference",) if config.reward.model else ()))
         values["stages"] = (*first, *(stage for stage in config.stages if stage not in first))
+    values["reward"]["model"] = None
     values |= {"output_dir": output_dir, "name": f"{config.name}-dry-run"}
     values["model"] |= {
         "path": None,
@@ -84,4 +86,5 @@ def shrunk(config: Config, output_dir: str) -> Config:
         for settings in values["iterate"]["rounds"]
     ]
     values["evaluation"] |= {"num_problems": 8, "max_new_tokens": None}
+    values["logging"] |= {"wandb": False, "prometheus_port": 0}
     return Config.model_validate(values)

@@ -56,6 +56,7 @@ def round_plans(config: Config, number: int, settings: RoundConfig) -> tuple[Sta
         num_steps=settings.num_steps,
         samples_per_problem=settings.samples_per_problem,
         restarts=restarts,
+        optimizer=_changed(config.reinforce.optimizer, learning_rate=settings.learning_rate),
     )
     rollout = _changed(config.rollout, temperature=settings.temperature)
     return (

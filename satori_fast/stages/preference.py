@@ -33,6 +33,7 @@ from satori_fast.stages.run import Run, StageOutcome, StageProgress
 from satori_fast.stages.scoring import score_trajectories
 from satori_fast.stages.setup import learner_for
 from satori_fast.stages.solutions import load_or_sample_solutions
+from satori_fast.stages.workload import count_training
 from satori_fast.types import PreferencePair, ScoreStatistics
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def preference_step(
     num_tokens = sum(pair.num_tokens for pair in pairs)
     run.spans.count("update", num_tokens)
     run.spans.count("step", num_tokens)
+    count_training(run, (model,), [t for pair in pairs for t in (pair.chosen, pair.rejected)])
     return stats
 
 
@@ -74,7 +76,7 @@ def preference(run: Run) -> StageOutcome:
     if done.data is not None:
         cursor.load_state_dict(done.data["pairs"])
         best = None if done.data["best"] is None else SelectionResult(**done.data["best"])
-    run.start_steps()
+    run.start_steps(num_steps - done.step)
     with progress(run.stage, num_steps, completed=done.step, console=run.console) as bar:
         for step in range(done.step, num_steps):
             metrics = preference_step(run, model, cursor.take(config.batch_size), step)

@@ -38,6 +38,7 @@ from satori_fast.stages.step_metrics import (
     rollout_metrics,
     update_metrics,
 )
+from satori_fast.stages.workload import count_decoding, count_scoring, count_training
 from satori_fast.types import RolloutResult, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,16 @@ class Actors:
     def learners(self) -> dict[str, Learner]:
         trained = {"policy": self.policy, "critic": self.critic}
         return {name: learner for name, learner in trained.items() if learner is not None}
+
+    def trained(self, step: int) -> dict[str, Learner]:
+        """Those that learn in this step: the critic alone while it warms up."""
+        if self.critic is None or step >= self.config.critic_warmup_steps:
+            return self.learners
+        return {"critic": self.critic}
+
+    @property
+    def scorers(self) -> list[Learner]:
+        return [m for m in (self.policy, self.reference, self.critic) if m is not None]
 
     def data_state(self) -> dict[str, Any]:
         """JSON-able: where the data stands, rollouts under way included."""
@@ -91,9 +102,9 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     config, recipe = actors.config, actors.recipe
     pending = 0 if actors.partial is None else actors.partial.num_pending
     problems = actors.problems.take(max(0, config.problems_per_step - pending))
-    sampling = run.sampling(
-        num_samples=config.samples_per_problem, seed=run.seed(run.stage, "rollout", step)
-    )
+    seed = run.seed(run.stage, "rollout", step)
+    sampling = run.sampling(num_samples=config.samples_per_problem, seed=seed)
+    passes_before = actors.engine.num_passes
     with run.spans.span("rollout"):
         rollout = run.collect(actors.engine, problems, sampling, partial=actors.partial)
         if run.config.rollout.sleep:
@@ -119,6 +130,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         check_logprobs(run, batches, kept, version=rollout.policy_version)
         advantages = estimate_advantages(batches, recipe.advantage, run.parallel.all_reduce_sum)
         advantages, reweighted = weigh_sequences(batches, advantages, importance_rule(config))
+    trained = actors.trained(step)
     with run.spans.span("update"):
         stats = update(
             actors.policy,
@@ -126,12 +138,15 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
             batches,
             advantages,
             recipe.loss,
-            policy_enabled=actors.critic is None or step >= config.critic_warmup_steps,
+            policy_enabled="policy" in trained,
         )
     with run.spans.span("sync"):
         actors.engine.wake()
         report = run.engines.push(run, actors.engine, actors.policy, version=step + 1)
     count_tokens(run, rollout, kept)
+    count_decoding(run, actors.policy, actors.engine.num_passes - passes_before)
+    count_scoring(run, "logprob", actors.scorers, kept)
+    count_training(run, trained.values(), kept)
     every = max(1, len(scored) // max(1, config.num_logged_samples))
     run.record_samples(step, scored[::every][: config.num_logged_samples])
     return {
@@ -153,7 +168,7 @@ def reinforce(run: Run) -> StageOutcome:
         actors.load_data_state(run, done.data)
         actors.engine = run.engine(actors.policy, version=done.step)
     evaluation = None
-    run.start_steps()
+    run.start_steps(config.num_steps - done.step)
     with progress(run.stage, config.num_steps, completed=done.step, console=run.console) as bar:
         for step in range(done.step, config.num_steps):
             if refresh_due(config.restarts, step):

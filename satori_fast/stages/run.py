@@ -36,9 +36,11 @@ from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
 from satori_fast.grading import GradingPool
 from satori_fast.profiling.device import describe_device
 from satori_fast.profiling.metrics import MetricsWriter, sample_record
+from satori_fast.profiling.monitor import StepMonitor
 from satori_fast.profiling.report import write_report_html
-from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
+from satori_fast.profiling.spans import SpanRecorder, StepTimes, token_rates
 from satori_fast.profiling.summary import build_summary, print_summary_table, write_summary
+from satori_fast.profiling.trace_file import merge_trace
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages import setup
@@ -100,6 +102,7 @@ class Run:
     heldout: Sequence[Problem]
     grader: SharedGrader
     spans: SpanRecorder
+    monitor: StepMonitor
     writer: MetricsWriter | None  # the main process writes
     models: dict[str, Path]
     stage: str = ""
@@ -115,6 +118,7 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.engines.close()
         self.grader.pool.close()
+        self.monitor.close()
         if self.writer is not None:
             self.writer.close()
 
@@ -126,9 +130,10 @@ class Run:
         self.setup_times = StepTimes()
         self.spans.start_step()
 
-    def start_steps(self) -> None:
+    def start_steps(self, num_steps: int) -> None:
         """Set-up (models, buffers) is over: its time is the stage's, but no step's."""
-        self.setup_times = StepTimes() + self.spans.end_step()
+        self.setup_times = StepTimes() + self.spans.end_step(f"{self.stage} set-up")
+        self.monitor.start_steps(num_steps)
 
     def use_tokenizer(self, folder: Path) -> None:
         """Go on with the tokenizer of `folder`: prompts, limits and engines follow it."""
@@ -202,7 +207,10 @@ class Run:
         `partial`, finished groups of this step and of earlier ones. Repeated if the engine dies."""
         if partial is None:
             return self.engines.keep_trying(
-                self, lambda: collect_shared(engine, problems, sampling, parallel=self.parallel)
+                self,
+                lambda: collect_shared(
+                    engine, problems, sampling, parallel=self.parallel, spans=self.spans
+                ),
             )
         return partial.collect(engine, problems, sampling, generate=self._generate)
 
@@ -236,9 +244,8 @@ class Run:
 
     def record(self, step: int, metrics: Mapping[str, float]) -> StepTimes:
         """End the step: one line of metrics.jsonl with its rates. Returns the step's times."""
-        times = self.spans.end_step()
-        rates = throughput(times, num_devices=self.parallel.world_size)
-        report = StepReport(self.stage, step, {**metrics, **rates}, times.spans_s)
+        times, measured = self.monitor.end_step(f"{self.stage} step {step}")
+        report = StepReport(self.stage, step, {**metrics, **measured}, times.spans_s)
         if self.writer is not None:
             self.writer.write(report)
         return times
@@ -259,7 +266,7 @@ class Run:
         checkpoint.save_checkpoint(folder / f"step-{progress.step}", learners, extra)
         if older is not None and older.name != f"step-{progress.step}" and self.parallel.is_main:
             shutil.rmtree(older)
-        self.spans.start_step()
+        self.monitor.restart_step()
 
     def record_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         if self.writer is not None:
@@ -297,9 +304,12 @@ class Run:
         summary = build_summary(
             self.config.name, __version__, device=device, wall_s=self.wall_s, stages=self.finished
         )
+        parts = setup.trace_parts(self.folder)
+        self.monitor.write_trace(parts)
+        self.parallel.gather_figures([0.0])  # every rank has left its parts
         if self.parallel.is_main:
             write_summary(summary, self.folder / "summary.json")
-            self.spans.export_trace(self.folder / "trace.json")
+            merge_trace(parts, self.folder / "trace.json")
             write_report_html(self.folder)
             print_summary_table(summary, self.console)
         return summary
@@ -334,7 +344,11 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     models = {"base": base, "policy": base, "tokenizer": setup.tokenizer_folder(folder)} | places
     pool = GradingPool(config.reward.num_workers, config.reward.timeout_s)
     names = [plan.name for plan in plan_stages(config)]
-    writer = open_writer(folder, names, state, resume=resume) if parallel.is_main else None
+    writers: list[MetricsWriter] = []
+    parallel.on_main(
+        lambda: writers.append(open_writer(folder, names, state, config=config, resume=resume))
+    )
+    spans = SpanRecorder(device=parallel.device, rank=parallel.rank)
     return Run(
         config=config,
         folder=folder,
@@ -343,8 +357,9 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
         problems=problems,
         heldout=heldout,
         grader=SharedGrader(pool, parallel),
-        spans=SpanRecorder(device=parallel.device, rank=parallel.rank),
-        writer=writer,
+        spans=spans,
+        monitor=setup.build_monitor(config, folder, parallel, spans),
+        writer=writers[0] if writers else None,
         models=models,
         finished=list(state.get("finished", [])),
         earlier_wall_s=float(state.get("wall_s", 0.0)),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,15 @@ from satori_fast.backbone import checkpoint
 from satori_fast.config import Config, ConfigError, to_toml
 from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.profiling.metrics import MetricsWriter
+from satori_fast.profiling.sinks import PrometheusSink, Sink, WandbSink
+
+# Sections that change nothing of what a run computes: a resumed run may have others.
+_WATCHING = ("profiling", "logging")
 
 
 def open_folder(folder: Path, config: Config, *, resume: bool) -> None:
-    """Make the run folder, or check that the one there belongs to this config.
+    """Make the run folder, or check that the one there belongs to this config, but for how the run
+    is watched.
 
     A folder where an earlier run failed before it did anything is no run: it is made anew.
     """
@@ -43,8 +49,13 @@ def open_folder(folder: Path, config: Config, *, resume: bool) -> None:
         raise ConfigError(
             f"{folder} holds a run: pass --resume to continue it, or choose another --name"
         )
-    if written.read_text(encoding="utf-8") != text:
+    if _settings(written.read_text(encoding="utf-8")) != _settings(text):
         raise ConfigError(f"{written} differs from this config: resume with the same settings")
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """What a config.toml says of the run itself."""
+    return {name: value for name, value in tomllib.loads(text).items() if name not in _WATCHING}
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -54,21 +65,44 @@ def read_progress(folder: Path) -> dict[str, Any]:
 
 
 def open_writer(
-    folder: Path, stages: Sequence[str], state: Mapping[str, Any], *, resume: bool
+    folder: Path, stages: Sequence[str], state: Mapping[str, Any], *, config: Config, resume: bool
 ) -> MetricsWriter:
-    """The metrics files, cut back to the last checkpoint when the run is resumed.
+    """The metrics files, cut back to the last checkpoint when the run is resumed, and what else
+    `config.logging` sends metrics to.
 
     stages: names of all stages of the run, in order.
     """
+    sinks, tensorboard = open_sinks(folder, config), config.logging.tensorboard
     if not resume:
-        return MetricsWriter(folder)
+        return MetricsWriter(folder, tensorboard=tensorboard, sinks=sinks)
     done = len(state.get("finished", []))
     stage = stages[min(done, len(stages) - 1)]
-    if done == len(stages):
-        return MetricsWriter(folder, resume_from_step=np.iinfo(np.int64).max, stage=stage)
     latest = checkpoint.latest_checkpoint(folder / "checkpoints" / stage)
     step = -1 if latest is None else int(latest.name.removeprefix("step-")) - 1
-    return MetricsWriter(folder, resume_from_step=step, stage=stage)
+    if done == len(stages):
+        step = int(np.iinfo(np.int64).max)
+    return MetricsWriter(folder, step, stage=stage, tensorboard=tensorboard, sinks=sinks)
+
+
+def open_sinks(folder: Path, config: Config) -> list[Sink]:
+    """Weights & Biases and Prometheus, where asked for; ConfigError when one cannot be had."""
+    logging, sinks = config.logging, list[Sink]()
+    try:
+        if logging.prometheus_port:
+            sinks.append(
+                PrometheusSink(
+                    config.name, port=logging.prometheus_port, address=logging.prometheus_address
+                )
+            )
+        if logging.wandb:
+            values = config.model_dump(mode="json")
+            project = logging.wandb_project
+            sinks.append(WandbSink(folder, project=project, name=config.name, config=values))
+    except ValueError as error:
+        for sink in sinks:
+            sink.close()
+        raise ConfigError(str(error)) from None
+    return sinks
 
 
 def record_analysis(folder: Path, stage: str, result: EvaluationResult) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from satori_fast.backbone.architecture import load_hf_config, with_score_statistics
 from satori_fast.backbone.optimizer import OptimizerSettings
+from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.backbone.weights import Untaught
 from satori_fast.config import Config, ConfigError, OptimizerConfig
@@ -26,6 +27,12 @@ from satori_fast.data.tokenizer import (
     train_tokenizer,
 )
 from satori_fast.grading import check_gold
+from satori_fast.profiling.device import NvmlSampler
+from satori_fast.profiling.memory_growth import MemoryGrowth
+from satori_fast.profiling.monitor import StepMonitor
+from satori_fast.profiling.peaks import device_peaks
+from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.profiling.step_tracer import StepTracer, TraceSettings
 from satori_fast.types import Problem
 
 if TYPE_CHECKING:
@@ -219,6 +226,43 @@ def tokens_unknown_to(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple
     known = load_tokenizer(folder).get_vocab()
     ids = tokenizer.get_vocab()
     return tuple(ids[token] for token in META_ACTION_TOKENS if token not in known)
+
+
+def trace_parts(folder: Path) -> Path:
+    """Where ranks leave their parts of the trace."""
+    return folder / "trace_parts"
+
+
+def build_monitor(
+    config: Config, folder: Path, parallel: ParallelState, spans: SpanRecorder
+) -> StepMonitor:
+    """What measures the steps of this rank."""
+    profiling, tracer, growth = config.profiling, None, None
+    if profiling.trace:
+        settings = TraceSettings(
+            first_step=profiling.trace_first_step,
+            num_steps=profiling.trace_num_steps,
+            stacks=profiling.trace_stacks,
+            memory=profiling.trace_memory,
+        )
+        parts = trace_parts(folder)
+        tracer = StepTracer(parts, settings, rank=parallel.rank, device=parallel.device)
+    if profiling.watch_host_memory and parallel.is_main:
+        growth = MemoryGrowth(limit_share=profiling.host_growth_limit)
+    return StepMonitor(
+        spans,
+        NvmlSampler(parallel.device),
+        num_ranks=parallel.world_size,
+        gather=parallel.gather_figures,
+        peaks=device_peaks(
+            parallel.device,
+            tflops=profiling.peak_tflops,
+            bandwidth_gbs=profiling.peak_bandwidth_gbs,
+            measure=profiling.measure_peaks,
+        ),
+        growth=growth,
+        tracer=tracer,
+    )
 
 
 def optimizer_settings(config: OptimizerConfig, num_steps: int) -> OptimizerSettings:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.grading import GradingPool, Verdict
+from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams, collect
 from satori_fast.types import Problem, RolloutResult
 
@@ -41,10 +42,12 @@ def collect_shared(
     sampling: SamplingParams,
     *,
     parallel: ParallelState,
+    spans: SpanRecorder,
 ) -> RolloutResult:
     """`rollout.engine.collect` with a contiguous share of the problems on each rank.
 
-    An engine that all ranks share is asked by the main process alone.
+    An engine that all ranks share is asked by the main process alone. Span "sample" is a rank's own
+    part: what it leaves of the span around it is waiting for the others.
     """
     if engine.is_shared:
         return parallel.from_main(lambda: collect(engine, problems, sampling))
@@ -53,7 +56,8 @@ def collect_shared(
         return collect(engine, problems, sampling)
     bounds = [len(problems) * r // size for r in range(size + 1)]
     own = problems[bounds[rank] : bounds[rank + 1]]
-    part = collect(engine, own, sampling, first_group=bounds[rank])
+    with spans.span("sample"):
+        part = collect(engine, own, sampling, first_group=bounds[rank])
     parts = parallel.all_gather(part)
     return RolloutResult(
         trajectories=tuple(t for p in parts for t in p.trajectories),

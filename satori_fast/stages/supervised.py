@@ -25,6 +25,7 @@ from satori_fast.profiling.metrics import progress
 from satori_fast.stages.run import Run, StageOutcome, StageProgress
 from satori_fast.stages.setup import ARITHMETIC, learner_for
 from satori_fast.stages.synthesize import demonstrations_path
+from satori_fast.stages.workload import count_training
 from satori_fast.types import Trajectory
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def supervised_step(
     num_tokens = sum(len(t.tokens) for t in trajectories)
     run.spans.count("update", num_tokens)
     run.spans.count("step", num_tokens)
+    count_training(run, (policy,), trajectories)
     return stats
 
 
@@ -69,7 +71,7 @@ def imitate(
     if done.data is not None:
         cursor.load_state_dict(done.data)
     evaluation = None
-    run.start_steps()
+    run.start_steps(num_steps - done.step)
     with progress(run.stage, num_steps, completed=done.step, console=run.console) as bar:
         for step in range(done.step, num_steps):
             metrics = supervised_step(run, policy, cursor.take(config.batch_size), step)

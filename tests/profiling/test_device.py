@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -12,6 +14,74 @@ import pytest
 import torch
 
 from satori_fast.profiling.device import NvmlSampler, describe_device, host_memory
+
+
+class FakeNvml:
+    """The part of pynvml that the sampler reads, of a GPU that a test controls.
+
+    missing: functions that this GPU does not support.
+    """
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *missing: str) -> None:
+        self.millijoules = 7_000
+        self.milliwatts = 300_000
+        self._missing = missing
+
+    def _supported(self, function: str) -> None:
+        if function in self._missing:
+            raise self.NVMLError(function)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> SimpleNamespace:
+        self._supported("nvmlDeviceGetUtilizationRates")
+        return SimpleNamespace(gpu=40)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:
+        self._supported("nvmlDeviceGetMemoryInfo")
+        return SimpleNamespace(used=2**30)
+
+    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
+        self._supported("nvmlDeviceGetPowerUsage")
+        return self.milliwatts
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        self._supported("nvmlDeviceGetTotalEnergyConsumption")
+        return self.millijoules
+
+
+def test_a_gpu_is_read_through_nvml():
+    nvml = FakeNvml()
+    with NvmlSampler("cpu", interval_s=60.0, nvml=(nvml, "gpu 0")) as sampler:
+        nvml.millijoules += 1_500
+        metrics = sampler.take()
+        assert sampler.take()["device/energy_j"] == 0.0
+    assert metrics["device/utilisation"] == 0.4
+    assert metrics["device/memory_bytes"] == 2**30
+    assert metrics["device/power_w"] == 300.0
+    assert metrics["device/energy_j"] == 1.5
+
+
+def test_what_a_gpu_does_not_tell_is_left_out():
+    silent = FakeNvml(
+        "nvmlDeviceGetTotalEnergyConsumption",
+        "nvmlDeviceGetPowerUsage",
+        "nvmlDeviceGetUtilizationRates",
+    )
+    with NvmlSampler("cpu", interval_s=60.0, nvml=(silent, "gpu 0")) as sampler:
+        named = {name for name in sampler.take() if name.startswith("device/")}
+    assert named == {"device/memory_bytes"}
+
+
+def test_without_an_energy_counter_energy_is_power_times_time():
+    nvml = FakeNvml("nvmlDeviceGetTotalEnergyConsumption")
+    with NvmlSampler("cpu", interval_s=60.0, nvml=(nvml, "gpu 0")) as sampler:
+        begin = time.perf_counter()
+        sampler.take()
+        time.sleep(0.02)
+        energy_j = sampler.take()["device/energy_j"]
+    assert 300.0 * 0.02 <= energy_j <= 300.0 * (time.perf_counter() - begin)
 
 
 def test_a_cpu_run_samples_host_memory_only():

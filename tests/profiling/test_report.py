@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page that is offline, escaped and well-formed, whatever the run wrote."""
+"""Pages that are offline, escaped and well-formed, whatever the runs wrote."""
 
-import html
 import json
+import sys
 from html.parser import HTMLParser
 
 import pytest
 
 from satori_fast.profiling.metrics import MetricsWriter
-from satori_fast.profiling.report import write_report_html
+from satori_fast.profiling.report import write_comparison_html, write_report_html
 from satori_fast.profiling.summary import write_summary
 from satori_fast.types import StepReport
-from tests.profiling.test_report_plots import HOSTILE, analysis_entry
+from tests.profiling.test_report_evaluation import HOSTILE, analysis_entry
 from tests.profiling.test_summary import summary_of_two_stages
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class PageChecker(HTMLParser):
@@ -42,22 +42,38 @@ class PageChecker(HTMLParser):
 
 
 def check_page(path):
+    """Its scripts and its text, after what holds for every page."""
     checker = PageChecker()
     checker.feed(path.read_text(encoding="utf-8"))
     checker.close()
     assert not checker.open
-    assert checker.fetched == ["data:,"]
-    return checker
+    # Only places of the page itself.
+    assert all(url == "data:," or url.startswith("#") for url in checker.fetched)
+    return checker, "".join(checker.text)
 
 
-def write_hostile_run(folder, num_samples=3):
+def data_of(path, name):
+    page = path.read_text(encoding="utf-8")
+    return json.loads(page.split(f'id="{name}">')[1].split("</script>")[0])
+
+
+def write_hostile_run(folder, num_samples=3, *, settings="beta = 0.5"):
+    folder.mkdir(exist_ok=True)
     write_summary(summary_of_two_stages(), folder / "summary.json")
     entries = [analysis_entry("format"), analysis_entry(HOSTILE, levels=(HOSTILE, "2"))]
     (folder / "analysis.json").write_text(json.dumps({"stages": entries}))
+    (folder / "config.toml").write_text(f"# {HOSTILE}\n{settings}\n")
     with MetricsWriter(folder, tensorboard=False) as writer:
         for step in range(1, 4):
-            metrics = {"reward/rule": -1.0 / step, f"loss {HOSTILE}loss": 2.0, "step/seconds": 8.0}
+            metrics = {
+                "reward/rule": -1.0 / step,
+                f"reward/{HOSTILE}": 2.0,
+                "step/seconds": 8.0,
+                "host/peak_rss_bytes": 3.0 * 2**30,
+                "device/energy_j": 1.2e6,
+            }
             writer.write(StepReport("rl", step, metrics, {"rollout": 2.0, HOSTILE: 1.0}))
+        writer.write(StepReport(HOSTILE, 1, {"reward/rule": 0.0}, {}))
         for number in range(num_samples):
             writer.write_sample(
                 {
@@ -80,38 +96,50 @@ def write_hostile_run(folder, num_samples=3):
 
 def test_the_page_is_offline_escaped_and_complete(tmp_path):
     pytest.importorskip("plotly")
-    write_hostile_run(tmp_path, num_samples=35)
+    write_hostile_run(tmp_path)
     path = write_report_html(tmp_path)
     assert path == tmp_path / "report.html"
-    checker = check_page(path)
-    text = "".join(checker.text)
-    assert checker.scripts == 3
-    assert text.count(HOSTILE) > 30
-    assert "44.2 % (n=400)" in text and "First 30 of 35" in text
-    assert "problem-29," in text and "problem-30," not in text
-    # 2 of 8 seconds of each step were rollout
-    assert "25.0 %" in text
+    checker, text = check_page(path)
+    # Data and scripts of charts and of samples, and Plotly itself.
+    assert checker.scripts == 5
+    assert "44.2 % (n=400)" in text and "10.0 % after format" in text
+    # The stage, a span and the settings, all named by an enemy.
+    assert text.count(HOSTILE) >= 4
+    # Of the stage's 271 s, 6 s were rollout.
+    assert "rollout 2.2 % 6.0 s" in text
+    assert "3.00 GiB" in text and "1.000 kWh" in text
+    assert "All 3 samples of samples.jsonl." in text and "has not finished" not in text
 
 
-def test_the_chart_data_parses_and_holds_the_curves(tmp_path):
+def test_the_data_of_the_page_parses_and_holds_what_the_run_wrote(tmp_path):
     pytest.importorskip("plotly")
     write_hostile_run(tmp_path)
-    page = write_report_html(tmp_path).read_text(encoding="utf-8")
-    data = json.loads(page.split('id="chart-data">')[1].split("</script>")[0])
-    reward, loss = data["steps"]
-    assert reward["data"][0]["y"] == [-1.0, -0.5, -0.333333]
-    assert reward["data"][0]["text"][1] == "rl step 2"
-    assert html.escape(HOSTILE) in loss["data"][0]["name"]
-    assert len(data["stages"]) == 5
-    assert data["stages"][2]["data"][1]["name"] == html.escape(HOSTILE)
+    path = write_report_html(tmp_path)
+    data = data_of(path, "chart-data")
+    (run,) = data["runs"]
+    assert run["metrics"]["reward/rule"][0] == [0, None, [-1.0, -0.5, -0.333333]]
+    (rewards,) = [chart for chart in data["charts"] if chart["group"] == "Learning"]
+    assert [c["label"] for c in rewards["curves"]] == [HOSTILE, "rule"]
+    assert len(data["evaluations"]) == 5
+    samples = data_of(path, "sample-data")
+    assert [s["id"] for s in samples] == ["problem-0", "problem-1", "problem-2"]
+    assert samples[1]["prefix"] == [{"kind": "whole", "text": HOSTILE}]
 
 
-def test_without_plotly_the_page_has_tables_and_says_how_to_get_curves(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+def test_a_page_that_leaves_samples_out_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    write_hostile_run(tmp_path, num_samples=2001)
+    path = write_report_html(tmp_path)
+    assert "1001 of 2001 samples, one in 2" in check_page(path)[1]
+    assert len(data_of(path, "sample-data")) == 1001
+
+
+def test_without_plotly_the_page_has_tables_and_says_how_to_get_charts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
     write_hostile_run(tmp_path)
-    checker = check_page(write_report_html(tmp_path))
-    assert checker.scripts == 0
-    assert "pip install 'satori_fast[report]'" in "".join(checker.text)
+    checker, text = check_page(write_report_html(tmp_path))
+    assert checker.scripts == 2  # the samples need none
+    assert "pip install 'satori_fast[report]'" in text and "Curves" not in text
 
 
 def test_an_unfinished_run_has_a_page_and_an_empty_folder_an_error(tmp_path):
@@ -119,4 +147,33 @@ def test_an_unfinished_run_has_a_page_and_an_empty_folder_an_error(tmp_path):
         write_report_html(tmp_path)
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         writer.write(StepReport("rl", 1, {}, {}))
-    assert "has not finished" in "".join(check_page(write_report_html(tmp_path)).text)
+    path = write_report_html(tmp_path, output=tmp_path / "other.html")
+    assert path.name == "other.html" and not (tmp_path / "report.html").exists()
+    assert "has not finished" in check_page(path)[1]
+
+
+def test_runs_are_compared_on_one_page(tmp_path):
+    pytest.importorskip("plotly")
+    write_hostile_run(tmp_path / "a", settings="beta = 0.5")
+    write_hostile_run(tmp_path / "b", settings="beta = 0.25")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    path = write_comparison_html(folders, output=tmp_path / "both.html")
+    checker, text = check_page(path)
+    assert checker.scripts == 3
+    for part in ("2 runs compared", "toy (a)", "toy (b)", "Settings that differ", "0.25", "1.00 x"):
+        assert part in text
+    data = data_of(path, "chart-data")
+    assert [run["name"] for run in data["runs"]] == ["toy (a)", "toy (b)"]
+    assert len({run["colour"] for run in data["runs"]}) == 2
+
+
+def test_runs_without_metrics_are_compared_by_their_results(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_summary(summary_of_two_stages(), tmp_path / name / "summary.json")
+    monkeypatch.chdir(tmp_path)
+    path = write_comparison_html([tmp_path / "a", tmp_path / "b"])
+    assert path.resolve() == tmp_path / "compare.html"
+    _, text = check_page(path)
+    assert "No key of config.toml has several values" in text and "44.2 % (n=400)" in text

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A line of samples.jsonl as the page shows it."""
+"""Lines of samples.jsonl as the page shows them, and the limits of what goes into it."""
 
 import pytest
 
-from satori_fast.profiling.report_samples import SEGMENT_KINDS, sample_card
+from satori_fast.profiling.report_samples import (
+    MAX_TEXT,
+    SEGMENT_KINDS,
+    sample_browser,
+    sample_entry,
+)
 from satori_fast.types import SegmentKind
 
 SAMPLE = {
@@ -15,7 +20,7 @@ SAMPLE = {
     "prefix": None,
     "segments": [{"kind": "reflect", "text": "no"}, {"kind": "dance", "text": "la"}],
     "correct": True,
-    "reward": {"total": 0.5, "rule": None, "segments": [0.0]},
+    "reward": {"total": 0.5, "rule": None, "segments": [0.0, 0.0]},
     "finish": "stop",
 }
 
@@ -25,18 +30,49 @@ def test_every_kind_of_segment_has_a_colour():
 
 
 def test_a_sample_says_where_it_is_from_and_what_it_got():
-    card = sample_card(SAMPLE)
-    assert card["facts"] == "rl step 3, p-1, stop"
-    assert (card["answer"], card["rewards"]) == ("None", "total 0.50")
-    assert [(s["kind"], s["colour"]) for s in card["segments"]] == [
-        ("reflect", "reflect"),
-        ("dance", "whole"),
-    ]
-    assert sample_card(SAMPLE | {"reward": {}})["rewards"] == "-"
+    entry = sample_entry(SAMPLE)
+    assert (entry["stage"], entry["step"], entry["id"], entry["finish"]) == ("rl", 3, "p-1", "stop")
+    assert (entry["answer"], entry["rewards"], entry["prefix"]) == ("None", {"total": "0.50"}, None)
+    assert entry["segments"] == SAMPLE["segments"]
+    assert sample_entry(SAMPLE | {"reward": {}})["rewards"] == {}
 
 
 @pytest.mark.parametrize(
-    ("correct", "mark"), [(True, "right"), (False, "wrong"), (None, "ungraded")]
+    ("correct", "verdict"), [(True, "right"), (False, "wrong"), (None, "ungraded")]
 )
-def test_marks(correct, mark):
-    assert sample_card(SAMPLE | {"correct": correct})["mark"] == mark
+def test_verdicts(correct, verdict):
+    assert sample_entry(SAMPLE | {"correct": correct})["verdict"] == verdict
+
+
+def test_rewards_of_segments_are_shown_where_there_are_any():
+    entry = sample_entry(SAMPLE | {"reward": {"total": 1.0, "segments": [1.0, -1.0]}})
+    assert [segment["reward"] for segment in entry["segments"]] == ["1.00", "-1.00"]
+
+
+def test_a_prefix_is_cut_before_its_actions():
+    prefix = "a b<|continue|> 3<|reflect|> no<|explore|> <|other|>"
+    assert sample_entry(SAMPLE | {"prefix": prefix})["prefix"] == [
+        {"kind": "continue", "text": "a b"},
+        {"kind": "continue", "text": "<|continue|> 3"},
+        {"kind": "reflect", "text": "<|reflect|> no"},
+        {"kind": "explore", "text": "<|explore|> <|other|>"},
+    ]
+    assert sample_entry(SAMPLE | {"prefix": "a"})["prefix"] == [{"kind": "whole", "text": "a"}]
+    assert sample_entry(SAMPLE | {"prefix": ""})["prefix"] == []
+
+
+def test_the_page_has_all_samples_up_to_its_limits_and_then_one_in_several():
+    samples = [SAMPLE | {"step": step} for step in range(10)]
+    browser = sample_browser(samples)
+    assert browser["every"] == 1 and [s["step"] for s in browser["samples"]] == list(range(10))
+    browser = sample_browser(samples, max_samples=4)
+    assert (browser["every"], browser["total"]) == (3, 10)
+    assert [s["step"] for s in browser["samples"]] == [0, 3, 6, 9]
+    browser = sample_browser(samples, max_characters=800)
+    assert 1 < browser["every"] <= 10 and len(browser["samples"]) < 10
+    assert sample_browser([]) == {"samples": [], "total": 0, "every": 1}
+
+
+def test_a_very_long_text_is_cut_and_says_so():
+    entry = sample_entry(SAMPLE | {"question": "x" * (MAX_TEXT + 1234)})
+    assert entry["question"].endswith("x [cut here: 1,234 characters more]")

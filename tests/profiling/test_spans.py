@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spans against hand-worked numbers, from a clock that the test winds itself."""
 
-import json
+import time
 
 import pytest
 import torch
 
-from satori_fast.profiling.spans import SpanRecorder, StepTimes, throughput, token_rates
+from satori_fast.profiling.spans import (
+    DEVICE_TRACK,
+    SpanRecorder,
+    StepTimes,
+    throughput,
+    token_rates,
+)
 
 
 class HandClock:
@@ -144,59 +150,61 @@ def test_rates_of_added_steps_are_total_tokens_over_total_seconds():
     assert first.spans_s == {"update": 1.0}
 
 
-def load_spans(path):
-    document = json.loads(path.read_text())
-    return document, [event for event in document["traceEvents"] if event["ph"] == "X"]
+def test_added_steps_add_their_flops_and_bytes():
+    first = StepTimes(flops={"update": 1.0}, bytes_read={"rollout": 2.0})
+    second = StepTimes(flops={"update": 3.0, "logprob": 4.0})
+    total = first + second
+    assert total.flops == {"update": 4.0, "logprob": 4.0} and total.bytes_read == {"rollout": 2.0}
 
 
-def test_trace_is_json_with_nested_events_of_the_rank(tmp_path):
+def test_flops_and_bytes_are_those_of_the_step():
+    recorder = SpanRecorder()
+    recorder.count_flops("update", 2.0)
+    recorder.count_flops("update", 3.0)
+    recorder.count_bytes("rollout", 7.0)
+    times = recorder.end_step()
+    assert times.flops == {"update": 5.0} and times.bytes_read == {"rollout": 7.0}
+    assert recorder.end_step().flops == {}
+
+
+def test_intervals_nest_and_a_sample_stands_at_the_end_of_the_step():
     clock = HandClock()
-    recorder = SpanRecorder(rank=3, clock=clock)
-    for _ in range(2):
-        record_two_rooms(recorder, clock)
-        recorder.end_step()
-    recorder.export_trace(tmp_path / "trace.json")
-    document, events = load_spans(tmp_path / "trace.json")
-    assert document["otherData"]["num_dropped_events"] == 0
-    assert {event["pid"] for event in document["traceEvents"]} == {3}
-    assert [event["name"] for event in events] == [
-        *("step 0", "rollout", "reward", "reward"),
-        *("step 1", "rollout", "reward", "reward"),
-    ]
-    assert events[1]["ts"] == 100.5e6 and events[1]["dur"] == 3e6
-    assert events[0]["args"] == {"rollout/tokens": 900, "step/tokens": 1500}
-    assert_balanced(events)
+    recorder = SpanRecorder(clock=clock)
+    record_two_rooms(recorder, clock)
+    recorder.end_step()
+    recorder.sample("host/rss_bytes", 5.0)
+    reward, rollout, again, step = recorder.intervals
+    names = [interval.name for interval in (reward, rollout, again, step)]
+    assert names == ["reward", "rollout", "reward", "step 0"]
+    assert (rollout.start_ns, rollout.stop_ns) == (100_500_000_000, 103_500_000_000)
+    assert rollout.start_ns <= reward.start_ns and reward.stop_ns <= rollout.stop_ns
+    assert step.values == {"rollout": 900, "step": 1500}
+    (sample,) = recorder.samples
+    assert (sample.at_ns, sample.value) == (step.stop_ns, 5.0)
 
 
-def assert_balanced(events):
-    """On each track every event ends before its enclosing event does."""
-    open_until = {}
-    for event in events:
-        stack = open_until.setdefault(event["tid"], [])
-        while stack and stack[-1] <= event["ts"]:
-            stack.pop()
-        stop = event["ts"] + event["dur"]
-        assert not stack or stop <= stack[-1]
-        stack.append(stop)
+def test_intervals_are_on_the_clock_of_the_day():
+    before = time.time_ns()
+    recorder = SpanRecorder()
+    with recorder.span("update"):
+        pass
+    recorder.end_step()
+    assert before - 10**6 <= recorder.intervals[0].start_ns <= time.time_ns()
 
 
-def test_the_event_list_is_bounded_and_says_what_it_dropped(tmp_path):
+def test_the_intervals_are_bounded_and_dropped_ones_counted():
     clock = HandClock()
     recorder = SpanRecorder(max_events=6, clock=clock)
     for _ in range(5):
         record_two_rooms(recorder, clock)
         recorder.end_step()
-    recorder.export_trace(tmp_path / "trace.json")
-    document, events = load_spans(tmp_path / "trace.json")
-    assert len(events) == 6
-    assert events[-1]["name"] == "reward"
-    assert document["otherData"]["num_dropped_events"] == 5 * 4 - 6
-    assert_balanced(events)
+    assert len(recorder.intervals) == 6
+    assert recorder.num_dropped == 5 * 4 - 6
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_spans_time_work_that_was_only_launched(tmp_path):
+def test_cuda_spans_time_work_that_was_only_launched():
     x = torch.randn(4096, 4096, device="cuda")
     (x @ x).sum().item()
     recorder = SpanRecorder(device="cuda")
@@ -209,7 +217,6 @@ def test_cuda_spans_time_work_that_was_only_launched(tmp_path):
     # 50 products are 6.9 TFLOP: at least a few ms on any GPU, while their launch takes under 1 ms.
     assert 2e-3 < times.spans_s["update"] <= times.wall_s
     assert times.spans_s["idle"] < 0.1 * times.spans_s["update"]
-    recorder.export_trace(tmp_path / "trace.json")
-    _, events = load_spans(tmp_path / "trace.json")
-    assert [e["name"] for e in events if e["tid"] == 1] == ["update", "idle"]
+    on_device = [i.name for i in recorder.intervals if i.track == DEVICE_TRACK]
+    assert on_device == ["update", "idle"]
     assert y.shape == x.shape

@@ -7,7 +7,12 @@ import json
 import pytest
 from rich.console import Console
 
-from satori_fast.profiling.summary import build_summary, print_summary_table, write_summary
+from satori_fast.profiling.summary import (
+    build_summary,
+    duration,
+    print_summary_table,
+    write_summary,
+)
 
 STAGE_KEYS = {
     "stage",
@@ -86,3 +91,22 @@ def test_the_table_fits_into_80_columns():
     console = Console(file=io.StringIO(), width=80)
     print_summary_table(summary_of_two_stages(), console)
     assert "..." not in console.file.getvalue() and "\u2026" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0.0, "0 s"),
+        (0.042, "0.04 s"),
+        (5.23, "5.2 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (200.0, "3 min 20 s"),
+        (3599.7, "1 h"),
+        (7530.0, "2 h 5 min"),
+        (97200.0, "1 d 3 h"),
+    ],
+)
+def test_durations_are_for_people(seconds, text):
+    assert duration(seconds) == text

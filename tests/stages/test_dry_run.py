@@ -32,3 +32,11 @@ def test_a_dry_run_goes_through_all_stages(tmp_path: Path) -> None:
     names = [entry["stage"] for entry in summary["stages"]]
     assert names == ["synthesize", "supervised", "reinforce", "distill_2", "reinforce_2"]
     assert all(entry["num_problems"] == 8 for entry in summary["stages"][1:])
+
+
+def test_a_reward_model_from_elsewhere_is_replaced_by_a_tiny_one(tmp_path: Path) -> None:
+    options = ["--stages", '["reinforce"]', "--reinforce.num_steps", "1"]
+    options += ["--reward.model", "owner/model", "--reward.preference_weight", "1.0"]
+    summary = dry_run(load_config("configs/quickstart.toml", options))
+    names = [entry["stage"] for entry in summary["stages"]]
+    assert names == ["synthesize", "supervised", "preference", "reinforce"]

@@ -18,7 +18,10 @@ from satori_fast.stages import run_stages
 from satori_fast.stages.iterate import plan_stages
 from tests.stages.test_run import timeless, tiny_config
 
-ROUNDS = "[{ num_steps = 3, temperature = 1.2, samples_per_problem = 6 }, { restarts = true }]"
+ROUNDS = (
+    "[{ num_steps = 3, temperature = 1.2, samples_per_problem = 6, learning_rate = 2e-4 },"
+    " { restarts = true }]"
+)
 
 
 def iterating(folder: Path, *overrides: str) -> Config:
@@ -46,6 +49,8 @@ def test_a_round_changes_what_it_sets_and_nothing_else(tmp_path: Path) -> None:
     second, third = by_name["reinforce_2"], by_name["reinforce_3"]
     assert (second.reinforce.num_steps, second.rollout.temperature) == (3, 1.2)
     assert second.reinforce.samples_per_problem == 6
+    assert second.reinforce.optimizer.learning_rate == 2e-4
+    assert second.reinforce.critic_optimizer == config.reinforce.critic_optimizer
     assert not second.reinforce.restarts.enabled
     assert third == config
     assert by_name["distill_2"].distill.num_kept == 7

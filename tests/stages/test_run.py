@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from satori_fast.stages.export import export_stage
 from satori_fast.stages.restarts import read_restarts
 from satori_fast.stages.run import build_run
 from satori_fast.stages.supervised import load_trajectories
+from tests.profiling.test_trace_file import assert_in_order, loaded, of_track
 
 TINY = """
 schema_version = 1
@@ -82,18 +84,23 @@ def tiny_config(folder: Path, *overrides: str) -> Config:
     return load_config(path, ["--output_dir", f"'{folder}'", *overrides])
 
 
+# What a clock or the machine decides.
+MEASURED = re.compile(
+    r"spans_s|host/.*|sample/.*|.*(_per_s|/seconds(_max|_mean)?|/mfu|/bandwidth_share)"
+)
+
+
 def timeless(path: Path) -> list[dict[str, Any]]:
-    """Metrics without what a clock decides."""
+    """Metrics without what is measured."""
     return [
-        {k: v for k, v in line.items() if k != "spans_s" and not k.endswith(("_per_s", "seconds"))}
-        for line in read_metrics(path)
+        {k: v for k, v in line.items() if not MEASURED.fullmatch(k)} for line in read_metrics(path)
     ]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    run_stages(tiny_config(folder))
+    run_stages(tiny_config(folder, "--profiling.trace", "true"))
     return folder / "tiny"
 
 
@@ -112,6 +119,51 @@ def test_a_run_leaves_its_folder(finished: Path) -> None:
         assert np.mean(list(analysis["correct"].values())) == stage["accuracy"]
     steps = [line["step"] for line in read_metrics(finished / "metrics.jsonl")]
     assert steps == [0, *range(steps[-5] + 1), 0, 1, 2, 3]
+
+
+def assert_trace(folder: Path, *, num_ranks: int) -> None:
+    """Every stage's steps, and in the recorded ones operators inside the spans that ran them."""
+    document = loaded(folder / "trace.json")
+    assert not (folder / "trace_parts").exists()
+    assert document["otherData"]["num_dropped_events"] == 0
+    assert_in_order(document)
+    lines = read_metrics(folder / "metrics.jsonl")
+    for rank in range(num_ranks):
+        spans = [e for e in of_track(document, rank, "spans") if e["ph"] == "X"]
+        names = [e["name"] for e in spans]
+        assert {f"{line['stage']} step {line['step']}" for line in lines} <= set(names)
+        for name in ("synthesize", "rollout", "logprob", "update", "evaluate"):
+            assert names.count(name) >= sum(name in line["spans_s"] for line in lines), name
+        operators = [
+            e for e in document["traceEvents"] if e["pid"] == rank and e.get("cat") == "cpu_op"
+        ]
+        # Two steps of supervised and of reinforce were recorded; each updates in backward passes.
+        backward = [e for e in operators if e["name"] == "torch::autograd::AccumulateGrad"]
+        updates = [e for e in spans if e["name"] == "update"]
+        used = [
+            any(u["ts"] - 100 <= e["ts"] and e["ts"] + e["dur"] <= u["ts"] + u["dur"] + 100
+                for e in backward)
+            for u in updates
+        ]  # fmt: skip
+        assert sum(used) == 4
+        assert all(
+            any(u["ts"] - 100 <= e["ts"] <= u["ts"] + u["dur"] + 100 for u in updates)
+            for e in backward
+        )
+
+
+def test_the_trace_shows_operators_inside_spans_of_every_stage(finished: Path) -> None:
+    assert_trace(finished, num_ranks=1)
+
+
+def test_every_step_says_how_well_the_machine_was_used(finished: Path) -> None:
+    lines = read_metrics(finished / "metrics.jsonl")
+    for line in lines:
+        assert line["host/rss_bytes"] > 2**20
+        if line["stage"] != "synthesize":
+            assert 0 < line["update/mfu"] < 2
+        if line["stage"] == "reinforce":
+            assert 0 < line["logprob/mfu"] < 2 and 0 < line["rollout/bandwidth_share"] < 2
 
 
 def test_engine_and_trainer_agree_on_logprobs(finished: Path) -> None:
@@ -310,11 +362,22 @@ def test_gsm8k_passes_through_every_room(data_dir: Path, tmp_path: Path) -> None
     assert losses[-1] < losses[0]
 
 
+def assert_ranks_are_compared(folder: Path) -> None:
+    """A rank's own part of a rollout is in the metrics, as the longest and the mean of all."""
+    for line in read_metrics(folder / "metrics.jsonl"):
+        assert line["step/seconds"] > 0 and line["host/rss_bytes_max"] > 0
+        if line["stage"] == "reinforce":
+            assert line["sample/seconds_max"] >= line["sample/seconds_mean"] > 0
+            if "evaluate/seconds" not in line:  # which samples, too
+                assert line["rollout/seconds_max"] >= line["sample/seconds_max"]
+
+
 @pytest.mark.ranks
 def test_two_processes_train_as_one(finished: Path, tmp_path: Path) -> None:
     tiny_config(tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--standalone", "-m", "satori_fast", "run", str(tmp_path / "tiny.toml")]
+    command.append("--profile")
     done = subprocess.run(
         [*command, "--output_dir", str(tmp_path)], capture_output=True, text=True, timeout=300
     )
@@ -330,5 +393,7 @@ def test_two_processes_train_as_one(finished: Path, tmp_path: Path) -> None:
     first = [next(m for m in run if m["stage"] == "reinforce") for run in (both, alone)]
     for name in ("rollout/mean_response_tokens", "reward/total", "critic/loss"):
         assert first[0][name] == pytest.approx(first[1][name], rel=1e-3), name
+    assert_trace(tmp_path / "tiny", num_ranks=2)
+    assert_ranks_are_compared(tmp_path / "tiny")
     restarts = [folder / RESTARTS for folder in (tmp_path / "tiny", finished)]
     assert restarts[0].read_bytes() == restarts[1].read_bytes()

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from satori_fast.grading import GradingPool
+from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rollout.engine import Request, SamplingParams, collect, request_seed
 from satori_fast.stages.sharing import SharedGrader, collect_shared, generate_shared
 from tests.rollout.scripted_engine import ScriptedEngine
@@ -55,7 +56,9 @@ def on_ranks(action: Callable[[Any], Any], size: int = 2) -> list[Any]:
 def test_ranks_share_the_problems_or_the_engine(kind: type, asked: list[int]) -> None:
     engines = [kind(RENDERER, RESPONSES) for _ in range(2)]
     results = on_ranks(
-        lambda rank: collect_shared(engines[rank.data_rank], PROBLEMS, SAMPLING, parallel=rank)
+        lambda rank: collect_shared(
+            engines[rank.data_rank], PROBLEMS, SAMPLING, parallel=rank, spans=SpanRecorder()
+        )
     )
     alone = collect(ScriptedEngine(RENDERER, RESPONSES), PROBLEMS, SAMPLING)
     for result in results:

@@ -1,25 +1,122 @@
-// Dragging scrolls the page on a touch screen, where it would otherwise zoom the chart.
-const isTouch = matchMedia("(pointer: coarse)").matches;
-const groups = JSON.parse(document.getElementById("chart-data").textContent);
+"use strict";
+// The sample browser: filters, a count of what matches, one sample at a time. Everything that came
+// from the run is written as text, never as HTML.
+(() => {
+  const samples = JSON.parse(document.getElementById("sample-data").textContent);
+  const KINDS = ["continue", "reflect", "explore", "solve", "verify", "step", "whole"];
+  const FINISHES = {stop: "ended by itself", length: "cut off at the longest length"};
+  const form = document.getElementById("filters");
+  const place = document.getElementById("sample");
+  const [previous, next] = ["previous", "next"].map((id) => document.getElementById(id));
+  let matching = samples;
+  let current = 0;
 
-function addFigure(grid, chart) {
-  const figure = grid.appendChild(document.createElement("figure"));
-  figure.appendChild(document.createElement("figcaption")).textContent = chart.title;
-  return figure.appendChild(document.createElement("div"));
-}
+  const element = (name, className = "", ...children) => {
+    const made = document.createElement(name);
+    if (className) made.className = className;
+    made.append(...children);
+    return made;
+  };
+  const colourOf = (kind) => (KINDS.includes(kind) ? kind : "whole");
+  const kindsOf = (sample) => sample.segments.map((segment) => segment.kind);
+  const joined = (pieces) => (pieces ?? []).map((piece) => piece.text).join("\n");
+  const textOf = (sample) => [
+    sample.question, joined(sample.prefix), joined(sample.segments), sample.answer, sample.id,
+  ].join("\n");
+  const pattern = () => {
+    const wanted = form.elements.text.value.trim();
+    return wanted ? new RegExp(`(${wanted.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")})`, "i") : null;
+  };
 
-for (const [name, charts] of Object.entries(groups)) {
-  const grid = document.getElementById(`charts-${name}`);
-  // All places first: the first chart would be as wide as the page as long as it is alone.
-  const places = charts.map((chart) => addFigure(grid, chart));
-  for (const [i, chart] of charts.entries()) {
-    const {xaxis, yaxis, ...layout} = chart.layout;
-    Plotly.newPlot(places[i], chart.data, {
-      ...layout, xaxis: {automargin: true, ...xaxis}, yaxis: {automargin: true, ...yaxis},
-      bargap: 0.35, dragmode: isTouch ? false : "zoom", showlegend: true, hovermode: "closest",
-      margin: {l: 40, r: 12, t: 8, b: 24},
-      legend: {orientation: "h", x: 0, y: 1.02, yanchor: "bottom"},
-      font: {family: "system-ui, sans-serif", size: 12},
-    }, {responsive: true, displaylogo: false, displayModeBar: false});
+  // A text whose matches of `found` are marked: every second piece of the split is one.
+  function textElement(name, className, text, found) {
+    const made = element(name, className);
+    const pieces = found ? text.split(new RegExp(found.source, "gi")) : [text];
+    pieces.forEach((piece, i) => made.append(i % 2 ? element("mark", "", piece) : piece));
+    return made;
   }
-}
+
+  function segmentElement(segment, found) {
+    const label = element("span", "", segment.kind);
+    if (segment.reward) label.append(element("em", "", segment.reward));
+    return element("div", `segment ${colourOf(segment.kind)}`, label,
+      textElement("span", "text", segment.text, found));
+  }
+
+  function show() {
+    const count = matching.length;
+    current = Math.max(0, Math.min(current, count - 1));
+    previous.disabled = current <= 0;
+    next.disabled = current >= count - 1;
+    const rest = count < samples.length ? ` matching, ${samples.length} in all` : "";
+    document.getElementById("matches").textContent =
+      count ? `${current + 1} of ${count}${rest}` : `0 of ${samples.length} match`;
+    place.replaceChildren();
+    if (!count) {
+      place.append(element("p", "note", "No sample matches these filters."));
+      return;
+    }
+    const sample = matching[current];
+    const found = pattern();
+    const rewards = Object.entries(sample.rewards)
+      .filter(([name, value]) => name === "total" || Number(value) !== 0)
+      .map(([name, value]) => `${name} ${value}`);
+    place.append(
+      element("header", "", element("b", sample.verdict, sample.verdict),
+        element("span", "", `${sample.stage}, step ${sample.step}`), element("span", "", sample.id),
+        element("span", "", FINISHES[sample.finish] ?? sample.finish)),
+      element("h4", "", "Question"), textElement("p", "text", sample.question, found),
+    );
+    if (sample.prefix) {
+      const given = element("div", "given", ...sample.prefix.map((s) => segmentElement(s, found)));
+      place.append(element("h4", "", "Given: the restart prefix"), given);
+    }
+    place.append(element("h4", "", "Response"),
+      ...sample.segments.map((segment) => segmentElement(segment, found)),
+      element("h4", "", "Right answer"), textElement("p", "text", sample.answer, found));
+    if (rewards.length) {
+      place.append(element("h4", "", "Reward"), element("p", "text", rewards.join(" \u00b7 ")));
+    }
+  }
+
+  function filter() {
+    const {stage, verdict, start, from, to} = form.elements;
+    const kinds = [...form.querySelectorAll(".chip input:checked")].map((input) => input.value);
+    const found = pattern();
+    matching = samples.filter((sample) =>
+      (!stage.value || sample.stage === stage.value)
+      && (!verdict.value || sample.verdict === verdict.value)
+      && (!start.value || (start.value === "restart") === (sample.prefix !== null))
+      && (from.value === "" || sample.step >= Number(from.value))
+      && (to.value === "" || sample.step <= Number(to.value))
+      && kinds.every((kind) => kindsOf(sample).includes(kind))
+      && (!found || found.test(textOf(sample))));
+    current = 0;
+    show();
+  }
+
+  for (const stage of new Set(samples.map((sample) => sample.stage))) {
+    form.elements.stage.append(new Option(stage, stage));
+  }
+  const present = new Set(samples.flatMap(kindsOf));
+  const unknown = [...present].filter((kind) => !KINDS.includes(kind));
+  for (const kind of [...KINDS.filter((kind) => present.has(kind)), ...unknown]) {
+    const box = Object.assign(element("input"), {type: "checkbox", value: kind});
+    form.querySelector("fieldset").append(
+      element("label", `chip ${colourOf(kind)}`, box, element("b"), kind));
+  }
+  const move = (by) => { current += by; show(); };
+  previous.onclick = () => move(-1);
+  next.onclick = () => move(1);
+  form.oninput = filter;
+  form.onsubmit = (event) => event.preventDefault();
+  form.onreset = () => setTimeout(filter); // the fields are cleared after this event
+  document.addEventListener("keydown", (event) => {
+    const inField = event.target.closest("input, select, button, a, summary, textarea");
+    const visible = place.getBoundingClientRect();
+    if (inField || visible.top > innerHeight || visible.bottom < 0) return;
+    if (event.key === "ArrowLeft") move(-1);
+    if (event.key === "ArrowRight") move(1);
+  });
+  show();
+})();

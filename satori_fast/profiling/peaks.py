@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device could do at most: the denominators of MFU and of the share of memory bandwidth.
+
+Data sheets for known GPUs, a short measurement for everything else. Not for: what was done
+(`flops`), or for judging a kernel (`benchmarks/measure.py` measures its floors beside it).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+_BUDGET_S = 0.08  # for each of the two measurements
+_MATRIX_SIZE = 512
+_COPY_BYTES = 2**25  # beyond the caches, and short
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePeaks:
+    """Peaks of one device, None where unknown.
+
+    flops_per_s: of dense bfloat16 products on a GPU, of float32 ones where it was measured on a
+                 CPU. A run in float32 on a GPU is measured against bfloat16, too.
+    bytes_per_s: of the device's memory, reads and writes together.
+    """
+
+    flops_per_s: float | None = None
+    bytes_per_s: float | None = None
+
+
+# (part of CUDA's device name, dense bfloat16 TFLOP/s, GB/s), the first that fits. NVIDIA's data
+# sheets often print twice the TFLOP/s, with 2:4 sparsity: these are without.
+_DATA_SHEETS: tuple[tuple[str, float, float], ...] = (
+    # NVIDIA DGX B200 data sheet: 36 PFLOPS dense FP8 of 8 GPUs, half in bfloat16; 64 TB/s of 8.
+    ("B200", 2250.0, 8000.0),
+    # NVIDIA H200 Tensor Core GPU data sheet: NVL 1671 with sparsity, SXM 1979; 4.8 TB/s.
+    ("H200 NVL", 835.5, 4800.0),
+    ("H200", 989.4, 4800.0),
+    # NVIDIA H100 Tensor Core GPU data sheet: NVL 1671 with sparsity and 3.9 TB/s,
+    # PCIe 1513 with sparsity and 2 TB/s, SXM 1979 with sparsity and 3.35 TB/s.
+    ("H100 NVL", 835.5, 3900.0),
+    ("H100 PCIe", 756.0, 2000.0),
+    ("H100", 989.4, 3350.0),
+    # NVIDIA A100 data sheet: 312 without sparsity; 40 GB 1555 GB/s, 80 GB PCIe 1935, SXM 2039.
+    ("A100-PCIE-40GB", 312.0, 1555.0),
+    ("A100-SXM4-40GB", 312.0, 1555.0),
+    ("A100 80GB PCIe", 312.0, 1935.0),
+    ("A100-SXM4-80GB", 312.0, 2039.0),
+    # NVIDIA L40S data sheet: 362.05 without sparsity, 864 GB/s.
+    ("L40S", 362.05, 864.0),
+    # NVIDIA Ada GPU architecture white paper, appendix A: bfloat16 with float32 accumulation 165.2.
+    ("RTX 4090", 165.2, 1008.0),
+)
+
+
+def device_peaks(
+    device: torch.device | str,
+    *,
+    tflops: float | None = None,
+    bandwidth_gbs: float | None = None,
+    measure: bool = True,
+) -> DevicePeaks:
+    """Peaks of `device`: as given, else of its data sheet, else measured.
+
+    tflops, bandwidth_gbs: override what is known, in TFLOP/s and GB/s. measure: take at most 0.2 s,
+    once per process, where nothing is known; otherwise what is unknown stays None.
+    """
+    device = torch.device(device)
+    known = DevicePeaks()
+    if tflops is None or bandwidth_gbs is None:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        known = peaks_of(name) or (measured_peaks(device) if measure else known)
+    return DevicePeaks(
+        known.flops_per_s if tflops is None else tflops * 1e12,
+        known.bytes_per_s if bandwidth_gbs is None else bandwidth_gbs * 1e9,
+    )
+
+
+def peaks_of(name: str) -> DevicePeaks | None:
+    """Peaks of the GPU that CUDA calls `name`; None for one that is not in the table.
+
+    Example: ``peaks_of("NVIDIA H100 80GB HBM3")`` is 989.4e12 FLOP/s and 3.35e12 bytes/s.
+    """
+    # A slice (MIG) is a part of the GPU that its name begins with.
+    if "MIG" in name.split():
+        return None
+    for part, tflops, gigabytes in _DATA_SHEETS:
+        if f" {part}" in f" {name}":  # a GH200 is no H200
+            return DevicePeaks(tflops * 1e12, gigabytes * 1e9)
+    return None
+
+
+@cache
+def measured_peaks(device: torch.device) -> DevicePeaks:
+    """The best of a few products and copies, with torch's threads and whatever else runs."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    size = _MATRIX_SIZE if device.type == "cpu" else 16 * _MATRIX_SIZE
+    num_bytes = _COPY_BYTES if device.type == "cpu" else 16 * _COPY_BYTES
+    with torch.no_grad():
+        a = torch.ones(size, size, dtype=dtype, device=device)
+        product = torch.empty_like(a)
+        product_s = _best_seconds(lambda: torch.mm(a, a, out=product), device)
+        source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
+        copy = torch.empty_like(source)
+        copy_s = _best_seconds(lambda: copy.copy_(source), device)
+    return DevicePeaks(2.0 * size**3 / product_s, 2.0 * num_bytes / copy_s)
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of a call, its work on the device included; the first call is not counted."""
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begin
+
+    deadline = time.perf_counter() + _BUDGET_S
+    first, best = seconds(), seconds()
+    while time.perf_counter() + first < deadline:
+        best = min(best, seconds())
+    return best

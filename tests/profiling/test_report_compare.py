@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs beside each other: names, cells, ratios, settings."""
+
+import pytest
+
+from satori_fast.profiling.report_compare import (
+    config_rows,
+    distinct_names,
+    fact_lists,
+    rate_rows,
+    result_rows,
+)
+from satori_fast.profiling.report_runs import read_run
+from satori_fast.profiling.summary import build_summary, write_summary
+
+
+def make_run(folder, name, *, stages=(), config=""):
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(f'name = "{name}"\noutput_dir = "{folder}"\n{config}')
+    summary = build_summary(name, "0.1.0", device={}, wall_s=10.0, stages=stages)
+    write_summary(summary, folder / "summary.json")
+    return read_run(folder)
+
+
+def stage(name, accuracy=None, **rates):
+    return {"stage": name, "wall_s": 5.0, "accuracy": accuracy, "tokens_per_s": rates}
+
+
+def test_names_are_distinct(tmp_path):
+    runs = [
+        make_run(tmp_path / "monday" / "toy", "toy"),
+        make_run(tmp_path / "tuesday" / "toy", "toy"),
+        make_run(tmp_path / "other", "other"),
+    ]
+    assert distinct_names(runs) == ["toy (monday/toy)", "toy (tuesday/toy)", "other"]
+    assert distinct_names([*runs[:1], make_run(tmp_path / "copy", "toy")]) == [
+        "toy (toy)",
+        "toy (copy)",
+    ]
+    with pytest.raises(ValueError, match="is given twice"):
+        distinct_names([runs[0], runs[0]])
+
+
+def test_results_stand_by_stage(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", "a", stages=[stage("sft", 0.25), stage("rl", 0.5)]),
+        make_run(tmp_path / "b", "b", stages=[stage("rl", 0.75), stage("more")]),
+    ]
+    rows = result_rows(runs)
+    assert [(group["stage"], [row["run"] for row in group["rows"]]) for group in rows] == [
+        ("sft", [0]),
+        ("rl", [0, 1]),
+        ("more", [1]),
+    ]
+    assert rows[1]["rows"][1]["cells"][0] == "75.0 %"
+    assert rows[1]["rows"][1]["cells"][-1] == "5.0"
+
+
+def test_rates_are_ratios_to_the_first_run(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", "a", stages=[stage("rl", step=1000.0, rollout=2000.0)]),
+        make_run(tmp_path / "b", "b", stages=[stage("rl", step=1500.0, sync=float("nan"))]),
+    ]
+    rollout, step = rate_rows(runs)
+    assert (rollout["span"], step["span"], step["stage"]) == ("rollout", "step", "rl")
+    assert [cell["text"] for cell in rollout["cells"]] == ["2,000", "-"]
+    assert [cell["text"] for cell in step["cells"]] == ["1,000", "1.50 x"]
+    assert step["cells"][1] == {"text": "1.50 x", "rate": "1,500", "ratio": 1.5}
+
+
+def test_what_only_a_later_run_has_is_shown_as_it_is(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", "a"),
+        make_run(tmp_path / "b", "b", stages=[stage("rl", update=10.0)]),
+    ]
+    assert [cell["text"] for cell in rate_rows(runs)[0]["cells"]] == ["-", "10"]
+
+
+def test_only_settings_that_differ_are_listed(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", "a", config="seed = 1\n[reinforce]\nnum_steps = 3\nbeta = 0.5\n"),
+        make_run(tmp_path / "b", "b", config="seed = 1\n[reinforce]\nnum_steps = 4\n"),
+    ]
+    assert config_rows(runs) == {
+        "changed": [{"key": "reinforce.num_steps", "values": ["3", "4"]}],
+        "missing": [{"key": "reinforce.beta", "values": ["0.5", "-"]}],
+    }
+    assert config_rows(runs[:1]) == {"changed": [], "missing": []}
+
+
+def test_facts_are_parted_into_shared_and_own():
+    first, second = [("model", "m"), ("seed", "1")], [("model", "m"), ("seed", "2")]
+    assert fact_lists([first, second]) == (
+        [("model", "m")],
+        [[("seed", "1")], [("seed", "2")]],
+    )

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Charts of the evaluations as Plotly reads them, with names that are escaped."""
+
+import html
+
+import pytest
+
+from satori_fast.profiling.report_evaluation import CHANGES, stage_charts
+
+HOSTILE = "</script><img src=x onerror=alert(1)> & \"'"
+
+
+def group(label, count, accuracy, mean=None):
+    error = (accuracy * (1 - accuracy) / count) ** 0.5
+    return {
+        "label": label,
+        "count": count,
+        "accuracy": accuracy,
+        "standard_error": error,
+        "mean": mean,
+    }
+
+
+def analysis_entry(stage, *, reflected=10, levels=("1", "2")):
+    """An entry of analysis.json. Half of the reflected answers were mended, the others kept."""
+    half = reflected // 2
+    changes = dict.fromkeys((key for key, _, _ in CHANGES), 0)
+    changes |= {"wrong_to_right": half, "right_unchanged": half, "num_reflected": reflected}
+    share = 0.75 if reflected else None
+    return {
+        "stage": stage,
+        "changes": changes,
+        "verdicts": {
+            "num_on_wrong": half,
+            "num_on_right": half,
+            "error_recall": share,
+            "right_kept": share,
+        },
+        "by_length": [group("5-9", 50, 0.9, mean=7.25), group("10-30", 50, 0.5, mean=18.5)],
+        "by_level": [group(label, 50, 0.5) for label in levels],
+        "by_earlier": [],
+        "by_reflections": [group("0", 90, 0.5), group("1", 10, 0.6)],
+        "correct": {"p0": True},
+    }
+
+
+def titles(charts):
+    return [chart["title"] for chart in charts]
+
+
+def test_stages_stand_beside_each_other():
+    charts = stage_charts([analysis_entry("sft"), analysis_entry("rl", reflected=40)])
+    assert titles(charts) == [
+        "What became of answers that were reflected on",
+        "How well reflections judge",
+        "Accuracy against response length, tokens",
+        "Accuracy by difficulty",
+        "Accuracy by reflections in the answer",
+    ]
+    changes, verdicts, lengths, levels, _ = charts
+    assert [key["label"] for key in changes["legend"]] == [legend for _, legend, _ in CHANGES]
+    mended = changes["data"][1]
+    assert mended["x"] == ["sft<br>n=10", "rl<br>n=40"] and mended["y"] == [0.5, 0.5]
+    assert mended["text"] == ["5 of 10", "20 of 40"]
+    totals = [sum(trace["y"][i] for trace in changes["data"]) for i in range(2)]
+    assert totals == [1.0, 1.0] and changes["layout"]["barmode"] == "stack"
+    assert verdicts["data"][0]["y"] == [0.75, 0.75]
+    assert verdicts["data"][0]["error_y"]["array"][0] == pytest.approx(
+        (0.1875 / 5) ** 0.5, rel=1e-5
+    )
+    assert [trace["name"] for trace in lengths["data"]] == ["sft", "rl"]
+    assert lengths["data"][0]["x"] == [7.25, 18.5]
+    assert lengths["data"][0]["text"][0] == "5-9 tokens: 50 answers"
+    assert levels["layout"]["xaxis"]["categoryarray"] == ["1", "2"]
+
+
+def test_a_stage_has_one_colour_in_all_charts():
+    charts = stage_charts([analysis_entry("sft", reflected=0), analysis_entry("rl")])
+    by_stage = [chart["legend"] for chart in charts if len(chart["legend"]) == 2][1:]
+    assert len(by_stage) == 3 and all(legend == by_stage[0] for legend in by_stage)
+
+
+def test_what_there_is_nothing_to_compare_of_is_left_out():
+    charts = stage_charts([analysis_entry("sft", reflected=0, levels=("1",))])
+    assert titles(charts) == [
+        "Accuracy against response length, tokens",
+        "Accuracy by reflections in the answer",
+    ]
+    assert stage_charts([]) == []
+
+
+def test_names_are_escaped_where_plotly_reads_them():
+    charts = stage_charts([analysis_entry(HOSTILE, levels=(HOSTILE, "2"))])
+    for chart in charts:
+        assert HOSTILE not in str([chart["data"], chart["layout"]])
+    assert html.escape(HOSTILE) in str(charts)
+    # The legend is text to the page.
+    assert charts[2]["legend"][0]["label"] == HOSTILE
