@@ -28,8 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from satori_fast import cli
+from satori_fast.backbone.optimizer import OptimizerSettings
+from satori_fast.backbone.parallel import initialize_parallel
+from satori_fast.backbone.step import build_learner
 from satori_fast.config import Config, describe, load_config, to_toml
 from satori_fast.data.coat import SATORI_TEMPLATE
 from satori_fast.data.sources import load_problems
@@ -50,6 +55,8 @@ COMMANDS = [command for path in [*documents(), *CONFIGS] for command in commands
 BLOCKS = [block for document in documents() for block in blocks(document)]
 # Names that stand for a reader's own config.
 OWN_CONFIGS = {"CONFIG", "config.toml"}
+# Modules that take no options and do their work at once: they are only looked up.
+WITHOUT_OPTIONS = {"benchmarks.plots"}
 # Programs that are not ours, and whose words nothing here can check.
 OTHERS = {"curl", "ssh", "tensorboard", "."}
 
@@ -122,6 +129,8 @@ def test_python(
     elif subject == "pytest":
         paths = [word.partition("::")[0] for word in rest if "/" in word]
         assert [path for path in paths if not Path(path).exists()] == []
+    elif subject in WITHOUT_OPTIONS:
+        assert importlib.util.find_spec(subject) is not None and not rest
     else:
         monkeypatch.setattr(sys, "argv", [subject, "--help"])
         with pytest.raises(SystemExit) as caught:
@@ -326,10 +335,13 @@ def test_every_key_exists(document: Path) -> None:
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
 def test_every_metric_exists(document: Path, small_run: SmallRun) -> None:
-    """`part/what` is written by a small run, or stands in the sources as it is."""
+    """`part/what` is written by a small run, by one of several ranks, or stands in the sources."""
     text = (small_run.folder / "metrics.jsonl").read_text(encoding="utf-8")
     written = {name for line in text.splitlines() for name in json.loads(line)}
-    sources = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "satori_fast").rglob("*.py"))
+    paths = (ROOT / "satori_fast").rglob("*.py")
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    written |= {f"{span}/seconds" for span in re.findall(r'\.span\("(\w+)"\)', sources)}
+    written |= {f"{name}{end}" for name in written for end in ("_max", "_mean", "_per_device")}
     unknown = [
         f"line {line}: {code}"
         for line, code in inline_code(document)
@@ -338,3 +350,76 @@ def test_every_metric_exists(document: Path, small_run: SmallRun) -> None:
         and not re.search(rf"\b{code}\b", sources)
     ]
     assert unknown == []
+
+
+# --- figures that are arithmetic -----------------------------------------------------------------
+
+QWEN_1_5B = {
+    "vocab_size": 151_936,
+    "hidden_size": 1536,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "intermediate_size": 8960,
+    "tie_word_embeddings": True,
+}
+QWEN_7B = {
+    "vocab_size": 152_064,
+    "hidden_size": 3584,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18_944,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(("dtype", "num_bytes"), [(torch.bfloat16, 18), (torch.float32, 16)])
+def test_bytes_of_a_trained_parameter(dtype: torch.dtype, num_bytes: int) -> None:
+    """What the page on layouts counts with: weight, gradient, the optimizer's copy, two moments."""
+    initialize_parallel()
+    sizes = {**QWEN_1_5B, "vocab_size": 256, "hidden_size": 48, "intermediate_size": 96}
+    hf_config = AutoConfig.for_model("qwen2", num_hidden_layers=2, **sizes)
+    learner = build_learner(hf_config, optimizer=OptimizerSettings(1e-3), dtype=dtype)
+    parameters = list(learner.module.parameters())
+    for parameter in parameters:
+        parameter.main_grad.fill_(0.1)  # type: ignore[attr-defined]
+    assert learner.optimizer is not None
+    learner.optimizer.step()
+    (adam,) = learner.optimizer.megatron.chained_optimizers
+    held = [*parameters, *(buffer.grad_data for buffer in learner.model.buffers)]  # type: ignore[union-attr]
+    held += [p for group in adam.optimizer.param_groups for p in group["params"]]
+    held += [moment for state in adam.optimizer.state.values() for moment in state.values()]
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor for tensor in held if tensor.numel() > 1
+    }
+    total = sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+    assert total / sum(p.numel() for p in parameters) == pytest.approx(num_bytes, rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "tensor"), [("1.5B", QWEN_1_5B, 1), ("7B", QWEN_7B, 4)], ids=["1.5B", "7B"]
+)
+def test_memory_tables(name: str, sizes: dict[str, Any], tensor: int) -> None:
+    hf_config = AutoConfig.for_model("qwen2", num_hidden_layers=28, **sizes)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf_config)
+    model.tie_weights()
+    num_policy = sum(p.numel() for p in model.parameters())
+    head = 0 if hf_config.tie_word_embeddings else sizes["vocab_size"] * sizes["hidden_size"]
+    parts = [18 * num_policy, 18 * (num_policy - head), 2 * (num_policy - head)]
+    gigabytes = [part / 1e9 for part in (*parts, sum(parts), sum(parts) / tensor)]
+    text = (ROOT / "docs/layout_and_engine.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith(f"| Qwen2.5-{name}")
+    ]
+    (row,) = [row for row in rows if row[0] == f"Qwen2.5-{name}" and row[1]]
+    assert row[1] == f"{num_policy / 1e9:.3f} B"
+    assert [row[column] for column in (2, 3, 4, 5, 7)] == [f"{x:.1f} GB" for x in gigabytes]
+    hidden, width = sizes["hidden_size"], sizes["intermediate_size"]
+    keys = hidden // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
+    layer = 2 * (4 * hidden + (2 * hidden + 2 * keys + 3 * width) / tensor) / 1e6
+    inputs = 28 * 2 * hidden / 1e6
+    (row,) = [row for row in rows if row[0].startswith(f"Qwen2.5-{name}, ") and "MB" in row[1]]
+    assert row[1:3] == [f"{28 * layer:.2f} MB", f"{inputs:.3f} MB and {layer:.3f} MB of a layer"]
+    assert row[3:] == [f"{16.384 * x:.1f} GB" for x in (28 * layer, inputs + layer)]
