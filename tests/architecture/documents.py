@@ -17,9 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 # What a line of commands may begin with.
-PROGRAMS = frozenset(
-    {"satori-fast", "make", "python", "torchrun", "pip", "vllm", "curl", "ssh", "tensorboard", "."}
-)
+OURS = frozenset({"satori-fast", "make", "python", "torchrun", "pip", "vllm"})
+# Programs whose words nothing here can check.
+OTHERS = frozenset({".", "cp", "curl", "mkdir", "ssh", "tensorboard"})
 # Inline code that begins like this is a command as well.
 INLINE = ("satori-fast ", "make ", "python -m ", "torchrun ")
 
@@ -33,8 +33,12 @@ def documents() -> list[Path]:
     return [ROOT / name for name in named] + sorted((ROOT / "docs").glob("*.md"))
 
 
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
 def text_of(path: Path) -> str:
-    assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
+    assert path.is_file(), f"{name_of(path)} is missing"
     return path.read_text(encoding="utf-8")
 
 
@@ -54,7 +58,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        return f"{self.document.relative_to(ROOT).as_posix()}:{self.line}"
+        return f"{name_of(self.document)}:{self.line}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +139,8 @@ def commands(document: Path) -> list[Command]:
             for number, code in inline_code(document)
             if " ".join(_words(code)).startswith(INLINE)
         ]
-    relative = document.relative_to(ROOT).as_posix()
-    return [
-        Command(f"{relative}:{number}", words) for number, line in found if (words := _words(line))
-    ]
+    place = name_of(document)
+    return [Command(f"{place}:{n}", words) for n, line in found if (words := _words(line))]
 
 
 def is_of_commands(block: Block) -> bool:
@@ -148,7 +150,7 @@ def is_of_commands(block: Block) -> bool:
         return block.language == "sh"
     lines = [_words(line) for line in textwrap.dedent(block.text).splitlines() if line[:1].strip()]
     programs = [words[0] for words in lines if len(words) > 1 and words[0].islower()]
-    return any(word in PROGRAMS or shutil.which(word) for word in programs)
+    return any(word in OURS | OTHERS or shutil.which(word) for word in programs)
 
 
 def _words(line: str) -> tuple[str, ...]:

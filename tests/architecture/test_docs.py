@@ -40,6 +40,8 @@ from satori_fast.data.coat import SATORI_TEMPLATE
 from satori_fast.data.sources import load_problems
 from satori_fast.stages.dry_run import shrunk
 from tests.architecture.documents import (
+    OTHERS,
+    OURS,
     ROOT,
     Block,
     Command,
@@ -57,8 +59,6 @@ BLOCKS = [block for document in documents() for block in blocks(document)]
 OWN_CONFIGS = {"CONFIG", "config.toml"}
 # Modules that take no options and do their work at once: they are only looked up.
 WITHOUT_OPTIONS = {"benchmarks.plots"}
-# Programs that are not ours, and whose words nothing here can check.
-OTHERS = {"curl", "ssh", "tensorboard", "."}
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +86,8 @@ def loaded(words: tuple[str, ...]) -> tuple[Any, Config | None]:
 
 
 def test_every_command_is_of_a_known_kind() -> None:
-    known = {"satori-fast", "torchrun", "python", "make", "pip", "vllm"} | OTHERS
-    assert [str(command) for command in COMMANDS if command.program not in known] == []
+    unknown = [str(command) for command in COMMANDS if command.program not in OURS | OTHERS]
+    assert unknown == []
     documented = {command.place.partition(":")[0] for command in COMMANDS}
     assert {"README.md", "docs/satori_7b.md", "configs/satori/7b_32gpu.toml"} <= documented
 
@@ -238,6 +238,20 @@ def test_a_finished_run_is_resumed(small_run: SmallRun) -> None:
     assert wanted <= {path.name for path in small_run.folder.iterdir()}
 
 
+def test_a_stage_begins_again_with_the_samples_of_another_run(small_run: SmallRun) -> None:
+    """docs/satori_7b.md, "When accuracy falls"."""
+    first, again = small_run.folder, small_run.folder.parent / "again"
+    samples = Path("solutions") / "supervised.jsonl"
+    (again / "solutions").mkdir(parents=True)
+    shutil.copy(first / samples, again / samples)
+    words = ["--name", "again", "--stages", '["reinforce"]', "--tokenizer.kind", "model"]
+    words += ["--model.path", str(first / "models" / "supervised")]
+    words += ["--reward.model", str(first / "models" / "preference")]
+    assert cli.main(["run", str(small_run.config), *words, "--reinforce.num_steps", "1"]) == 0
+    (stage,) = json.loads((again / "summary.json").read_text(encoding="utf-8"))["stages"]
+    assert "rollout" in stage["seconds"] and "solutions" not in stage["seconds"]
+
+
 def test_commands_about_a_run(
     small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,12 +285,10 @@ def test_blocks_have_known_marks() -> None:
 def test_settings_load(block: Block, tmp_path: Path) -> None:
     """Of a whole config or a part of one."""
     path = tmp_path / "config.toml"
-    head = (
-        ""
-        if "schema_version" in block.text
-        else f'schema_version = 1\nbase = "{ROOT}/{QUICKSTART}"\n'
-    )
-    path.write_text(head + block.text, encoding="utf-8")
+    text = block.text.replace('base = "configs/', f'base = "{ROOT}/configs/')
+    if "schema_version" not in text:
+        text = f'schema_version = 1\nbase = "{ROOT / QUICKSTART}"\n{text}'
+    path.write_text(text, encoding="utf-8")
     load_config(path)
 
 
@@ -423,3 +435,43 @@ def test_memory_tables(name: str, sizes: dict[str, Any], tensor: int) -> None:
     (row,) = [row for row in rows if row[0].startswith(f"Qwen2.5-{name}, ") and "MB" in row[1]]
     assert row[1:3] == [f"{28 * layer:.2f} MB", f"{inputs:.3f} MB and {layer:.3f} MB of a layer"]
     assert row[3:] == [f"{16.384 * x:.1f} GB" for x in (28 * layer, inputs + layer)]
+
+
+# --- the reader of documents itself --------------------------------------------------------------
+
+DOCUMENT = """\
+Inline: `make
+lint`, `OMP_NUM_THREADS=1 python -m pytest`, ``not `make this` ``, `make_this`.
+
+```
+$ satori-fast show      # a remark
+satori-fast run a.toml \\
+    --name b &
+```
+
+```
+reads   like a table
+it's    text
+```
+
+    make test ARGS="-k x"
+
+```sh
+unheard-of command
+```
+"""
+
+
+def test_reader_of_commands(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(DOCUMENT, encoding="utf-8")
+    found = [(command.place, command.words) for command in commands(path)]
+    assert found == [
+        ("page.md:5", ("satori-fast", "show")),
+        ("page.md:5", ("satori-fast", "run", "a.toml", "--name", "b")),
+        ("page.md:15", ("make", "test", "ARGS=-k x")),
+        ("page.md:18", ("unheard-of", "command")),
+        ("page.md:1", ("make", "lint")),
+        ("page.md:2", ("python", "-m", "pytest")),
+    ]
+    assert [block.line for block in blocks(path)] == [5, 11, 15, 18]
