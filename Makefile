@@ -13,7 +13,7 @@ HAS_GPU := $(shell command -v nvidia-smi)
 # Where there is no GPU, a CPU build of vLLM exists for Linux; its tests run with the others.
 VLLM_FOR_TESTS := $(if $(HAS_GPU),,$(if $(filter Linux,$(shell uname -s)),setup-vllm))
 
-.PHONY: setup setup-vllm quickstart test lint bench clean
+.PHONY: setup setup-vllm quickstart test lint bench race ablations clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,7 +22,9 @@ help:
 	@echo "make quickstart  train a tiny reasoner end to end (minutes, 2 CPU cores)"
 	@echo "make test        run the tests (DATA_DIR=folder adds those on real data)"
 	@echo "make lint        ruff, formatting, types"
-	@echo "make bench       microbenchmarks of the kernels"
+	@echo "make bench       every figure of speed and memory: kernels, engines, steps, the race (an hour)"
+	@echo "make race        whole steps against TRL's, and the charts"
+	@echo "make ablations   every table of accuracy (hours; goes on where it was stopped)"
 
 setup: $(STAMP)
 
@@ -71,6 +73,17 @@ lint: setup
 bench: setup
 	@echo "== bench"
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only $(ARGS)
+	$(if $(ARGS),,$(MAKE) race)
+
+race: setup
+	@echo "== race"
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.plots
+
+ablations: setup
+	@echo "== ablations"
+	$(BIN)/python -m benchmarks.ablations.restarts
+	$(BIN)/python -m benchmarks.ablations.satori
 
 clean:
 	rm -rf $(VENV) build dist runs

@@ -300,7 +300,7 @@ class Run:
 
     def close_books(self) -> dict[str, Any]:
         """Write summary.json, trace.json and report.html; print the final table."""
-        device = describe_device()
+        device = describe_device(self.parallel.device)
         summary = build_summary(
             self.config.name, __version__, device=device, wall_s=self.wall_s, stages=self.finished
         )

@@ -41,7 +41,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-WIDTHS = (390, 1280)
+WIDTHS, HEIGHT = (390, 1280), 844  # a phone and a desktop
 NUM_SFT, NUM_RL = 60, 8
 LONG = "x" * 5000
 
@@ -152,9 +152,9 @@ def browser():
 
 
 @contextmanager
-def opened(browser, path, width):
+def opened(browser, path):
     """The page, loaded; at the end it must have complained of nothing and asked for no other."""
-    page = browser.new_page(viewport={"width": width, "height": 844})
+    page = browser.new_page(viewport={"width": WIDTHS[0], "height": HEIGHT})
     page.set_default_timeout(120_000)  # a machine of two cores may be busy
     problems, requests = [], []
     page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
@@ -168,17 +168,30 @@ def opened(browser, path, width):
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
 
 
-# Each page is opened once for a width, because that takes seconds; a test leaves it as it was.
-@pytest.fixture(scope="module", params=WIDTHS)
-def report(request, browser, paths):
-    with opened(browser, paths["report"], request.param) as page:
+# Each page is loaded once, as narrow as a phone, because that takes seconds. A test leaves it as it
+# was, and the window is widened for the next.
+@pytest.fixture(scope="module")
+def report_page(browser, paths):
+    with opened(browser, paths["report"]) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def comparison_page(browser, paths):
+    with opened(browser, paths["compare"]) as page:
         yield page
 
 
 @pytest.fixture(scope="module", params=WIDTHS)
-def comparison(request, browser, paths):
-    with opened(browser, paths["compare"], request.param) as page:
-        yield page
+def report(request, report_page):
+    report_page.set_viewport_size({"width": request.param, "height": HEIGHT})
+    return report_page
+
+
+@pytest.fixture(scope="module", params=WIDTHS)
+def comparison(request, comparison_page):
+    comparison_page.set_viewport_size({"width": request.param, "height": HEIGHT})
+    return comparison_page
 
 
 def overflow(page):
@@ -297,6 +310,7 @@ def test_samples_are_paged_and_hostile_text_is_text(report):
     kinds = report.locator("#sample > .segment").evaluate_all("all => all.map(e => e.className)")
     assert shown(report) == "3 of 26"
     assert kinds == ["segment continue", "segment reflect", "segment explore"]
+    clear(report)
 
 
 def test_runs_are_compared(comparison):
@@ -329,3 +343,6 @@ def test_metrics_and_runs_of_a_comparison_are_chosen(comparison):
     figure.locator(".key", has_text="toy (fast)").click()
     assert num_drawn(figure) == 1
     assert overflow(comparison) <= 0
+    comparison.locator("[aria-label='Remove reward/rule']").click()
+    assert "reward/rule" not in titles(comparison)
+    comparison.select_option("#view", "reinforce")

@@ -256,6 +256,7 @@ function showCurves() {
     section.hidden = figures.every((figure) => figure === null);
   }
   fill(document.querySelector("[data-added] .charts"), added.map(addedFigure));
+  document.getElementById("added-nothing").textContent = "";
 }
 
 function showEvaluations() {
@@ -301,11 +302,11 @@ function setUpAdding() {
     const metric = select.value;
     select.value = "";
     if (!metric || added.includes(metric)) return;
-    added.unshift(metric);
     const figure = addedFigure(metric);
     document.getElementById("added-nothing").textContent =
       figure ? "" : `${metric} has no points in what is shown.`;
     if (!figure) return;
+    added.unshift(metric);
     document.querySelector("[data-added] .charts").prepend(figure);
     applyRunKeys(figure);
   };
