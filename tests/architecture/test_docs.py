@@ -4,8 +4,9 @@
 Every command of every document and of the configs' opening comments is of a known kind:
 
     satori-fast       parsed by the real command line, its config and overrides loaded and, for
-                      `run`, shrunk as by --dry-run. Run here, on a small run: one `run` with all of
-                      Satori's stages, its --resume, and every `report`, `export`, `show`, `eval`.
+                      `run`, shrunk as by --dry-run. Really run: one small `run` of Satori's stages
+                      and its --resume; about it every `report` and `export`, and one `eval`;
+                      every `show`. Configs shrunk and run whole: tests/stages/test_dry_run.py.
     torchrun          its options by torch's own parser, what follows as the command that it starts
     python -m, -c     the module's --help, or its code, is run; paths and flags exist
     make              target and variables exist
@@ -299,7 +300,6 @@ def test_programs_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     program = re.sub(
         r'load_dataset\("[^"]+", ', 'load_dataset("json", data_files="rows.jsonl", ', block.text
     )
