@@ -6,12 +6,14 @@ keeps its random state on the GPU. Three kinds of patches answer that: one devic
 random-state tracker, and the literals of a short list of functions. Each patch asserts that it
 changed something, so a new Megatron version fails loudly at start-up and not silently in training.
 
-Nothing here changes what is computed: the parity tests of this package run through it.
+Nothing here changes what is computed: the parity tests of this package run through it. `install`
+also asks the C library to keep freed memory, which a step asks for again at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -42,6 +44,12 @@ _FUNCTIONS_WITH_LITERALS: tuple[tuple[Any, str], ...] = (
     (schedules, "forward_backward_no_pipelining"),
     (schedules, "forward_backward_pipelining_without_interleaving"),
 )
+
+# Of glibc's mallopt. By default a step returns its activations to the system and gets them back
+# page by page, cleared: 5 % of the step of a small model.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 512 * 2**20
+_LARGEST_KEPT_BYTES = 32 * 2**20  # glibc takes no more
 
 _installed = False
 
@@ -77,6 +85,7 @@ def install() -> None:
     assert not torch.cuda.is_available(), "the CPU shim must not run where CUDA exists"
     _patch_device_queries()
     _patch_random_state()
+    _keep_freed_memory()
     for owner, name in _FUNCTIONS_WITH_LITERALS:
         _rewrite_literals(owner, name)
     _installed = True
@@ -88,6 +97,13 @@ def _patch_device_queries() -> None:
     torch.cuda.synchronize = lambda device=None: None
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     assert torch.empty(0, device=torch.cuda.current_device()).cuda().device == cpu
+
+
+def _keep_freed_memory() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
 
 
 def _patch_random_state() -> None:

@@ -17,6 +17,13 @@ NUM_STEPS = 2
 NUM_PROBLEMS = 16
 MAX_SEQLEN = 256
 NUM_EPOCHS = 30.0
+MODEL = {
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 128,
+}
 
 
 def dry_run(config: Config) -> dict[str, Any]:
@@ -38,14 +45,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
         values["stages"] = (*first, *(stage for stage in config.stages if stage not in first))
     values["reward"]["model"] = None
     values |= {"output_dir": output_dir, "name": f"{config.name}-dry-run"}
-    values["model"] |= {
-        "path": None,
-        "hidden_size": 64,
-        "num_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "intermediate_size": 128,
-    }
+    values["model"] |= {"path": None, **MODEL}
     values["tokenizer"]["kind"] = "words"
     values["data"] |= {
         "source": "arithmetic",
