@@ -35,7 +35,7 @@ Figures = dict[str, Any]
 def peers_chart(figures: Figures) -> Figure:
     """Tokens per CPU-second over TRL's by stage, and peak memory of both, for each event."""
     chart, (speed, memory) = plt.subplots(1, 2, figsize=(9.2, 3.0), width_ratios=(2, 1))
-    names = list(figures)
+    names = sorted(figures)
     for number, stage in enumerate(STAGES):
         ratios = [figures[name]["ratios"]["tokens_per_s"][stage] for name in names]
         places = [i + 0.2 * (number - 1.5) for i in range(len(names))]

@@ -2,7 +2,8 @@
 """Whole steps of reinforcement learning, ours and TRL's, in turn on the same core.
 
     python -m benchmarks.peers --workloads W1 W2            # CPU, some ten minutes
-    python -m benchmarks.peers --workloads W3 --steps 3
+    python -m benchmarks.peers --workloads W3 --steps 3 --warmup 1
+    python -m benchmarks.peers --workloads W1-medium --record peers_medium
     python -m benchmarks.peers --workloads gpu-1.5b         # on a GPU
 
 They step A B A B ..., each step being a rollout, rewards, old log-probs and two optimizer steps.
@@ -37,11 +38,12 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=8, help="measured steps of each side")
     options.add_argument("--warmup", type=int, default=2)
     options.add_argument("--core", default="1", help='processor core of both sides, or "any"')
+    options.add_argument("--record", default="peers", help="of benchmarks/results")
     chosen = options.parse_args()
     for name in chosen.workloads:
         result = race(ALL[name], steps=chosen.steps, warmup=chosen.warmup, core=chosen.core)
         command = f"python -m benchmarks.peers --workloads {name} --steps {chosen.steps}"
-        measure.record("peers", {name: {"command": command, **result}})
+        measure.record(chosen.record, {name: {"command": command, **result}})
         print_race(name, result)
 
 
