@@ -2,6 +2,7 @@
 """Device load and description, on whatever machine the tests run."""
 
 import json
+import mmap
 import os
 import subprocess
 import sys
