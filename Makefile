@@ -77,8 +77,7 @@ bench: setup
 
 race: setup
 	@echo "== race"
-	$(BIN)/python -m benchmarks.peers --workloads W1 W2
-	$(BIN)/python -m benchmarks.peers --workloads W3 --steps 3 --warmup 1
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.peers --workloads W1-medium --record peers_medium
 	$(BIN)/python -m benchmarks.plots
 

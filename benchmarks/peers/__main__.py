@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole steps of reinforcement learning, ours and TRL's, in turn on the same core.
 
-    python -m benchmarks.peers --workloads W1 W2            # CPU, some ten minutes
-    python -m benchmarks.peers --workloads W3 --steps 3 --warmup 1
+    python -m benchmarks.peers                              # CPU, some twenty minutes
     python -m benchmarks.peers --workloads W1-medium --record peers_medium
     python -m benchmarks.peers --workloads gpu-1.5b         # on a GPU
 
@@ -14,6 +13,7 @@ says what is not the same. pip install trl first.
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from benchmarks import measure
@@ -34,15 +34,16 @@ def print_race(name: str, result: dict[str, Any]) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    options.add_argument("--workloads", nargs="+", choices=list(ALL), default=list(WORKLOADS))
-    options.add_argument("--steps", type=int, default=8, help="measured steps of each side")
+    options.add_argument("--workloads", nargs="+", choices=list(ALL), default=["W1", "W2", "W3"])
+    options.add_argument("--steps", type=int, help="measured steps of each side; the workload's")
     options.add_argument("--warmup", type=int, default=2)
     options.add_argument("--core", default="1", help='processor core of both sides, or "any"')
     options.add_argument("--record", default="peers", help="of benchmarks/results")
     chosen = options.parse_args()
     for name in chosen.workloads:
-        result = race(ALL[name], steps=chosen.steps, warmup=chosen.warmup, core=chosen.core)
-        command = f"python -m benchmarks.peers --workloads {name} --steps {chosen.steps}"
+        steps = chosen.steps or ALL[name].steps
+        result = race(ALL[name], steps=steps, warmup=chosen.warmup, core=chosen.core)
+        command = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
         measure.record(chosen.record, {name: {"command": command, **result}})
         print_race(name, result)
 

@@ -51,6 +51,7 @@ class Workload:
 
     tail:       the longest completion over the mean of the log-normal lengths; 1: all are equal.
     minibatches: optimizer steps for each rollout. With two, TRL too scores the old log-probs apart.
+    steps:      measured steps of each side.
     targets:    ours over TRL's: step tokens per second, and peak memory.
     """
 
@@ -63,6 +64,7 @@ class Workload:
     mean_tokens: int = 64
     tail: int = 1
     minibatches: int = 2
+    steps: int = 8
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
@@ -112,7 +114,7 @@ class Workload:
 WORKLOADS = {
     "W1": Workload("equal lengths, quickstart model", targets=(1.3, 1.0)),
     "W2": Workload("long-tail lengths", tail=8, targets=(3.0, 0.5)),
-    "W3": Workload("vocabulary 151,936", vocab_size=151_936, targets=(3.0, 1 / 3)),
+    "W3": Workload("vocabulary 151,936", vocab_size=151_936, steps=3, targets=(3.0, 1 / 3)),
     "W1-medium": Workload("equal lengths, 8 layers of 512", shape=MEDIUM),
     "W2-medium": Workload("long-tail lengths, 8 layers of 512", shape=MEDIUM, tail=8),
 }

@@ -7,7 +7,7 @@ Works for any sequence: problems, demonstrations, prefixes. Reading them is `sou
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -74,17 +74,10 @@ class ProblemCursor(Generic[Item]):
         return generator.permutation(len(self._items))
 
 
-def hash_split(
-    items: Iterable[Item], key: Callable[[Item], str], heldout_fraction: float
-) -> tuple[list[Item], list[Item]]:
-    """(training, held-out) items. Membership depends on an item's key alone, so it survives growth
+def is_heldout(key: str, heldout_fraction: float) -> bool:
+    """Whether the item of this key is held out. It depends on the key alone, so it survives growth
     and reordering of the data, and two items with the same key are never on both sides."""
     if not 0.0 <= heldout_fraction <= 1.0:
         raise ValueError(f"heldout_fraction must be between 0 and 1, got {heldout_fraction}")
-    training: list[Item] = []
-    heldout: list[Item] = []
-    for item in items:
-        digest = hashlib.blake2b(key(item).encode(), digest_size=8).digest()
-        is_heldout = int.from_bytes(digest, "big") < heldout_fraction * 2**64
-        (heldout if is_heldout else training).append(item)
-    return training, heldout
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < heldout_fraction * 2**64

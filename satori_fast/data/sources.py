@@ -5,8 +5,8 @@ A data set is read through a `FieldMapping`, a row of `FIELD_MAPPINGS` or one gi
 malformed row is reported with file and row number, counted in the `SourceReport` and skipped; a
 file in which no row has a needed field is an error.
 
-Not here: grading (a checker of answers is passed in), prompts (`coat`), the order of items
-(`cursor`, whose names are exported here too), made-up problems (`arithmetic`).
+Not here: grading (a checker of answers is passed in), prompts (`coat`), which problems are trained
+on (`problem_split`) and in which order (`cursor`), made-up problems (`arithmetic`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from satori_fast.data.cursor import ProblemCursor, hash_split
 from satori_fast.data.field_mappings import FIELD_MAPPINGS, FieldMapping
 from satori_fast.types import Demonstration, Problem
 
 __all__ = [
     "FIELD_MAPPINGS",
     "FieldMapping",
-    "ProblemCursor",
     "SourceReport",
-    "hash_split",
     "load_demonstrations",
     "load_problems",
 ]
@@ -95,6 +92,7 @@ def load_problems(
     name: str | None = None,
     split: str = "train",
     limit: int | None = None,
+    select: Callable[[Problem], bool] | None = None,
     check_answer: Callable[[str], None] | None = None,
 ) -> tuple[list[Problem], SourceReport]:
     """Read a data set as problems.
@@ -103,7 +101,8 @@ def load_problems(
     mapping: fields to read, or a key of `FIELD_MAPPINGS`; None: found from the name of the source.
     name:    start of the problem ids ("<name>/<id or row>"); default: the file's stem or the key.
     split:   for the hub only.
-    limit:   stop after so many usable rows.
+    limit:   stop after so many problems.
+    select:  whether a problem is taken; the others are passed over, without a word.
     check_answer: raises ValueError for an answer that cannot be graded (`grading.check_gold`); such
              rows are skipped.
     Errors: ValueError for a missing file, an unknown kind of file or mapping, a field in no row.
@@ -112,8 +111,12 @@ def load_problems(
     rows = _rows(source, fields, split)
     needed = [fields.question, fields.answer, *([fields.choices] if fields.choices else [])]
 
-    def make(row: Mapping[str, Any], problem_id: str) -> Problem:
-        return _problem(row, fields, problem_id, check_answer)
+    def make(row: Mapping[str, Any], problem_id: str) -> Problem | None:
+        problem = _problem(row, fields, problem_id)
+        if select is not None and not select(problem):
+            return None
+        _check_answer(problem, check_answer)
+        return problem
 
     return _collect(str(source), rows, needed, make, _Ids(name or label, fields.problem_id), limit)
 
@@ -141,7 +144,8 @@ def load_demonstrations(
     needed = [fields.question, fields.answer, response_field]
 
     def make(row: Mapping[str, Any], problem_id: str) -> Demonstration:
-        problem = _problem(row, fields, problem_id, check_answer)
+        problem = _problem(row, fields, problem_id)
+        _check_answer(problem, check_answer)
         response = _text(row, response_field)
         if fields.answer_form == "hashes":
             steps = _CALCULATION.sub("", response.rpartition("####")[0]).rstrip()
@@ -273,11 +277,11 @@ def _collect(
     source: str,
     rows: Iterable[tuple[int, Row]],
     needed: Sequence[str],
-    make: Callable[[Mapping[str, Any], str], Item],
+    make: Callable[[Mapping[str, Any], str], Item | None],
     ids: _Ids,
     limit: int | None,
 ) -> tuple[list[Item], SourceReport]:
-    """Make an item of every good row, report the others."""
+    """Make an item of every good row, report the others; None of `make` is neither."""
     items: list[Item] = []
     report = SourceReport(source)
     present: Counter[str] = Counter()
@@ -289,9 +293,12 @@ def _collect(
             if isinstance(row, _BadRow):
                 raise row
             present.update(row.keys())
-            items.append(make(row, ids.make(row, number)))
+            item = make(row, ids.make(row, number))
         except _BadRow as bad:
             report.skip(number, bad.reason, detail=bad.detail)
+        else:
+            if item is not None:
+                items.append(item)
     report.num_used = len(items)
     for name in needed:
         if present and not present[name]:
@@ -301,24 +308,22 @@ def _collect(
     return items, report
 
 
-def _problem(
-    row: Mapping[str, Any],
-    fields: FieldMapping,
-    problem_id: str,
-    check_answer: Callable[[str], None] | None,
-) -> Problem:
+def _problem(row: Mapping[str, Any], fields: FieldMapping, problem_id: str) -> Problem:
     question = _PROMPT_SUFFIX.sub("", _text(row, fields.question)).strip()
     if fields.choices is not None:
         lettered = zip("ABCDEFGHIJ", _field(row, fields.choices), strict=False)
         question += "".join(f"\n{letter}. {choice}" for letter, choice in lettered)
-    answer = _answer(row, fields)
+    level = row.get(fields.level) if fields.level else None
+    level = "" if level is None else _plain(level)
+    return Problem(problem_id, question, _answer(row, fields), level=level)
+
+
+def _check_answer(problem: Problem, check_answer: Callable[[str], None] | None) -> None:
     if check_answer is not None:
         try:
-            check_answer(answer)
+            check_answer(problem.answer or "")
         except ValueError as error:
             raise _BadRow("answer cannot be graded", str(error)) from None
-    level = row.get(fields.level) if fields.level else None
-    return Problem(problem_id, question, answer, level="" if level is None else _plain(level))
 
 
 def _answer(row: Mapping[str, Any], fields: FieldMapping) -> str:

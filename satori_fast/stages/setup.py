@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from satori_fast.backbone.weights import Untaught
 from satori_fast.config import Config, ConfigError, OptimizerConfig
 from satori_fast.data.arithmetic import ArithmeticProblems, domain_words
 from satori_fast.data.coat import META_ACTION_TOKENS, TEMPLATES, PromptRenderer
-from satori_fast.data.cursor import hash_split
+from satori_fast.data.problem_split import fitting, split_problems
 from satori_fast.data.sources import load_problems
 from satori_fast.data.tokenizer import (
     add_meta_action_tokens,
@@ -83,44 +84,21 @@ def build_problems(
 ) -> tuple[Sequence[Problem], Sequence[Problem]]:
     """Training and held-out problems, disjoint; those whose prompt is too long are left out."""
     data, num_heldout = config.data, config.evaluation.num_problems
-    if data.source == ARITHMETIC:
-        assert data.num_train is not None
-        train: Sequence[Problem] = ArithmeticProblems(
-            data.num_train, levels=data.levels, split="train", seed=config.seed
+    if data.source != ARITHMETIC:
+        load = partial(load_problems, check_answer=check_gold)
+        return split_problems(
+            partial(load, data.source, data.mapping),
+            load(data.eval_source, data.eval_mapping)[0] if data.eval_source else None,
+            renderer,
+            heldout_fraction=data.heldout_fraction,
+            num_train=data.num_train,
+            num_heldout=num_heldout,
         )
-        # The held-out half does not depend on the seed: runs with different seeds are comparable.
-        heldout: Sequence[Problem] = ArithmeticProblems(
-            num_heldout, levels=data.levels, split="heldout", seed=0
-        )
-    else:
-        train, _ = load_problems(data.source, mapping=data.mapping, check_answer=check_gold)
-        if data.eval_source is None:
-            train, heldout = hash_split(train, lambda p: p.question, data.heldout_fraction)
-        else:
-            heldout, _ = load_problems(
-                data.eval_source, mapping=data.eval_mapping, check_answer=check_gold
-            )
-    train = _fitting(train, renderer, "training")[: data.num_train]
-    heldout = _fitting(heldout, renderer, "held-out")[:num_heldout]
-    return train, heldout
-
-
-def _fitting(problems: Sequence[Problem], renderer: PromptRenderer, what: str) -> list[Problem]:
-    kept = [problem for problem in problems if renderer.fits(problem)]
-    if len(kept) < len(problems):
-        logger.warning(
-            "%d of %d %s problems have a prompt above data.max_prompt_tokens = %d: left out",
-            len(problems) - len(kept),
-            len(problems),
-            what,
-            renderer.max_prompt_tokens,
-        )
-    if not kept:
-        raise ConfigError(
-            f"no {what} problem fits data.max_prompt_tokens = "
-            f"{renderer.max_prompt_tokens}: raise it"
-        )
-    return kept
+    assert data.num_train is not None
+    train = ArithmeticProblems(data.num_train, levels=data.levels, split="train", seed=config.seed)
+    # The held-out half does not depend on the seed: runs with different seeds are comparable.
+    heldout = ArithmeticProblems(num_heldout, levels=data.levels, split="heldout", seed=0)
+    return fitting(train, renderer, what="training"), fitting(heldout, renderer, what="held-out")
 
 
 def initial_model_folder(config: Config, folder: Path) -> Path:

@@ -20,13 +20,14 @@ from satori_fast.config import ConfigError, ImitationConfig
 from satori_fast.data.coat import encode_demonstration
 from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import pack
+from satori_fast.data.problem_split import question_key
 from satori_fast.data.sources import load_demonstrations
 from satori_fast.profiling.metrics import progress
 from satori_fast.stages.run import Run, StageOutcome, StageProgress
 from satori_fast.stages.setup import ARITHMETIC, learner_for
 from satori_fast.stages.synthesize import demonstrations_path
 from satori_fast.stages.workload import count_training
-from satori_fast.types import Trajectory
+from satori_fast.types import Demonstration, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +97,15 @@ def load_trajectories(run: Run, source: str, mapping: str | None) -> list[Trajec
     set: of all but its training problems), and those too long for the context.
     """
     demonstrations, _ = load_demonstrations(source, mapping)
-    heldout = {problem.question for problem in run.heldout}
-    training = {problem.question for problem in run.problems}
+    heldout = {question_key(problem.question) for problem in run.heldout}
+    training = {question_key(problem.question) for problem in run.problems}
     own_data = source == run.config.data.source
-    allowed = [
-        d
-        for d in demonstrations
-        if d.problem.question not in heldout and (d.problem.question in training or not own_data)
-    ]
+
+    def is_allowed(demonstration: Demonstration) -> bool:
+        key = question_key(demonstration.problem.question)
+        return key not in heldout and (key in training or not own_data)
+
+    allowed = list(filter(is_allowed, demonstrations))
     longest = run.config.rollout.max_seqlen
     encoded = [
         encode_demonstration(demonstration, run.renderer, group_id=number)

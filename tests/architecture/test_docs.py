@@ -38,7 +38,6 @@ from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import build_learner
 from satori_fast.config import Config, describe, load_config, to_toml
 from satori_fast.data.coat import SATORI_TEMPLATE
-from satori_fast.data.sources import load_problems
 from satori_fast.stages.dry_run import shrunk
 from tests.architecture.documents import (
     OTHERS,
@@ -280,7 +279,7 @@ def marked(language: str) -> Any:
 
 
 def test_blocks_have_known_marks() -> None:
-    marks = {"", "sh", "toml", "json", "jsonl", "python", "text"}
+    marks = {"", "sh", "toml", "json", "jsonl", "text"}
     assert [block.place for block in BLOCKS if block.language not in marks] == []
 
 
@@ -293,22 +292,6 @@ def test_settings_load(block: Block, tmp_path: Path) -> None:
         text = f'schema_version = 1\nbase = "{ROOT / QUICKSTART}"\n{text}'
     path.write_text(text, encoding="utf-8")
     load_config(path)
-
-
-@marked("python")
-def test_programs_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a small file of the same fields in place of a data set of the hub."""
-    rows = [{"problem": q, "expected_answer": "4"} for q in ("2 + 2", "2  +  2", "1 + 3")]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    program = re.sub(
-        r'load_dataset\("[^"]+", ', 'load_dataset("json", data_files="rows.jsonl", ', block.text
-    )
-    exec(compile(program, block.place, "exec"), {})
-    problems, report = load_problems("questions.jsonl", "coat")
-    assert [problem.question for problem in problems] == ["2 + 2", "1 + 3"]
-    assert report.num_skipped == 0
 
 
 @marked("json")

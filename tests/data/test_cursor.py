@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satori_fast.data.cursor import ProblemCursor, hash_split
+from satori_fast.data.cursor import ProblemCursor, is_heldout
 
 
 @given(
@@ -71,28 +71,19 @@ def test_no_items_is_an_error() -> None:
         ProblemCursor([])
 
 
-def test_split_is_disjoint_complete_and_of_the_asked_size() -> None:
-    items = [f"problem {i}" for i in range(4000)]
-    training, heldout = hash_split(items, str, 0.25)
-    assert sorted(training + heldout) == sorted(items)
+def test_the_asked_share_is_held_out() -> None:
+    num_heldout = sum(is_heldout(f"problem {i}", 0.25) for i in range(4000))
     # Binomial with standard deviation 27.4: five of them.
-    assert abs(len(heldout) - 1000) < 137
+    assert abs(num_heldout - 1000) < 137
 
 
-def test_split_survives_growth_and_keeps_duplicates_together() -> None:
+def test_a_larger_share_holds_out_the_same_items_and_more() -> None:
     items = [f"problem {i}" for i in range(200)]
-    _, heldout = hash_split(items, str, 0.3)
-    _, heldout_more = hash_split(["new", *reversed(items)], str, 0.3)
-    assert set(heldout) <= set(heldout_more)
-    same_key = hash_split(range(10), lambda _: "one key", 0.5)
-    assert {len(part) for part in same_key} == {0, 10}
+    smaller, larger = ({i for i in items if is_heldout(i, share)} for share in (0.3, 0.5))
+    assert smaller < larger
+    assert not any(is_heldout(i, 0.0) for i in items) and all(is_heldout(i, 1.0) for i in items)
 
 
-@pytest.mark.parametrize(("fraction", "num_heldout"), [(0.0, 0), (1.0, 20)])
-def test_split_extremes(fraction: float, num_heldout: int) -> None:
-    assert len(hash_split(range(20), str, fraction)[1]) == num_heldout
-
-
-def test_split_fraction_is_checked() -> None:
+def test_the_held_out_share_is_checked() -> None:
     with pytest.raises(ValueError, match="heldout_fraction"):
-        hash_split("abc", str, 1.5)
+        is_heldout("a", 1.5)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages in a real browser: charts, filters, the sample browser, at the width of a phone and of
-a desktop. Needs Chromium and playwright; without them these tests skip."""
+a desktop; of folders made here, where every figure is known, and of two training runs.
+Needs Chromium and playwright; without them these tests skip."""
 
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -23,6 +26,7 @@ from satori_fast.types import (
     Trajectory,
 )
 from tests.profiling.test_report_evaluation import HOSTILE, analysis_entry
+from tests.stages.test_run import TINY
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -346,3 +350,56 @@ def test_metrics_and_runs_of_a_comparison_are_chosen(comparison):
     comparison.locator("[aria-label='Remove reward/rule']").click()
     assert "reward/rule" not in titles(comparison)
     comparison.select_option("#view", "reinforce")
+
+
+def satori_fast(*arguments):
+    subprocess.run([sys.executable, "-m", "satori_fast", *map(str, arguments)], check=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folders of two training runs, alike but for their seed, and the page that compares them."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.toml").write_text(TINY)
+    for seed in (0, 1):
+        settings = ("--output_dir", f"'{folder}'", "--name", f"seed-{seed}", "--seed", seed)
+        # Long enough that some answers are right and some reflect.
+        satori_fast("run", folder / "tiny.toml", *settings, "--supervised.num_epochs", 10)
+    runs = [folder / "seed-0", folder / "seed-1"]
+    satori_fast("report", *runs, "--output", folder / "compare.html")
+    return runs, folder / "compare.html"
+
+
+def test_the_page_of_a_training_run(browser, trained):
+    run = trained[0][0]
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    with opened(browser, run / "report.html") as page:
+        assert page.locator("#time .gantt .stack").count() >= 2
+        for stage in ("", "supervised", "reinforce"):
+            page.select_option("#view", stage)
+            assert {"Tokens per second", "Loss"} <= set(titles(page))
+            for figure in page.locator("figure:visible").all():
+                assert num_drawn(figure) >= 1
+        assert "Reward, term by term" in titles(page)
+        # The sample browser shows what the run wrote.
+        right = [sample["correct"] for sample in samples if sample["stage"] == "reinforce"]
+        page.select_option("[name=stage]", "reinforce")
+        page.select_option("[name=verdict]", "right")
+        assert shown(page) == f"1 of {sum(right)} matching, {len(samples)} in all"
+        clear(page)
+        for number, sample in enumerate(samples[:3], start=1):
+            assert shown(page) == f"{number} of {len(samples)}"
+            assert sample["question"] in page.locator("#sample").inner_text()
+            page.click("#next")
+
+
+def test_training_runs_are_compared(browser, trained):
+    with opened(browser, trained[1]) as page:
+        assert page.locator("#view").input_value() == "reinforce"
+        assert {"rollout/accuracy", "step/tokens_per_s"} <= set(titles(page))
+        for figure in page.locator("figure:visible").all():
+            assert num_drawn(figure) == 2
+        settings = page.locator("#settings td").all_inner_texts()
+        assert settings == ["seed", "0", "1"]
+        page.locator("#run-keys .key", has_text="seed-0").click()
+        assert num_drawn(figure_of(page, "rollout/accuracy")) == 1
