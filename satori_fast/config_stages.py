@@ -98,6 +98,8 @@ class ImitationConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, schedule="cosine")
     checkpoint_every: int = Field(default=500, ge=0)
     """optimizer steps between checkpoints; 0: only at the end"""
+    export_every: int = Field(default=0, ge=0)
+    """optimizer steps between models kept as models/STAGE-step-N (Hugging Face); 0: the last only"""
 
 
 class SupervisedConfig(ImitationConfig):
@@ -199,6 +201,8 @@ class ReinforceConfig(Section):
     restarts: RestartConfig = RestartConfig()
     checkpoint_every: int = Field(default=50, ge=0)
     """steps between checkpoints; 0: only at the end"""
+    export_every: int = Field(default=0, ge=0)
+    """steps between models kept as models/STAGE-step-N (Hugging Face folders); 0: the last only"""
     evaluate_every: int = Field(default=0, ge=0)
     """steps between evaluations; 0: only at the end"""
     num_logged_samples: int = Field(default=2, ge=0)

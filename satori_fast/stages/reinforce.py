@@ -181,6 +181,8 @@ def reinforce(run: Run) -> StageOutcome:
             times = done.times + run.record(step, metrics)
             done = StageProgress(step + 1, times, actors.data_state())
             bar.advance(values={"accuracy": metrics.get("rollout/accuracy", math.nan)})
+            if not last and config.export_every and done.step % config.export_every == 0:
+                run.keep_model(actors.policy, done.step)
             if last or (config.checkpoint_every and done.step % config.checkpoint_every == 0):
                 run.save_stage(actors.learners, done)
     export_hf(actors.policy, run.exported_model, run.renderer.tokenizer)

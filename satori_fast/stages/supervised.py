@@ -83,6 +83,8 @@ def imitate(
             times = done.times + run.record(step, metrics)
             done = StageProgress(step + 1, times, cursor.state_dict())
             bar.advance(values={"loss": metrics["update/loss"]})
+            if not last and config.export_every and done.step % config.export_every == 0:
+                run.keep_model(policy, done.step)
             if last or (config.checkpoint_every and done.step % config.checkpoint_every == 0):
                 run.save_stage(learners, done)
     export_hf(policy, run.exported_model, run.renderer.tokenizer)

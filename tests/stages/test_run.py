@@ -100,7 +100,7 @@ def timeless(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    run_stages(tiny_config(folder, "--profiling.trace", "true"))
+    run_stages(tiny_config(folder, "--profiling.trace", "true", "--reinforce.export_every", "2"))
     return folder / "tiny"
 
 
@@ -183,7 +183,7 @@ def test_restarts_end_with_a_reflection_and_say_where_they_came_from(finished: P
 def test_every_stage_opens_in_plain_transformers(finished: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for stage in ("initial", "supervised", "reinforce"):
+    for stage in ("initial", "supervised", "reinforce-step-2", "reinforce"):
         model = AutoModelForCausalLM.from_pretrained(finished / "models" / stage)
         tokenizer = AutoTokenizer.from_pretrained(finished / "models" / stage)
         ids = tokenizer("p 7 q 1 pick 2 sum 8", return_tensors="pt").input_ids
@@ -273,6 +273,10 @@ def test_export_copies_the_last_model(finished: Path, tmp_path: Path) -> None:
     name = "model.safetensors"
     exported = (tmp_path / "out" / name).read_bytes()
     assert exported == (finished / "models" / "reinforce" / name).read_bytes()
+    # The model that was kept on the way is another one.
+    export_stage(finished, tmp_path / "half", stage="reinforce-step-2")
+    assert (tmp_path / "half" / name).read_bytes() != exported
+    assert not (finished / "models" / "reinforce-step-4").exists()
     with pytest.raises(ConfigError, match="no model of stage 'x'; it has"):
         export_stage(finished, tmp_path / "other", stage="x")
 
