@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     export = verb("export", _export, "copy a stage's model out of a run folder")
     export.add_argument("folder", type=Path, help="run folder")
     export.add_argument("destination", type=Path)
-    export.add_argument("--stage", default=None, help="or STAGE-step-N; default: the last finished stage")
+    export.add_argument("--stage", default=None, help="default: the last one")
     return parser
 
 

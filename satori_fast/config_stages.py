@@ -99,7 +99,7 @@ class ImitationConfig(Section):
     checkpoint_every: int = Field(default=500, ge=0)
     """optimizer steps between checkpoints; 0: only at the end"""
     export_every: int = Field(default=0, ge=0)
-    """optimizer steps between models kept as models/STAGE-step-N (Hugging Face); 0: the last only"""
+    """optimizer steps between models kept as models/STAGE-step-N (Hugging Face); 0: none"""
 
 
 class SupervisedConfig(ImitationConfig):
@@ -202,7 +202,7 @@ class ReinforceConfig(Section):
     checkpoint_every: int = Field(default=50, ge=0)
     """steps between checkpoints; 0: only at the end"""
     export_every: int = Field(default=0, ge=0)
-    """steps between models kept as models/STAGE-step-N (Hugging Face folders); 0: the last only"""
+    """steps between models kept as models/STAGE-step-N (Hugging Face folders); 0: none"""
     evaluate_every: int = Field(default=0, ge=0)
     """steps between evaluations; 0: only at the end"""
     num_logged_samples: int = Field(default=2, ge=0)

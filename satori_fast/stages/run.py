@@ -269,7 +269,7 @@ class Run:
         self.monitor.restart_step()
 
     def keep_model(self, policy: Learner, num_steps: int) -> None:
-        """Leave the policy of now as a Hugging Face folder of its own; no step pays for the time."""
+        """Leave the policy of now as a Hugging Face folder; no step pays for the time."""
         folder = self.exported_model.with_name(f"{self.stage}-step-{num_steps}")
         checkpoint.export_hf(policy, folder, self.renderer.tokenizer)
         self.monitor.restart_step()
