@@ -81,9 +81,14 @@ class WeightGroup:
             except (RuntimeError, TimeoutError) as error:
                 self.close()
                 verb = "send" if self.rank == 0 else "receive"
+                # gloo's own time-out may be seen before ours; it cannot come before the deadline.
+                reason = (
+                    f"nothing within rollout.sync_timeout_s = {self._timeout_s:g}"
+                    if time.monotonic() > deadline
+                    else _first_line(error)
+                )
                 raise SyncError(
-                    f"weight sync: rank {self.rank} could not {verb} tensor {name!r}: "
-                    f"{_first_line(error)}"
+                    f"weight sync: rank {self.rank} could not {verb} tensor {name!r}: {reason}"
                 ) from error
 
     def _wait(self, work: Any, deadline: float, give_up: Callable[[], bool]) -> None:
@@ -92,7 +97,7 @@ class WeightGroup:
             if give_up():
                 raise RuntimeError("the other side gave up")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"nothing within rollout.sync_timeout_s = {self._timeout_s:g}")
+                raise TimeoutError
             time.sleep(_POLL_S)
         work.wait()
 

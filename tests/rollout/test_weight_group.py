@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from satori_fast.rollout import weight_group
 from satori_fast.rollout.weight_group import GroupSeat, WeightGroup, address_towards, open_store
 from satori_fast.rollout.weight_sync import SyncError
 
@@ -44,7 +45,12 @@ def test_tensors_of_any_type_arrive_as_they_were_sent() -> None:
     receiver.close()
 
 
-def test_a_tensor_that_does_not_come_is_named() -> None:
+@pytest.mark.parametrize("poll_s", [0.0005, 1.5])
+def test_a_tensor_that_does_not_come_is_named(
+    poll_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the machine is so busy that gloo's own time-out is the first to be seen."""
+    monkeypatch.setattr(weight_group, "_POLL_S", poll_s)
     _, receiver = meet(timeout_s=1.0)
     with pytest.raises(SyncError, match=r"rank 1 could not receive tensor 'a'.*sync_timeout_s = 1"):
         receiver.broadcast(weights(), NAMES)
