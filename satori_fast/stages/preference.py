@@ -28,11 +28,11 @@ from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import pack_pairs
 from satori_fast.data.pairs import GradedSamples, finished, form_pairs
 from satori_fast.evaluation.best_of import SelectionResult, evaluate_selection
-from satori_fast.profiling.metrics import progress
-from satori_fast.stages.run import Run, StageOutcome, StageProgress
+from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.scoring import score_trajectories
 from satori_fast.stages.setup import learner_for
 from satori_fast.stages.solutions import load_or_sample_solutions
+from satori_fast.stages.step_loop import step_loop
 from satori_fast.stages.workload import count_training
 from satori_fast.types import PreferencePair, ScoreStatistics
 
@@ -71,31 +71,28 @@ def preference(run: Run) -> StageOutcome:
     num_steps = math.ceil(len(data.pairs) * config.num_epochs / config.batch_size)
     model = learner_for(run, "scalar", config.optimizer, num_steps=num_steps)
     cursor = ProblemCursor(data.pairs, seed=run.seed(run.stage, "order"))
-    done = run.resume_stage({"reward": model})
+    learners = {"reward": model}
+    done = run.resume_stage(learners)
     best: SelectionResult | None = None
     if done.data is not None:
         cursor.load_state_dict(done.data["pairs"])
         best = None if done.data["best"] is None else SelectionResult(**done.data["best"])
-    run.start_steps(num_steps - done.step)
-    with progress(run.stage, num_steps, completed=done.step, console=run.console) as bar:
-        for step in range(done.step, num_steps):
+    with step_loop(
+        run, learners, num_steps, done, checkpoint_every=config.checkpoint_every
+    ) as loop:
+        for step in loop:
             metrics = preference_step(run, model, cursor.take(config.batch_size), step)
-            last = step + 1 == num_steps
-            if last or (config.evaluate_every and (step + 1) % config.evaluate_every == 0):
+            if loop.is_due(config.evaluate_every):
                 result = validate(run, model, data.heldout)
                 metrics |= {f"preference/heldout_{name}": x for name, x in asdict(result).items()}
                 if is_better(result, best):
                     best = result
                     export_reward_model(run, model, result)
-            times = done.times + run.record(step, metrics)
             state = {"pairs": cursor.state_dict(), "best": None if best is None else asdict(best)}
-            done = StageProgress(step + 1, times, state)
-            bar.advance(values={"accuracy": metrics["preference/accuracy"]})
-            if last or (config.checkpoint_every and done.step % config.checkpoint_every == 0):
-                run.save_stage({"reward": model}, done)
+            loop.finish_step(metrics, state, shown={"accuracy": metrics["preference/accuracy"]})
     assert best is not None
     figures = {**asdict(best), "num_pairs": len(data.pairs), "num_heldout": len(data.heldout)}
-    return StageOutcome({"reward": run.exported_model}, None, done.times, figures)
+    return StageOutcome({"reward": run.exported_model}, None, loop.done.times, figures)
 
 
 def preference_data(run: Run) -> PreferenceData:

@@ -23,16 +23,17 @@ from satori_fast.backbone.step import Learner, annotate, update
 from satori_fast.config import ReinforceConfig, RestartConfig, RewardConfig
 from satori_fast.data.mixture import ProblemMixture
 from satori_fast.data.packing import pack
-from satori_fast.profiling.metrics import progress
 from satori_fast.rewards.compose import RewardTerms, drop_uninformative_groups, score
 from satori_fast.rollout.engine import Engine
 from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.restarts import problem_mixture
-from satori_fast.stages.run import Run, StageOutcome, StageProgress
+from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.scoring import RewardModel, critic_for, load_reward_model
 from satori_fast.stages.setup import learner_for
+from satori_fast.stages.step_loop import step_loop
 from satori_fast.stages.step_metrics import (
+    advantage_metrics,
     importance_metrics,
     pool_metrics,
     rollout_metrics,
@@ -147,10 +148,10 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     count_decoding(run, actors.policy, actors.engine.num_passes - passes_before)
     count_scoring(run, "logprob", actors.scorers, kept)
     count_training(run, trained.values(), kept)
-    every = max(1, len(scored) // max(1, config.num_logged_samples))
-    run.record_samples(step, scored[::every][: config.num_logged_samples])
+    run.record_samples(step, evenly_spread(scored, config.num_logged_samples))
     return {
         **rollout_metrics(rollout, scored, kept),
+        **advantage_metrics(batches, advantages, kept, run.parallel.all_reduce_sum),
         **update_metrics(stats),
         **importance_metrics(run.parallel.all_reduce_sum(reweighted)),
         **pool_metrics(run.grader.pool),
@@ -168,26 +169,26 @@ def reinforce(run: Run) -> StageOutcome:
         actors.load_data_state(run, done.data)
         actors.engine = run.engine(actors.policy, version=done.step)
     evaluation = None
-    run.start_steps(config.num_steps - done.step)
-    with progress(run.stage, config.num_steps, completed=done.step, console=run.console) as bar:
-        for step in range(done.step, config.num_steps):
+    with step_loop(
+        run,
+        actors.learners,
+        config.num_steps,
+        done,
+        checkpoint_every=config.checkpoint_every,
+        export_every=config.export_every,
+    ) as loop:
+        for step in loop:
             if refresh_due(config.restarts, step):
                 actors.refresh_restarts(run, step)
             metrics = reinforce_step(run, actors, step)
-            last = step + 1 == config.num_steps
-            if last or (config.evaluate_every and (step + 1) % config.evaluate_every == 0):
+            if loop.is_due(config.evaluate_every):
                 evaluation = run.evaluate(actors.engine)
                 metrics |= run.record_evaluation(step, evaluation)
-            times = done.times + run.record(step, metrics)
-            done = StageProgress(step + 1, times, actors.data_state())
-            bar.advance(values={"accuracy": metrics.get("rollout/accuracy", math.nan)})
-            if not last and config.export_every and done.step % config.export_every == 0:
-                run.keep_model(actors.policy, done.step)
-            if last or (config.checkpoint_every and done.step % config.checkpoint_every == 0):
-                run.save_stage(actors.learners, done)
+            shown = {"accuracy": metrics.get("rollout/accuracy", math.nan)}
+            loop.finish_step(metrics, actors.data_state(), shown=shown)
     export_hf(actors.policy, run.exported_model, run.renderer.tokenizer)
     evaluation = evaluation or run.evaluate(actors.engine)
-    return StageOutcome({"policy": run.exported_model}, evaluation, done.times)
+    return StageOutcome({"policy": run.exported_model}, evaluation, loop.done.times)
 
 
 # -- set-up -----------------------------------------------------------------------------------
@@ -278,6 +279,12 @@ def informative(scored: list[Trajectory], recipe: Recipe) -> list[Trajectory]:
     if scored and not kept:
         logger.warning("every group of this step earned one reward: there is nothing to update")
     return kept
+
+
+def evenly_spread(scored: list[Trajectory], num: int) -> list[Trajectory]:
+    """So many of them, from all over the step."""
+    every = max(1, len(scored) // max(1, num))
+    return scored[::every][:num]
 
 
 def count_tokens(run: Run, rollout: RolloutResult, kept: Sequence[Trajectory]) -> None:

@@ -4,17 +4,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from satori_fast.algorithms.losses import explained_variance
 from satori_fast.data.coat import count_reflections
-from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, origin_of
+from satori_fast.data.mixture import ORIGINS, origin_of
 from satori_fast.grading import GradingPool
 from satori_fast.stages.mismatch import token_versions
-from satori_fast.types import RolloutResult, Trajectory
+from satori_fast.types import Advantages, PackedBatch, RolloutResult, Trajectory
 
 
 def rollout_metrics(
@@ -40,11 +41,39 @@ def rollout_metrics(
         "rollout/truncated": float(np.mean([t.finish == "length" for t in scored])),
         "rollout/kept": len(kept) / len(scored),
     }
-    for origin in (ORIGINAL, CORRECT, INCORRECT):
+    for origin in ORIGINS:
         right = [t.reward.correct for t in scored if t.reward and origin_of(t.problem) == origin]
         if right:
             metrics[f"rollout/accuracy_{origin}"] = float(np.mean(right))
     return metrics
+
+
+def advantage_metrics(
+    batches: Sequence[PackedBatch],
+    advantages: Sequence[Advantages],
+    kept: Sequence[Trajectory],
+    all_reduce_sum: Callable[[Tensor], Tensor],
+) -> dict[str, float]:
+    """What the update learns from: mean advantage of the tokens of right and of wrong answers, by
+    where the problem started, "advantage/right_ORIGIN" and "advantage/wrong_ORIGIN".
+
+    Tokens count by their share of the loss. Right answers near 0 are not learnt from: the baseline
+    expected them, or another term of the reward drowns the rule. `advantages` are the update's, of
+    this rank's share of `kept`.
+    """
+    classes = [f"{verdict}_{origin}" for origin in ORIGINS for verdict in ("right", "wrong")]
+    sums = torch.zeros(len(classes), 2, dtype=torch.float64)
+    for batch, estimate in zip(batches, advantages, strict=True):
+        weights = batch.loss_weights.double()
+        signal = batch.sequence_sums(weights * estimate.advantages)
+        per_sequence = torch.stack([signal, batch.sequence_sums(weights)], dim=1).cpu()
+        for source, of_sequence in zip(batch.source.tolist(), per_sequence, strict=True):
+            if source >= 0:
+                answer = kept[source]
+                right = answer.reward is not None and answer.reward.correct
+                sums[2 * ORIGINS.index(origin_of(answer.problem)) + (not right)] += of_sequence
+    means = zip(classes, all_reduce_sum(sums).tolist(), strict=True)
+    return {f"advantage/{name}": signal / weight for name, (signal, weight) in means if weight > 0}
 
 
 def update_metrics(stats: dict[str, float]) -> dict[str, float]:

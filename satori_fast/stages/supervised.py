@@ -22,9 +22,9 @@ from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import pack
 from satori_fast.data.problem_split import question_key
 from satori_fast.data.sources import load_demonstrations
-from satori_fast.profiling.metrics import progress
-from satori_fast.stages.run import Run, StageOutcome, StageProgress
+from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.setup import ARITHMETIC, learner_for
+from satori_fast.stages.step_loop import step_loop
 from satori_fast.stages.synthesize import demonstrations_path
 from satori_fast.stages.workload import count_training
 from satori_fast.types import Demonstration, Trajectory
@@ -72,24 +72,24 @@ def imitate(
     if done.data is not None:
         cursor.load_state_dict(done.data)
     evaluation = None
-    run.start_steps(num_steps - done.step)
-    with progress(run.stage, num_steps, completed=done.step, console=run.console) as bar:
-        for step in range(done.step, num_steps):
+    with step_loop(
+        run,
+        learners,
+        num_steps,
+        done,
+        checkpoint_every=config.checkpoint_every,
+        export_every=config.export_every,
+    ) as loop:
+        for step in loop:
             metrics = supervised_step(run, policy, cursor.take(config.batch_size), step)
-            last = step + 1 == num_steps
-            if last:
+            if loop.is_due(0):
                 evaluation = run.evaluate(run.engine(policy))
                 metrics |= run.record_evaluation(step, evaluation)
-            times = done.times + run.record(step, metrics)
-            done = StageProgress(step + 1, times, cursor.state_dict())
-            bar.advance(values={"loss": metrics["update/loss"]})
-            if not last and config.export_every and done.step % config.export_every == 0:
-                run.keep_model(policy, done.step)
-            if last or (config.checkpoint_every and done.step % config.checkpoint_every == 0):
-                run.save_stage(learners, done)
+            shown = {"loss": metrics["update/loss"]}
+            loop.finish_step(metrics, cursor.state_dict(), shown=shown)
     export_hf(policy, run.exported_model, run.renderer.tokenizer)
     evaluation = evaluation or run.evaluate(run.engine(policy))
-    return StageOutcome({"policy": run.exported_model}, evaluation, done.times)
+    return StageOutcome({"policy": run.exported_model}, evaluation, loop.done.times)
 
 
 def load_trajectories(run: Run, source: str, mapping: str | None) -> list[Trajectory]:

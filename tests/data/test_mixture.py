@@ -11,10 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, ProblemMixture, origin_of
+from satori_fast.data.mixture import (
+    CORRECT,
+    INCORRECT,
+    ORIGINAL,
+    ORIGINS,
+    ProblemMixture,
+    origin_of,
+)
 from satori_fast.types import Prefix, Problem
-
-ORIGINS = (ORIGINAL, CORRECT, INCORRECT)
 
 
 def pool(origin: str, num: int) -> list[Problem]:

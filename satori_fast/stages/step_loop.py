@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop over the steps of a stage: what is the same around each step, whatever it trains.
+
+    with step_loop(run, learners, num_steps, done, checkpoint_every=..., export_every=...) as loop:
+        for step in loop:
+            metrics = ...
+            if loop.is_due(evaluate_every): ...
+            loop.finish_step(metrics, data_state, shown={"loss": metrics["update/loss"]})
+
+What a step does is the stage's; checkpoints and records themselves are `Run`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from satori_fast.backbone.step import Learner
+from satori_fast.profiling.metrics import ProgressReporter, progress
+from satori_fast.stages.run import Run, StageProgress
+
+
+@dataclass
+class StepLoop:
+    """Iterates over the steps that are left; `done` says where the stage stands."""
+
+    run: Run
+    learners: Mapping[str, Learner]
+    num_steps: int
+    done: StageProgress
+    checkpoint_every: int
+    export_every: int
+    bar: ProgressReporter
+
+    def __iter__(self) -> Iterator[int]:
+        for step in range(self.done.step, self.num_steps):
+            yield step
+            assert self.done.step == step + 1, "a step ends with finish_step"
+
+    def is_due(self, every: int) -> bool:
+        """Whether what happens every so many steps (0: only at the end) is due after this one."""
+        return self._is_due_after(self.done.step + 1, every)
+
+    def finish_step(
+        self, metrics: Mapping[str, float], data: dict[str, Any], *, shown: Mapping[str, float]
+    ) -> None:
+        """Record the step, export the model and checkpoint the stage where either is due.
+
+        data:  where the stage's data stands, JSON-able: what a resumed stage goes on from.
+        shown: values beside the progress bar.
+        """
+        run = self.run
+        times = self.done.times + run.record(self.done.step, metrics)
+        self.done = StageProgress(self.done.step + 1, times, data)
+        self.bar.advance(values=shown)
+        step = self.done.step
+        # The last step's model is what the stage itself exports.
+        if self.export_every and step < self.num_steps and step % self.export_every == 0:
+            run.keep_model(self.learners["policy"], step)
+        if self._is_due_after(step, self.checkpoint_every):
+            run.save_stage(self.learners, self.done)
+
+    def _is_due_after(self, step: int, every: int) -> bool:
+        return step == self.num_steps or (every > 0 and step % every == 0)
+
+
+@contextmanager
+def step_loop(
+    run: Run,
+    learners: Mapping[str, Learner],
+    num_steps: int,
+    done: StageProgress,
+    *,
+    checkpoint_every: int,
+    export_every: int = 0,
+) -> Iterator[StepLoop]:
+    """The loop of `num_steps` steps from `done` on, with its progress bar.
+
+    checkpoint_every, export_every: in steps, 0: none on the way. A checkpoint follows the last
+    step in any case; exports need a learner "policy".
+    """
+    run.start_steps(num_steps - done.step)
+    with progress(run.stage, num_steps, completed=done.step, console=run.console) as bar:
+        yield StepLoop(run, learners, num_steps, done, checkpoint_every, export_every, bar)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop around steps, on a run that only writes down what is asked of it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from satori_fast.profiling.spans import StepTimes
+from satori_fast.stages.run import Run, StageProgress
+from satori_fast.stages.step_loop import StepLoop, step_loop
+
+
+class RecordingRun:
+    """The part of Run that the loop uses."""
+
+    stage = "reinforce"
+    console = Console(quiet=True)
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def start_steps(self, num_steps: int) -> None:
+        self.calls.append(("start", num_steps))
+
+    def record(self, step: int, metrics: dict[str, float]) -> StepTimes:
+        self.calls.append(("record", step, metrics["loss"]))
+        return StepTimes(wall_s=1.5)
+
+    def keep_model(self, policy: str, num_steps: int) -> None:
+        self.calls.append(("export", policy, num_steps))
+
+    def save_stage(self, learners: object, progress: StageProgress) -> None:
+        self.calls.append(("save", progress.step, progress.data, progress.times.wall_s))
+
+
+def walk(done: StageProgress, num_steps: int, every: int, **schedule: int) -> tuple[Any, StepLoop]:
+    """Steps with due evaluations, and everything that the loop asked of the run."""
+    run = RecordingRun()
+    learners = cast(Any, {"policy": "the policy"})
+    with step_loop(cast(Run, run), learners, num_steps, done, **cast(Any, schedule)) as loop:
+        for step in loop:
+            if loop.is_due(every):
+                run.calls.append(("evaluate", step))
+            loop.finish_step({"loss": 0.1 * step}, {"at": step + 1}, shown={"loss": 0.0})
+    return run.calls, loop
+
+
+def test_order_of_a_step_and_of_the_last_one() -> None:
+    calls, loop = walk(StageProgress(), 3, 2, checkpoint_every=2, export_every=1)
+    assert calls == [
+        ("start", 3),
+        ("record", 0, 0.0),
+        ("export", "the policy", 1),
+        ("evaluate", 1),
+        ("record", 1, 0.1),
+        ("export", "the policy", 2),  # before the checkpoint: a kill between the two loses neither
+        ("save", 2, {"at": 2}, 3.0),
+        ("evaluate", 2),
+        ("record", 2, 0.2),
+        ("save", 3, {"at": 3}, 4.5),  # the last step's model is the stage's own
+    ]
+    assert loop.done == StageProgress(3, StepTimes(wall_s=4.5), {"at": 3})
+
+
+def test_zero_means_only_at_the_end() -> None:
+    calls, _ = walk(StageProgress(), 4, 0, checkpoint_every=0)
+    assert [call[:2] for call in calls if call[0] != "record"] == [
+        ("start", 4),
+        ("evaluate", 3),
+        ("save", 4),
+    ]
+
+
+def test_resumed_stage_does_what_is_left_and_adds_to_its_times() -> None:
+    done = StageProgress(4, StepTimes(wall_s=10.0), {"at": 4})
+    calls, loop = walk(done, 5, 0, checkpoint_every=0)
+    assert calls == [
+        ("start", 1),
+        ("evaluate", 4),
+        ("record", 4, 0.4),
+        ("save", 5, {"at": 5}, 11.5),
+    ]
+    finished, same = walk(loop.done, 5, 1, checkpoint_every=1)
+    assert finished == [("start", 0)]
+    assert same.done == loop.done
+
+
+def test_a_step_that_is_not_finished_is_an_error() -> None:
+    run = cast(Run, RecordingRun())
+    with (
+        pytest.raises(AssertionError, match="finish_step"),
+        step_loop(run, {}, 2, StageProgress(), checkpoint_every=0) as loop,
+    ):
+        list(loop)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of a reinforcement step, against loops over its trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL
+from satori_fast.data.packing import PackingSpec, Weighting, pack
+from satori_fast.stages.step_metrics import advantage_metrics
+from satori_fast.types import (
+    Advantages,
+    Credit,
+    PackedBatch,
+    Prefix,
+    Problem,
+    RewardBreakdown,
+    Trajectory,
+)
+from tests.algorithms.test_advantages import alone, make_trajectory
+
+PREFIXES = {
+    ORIGINAL: None,
+    CORRECT: Prefix("a<|reflect|>", "restart", True),
+    INCORRECT: Prefix("a<|reflect|>", "restart", False),
+}
+# Where the problem started, whether the answer is right, response tokens, advantage of each token.
+ANSWERS = [
+    (ORIGINAL, True, 4, 0.5),
+    (ORIGINAL, True, 2, -1.0),
+    (ORIGINAL, False, 5, -0.25),
+    (CORRECT, False, 3, 2.0),
+    (INCORRECT, True, 1, 8.0),
+]
+
+CREDIT = Credit(np.zeros(1, np.float32), np.zeros(1, np.float32))
+
+
+def answer(origin: str, right: bool, num_tokens: int) -> Trajectory:
+    reward = RewardBreakdown(0.0, 0.0, 0.0, 0.0, np.zeros(1, np.float32), 0.0, right)
+    problem = Problem("p", "q", "a", PREFIXES[origin])
+    return replace(make_trajectory(2, [num_tokens]), problem=problem, reward=reward)
+
+
+def estimates(batches: list[PackedBatch], values: list[float]) -> list[Advantages]:
+    """Every response token of answer i has advantage values[i]."""
+    found: list[Advantages] = []
+    for batch in batches:
+        per_sequence = torch.tensor([values[i] if i >= 0 else 99.0 for i in batch.source.tolist()])
+        per_token = per_sequence[batch.sequence_of_token()]
+        found.append(Advantages(torch.where(batch.loss_mask, per_token, 0.0)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("weighting", "right_original"),
+    [("token", (4 * 0.5 - 2 * 1.0) / 6), ("sequence", (0.5 - 1.0) / 2)],
+)
+def test_advantages_of_right_and_wrong_answers_by_origin(
+    weighting: Weighting, right_original: float
+) -> None:
+    answers = [answer(origin, right, length) for origin, right, length, _ in ANSWERS]
+    # Microbatches of ten tokens at most: a class is spread over several, in another order.
+    batches = pack(answers, [CREDIT] * 5, PackingSpec(10, num_minibatches=2), weighting)
+    assert len(batches) > 2
+    advantages = estimates(batches, [advantage for *_, advantage in ANSWERS])
+    assert advantage_metrics(batches, advantages, answers, alone) == pytest.approx(
+        {
+            "advantage/right_original": right_original,
+            "advantage/wrong_original": -0.25,
+            "advantage/wrong_restart_correct": 2.0,
+            "advantage/right_restart_incorrect": 8.0,
+        }
+    )
+
+
+def test_ranks_are_added_before_the_division() -> None:
+    answers = [answer(ORIGINAL, True, 4), answer(ORIGINAL, True, 2)]
+    sums: list[torch.Tensor] = []
+
+    def added(of_this_rank: torch.Tensor) -> torch.Tensor:
+        sums.append(of_this_rank)
+        return torch.stack(sums).sum(0)
+
+    for rank in range(2):
+        spec = PackingSpec(64, 1, data_parallel_size=2, data_parallel_rank=rank)
+        batches = pack(answers, [CREDIT] * 2, spec, "token")
+        metrics = advantage_metrics(batches, estimates(batches, [1.0, 4.0]), answers, added)
+    assert metrics == pytest.approx({"advantage/right_original": (4 * 1.0 + 2 * 4.0) / 6})
+
+
+def test_nothing_kept_leaves_no_metric() -> None:
+    assert advantage_metrics([], [], [], alone) == {}
