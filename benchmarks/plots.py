@@ -16,7 +16,9 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.measure import RESULTS
 
@@ -42,7 +44,7 @@ def peers_chart(figures: Figures) -> Figure:
         bars = speed.bar(places, ratios, 0.18, label=stage, color=OURS, alpha=1 - 0.22 * number)
         speed.bar_label(bars, [f"{ratio:.1f}" for ratio in ratios], fontsize=7)
     speed.axhline(1, color="black", linewidth=0.8)
-    speed.set_yscale("log")
+    _doubling(speed.yaxis)
     speed.set_title("tokens per CPU-second, times TRL's", loc="left", fontsize=9)
     _name_events(speed, names)
     speed.legend(frameon=False, fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.12))
@@ -83,9 +85,8 @@ def growth_chart(figures: Figures) -> Figure:
             (memory, "memory of a step", "#c06a2b"),
         ):
             axis.plot(factors, [v / values[0] for v in values], "o-", color=colour, label=name)
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log", base=2)
-        axis.set_xticks(factors, [f"x{factor}" for factor in factors])
+        _doubling(axis.xaxis)
+        _doubling(axis.yaxis)
         axis.set_xlabel(label)
     axes[0].set_ylabel("times that of x1")
     axes[0].legend(frameon=False, fontsize=8)
@@ -97,6 +98,14 @@ def tokens_of(case: Figures) -> float:
     workload = case["workload"]
     rows = workload["num_prompts"] * workload["num_samples"]
     return rows * (workload["prompt_tokens"] + workload["mean_tokens"])
+
+
+def _doubling(axis: Axis) -> None:
+    """A logarithmic axis of multiples: x1, x2, x4, ..."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(base=2))
+    axis.set_major_formatter("x{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _name_events(axis: Axes, names: list[str]) -> None:
