@@ -6,8 +6,9 @@
 For each seed one run of configs/satori/quickstart.toml gives three rows: no RL (its format tuning),
 full (its PPO) and round 2. Every other arm repeats its PPO from the same format-tuned model, reward
 model and critic, with one thing changed. `more_whole` is not in the paper: as many whole problems
-in a step as without restarts, and the restarts on top. The command can be run again until it is
-done.
+in a step as without restarts, and the restarts on top. Nor are the arms `_again`: another seed of
+the PPO from the same models, which shows how much of a difference is chance. The command can be run
+again until it is done.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ ARMS = {
     "no_bonus": ("--reward.reflection_bonus", "0.0"),
     "no_preference": ("--reward.preference_weight", "0.0"),
     "more_whole": ("--reinforce.problems_per_step", "96"),
+    "full_again": (),
+    "no_bonus_again": ("--reward.reflection_bonus", "0.0"),
 }
+AGAIN = 10  # added to the seed of a PPO that is repeated
 
 
 def whole_run(seed: int, folder: Path) -> Stages:
@@ -42,7 +46,8 @@ def whole_run(seed: int, folder: Path) -> Stages:
 def changed(arm: str, seed: int, folder: Path) -> Entry:
     """The summary entry of one arm, from the models of the whole run of its seed."""
     models = folder / f"full-{seed}" / "models"
-    start = from_models(models / "supervised", seed=seed)
+    own_seed = seed + AGAIN if arm.endswith("_again") else seed
+    start = from_models(models / "supervised", seed=own_seed)
     reward = ("--reward.model", f"'{models / 'preference'}'")
     return run(CONFIG, f"{arm}-{seed}", folder, *start, *reward, *ARMS[arm])["reinforce"]
 
