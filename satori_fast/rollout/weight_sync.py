@@ -99,10 +99,11 @@ def push_weights(weights: Iterable[NamedTensor], engine: Engine, *, version: int
     records: list[TensorRecord] = []
     num_bytes = 0
     if sink is not None:
-        deadline = time.monotonic() + sink.timeout_s
         sink.begin(version)
         try:
-            for bucket in _buckets(weights, sink.bucket_bytes, deadline, sink.timeout_s):
+            # After `begin`: an engine that is slow to stop is no fault of a tensor.
+            in_time = _in_time(weights, sink.timeout_s)
+            for bucket in _buckets(in_time, sink.bucket_bytes):
                 described = describe(bucket)
                 sink.receive(described, [tensor for _, tensor in bucket])
                 records += described
@@ -115,18 +116,28 @@ def push_weights(weights: Iterable[NamedTensor], engine: Engine, *, version: int
     return SyncReport(version, len(records), num_bytes, time.perf_counter() - begin)
 
 
-def _buckets(
-    weights: Iterable[NamedTensor], bucket_bytes: int, deadline: float, timeout_s: float
-) -> Iterator[list[NamedTensor]]:
+def _in_time(weights: Iterable[NamedTensor], timeout_s: float) -> Iterator[NamedTensor]:
+    """`weights`; SyncError names the first that comes more than `timeout_s` after the first was
+    asked for, with the share of that time in which the engine took those before it."""
+    begin = time.monotonic()
+    in_engine = 0.0
+    for name, tensor in weights:
+        made = time.monotonic()
+        if made - begin > timeout_s:
+            raise SyncError(
+                f"weight sync: tensor {name!r} came later than rollout.sync_timeout_s = "
+                f"{timeout_s:g} ({in_engine:.1f} s of {made - begin:.1f} went into sending those "
+                "before it); the engine waits for a complete sync"
+            )
+        yield name, tensor
+        in_engine += time.monotonic() - made
+
+
+def _buckets(weights: Iterable[NamedTensor], bucket_bytes: int) -> Iterator[list[NamedTensor]]:
     """Consecutive tensors of at most `bucket_bytes` together, or a single larger one."""
     bucket: list[NamedTensor] = []
     num_bytes = 0
     for name, tensor in weights:
-        if time.monotonic() > deadline:
-            raise SyncError(
-                f"weight sync: tensor {name!r} came later than rollout.sync_timeout_s = "
-                f"{timeout_s:g}; the engine waits for a complete sync"
-            )
         if bucket and num_bytes + tensor.nbytes > bucket_bytes:
             yield bucket
             bucket, num_bytes = [], 0

@@ -32,7 +32,7 @@ from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.scoring import score_trajectories
 from satori_fast.stages.setup import learner_for
 from satori_fast.stages.solutions import load_or_sample_solutions
-from satori_fast.stages.step_loop import step_loop
+from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.workload import count_training
 from satori_fast.types import PreferencePair, ScoreStatistics
 
@@ -77,9 +77,7 @@ def preference(run: Run) -> StageOutcome:
     if done.data is not None:
         cursor.load_state_dict(done.data["pairs"])
         best = None if done.data["best"] is None else SelectionResult(**done.data["best"])
-    with step_loop(
-        run, learners, num_steps, done, checkpoint_every=config.checkpoint_every
-    ) as loop:
+    with StepLoop(run, learners, num_steps, done, checkpoint_every=config.checkpoint_every) as loop:
         for step in loop:
             metrics = preference_step(run, model, cursor.take(config.batch_size), step)
             if loop.is_due(config.evaluate_every):

@@ -31,7 +31,7 @@ from satori_fast.stages.restarts import problem_mixture
 from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.scoring import RewardModel, critic_for, load_reward_model
 from satori_fast.stages.setup import learner_for
-from satori_fast.stages.step_loop import step_loop
+from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.step_metrics import (
     advantage_metrics,
     importance_metrics,
@@ -169,7 +169,7 @@ def reinforce(run: Run) -> StageOutcome:
         actors.load_data_state(run, done.data)
         actors.engine = run.engine(actors.policy, version=done.step)
     evaluation = None
-    with step_loop(
+    with StepLoop(
         run,
         actors.learners,
         config.num_steps,

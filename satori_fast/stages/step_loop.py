@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop over the steps of a stage: what is the same around each step, whatever it trains.
 
-    with step_loop(run, learners, num_steps, done, checkpoint_every=..., export_every=...) as loop:
+    with StepLoop(run, learners, num_steps, done, checkpoint_every=..., export_every=...) as loop:
         for step in loop:
             metrics = ...
             if loop.is_due(evaluate_every): ...
@@ -13,9 +13,9 @@ What a step does is the stage's; checkpoints and records themselves are `Run`'s.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Self
 
 from satori_fast.backbone.step import Learner
 from satori_fast.profiling.metrics import ProgressReporter, progress
@@ -24,15 +24,32 @@ from satori_fast.stages.run import Run, StageProgress
 
 @dataclass
 class StepLoop:
-    """Iterates over the steps that are left; `done` says where the stage stands."""
+    """Iterates over the steps that are left, `with` its progress bar.
+
+    done:             where the stage stands; after the loop, where it ended.
+    checkpoint_every: in steps, 0: none on the way. The last step is followed by one in any case.
+    export_every:     likewise; needs a learner "policy".
+    """
 
     run: Run
     learners: Mapping[str, Learner]
     num_steps: int
     done: StageProgress
+    _: KW_ONLY
     checkpoint_every: int
-    export_every: int
-    bar: ProgressReporter
+    export_every: int = 0
+    _bar: ProgressReporter = field(init=False)
+    _open: ExitStack = field(init=False, default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        run, step = self.run, self.done.step
+        run.start_steps(self.num_steps - step)
+        bar = progress(run.stage, self.num_steps, completed=step, console=run.console)
+        self._bar = self._open.enter_context(bar)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
 
     def __iter__(self) -> Iterator[int]:
         for step in range(self.done.step, self.num_steps):
@@ -54,7 +71,7 @@ class StepLoop:
         run = self.run
         times = self.done.times + run.record(self.done.step, metrics)
         self.done = StageProgress(self.done.step + 1, times, data)
-        self.bar.advance(values=shown)
+        self._bar.advance(values=shown)
         step = self.done.step
         # The last step's model is what the stage itself exports.
         if self.export_every and step < self.num_steps and step % self.export_every == 0:
@@ -64,23 +81,3 @@ class StepLoop:
 
     def _is_due_after(self, step: int, every: int) -> bool:
         return step == self.num_steps or (every > 0 and step % every == 0)
-
-
-@contextmanager
-def step_loop(
-    run: Run,
-    learners: Mapping[str, Learner],
-    num_steps: int,
-    done: StageProgress,
-    *,
-    checkpoint_every: int,
-    export_every: int = 0,
-) -> Iterator[StepLoop]:
-    """The loop of `num_steps` steps from `done` on, with its progress bar.
-
-    checkpoint_every, export_every: in steps, 0: none on the way. A checkpoint follows the last
-    step in any case; exports need a learner "policy".
-    """
-    run.start_steps(num_steps - done.step)
-    with progress(run.stage, num_steps, completed=done.step, console=run.console) as bar:
-        yield StepLoop(run, learners, num_steps, done, checkpoint_every, export_every, bar)

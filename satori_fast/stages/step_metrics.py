@@ -61,17 +61,22 @@ def advantage_metrics(
     expected them, or another term of the reward drowns the rule. `advantages` are the update's, of
     this rank's share of `kept`.
     """
+    if not batches:  # on every rank alike
+        return {}
     classes = [f"{verdict}_{origin}" for origin in ORIGINS for verdict in ("right", "wrong")]
-    sums = torch.zeros(len(classes), 2, dtype=torch.float64)
+    per_sequence: list[Tensor] = []
     for batch, estimate in zip(batches, advantages, strict=True):
         weights = batch.loss_weights.double()
         signal = batch.sequence_sums(weights * estimate.advantages)
-        per_sequence = torch.stack([signal, batch.sequence_sums(weights)], dim=1).cpu()
-        for source, of_sequence in zip(batch.source.tolist(), per_sequence, strict=True):
-            if source >= 0:
-                answer = kept[source]
-                right = answer.reward is not None and answer.reward.correct
-                sums[2 * ORIGINS.index(origin_of(answer.problem)) + (not right)] += of_sequence
+        per_sequence.append(torch.stack([signal, batch.sequence_sums(weights)], dim=1))
+    sums = torch.zeros(len(classes), 2, dtype=torch.float64)
+    sources = [source for batch in batches for source in batch.source.tolist()]
+    # One copy from the device for the whole step.
+    for source, of_sequence in zip(sources, torch.cat(per_sequence).cpu(), strict=True):
+        if source >= 0:
+            answer = kept[source]
+            right = answer.reward is not None and answer.reward.correct
+            sums[2 * ORIGINS.index(origin_of(answer.problem)) + (not right)] += of_sequence
     means = zip(classes, all_reduce_sum(sums).tolist(), strict=True)
     return {f"advantage/{name}": signal / weight for name, (signal, weight) in means if weight > 0}
 

@@ -24,7 +24,7 @@ from satori_fast.data.problem_split import question_key
 from satori_fast.data.sources import load_demonstrations
 from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.setup import ARITHMETIC, learner_for
-from satori_fast.stages.step_loop import step_loop
+from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.synthesize import demonstrations_path
 from satori_fast.stages.workload import count_training
 from satori_fast.types import Demonstration, Trajectory
@@ -72,7 +72,7 @@ def imitate(
     if done.data is not None:
         cursor.load_state_dict(done.data)
     evaluation = None
-    with step_loop(
+    with StepLoop(
         run,
         learners,
         num_steps,

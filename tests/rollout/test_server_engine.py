@@ -21,6 +21,7 @@ from torch import Tensor
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.config import RolloutConfig
+from satori_fast.rollout import weight_sync
 from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, SamplingParams
 from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.rollout.server_client import ServerClient
@@ -30,6 +31,7 @@ from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, MemoryR
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord, push_weights
 from satori_fast.stages.engines import server_flags, write_engine_folder
 from satori_fast.types import Problem
+from tests.rollout.held_clock import HeldClock
 from tests.rollout.test_embedded_engine import engine_of, random_requests, renderer
 from tests.tiny_models import tiny_model
 
@@ -175,13 +177,19 @@ class TestServer:
     @pytest.mark.parametrize("route", ROUTES)
     @pytest.mark.parametrize("fault", ["changed", "dropped", "never sent", "late"])
     def test_a_faulty_sync_names_the_tensor_and_a_good_one_mends_it(
-        self, served: tuple[ServerProcess, bool], route: str, fault: str
+        self,
+        served: tuple[ServerProcess, bool],
+        route: str,
+        fault: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         process, tied = served
         policy = policy_of(tied=tied, seed=1)
         weights = dict(policy.hf_weights())
         name = "model.layers.1.self_attn.k_proj.weight"
-        with connected(process, route=route, timeout_s=5.0 if fault == "late" else 60.0) as engine:
+        clock = HeldClock()
+        monkeypatch.setattr(weight_sync, "time", clock)
+        with connected(process, route=route) as engine:
 
             def change(records: list[TensorRecord], tensors: list[Tensor]) -> Any:
                 kept = [r.name != name for r in records]
@@ -194,18 +202,13 @@ class TestServer:
                     tensors = [t for t, keep in zip(tensors, kept, strict=True) if keep]
                 return records, tensors
 
-            def slowly() -> Iterator[tuple[str, Tensor]]:
-                for key, tensor in weights.items():
-                    if fault == "late" and key == name:
-                        time.sleep(6.0)
-                    if fault != "never sent" or key != name:
-                        yield key, tensor
-
+            sent = {n: t for n, t in weights.items() if fault != "never sent" or n != name}
+            making = clock.delayed(sent.items(), name, 61.0 if fault == "late" else 0.0)
             tamper(engine, change)
             # A tensor that nobody sent is known by the layer that it left unfilled.
             named = "layers.1.self_attn.qkv_proj" if fault == "never sent" else name
             with pytest.raises(SyncError, match=named) as caught:
-                push_weights(slowly(), engine, version=1)
+                push_weights(making, engine, version=1)
             assert fault == "late" or "engine rank 0" in str(caught.value)
             with pytest.raises(SyncError, match="push_weights first"):
                 sample(engine)
@@ -218,14 +221,20 @@ class TestServer:
     ) -> None:
         process, tied = served
         policy = policy_of(tied=tied)
-        with connected(process, route="broadcast", timeout_s=8.0) as engine:
+        with connected(process, route="broadcast", timeout_s=15.0) as engine:
             push_weights(policy.hf_weights(), engine, version=0)
             route = engine._route
             assert isinstance(route, BroadcastRoute)
             group = route._groups[0][1]
             send = group.broadcast
-            monkeypatch.setattr(group, "broadcast", lambda *a, **k: (time.sleep(10), send(*a, **k)))
-            match = r"rank 1 could not receive tensor 'model\.embed.*sync_timeout_s = 8.*rank 0 of"
+
+            def after_the_others_gave_up(*args: Any, give_up: Callable[[], bool]) -> None:
+                while not give_up():
+                    time.sleep(0.1)
+                send(*args, give_up=give_up)
+
+            monkeypatch.setattr(group, "broadcast", after_the_others_gave_up)
+            match = r"rank 1 could not receive tensor 'model\.embed.*sync_timeout_s = 15.*rank 0 of"
             with pytest.raises(SyncError, match=match):
                 push_weights(policy.hf_weights(), engine, version=1)
             monkeypatch.undo()

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
+from satori_fast.rollout import weight_sync
 from satori_fast.rollout.weight_sync import (
     SyncError,
     TensorRecord,
@@ -19,6 +19,7 @@ from satori_fast.rollout.weight_sync import (
     fingerprint,
     push_weights,
 )
+from tests.rollout.held_clock import HeldClock
 
 
 class Sink:
@@ -78,18 +79,36 @@ def test_an_engine_on_the_trainers_weights_only_moves_its_version() -> None:
     assert engine.policy_version == 3 and report.num_bytes == 0
 
 
-def test_a_late_tensor_is_named_and_the_sync_aborted() -> None:
-    sink = Sink(timeout_s=0.05)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HeldClock:
+    held = HeldClock()
+    monkeypatch.setattr(weight_sync, "time", held)
+    return held
 
-    def slow():
-        for name, tensor in weights():
-            if name == "layer.3":
-                time.sleep(0.1)
-            yield name, tensor
 
-    with pytest.raises(SyncError, match=r"'layer.3' came later than rollout.sync_timeout_s = 0.05"):
-        push_weights(slow(), sink, version=2)
+def test_a_late_tensor_is_named_and_the_sync_aborted(clock: HeldClock) -> None:
+    sink = Sink(timeout_s=2.0)
+    slow = clock.delayed(weights(), "layer.3", 2.5)
+    match = r"'layer.3' came later than rollout.sync_timeout_s = 2 \(0.0 s of 2.5 went"
+    with pytest.raises(SyncError, match=match):
+        push_weights(slow, sink, version=2)
     assert sink.calls[-1] == "abort" and sink.policy_version == 0
+
+
+def test_time_in_the_engine_is_told_apart(clock: HeldClock) -> None:
+    class Slow(Sink):
+        def begin(self, version: int) -> None:
+            super().begin(version)
+            clock.now += 100.0  # is not the tensors' time
+
+        def receive(self, records: Sequence[TensorRecord], tensors: Sequence[Tensor]) -> None:
+            super().receive(records, tensors)
+            clock.now += 1.5
+
+    one_a_bucket = Slow(bucket_bytes=400, timeout_s=2.0)
+    push_weights(weights(2), one_a_bucket, version=1)
+    with pytest.raises(SyncError, match=r"'layer.3' came later .* \(3.0 s of 3.0 went into"):
+        push_weights(weights(), one_a_bucket, version=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int8])

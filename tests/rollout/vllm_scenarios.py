@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,11 @@ from satori_fast.backbone.parallel import initialize_parallel, parallel_state
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.data.coat import PromptRenderer
 from satori_fast.data.tokenizer import load_tokenizer
+from satori_fast.rollout import weight_sync
 from satori_fast.rollout.engine import Completion, Request, SamplingParams
 from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
 from satori_fast.rollout.weight_sync import SyncError, push_weights
+from tests.rollout.held_clock import HeldClock
 
 GREEDY = SamplingParams(temperature=0)
 MAX_SEQLEN = 96
@@ -66,7 +67,7 @@ def start(folder: Path, options: argparse.Namespace) -> tuple[VllmEngine, Learne
         tensor_size=state.tensor_size,
         data_size=state.data_size,
         bucket_bytes=2**16,
-        timeout_s=20.0,
+        timeout_s=120.0,
     )
     return VllmEngine(folder / "empty", settings, renderer=renderer), old, new
 
@@ -125,12 +126,6 @@ def failures(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     def without() -> Iterator[tuple[str, Tensor]]:
         return ((n, t) for n, t in new.hf_weights() if n != name)
 
-    def slow() -> Iterator[tuple[str, Tensor]]:
-        for n, t in new.hf_weights():
-            if n == name:
-                time.sleep(0.3)
-            yield n, t
-
     result["dropped"] = error_of(lambda: push_weights(without(), engine, version=2))
     receive = engine.receive
 
@@ -144,8 +139,11 @@ def failures(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     engine.receive = corrupting  # type: ignore[method-assign]
     result["corrupted"] = error_of(lambda: push_weights(new.hf_weights(), engine, version=3))
     engine.receive = receive  # type: ignore[method-assign]
-    engine.timeout_s = 0.2
-    result["late"] = error_of(lambda: push_weights(slow(), engine, version=4))
+    clock, real = HeldClock(), weight_sync.time
+    weight_sync.time = clock
+    slow = clock.delayed(new.hf_weights(), name, engine.timeout_s + 1)
+    result["late"] = error_of(lambda: push_weights(slow, engine, version=4))
+    weight_sync.time = real
     result["version"] = engine.policy_version
     result["refuses"] = error_of(lambda: next(engine.generate(requests(), GREEDY)))
     push_weights(new.hf_weights(), engine, version=5)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.run import Run, StageProgress
-from satori_fast.stages.step_loop import StepLoop, step_loop
+from satori_fast.stages.step_loop import StepLoop
 
 
 class RecordingRun:
@@ -40,7 +40,7 @@ def walk(done: StageProgress, num_steps: int, every: int, **schedule: int) -> tu
     """Steps with due evaluations, and everything that the loop asked of the run."""
     run = RecordingRun()
     learners = cast(Any, {"policy": "the policy"})
-    with step_loop(cast(Run, run), learners, num_steps, done, **cast(Any, schedule)) as loop:
+    with StepLoop(cast(Run, run), learners, num_steps, done, **cast(Any, schedule)) as loop:
         for step in loop:
             if loop.is_due(every):
                 run.calls.append(("evaluate", step))
@@ -92,6 +92,6 @@ def test_a_step_that_is_not_finished_is_an_error() -> None:
     run = cast(Run, RecordingRun())
     with (
         pytest.raises(AssertionError, match="finish_step"),
-        step_loop(run, {}, 2, StageProgress(), checkpoint_every=0) as loop,
+        StepLoop(run, {}, 2, StageProgress(), checkpoint_every=0) as loop,
     ):
         list(loop)
