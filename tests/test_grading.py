@@ -208,7 +208,7 @@ def test_gradable_gold_is_accepted(gold: str) -> None:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[GradingPool]:
-    with GradingPool(1, timeout_s=1.0) as pool:
+    with GradingPool(1, timeout_s=3.0) as pool:
         yield pool
 
 

@@ -71,8 +71,8 @@ def test_what_passes_is_asked_again(fault: Fault) -> None:
 
 
 def test_a_server_that_does_not_answer_in_time_is_asked_again() -> None:
-    with ChatServer(say("fine"), faults=[Fault(200, "{}", delay_s=1.5)]) as server:
-        (reply,) = ask(server, timeout_s=0.5)
+    with ChatServer(say("fine"), faults=[Fault(200, "{}", delay_s=3.0)]) as server:
+        (reply,) = ask(server, timeout_s=2.0)
     assert (reply.text, reply.num_retries) == ("fine", 1)
 
 
