@@ -45,7 +45,7 @@ def main() -> None:
     ).parse_args()
     tuned, arms = run_arms(options, format_tuned, reinforced)
     rows = {"format tuning": tuned, **arms}
-    write_table(options.output, "benchmarks.ablations.restarts", options.seeds, rows)
+    write_table(options.output, "benchmarks.ablations.restarts", rows, seeds=options.seeds)
 
 
 if __name__ == "__main__":

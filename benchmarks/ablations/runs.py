@@ -28,6 +28,7 @@ FIELDS = (
 Entry = dict[str, Any]
 Stages = dict[str, Entry]
 First = TypeVar("First")
+OfAnArm = TypeVar("OfAnArm")
 
 
 def parser(description: str, arms: Sequence[str], *, folder: str, output: str) -> Any:
@@ -58,13 +59,13 @@ def run(config: str, name: str, folder: Path, *overrides: str) -> Stages:
 def run_arms(
     options: argparse.Namespace,
     first: Callable[[int, Path], First],
-    arm: Callable[[str, int, Path], Entry],
-) -> tuple[list[First], dict[str, list[Entry]]]:
+    arm: Callable[[str, int, Path], OfAnArm],
+) -> tuple[list[First], dict[str, list[OfAnArm]]]:
     """`first` of each seed, and every arm of a seed when its `first` is there; so many at a time as
     the options say."""
     with ThreadPoolExecutor(options.workers) as pool:
         begun = {seed: pool.submit(first, seed, options.folder) for seed in options.seeds}
-        waiting: dict[str, list[Future[Entry]]] = {name: [] for name in options.arms}
+        waiting: dict[str, list[Future[OfAnArm]]] = {name: [] for name in options.arms}
         for seed in options.seeds:
             begun[seed].result()
             for name in options.arms:
@@ -80,13 +81,28 @@ def from_models(model: Path, *, seed: int, stages: str = '["reinforce"]') -> tup
 
 
 def write_table(
-    path: Path, module: str, seeds: Sequence[int], rows: Mapping[str, Sequence[Mapping[str, Any]]]
+    path: Path,
+    module: str,
+    rows: Mapping[str, Sequence[Entry]],
+    *,
+    seeds: Sequence[int],
+    paired_with: str | None = None,
 ) -> None:
-    """The result file and the printed table; `rows` has an entry of each seed for each arm."""
+    """The result file and the printed table; `rows` has the entries of each arm's runs.
+
+    paired_with: an arm whose accuracy is taken from that of every other arm with as many runs, run
+                 by run, "over_<arm>".
+    """
     table = {
         arm: {field: _statistics([entry[field] for entry in entries]) for field in FIELDS}
         for arm, entries in rows.items()
     }
+    own = table[paired_with]["accuracy"]["values"] if paired_with in table else []
+    for arm, row in table.items():
+        values = row["accuracy"]["values"]
+        if arm != paired_with and len(values) == len(own):
+            differences = [a - b for a, b in zip(values, own, strict=True)]
+            row[f"over_{paired_with}"] = _statistics(differences)
     result = {
         "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
         "device": describe_device(),
@@ -98,7 +114,9 @@ def write_table(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     for arm, row in table.items():
-        cells = (f"{row[f]['mean']:.3f} +- {row[f]['standard_error'] or 0:.3f}" for f in FIELDS)
+        cells = (
+            f"{cell['mean']:.3f} +- {cell['standard_error'] or 0:.3f}" for cell in row.values()
+        )
         print(f"{arm:14s}", *cells, sep="  ")
 
 

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ablation table of Satori (arXiv 2502.02508, table 3 and section 5) on the built-in domain.
 
-    python -m benchmarks.ablations.satori --seeds 0 1 2 --output benchmarks/results/satori.json
+    python -m benchmarks.ablations.satori --seeds 0 1 2 --repeats 2
 
 For each seed one run of configs/satori/quickstart.toml gives three rows: no RL (its format tuning),
 full (its PPO) and round 2. Every other arm repeats its PPO from the same format-tuned model, reward
-model and critic, with one thing changed. `more_whole` is not in the paper: as many whole problems
-in a step as without restarts, and the restarts on top. Nor are the arms `_again`: another seed of
-the PPO from the same models, which shows how much of a difference is chance. The command can be run
-again until it is done.
+model and critic, with one thing changed. PPO alone is repeated with other seeds from the same
+models, the same ones for every arm: chance moves it more than the arms differ. `more_whole` is not
+in the paper: as many whole problems in a step as without restarts, and the restarts on top. The
+command can be run again until it is done.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 from benchmarks.ablations.runs import (
@@ -26,16 +27,14 @@ from benchmarks.ablations.runs import (
 )
 
 CONFIG = "configs/satori/quickstart.toml"
-OF_THE_WHOLE_RUN = {"no_rl": "supervised", "full": "reinforce", "round_2": "reinforce_2"}
 ARMS = {
+    "full": (),
     "no_restart": ("--reinforce.restarts.enabled", "false"),
     "no_bonus": ("--reward.reflection_bonus", "0.0"),
     "no_preference": ("--reward.preference_weight", "0.0"),
     "more_whole": ("--reinforce.problems_per_step", "96"),
-    "full_again": (),
-    "no_bonus_again": ("--reward.reflection_bonus", "0.0"),
 }
-AGAIN = 10  # added to the seed of a PPO that is repeated
+OTHER_SEED = 10  # between the seeds of a PPO and its repetition
 
 
 def whole_run(seed: int, folder: Path) -> Stages:
@@ -43,13 +42,15 @@ def whole_run(seed: int, folder: Path) -> Stages:
     return run(CONFIG, f"full-{seed}", folder, "--seed", str(seed))
 
 
-def changed(arm: str, seed: int, folder: Path) -> Entry:
-    """The summary entry of one arm, from the models of the whole run of its seed."""
+def reinforced(arm: str, seed: int, repeat: int, folder: Path) -> Entry:
+    """The summary entry of an arm's PPO from the models of the whole run of `seed`."""
+    if arm == "full" and repeat == 0:
+        return whole_run(seed, folder)["reinforce"]
     models = folder / f"full-{seed}" / "models"
-    own_seed = seed + AGAIN if arm.endswith("_again") else seed
-    start = from_models(models / "supervised", seed=own_seed)
+    start = from_models(models / "supervised", seed=seed + OTHER_SEED * repeat)
     reward = ("--reward.model", f"'{models / 'preference'}'")
-    return run(CONFIG, f"{arm}-{seed}", folder, *start, *reward, *ARMS[arm])["reinforce"]
+    name = f"{arm}-{seed}-{repeat}" if repeat else f"{arm}-{seed}"
+    return run(CONFIG, name, folder, *start, *reward, *ARMS[arm])["reinforce"]
 
 
 def main() -> None:
@@ -58,10 +59,24 @@ def main() -> None:
         list(ARMS),
         folder="runs/satori",
         output="benchmarks/results/satori.json",
-    ).parse_args()
-    whole, arms = run_arms(options, whole_run, changed)
-    rows = {arm: [run[stage] for run in whole] for arm, stage in OF_THE_WHOLE_RUN.items()} | arms
-    write_table(options.output, "benchmarks.ablations.satori", options.seeds, rows)
+    )
+    options.add_argument("--repeats", type=int, default=2, help="PPO runs of an arm and a seed")
+    options = options.parse_args()
+
+    def repeated(arm: str, seed: int, folder: Path) -> list[Entry]:
+        return [reinforced(arm, seed, repeat, folder) for repeat in range(options.repeats)]
+
+    whole, arms = run_arms(options, whole_run, repeated)
+    once = {"no_rl": "supervised", "round_2": "reinforce_2"}
+    rows = {row: [stages[stage] for stages in whole] for row, stage in once.items()}
+    rows |= {arm: list(chain(*of_seeds)) for arm, of_seeds in arms.items()}
+    write_table(
+        options.output,
+        "benchmarks.ablations.satori",
+        rows,
+        seeds=options.seeds,
+        paired_with="full",
+    )
 
 
 if __name__ == "__main__":
