@@ -13,6 +13,7 @@ import gc
 import json
 import math
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -39,11 +40,15 @@ Function = Callable[[], object]
 class Timing:
     """Seconds per call, one sample for each repeat; a sample is the mean of `calls` calls.
 
-    wall: on the clock, the device's work included. cpu: of all threads of this process.
+    wall:   on the clock, the device's work included.
+    cpu:    of all threads of this process.
+    system: the part of `cpu` that the kernel of the system took, in most cases to hand out pages
+            of memory that the call before gave back.
     """
 
     wall: tuple[float, ...]
     cpu: tuple[float, ...]
+    system: tuple[float, ...]
     calls: int
 
     @property
@@ -69,6 +74,7 @@ class Timing:
             "wall_min_ms": significant(1e3 * min(self.wall)),
             "wall_spread": significant(self.spread, 2),
             "cpu_ms": significant(1e3 * self.cpu_median),
+            "system_ms": significant(1e3 * statistics.median(self.system)),
             "repeats": len(self.wall),
             "calls": self.calls,
         }
@@ -89,7 +95,7 @@ def interleave(
         for _ in range(warmup):
             function()
     calls = {name: _calls_for(f, min_seconds) for name, f in alternatives.items()}
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in alternatives}
+    samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in alternatives}
     gc.collect()
     gc.disable()
     try:
@@ -99,7 +105,7 @@ def interleave(
     finally:
         gc.enable()
     return {
-        name: Timing(tuple(wall for wall, _ in taken), tuple(cpu for _, cpu in taken), calls[name])
+        name: Timing(*zip(*taken, strict=True), calls=calls[name])
         for name, taken in samples.items()
     }
 
@@ -213,14 +219,20 @@ def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def _sample(function: Function, calls: int) -> tuple[float, float]:
-    """Mean wall and CPU seconds of so many calls."""
+def _sample(function: Function, calls: int) -> tuple[float, float, float]:
+    """Mean wall, CPU and system seconds of so many calls."""
     _finish_device_work()
-    cpu, wall = time.process_time(), time.perf_counter()
+    begin = _clocks()
     for _ in range(calls):
         function()
     _finish_device_work()
-    return (time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls
+    wall, cpu, system = (b - a for a, b in zip(begin, _clocks(), strict=True))
+    return wall / calls, cpu / calls, system / calls
+
+
+def _clocks() -> tuple[float, float, float]:
+    system = resource.getrusage(resource.RUSAGE_SELF).ru_stime
+    return time.perf_counter(), time.process_time(), system
 
 
 def _calls_for(function: Function, min_seconds: float) -> int:
