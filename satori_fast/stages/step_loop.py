@@ -28,7 +28,8 @@ class StepLoop:
 
     done:             where the stage stands; after the loop, where it ended.
     checkpoint_every: in steps, 0: none on the way. The last step is followed by one in any case.
-    export_every:     likewise; needs a learner "policy".
+    export_every:     in steps, 0: none; needs a learner "policy". The last step's model is what the
+                      stage itself exports.
     """
 
     run: Run
@@ -73,7 +74,6 @@ class StepLoop:
         self.done = StageProgress(self.done.step + 1, times, data)
         self._bar.advance(values=shown)
         step = self.done.step
-        # The last step's model is what the stage itself exports.
         if self.export_every and step < self.num_steps and step % self.export_every == 0:
             run.keep_model(self.learners["policy"], step)
         if self._is_due_after(step, self.checkpoint_every):
