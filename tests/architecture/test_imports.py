@@ -18,8 +18,8 @@ PACKAGE = "satori_fast"
 
 # What each room may import of the others. A room is a module or a package directly under
 # satori_fast; "data.coat" is one module of a room.
-UPPER = {"types", "config", "grading", "data", "rollout", "profiling"}
-LOWER = {"types", "config", "kernels", "profiling"}
+UPPER = {"types", "config", "storage", "grading", "data", "rollout", "profiling"}
+LOWER = {"types", "config", "storage", "kernels", "profiling"}
 EVERYTHING_BELOW_STAGES = (
     UPPER
     | LOWER
@@ -35,18 +35,19 @@ EVERYTHING_BELOW_STAGES = (
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "types": set(),
+    "storage": set(),
     "config": {"config_sections", "config_stages"},
     "config_stages": {"config_sections"},
     "config_sections": set(),
     "grading": {"grading_worker"},
     "grading_worker": {"grading"},
     "kernels": set(),
-    "profiling": {"types"},
-    "data": LOWER,
+    "profiling": {"types", "storage"},
+    "data": LOWER | {"grading"},
     "algorithms": {"types", "kernels"},
     "backbone": LOWER,
     "rewards": {"types", "grading", "kernels", "data.coat"},
-    "rollout": {"types", "config", "data", "profiling"},
+    "rollout": {"types", "config", "storage", "data", "profiling"},
     "synthesis": UPPER,
     "evaluation": UPPER,
     "planning": UPPER,
@@ -82,6 +83,7 @@ LAZY_IN = {
 OUTSIDE = {
     "__init__": set(),
     "types": {"numpy", "torch"},
+    "storage": set(),
     "config": {"pydantic"},
     "config_sections": {"pydantic"},
     "config_stages": {"pydantic"},
