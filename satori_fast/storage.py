@@ -2,18 +2,22 @@
 """Files and folders that are there whole or not at all, and digests that tell what changed.
 
 Everything that decides how a run goes on is written beside its place, synced to disk and renamed:
-a kill, a full disk or a power cut leaves the old one or the new one, never half of one. Not for
-files that grow by lines (`synthesis.record_file`, `profiling.metrics`).
+a kill, a full disk or a power cut leaves the old one or the new one, never half of one. Small JSON
+files and single lines carry a seal of their own, so that a changed character is found at reading.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # What is being written, and what a finished one replaces: a kill may leave either.
 PARTIAL, REPLACED = ".partial", ".replaced"
@@ -65,15 +69,22 @@ def finish_folder(target: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def recover_folder(target: Path) -> None:
-    """Clean up after a kill inside `finish_folder`: a `target` that was moved aside comes back.
+def clear_leftovers(folder: Path, patterns: Sequence[str]) -> None:
+    """Clean up after kills inside the writers above, for the places in `folder` that match.
 
-    Folders that were being written or replaced are removed."""
-    replaced = target.with_name(target.name + REPLACED)
-    if replaced.is_dir() and not target.exists():
-        replaced.rename(target)
-    for leftover in (replaced, target.with_name(target.name + PARTIAL)):
-        shutil.rmtree(leftover, ignore_errors=True)
+    patterns: of finished files and folders, as for `Path.glob`. What was being written is removed;
+    what was just being replaced comes back, if its successor is not there.
+    """
+    for pattern in patterns:
+        for replaced in folder.glob(pattern + REPLACED):
+            target = replaced.with_name(replaced.name.removesuffix(REPLACED))
+            if not target.exists():
+                replaced.rename(target)
+        for leftover in (*folder.glob(pattern + PARTIAL), *folder.glob(pattern + REPLACED)):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
 def sync_tree(folder: Path) -> None:
@@ -106,20 +117,66 @@ def digest(path: Path) -> str:
         raise DamagedFile(f"{path} is missing") from None
 
 
-def file_names(folder: Path) -> list[str]:
-    """Every file below `folder`, relative to it, sorted."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+def file_names(place: Path) -> list[str]:
+    """Every file below a folder, relative to it, sorted; "." for a place that is a file itself."""
+    if place.is_file():
+        return ["."]
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
 
 
-def digests(folder: Path, names: Sequence[str] | None = None) -> dict[str, str]:
-    """SHA-256 of each file below `folder`, or of `names` only, by path relative to `folder`."""
-    return {name: digest(folder / name) for name in (names or file_names(folder))}
+def digests(place: Path, names: Sequence[str] | None = None) -> dict[str, str]:
+    """SHA-256 of each file below `place`, or of `names` only, by path relative to it."""
+    names = file_names(place) if names is None else names
+    with ThreadPoolExecutor(max_workers=8) as pool:  # hashing leaves the interpreter's lock alone
+        return dict(zip(names, pool.map(lambda name: digest(place / name), names), strict=True))
 
 
-def check_digests(
-    folder: Path, expected: Mapping[str, str], *, digest_of: Callable[[Path], str] = digest
-) -> None:
-    """DamagedFile, naming the first file below `folder` that is missing or not what it was."""
-    for name, recorded in expected.items():
-        if digest_of(folder / name) != recorded:
-            raise DamagedFile(f"{folder / name} is damaged: its digest is not the recorded one")
+def check_digests(place: Path, expected: Mapping[str, str]) -> None:
+    """DamagedFile, naming the first file below `place` that is missing or not what it was."""
+    for name, found in digests(place, list(expected)).items():
+        if found != expected[name]:
+            raise DamagedFile(f"{place / name} is damaged: its content is not what was written")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
+    """Write a JSON object with a digest of itself, for `read_sealed`."""
+    sealed = {**value, "sha256": _digest_of_value(value)}
+    write_atomically(path, json.dumps(sealed, indent=indent) + "\n")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote. DamagedFile, naming the file, for anything else."""
+    try:
+        value: Any = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DamagedFile(f"{path} is missing") from None
+    except ValueError:  # not JSON, or not UTF-8
+        raise DamagedFile(f"{path} is damaged: it is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{path} is damaged: it holds no JSON object")
+    if value.pop("sha256", None) != _digest_of_value(value):
+        raise DamagedFile(f"{path} is damaged: its content is not what was written")
+    return value
+
+
+def _digest_of_value(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sealed_line(record: Mapping[str, Any]) -> str:
+    """A JSON object as one line of a file that grows, with a checksum as its last field."""
+    text = json.dumps(record, allow_nan=False)
+    assert len(text) > 2, "a record has fields"
+    return f'{text[:-1]}{_SEAL}{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+_SEAL = ', "crc32": "'
+
+
+def unsealed(line: bytes, place: str) -> dict[str, Any]:
+    """The record of a `sealed_line`. DamagedFile, naming `place` (file and number of the line)."""
+    text, found, seal = line.rstrip(b"\n").rpartition(_SEAL.encode())
+    text += b"}"
+    if not found or seal != f'{zlib.crc32(text):08x}"}}'.encode():
+        raise DamagedFile(f"{place} is damaged: remove it and what follows, it is made again")
+    return json.loads(text)

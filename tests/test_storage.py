@@ -41,8 +41,9 @@ def test_a_folder_is_replaced_only_when_its_block_ends_well(tmp_path: Path) -> N
         (folder / "a").write_text("half")
         raise RuntimeError
     assert (target / "a").read_text() == "1"
-    storage.recover_folder(target)
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "mine.partial").write_text("a file of somebody's")
+    storage.clear_leftovers(tmp_path, ["mod*"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.partial", "model"]
 
 
 def test_a_folder_that_a_kill_moved_aside_comes_back(tmp_path: Path) -> None:
@@ -50,7 +51,8 @@ def test_a_folder_that_a_kill_moved_aside_comes_back(tmp_path: Path) -> None:
     (tmp_path / "model.replaced").mkdir()
     (tmp_path / "model.replaced" / "a").write_text("1")
     (tmp_path / "model.partial").mkdir()
-    storage.recover_folder(target)
+    (tmp_path / "state.json.partial").write_text("{")
+    storage.clear_leftovers(tmp_path, ["model", "state.json"])
     assert (target / "a").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
@@ -70,3 +72,34 @@ def test_digests_find_a_bit_a_cut_and_a_missing_file(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(storage.DamagedFile, match="sub/weights is missing"):
         storage.check_digests(tmp_path, recorded)
+
+
+def test_a_changed_character_of_a_sealed_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    value = {"finished": ["supervised"], "wall_s": 1.25, "text": "\u00e9\n"}
+    storage.write_sealed(path, value)
+    assert storage.read_sealed(path) == value
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        if content[place : place + 1].isspace():  # outside the values nothing is told by a space
+            continue
+        with pytest.raises(storage.DamagedFile, match=r"state\.json"):
+            storage.read_sealed(path)
+    for damaged in (b"", b"[]", content[:-9]):
+        path.write_bytes(damaged)
+        with pytest.raises(storage.DamagedFile, match=r"state\.json"):
+            storage.read_sealed(path)
+    path.unlink()
+    with pytest.raises(storage.DamagedFile, match=r"state\.json is missing"):
+        storage.read_sealed(path)
+
+
+def test_a_changed_character_of_a_sealed_line_is_found() -> None:
+    record = {"question": "1 + 1 \u2260 3", "ids": [1, 2], "crc32": "mine"}
+    line = storage.sealed_line(record).encode()
+    assert storage.unsealed(line, "file:1") == record
+    for place in range(len(line) - 1):
+        damaged = line[:place] + bytes([line[place] ^ 1]) + line[place + 1 :]
+        with pytest.raises(storage.DamagedFile, match="file:1 is damaged"):
+            storage.unsealed(damaged, "file:1")

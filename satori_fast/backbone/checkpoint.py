@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learners to disk and back: sharded checkpoints to resume from, Hugging Face folders to publish.
 
-A checkpoint holds one folder per learner (weights, Adam moments, step counts, schedule) and
-`extra.json` for the caller. It is written under a temporary name and renamed when complete, so a
-kill leaves the previous one or none, never half of one. A checkpoint may be loaded under other
-parallel sizes. Random states, data cursors and engines belong to the caller's `extra`.
+A checkpoint holds one folder per learner (weights, Adam moments, step counts, schedule),
+`extra.json` for the caller, and `manifest.json` with a digest of every file. It is written under a
+temporary name, synced and renamed when complete, so a kill leaves the previous one or none, never
+half of one; a changed bit is found before anything is loaded. A checkpoint may be loaded under
+other parallel sizes. Random states, data cursors and engines belong to the caller's `extra`.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
+import pickle
 import re
 import shutil
 import warnings
@@ -20,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
@@ -35,9 +39,40 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_torch_che
 from satori_fast.backbone.architecture import hf_architecture
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner
+from satori_fast.storage import (
+    DamagedFile,
+    begin_folder,
+    check_digests,
+    digests,
+    file_names,
+    finish_folder,
+    read_sealed,
+    write_sealed,
+)
 
-_EXTRA = "extra.json"
+logger = logging.getLogger(__name__)
+
+_EXTRA, _MANIFEST, _PICKLE = "extra.json", "manifest.json", ".metadata"
 _MAX_SHARD_BYTES = 4 * 10**9
+# All that torch's index of a checkpoint is made of. It is a pickle, and a pickle may call whatever
+# it names: one that names anything else is not ours.
+_PICKLED = {
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath"},
+    "torch": {"Size", "float32", "bfloat16", "float64", "float16", "int64", "int32", "uint8"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+}
 
 
 class _InProcessSave(TorchDistSaveShardedStrategy):
@@ -76,21 +111,77 @@ def save_checkpoint(
             with _without_deprecations():
                 dist_checkpointing.save(state, str(part), _InProcessSave("torch_dist", 1))
         _on_main(lambda: (partial_folder / _EXTRA).write_text(json.dumps(extra)))
+        files = _all_digests(partial_folder)
+        _on_main(lambda: write_sealed(partial_folder / _MANIFEST, {"files": files}))
+
+
+def _all_digests(folder: Path) -> dict[str, str]:
+    """The digest of every file in `folder`; each rank reads what it wrote itself."""
+    state = parallel_state()
+    names = state.from_main(lambda: file_names(folder))
+    own = digests(folder, [name for name in names if _writer_of(name) == state.rank])
+    if state.world_size == 1:
+        return own
+    parts: list[Any] = [None] * state.world_size
+    dist.all_gather_object(parts, own)
+    return {name: found for part in parts for name, found in part.items()}
+
+
+def _writer_of(name: str) -> int:
+    """The rank that wrote a file of a checkpoint: torch names data files __RANK_NUMBER.distcp."""
+    match = re.fullmatch(r"__(\d+)_\d+\.distcp", Path(name).name)
+    return int(match[1]) if match else 0
+
+
+def verify_checkpoint(folder: str | os.PathLike[str]) -> None:
+    """DamagedFile, naming the file, unless every file in `folder` is what was written. One process
+    may call it, for all."""
+    source = Path(folder)
+    check_digests(source, read_sealed(source / _MANIFEST)["files"])
+
+
+def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """The newest checkpoint in `folder` whose files are all as written; None where there is none.
+
+    What is wrong with newer ones is logged, file by file. DamagedFile when there are checkpoints
+    and not one of them can be used. One process may call it, for all.
+    """
+    found = numbered_checkpoints(folder)
+    for path in found:
+        try:
+            verify_checkpoint(path)
+        except DamagedFile as error:
+            logger.warning("checkpoint %s cannot be used: %s", path.name, error)
+            continue
+        if path != found[0]:
+            logger.warning("going on from the checkpoint before: %s", path)
+        return path
+    if found:
+        raise DamagedFile(
+            f"{folder}: no checkpoint can be used, the newest is {found[0].name}: restore one, or "
+            "remove this folder to start the stage again"
+        )
+    return None
 
 
 def load_checkpoint(
-    folder: str | os.PathLike[str], learners: Mapping[str, Learner]
+    folder: str | os.PathLike[str], learners: Mapping[str, Learner], *, verified: bool = False
 ) -> dict[str, Any]:
-    """Load all `learners` in place and return `extra`; ValueError when something is missing.
+    """Load all `learners` in place and return `extra`.
 
-    A learner built with an optimizer needs a checkpoint written with one.
+    A learner built with an optimizer needs a checkpoint written with one. verified: the caller has
+    just called `verify_checkpoint`. ValueError when something is missing or not what was written,
+    or when torch's index is not one that torch wrote; the message names the file.
     """
     source = Path(folder)
-    if not (source / _EXTRA).is_file():
-        raise ValueError(f"checkpoint {os.fspath(folder)!r} does not exist or is not complete")
+    if not source.is_dir():
+        raise ValueError(f"checkpoint {os.fspath(folder)!r} does not exist")
+    if not verified:
+        _on_main(lambda: verify_checkpoint(source))
     for name, learner in learners.items():
         if not (source / name).is_dir():
             raise ValueError(f"checkpoint {os.fspath(folder)!r} holds no {name!r}")
+        _refuse_foreign_pickle(source / name / _PICKLE)
         expected = _sharded_state(learner, is_loading=True)
         with _without_deprecations():
             state: Any = dist_checkpointing.load(expected, str(source / name))
@@ -100,14 +191,47 @@ def load_checkpoint(
     return json.loads((source / _EXTRA).read_text())
 
 
-def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The complete checkpoint in `folder` whose name ends in the highest number, or None."""
-    numbered = [
-        (int(match.group()), path)
+def read_extra(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The `extra` of a checkpoint, without its learners."""
+    return json.loads((Path(folder) / _EXTRA).read_text())
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Reads torch's index of a checkpoint, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _PICKLED.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _refuse_foreign_pickle(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            _IndexUnpickler(file).load()
+    except FileNotFoundError:
+        raise DamagedFile(f"{path} is missing") from None
+    except Exception as error:  # a damaged pickle may raise anything
+        raise DamagedFile(f"{path} is not an index that torch wrote: {error}") from None
+
+
+def numbered_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoint folders in `folder`, whole or not, the one with the highest number first."""
+    found = [
+        (int(match[1]), path)
         for path in Path(folder).glob("*")
-        if (match := re.search(r"\d+$", path.name)) and (path / _EXTRA).is_file()
+        if (match := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()
     ]
-    return max(numbered)[1] if numbered else None
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def prune_checkpoints(folder: str | os.PathLike[str], *, num_kept: int) -> None:
+    """Remove what a kill left half written in `folder`, and all but the newest checkpoints."""
+    for path in Path(folder).glob("step-*"):
+        if path.is_dir() and re.fullmatch(r"step-\d+\.(partial|replaced)", path.name):
+            shutil.rmtree(path)
+    for path in numbered_checkpoints(folder)[num_kept:]:
+        shutil.rmtree(path)
 
 
 def export_hf(
@@ -192,23 +316,10 @@ def _name_shards(shards: list[dict[str, Any]], folder: Path, total_bytes: int) -
 @contextmanager
 def _replaced(target: Path) -> Iterator[Path]:
     """A fresh folder to fill; it takes the place of `target` only when the block ends well."""
-    partial_folder = target.with_name(target.name + ".partial")
-    replaced = target.with_name(target.name + ".replaced")
-
-    def start() -> None:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        partial_folder.mkdir(parents=True)
-
-    def finish() -> None:
-        shutil.rmtree(replaced, ignore_errors=True)
-        if target.exists():
-            target.rename(replaced)
-        partial_folder.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-    _on_main(start)
-    yield partial_folder
-    _on_main(finish)
+    parallel = parallel_state()
+    folder = parallel.from_main(lambda: begin_folder(target))
+    yield folder
+    _on_main(lambda: finish_folder(target))
 
 
 def _on_main(action: Callable[[], Any]) -> None:

@@ -10,6 +10,7 @@ Not for: measuring (`spans`, `device`), the final table (`summary`) or what else
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -36,6 +37,7 @@ from rich.progress import (
 from rich.text import Text
 
 from satori_fast.profiling.sinks import Sink, TensorBoardSink
+from satori_fast.storage import write_atomically
 from satori_fast.types import StepReport, Trajectory
 
 _PLAIN_LINE_SECONDS = 30.0
@@ -118,6 +120,15 @@ class MetricsWriter:
         """Append one line of samples.jsonl; `sample_record` makes it from a trajectory."""
         self._samples.append(sample)
 
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each growing file as it stands, by name."""
+        return {file.path.name: file.digest() for file in (self._metrics, self._samples)}
+
+    def sync(self) -> None:
+        """Have the disk hold every line that was written: before a checkpoint counts on them."""
+        for file in (self._metrics, self._samples):
+            file.sync()
+
     def close(self) -> None:
         """Close the files and the sinks."""
         self._metrics.close()
@@ -140,6 +151,7 @@ class _JsonLines:
     """An append-only file of JSON objects with "stage" and "step", flushed line by line."""
 
     def __init__(self, path: Path, checkpoint: tuple[str, int] | None) -> None:
+        self.path = path
         self.kept: list[dict[str, Any]] = []
         if checkpoint is None:
             if path.exists() and path.stat().st_size:
@@ -147,14 +159,21 @@ class _JsonLines:
         elif path.exists():
             self.kept = _until_checkpoint(read_metrics(path), *checkpoint)
             # Replaced in one piece, so that a kill during the cut loses nothing.
-            partial = path.with_suffix(".jsonl.partial")
-            partial.write_text("".join(map(_dump, self.kept)), encoding="utf-8")
-            os.replace(partial, path)
+            write_atomically(path, "".join(map(_dump, self.kept)))
         self._file = path.open("a", encoding="utf-8")
+        self._digest = hashlib.sha256(path.read_bytes())
 
     def append(self, line: Mapping[str, Any]) -> None:
-        self._file.write(_dump(line))
+        text = _dump(line)
+        self._file.write(text)
         self._file.flush()
+        self._digest.update(text.encode())
+
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -21,6 +21,7 @@ from satori_fast.profiling.report_runs import RunRecord, read_run, run_facts
 from satori_fast.profiling.report_samples import sample_browser
 from satori_fast.profiling.report_timeline import stage_bars, timeline
 from satori_fast.profiling.summary import COLUMNS, duration, number, percent, stage_cells
+from satori_fast.storage import write_atomically
 
 _BYTES_PER_GIB = 2**30
 
@@ -184,9 +185,7 @@ def _template(name: str) -> str:
 
 
 def _write(page: str, path: Path) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, page)
     return path
 
 

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from satori_fast.storage import write_atomically
+
 _STAGE_FIELDS = (
     "accuracy",
     "num_problems",
@@ -76,7 +78,7 @@ def build_summary(
 def write_summary(summary: Mapping[str, Any], path: str | Path) -> None:
     """Write summary.json."""
     text = json.dumps(summary, indent=2, allow_nan=False)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    write_atomically(Path(path), text + "\n")
 
 
 def print_summary_table(summary: Mapping[str, Any], console: Console | None = None) -> None:

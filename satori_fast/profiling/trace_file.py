@@ -78,7 +78,7 @@ def merge_trace(folder: Path, destination: Path) -> Path | None:
     base_ns = min(start_ns for _, _, start_ns, _ in parts)
     tracks = _Tracks()
     num_dropped = 0
-    partial = destination.with_suffix(".partial")
+    partial = destination.with_name(destination.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(f'{{"displayTimeUnit": "ms", "baseTimeNanoseconds": {base_ns},\n')
         file.write('"traceEvents": [\n')

@@ -9,7 +9,6 @@ model is tuned on them); with another student it is the paper's distillation int
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 
@@ -22,6 +21,7 @@ from satori_fast.stages.setup import keep_tokenizer, learner_for, model_folder
 from satori_fast.stages.solutions import Solved, load_or_sample_solutions
 from satori_fast.stages.supervised import imitate, load_trajectories
 from satori_fast.stages.synthesize import write_demonstrations
+from satori_fast.storage import read_sealed, write_sealed
 from satori_fast.types import Demonstration
 
 logger = logging.getLogger(__name__)
@@ -34,15 +34,18 @@ def distill(run: Run) -> StageOutcome:
     figures_path = path.with_suffix(".json")
     if not run.parallel.all_gather(path.exists())[0]:
         demonstrations, teacher_accuracy = solved_by_teacher(run, config)
-        note = json.dumps({"teacher_accuracy": teacher_accuracy})
-        run.parallel.on_main(lambda: figures_path.write_text(note, encoding="utf-8"))
+        note = {"teacher_accuracy": teacher_accuracy}
+        run.parallel.on_main(lambda: write_sealed(figures_path, note))
         run.parallel.on_main(lambda: write_demonstrations(path, demonstrations))
-    figures = json.loads(figures_path.read_text(encoding="utf-8"))
+        run.keep(path)
+    figures = read_sealed(figures_path)
     start = run.models["base"]
     if config.student is not None:
         start = model_folder(config.student)
         tokenizer = run.folder / f"tokenizer_{run.stage}"
-        run.parallel.on_main(lambda: keep_tokenizer(start, tokenizer))
+        if not run.place.has(tokenizer.name):
+            run.parallel.on_main(lambda: keep_tokenizer(start, tokenizer))
+            run.keep(tokenizer)
         run.use_tokenizer(tokenizer)
     trajectories = load_trajectories(run, str(path), "coat")
     outcome = imitate(run, trajectories, config, start=start)

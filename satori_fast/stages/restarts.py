@@ -9,7 +9,6 @@ whole problems (`data.mixture`), nor for sampling (`solutions`).
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from satori_fast.data.prefixes import restart_buffer
 from satori_fast.rollout.engine import Engine
 from satori_fast.stages.run import Run
 from satori_fast.stages.solutions import load_or_sample_solutions
+from satori_fast.storage import sealed_line, unsealed, write_atomically
 from satori_fast.types import Prefix, Problem
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def load_or_build_restarts(run: Run, engine: Engine, *, step: int = 0) -> list[P
         name = run.model_folder.name if step == 0 else f"{run.stage}-{step}"
         restarts = build_restarts(run, engine, name=name)
         run.parallel.on_main(lambda: write_restarts(path, restarts))
+        run.keep(path)
     return read_restarts(path)
 
 
@@ -82,18 +83,14 @@ def build_restarts(run: Run, engine: Engine, *, name: str) -> list[Problem]:
 
 def write_restarts(path: Path, restarts: Sequence[Problem]) -> None:
     """One JSON object a line, in one piece."""
-    path.parent.mkdir(exist_ok=True)
-    lines = [json.dumps(_restart_line(problem)) + "\n" for problem in restarts]
-    partial = path.with_suffix(".jsonl.partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, "".join(sealed_line(_restart_line(problem)) for problem in restarts))
 
 
 def read_restarts(path: Path) -> list[Problem]:
     """Restarts as `load_or_build_restarts` wrote them."""
     problems = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        row = unsealed(line, f"{path}:{number}")
         prefix = Prefix(row["prefix"], "restart", row["correct"])
         problems.append(Problem(row["problem_id"], row["question"], row["answer"], prefix))
     return problems

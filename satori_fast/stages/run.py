@@ -10,12 +10,10 @@ not.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +43,12 @@ from satori_fast.rollout.engine import Completion, Engine, Request, SamplingPara
 from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages import setup
 from satori_fast.stages.engines import EngineRoom, check_engine
-from satori_fast.stages.iterate import StagePlan, plan_stages
+from satori_fast.stages.iterate import StagePlan
 from satori_fast.stages.run_folder import (
-    open_folder,
+    NUM_CHECKPOINTS_KEPT,
+    RunFolder,
     open_writer,
-    read_progress,
     record_analysis,
-    write_atomically,
 )
 from satori_fast.stages.sharing import SharedGrader, collect_shared, generate_shared
 from satori_fast.types import Problem, RolloutResult, StepReport, Trajectory
@@ -95,7 +92,7 @@ class Run:
     """
 
     config: Config
-    folder: Path
+    place: RunFolder
     parallel: ParallelState
     renderer: PromptRenderer
     problems: Sequence[Problem]
@@ -107,7 +104,6 @@ class Run:
     models: dict[str, Path]
     stage: str = ""
     setup_times: StepTimes = field(default_factory=StepTimes)
-    finished: list[dict[str, Any]] = field(default_factory=list)
     earlier_wall_s: float = 0.0
     engines: EngineRoom = field(default_factory=EngineRoom)
     begin: float = field(default_factory=time.perf_counter)
@@ -121,6 +117,7 @@ class Run:
         self.monitor.close()
         if self.writer is not None:
             self.writer.close()
+        self.place.close()
 
     # -- stages -------------------------------------------------------------------------------
 
@@ -144,13 +141,18 @@ class Run:
     # -- places -------------------------------------------------------------------------------
 
     @property
+    def folder(self) -> Path:
+        return self.place.path
+
+    @property
+    def finished(self) -> list[dict[str, Any]]:
+        """Entries of the summary, of the stages that are done."""
+        return self.place.progress["finished"]
+
+    @property
     def model_folder(self) -> Path:
         """Of the current policy."""
         return self.models["policy"]
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        return self.folder / "checkpoints" / self.stage
 
     @property
     def exported_model(self) -> Path:
@@ -252,20 +254,23 @@ class Run:
 
     def resume_stage(self, learners: Mapping[str, Learner]) -> StageProgress:
         """Load the stage's latest checkpoint into `learners`; step 0 where there is none."""
-        latest = checkpoint.latest_checkpoint(self.checkpoint_folder)
+        latest = self.parallel.from_main(lambda: self.place.checkpoint_of(self.stage))
         if latest is None:
             return StageProgress()
-        extra = checkpoint.load_checkpoint(latest, learners)
+        extra = checkpoint.load_checkpoint(latest, learners, verified=True)
         return StageProgress(extra["step"], StepTimes(**extra["times"]), extra["data"])
 
     def save_stage(self, learners: Mapping[str, Learner], progress: StageProgress) -> None:
-        """Checkpoint the stage, keep only the newest, and let no step pay for the time it took."""
-        folder = self.checkpoint_folder
-        older = checkpoint.latest_checkpoint(folder)
+        """Checkpoint the stage, keep the newest two, and let no step pay for the time it took."""
+        folder = self.place.checkpoints(self.stage)
         extra = {"step": progress.step, "times": asdict(progress.times), "data": progress.data}
+        if self.writer is not None:
+            self.writer.sync()
+            extra["records"] = self.writer.digests()
         checkpoint.save_checkpoint(folder / f"step-{progress.step}", learners, extra)
-        if older is not None and older.name != f"step-{progress.step}" and self.parallel.is_main:
-            shutil.rmtree(older)
+        self.parallel.on_main(
+            lambda: checkpoint.prune_checkpoints(folder, num_kept=NUM_CHECKPOINTS_KEPT)
+        )
         self.monitor.restart_step()
 
     def keep_model(self, policy: Learner, num_steps: int) -> None:
@@ -288,16 +293,22 @@ class Run:
     def finish_stage(self, outcome: StageOutcome) -> None:
         """Remember that the stage at work is done, with its entry of the summary."""
         self.models.update(outcome.models)
-        self.finished.append(_stage_entry(self.stage, outcome, self.setup_times))
-        if self.parallel.is_main:
-            if outcome.evaluation is not None:
-                record_analysis(self.folder, self.stage, outcome.evaluation)
-            state = {
-                "finished": self.finished,
-                "models": {r: os.path.relpath(p, self.folder) for r, p in self.models.items()},
-                "wall_s": self.wall_s,
-            }
-            write_atomically(self.folder / "progress.json", json.dumps(state, indent=2) + "\n")
+        entry = _stage_entry(self.stage, outcome, self.setup_times)
+        if self.writer is None:
+            self.finished.append(entry)
+            return
+        if outcome.evaluation is not None:
+            record_analysis(self.folder, self.stage, outcome.evaluation)
+        self.writer.sync()
+        records = self.writer.digests()
+        self.place.finish_stage(entry, self.models, wall_s=self.wall_s, records=records)
+
+    def keep(self, path: Path) -> None:
+        """Remember the digests of a file or folder of the run folder that is complete now."""
+        name = str(path.relative_to(self.folder))
+        if not self.place.has(name):
+            self.parallel.on_main(lambda: self.place.keep(path))
+            self.place.progress = self.parallel.from_main(lambda: self.place.progress)
 
     @property
     def wall_s(self) -> float:
@@ -334,41 +345,47 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     )
     if config.parallel.num_threads is not None:
         torch.set_num_threads(config.parallel.num_threads)
-    folder = Path(config.output_dir) / config.name
-    parallel.on_main(lambda: open_folder(folder, config, resume=resume))
-    state = read_progress(folder)
-    parallel.on_main(lambda: setup.make_tokenizer(config, folder))
-    places = {role: folder / path for role, path in state.get("models", {}).items()}
-    tokenizer = load_tokenizer(places.get("tokenizer", setup.tokenizer_folder(folder)))
+    place = RunFolder(Path(config.output_dir) / config.name)
+    with ExitStack() as on_error:
+        on_error.callback(place.close)
+        parallel.on_main(lambda: place.open(config, resume=resume))
+        run = _set_up(config, place, parallel, resume=resume)
+        on_error.pop_all()
+    return run
+
+
+def _set_up(config: Config, place: RunFolder, parallel: ParallelState, *, resume: bool) -> Run:
+    """The parts of a run whose folder is open."""
+    parallel.on_main(lambda: setup.make_tokenizer(config, place))
+    models = {"tokenizer": setup.tokenizer_folder(place.path)}
+    place.progress = parallel.from_main(lambda: place.progress)
+    models |= place.models()
+    tokenizer = load_tokenizer(models["tokenizer"])
     renderer = PromptRenderer(
         tokenizer, TEMPLATES[config.data.template], config.data.max_prompt_tokens
     )
     problems, heldout = setup.build_problems(config, renderer)
-    base = setup.initial_model_folder(config, folder)
+    base = setup.initial_model_folder(config, place.path)
     if config.model.path is None:
-        parallel.on_main(lambda: setup.make_fresh_model(config, tokenizer, base))
-    models = {"base": base, "policy": base, "tokenizer": setup.tokenizer_folder(folder)} | places
-    pool = GradingPool(config.reward.num_workers, config.reward.timeout_s)
-    names = [plan.name for plan in plan_stages(config)]
+        parallel.on_main(lambda: setup.make_fresh_model(config, tokenizer, place))
+        place.progress = parallel.from_main(lambda: place.progress)
     writers: list[MetricsWriter] = []
-    parallel.on_main(
-        lambda: writers.append(open_writer(folder, names, state, config=config, resume=resume))
-    )
+    parallel.on_main(lambda: writers.append(open_writer(place, config, resume=resume)))
     spans = SpanRecorder(device=parallel.device, rank=parallel.rank)
+    pool = GradingPool(config.reward.num_workers, config.reward.timeout_s)
     return Run(
         config=config,
-        folder=folder,
+        place=place,
         parallel=parallel,
         renderer=renderer,
         problems=problems,
         heldout=heldout,
         grader=SharedGrader(pool, parallel),
         spans=spans,
-        monitor=setup.build_monitor(config, folder, parallel, spans),
+        monitor=setup.build_monitor(config, place.path, parallel, spans),
         writer=writers[0] if writers else None,
-        models=models,
-        finished=list(state.get("finished", [])),
-        earlier_wall_s=float(state.get("wall_s", 0.0)),
+        models={"base": base, "policy": base} | models,
+        earlier_wall_s=float(place.progress["wall_s"]),
     )
 
 

@@ -1,87 +1,295 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a run folder that say whose it is and where the run stands. Not metrics or models.
+"""A run folder: whose it is, where the run in it stands, and what has been made there.
 
-`config.toml` is the resolved config that the folder belongs to; `progress.json` has the finished
-stages with their entries of the summary, the models by role, and the seconds so far;
-`analysis.json` has what the evaluation of each stage says beyond the scalars of its entry.
+`run.lock` marks the folder as ours and is locked by the run that works in it. `config.toml` is the
+resolved config. `progress.json` has the finished stages with their entries of the summary, the
+models by role, the seconds so far, and digests: of what the run was given, and of what it made.
+`analysis.json` has what the evaluation of each stage says beyond the scalars of its entry. Which
+settings a resumed run may change is `resume`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
+import logging
 import os
-import shutil
-import tomllib
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from satori_fast import __version__
 from satori_fast.backbone import checkpoint
 from satori_fast.config import Config, ConfigError, to_toml
 from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.profiling.metrics import MetricsWriter
 from satori_fast.profiling.sinks import PrometheusSink, Sink, WandbSink
+from satori_fast.stages import resume as rules
+from satori_fast.stages.iterate import plan_stages
+from satori_fast.storage import (
+    DamagedFile,
+    clear_leftovers,
+    digests,
+    read_sealed,
+    write_atomically,
+    write_sealed,
+)
 
-# Sections that change nothing of what a run computes: a resumed run may have others.
-_WATCHING = ("profiling", "logging")
+logger = logging.getLogger(__name__)
+
+NUM_CHECKPOINTS_KEPT = 2
+_MARK = "satori_fast_run"
+_HOLD_ON = "wait for it to end, or choose another --name"
+# What work leaves: none of these has content in a folder whose run failed before it did anything.
+_WORK = ("metrics.jsonl", "demonstrations*.jsonl", "solutions/*.jsonl", "synthesis/*.jsonl")
+# Files and folders of ours, as far as a kill can leave them half written.
+_WRITTEN = (
+    *("config.toml", "progress.json", "analysis.json", "metrics.jsonl", "samples.jsonl"),
+    *("demonstrations*.jsonl", "summary.json", "trace.json", "report.html", "tokenizer*", "engine"),
+    *("models/*", "restarts/*.jsonl", "checkpoints/*/step-*"),
+)
 
 
-def open_folder(folder: Path, config: Config, *, resume: bool) -> None:
-    """Make the run folder, or check that the one there belongs to this config, but for how the run
-    is watched.
+class RunFolder:
+    """The folder of a run. The main process opens it and writes; every rank may read.
 
-    A folder where an earlier run failed before it did anything is no run: it is made anew.
+    path:     where it lies; it may be moved and renamed between sessions.
+    progress: content of progress.json.
     """
-    written = folder / "config.toml"
-    text = to_toml(config)
-    work = ["metrics.jsonl", "progress.json", "demonstrations.jsonl"]
-    work += ["solutions/*.jsonl", "synthesis/*.jsonl"]
-    began = any(path.stat().st_size for name in work for path in folder.glob(name))
-    if written.exists() and not began and not resume:
-        shutil.rmtree(folder)
-    if not written.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(written, text)
-        return
-    if not resume:
-        raise ConfigError(
-            f"{folder} holds a run: pass --resume to continue it, or choose another --name"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.progress: dict[str, Any] = _nothing_yet()
+        self._lock: IO[str] | None = None
+        self._checkpoints: dict[str, Path | None] = {}
+
+    # -- opening ------------------------------------------------------------------------------
+
+    def open(self, config: Config, *, resume: bool) -> None:
+        """Make the folder, or take the one there; nobody else may have it until `close`.
+
+        A folder where an earlier run failed before it did anything is used again: of its content
+        only what that run is known to have made is removed. ConfigError: a folder of somebody
+        else's or of another process, a run where none is to be resumed, one that went by other
+        settings or files, and files that are not what the run wrote.
+        """
+        self._claim()
+        began = any(path.stat().st_size for name in _WORK for path in self.path.glob(name))
+        if resume and (began or (self.path / "config.toml").exists()):
+            self._go_on(config)
+            return
+        if began:
+            raise ConfigError(
+                f"{self.path} holds a run: pass --resume to continue it, or choose another --name"
+            )
+        if resume:
+            logger.warning("%s holds no run yet: this one starts at its first stage", self.path)
+        self._start(config)
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _claim(self) -> None:
+        """Make sure that the folder is ours and that no other process works in it."""
+        lock = self.path / "run.lock"
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file: choose another --name or --output_dir")
+        if self.path.is_dir() and not lock.exists() and any(self.path.iterdir()):
+            raise ConfigError(
+                f"{self.path} is not empty and no run folder of this version (it has no "
+                f"{lock.name}): choose another --name or --output_dir"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                # Some network file systems know no locks.
+                logger.warning("%s cannot be locked (%s): start no second run there", lock, error)
+            else:
+                file.close()
+                raise ConfigError(f"{self.path} is in use by {_holder(lock)}: {_HOLD_ON}") from None
+        self._lock = file
+        file.truncate(0)
+        json.dump(
+            {
+                _MARK: __version__,
+                "host": socket.gethostname(),
+                "process": os.getpid(),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            },
+            file,
         )
-    if _settings(written.read_text(encoding="utf-8")) != _settings(text):
-        raise ConfigError(f"{written} differs from this config: resume with the same settings")
+        file.flush()
+
+    def _start(self, config: Config) -> None:
+        with contextlib.suppress(DamagedFile):
+            for name, files in read_sealed(self.path / "progress.json")["artefacts"].items():
+                _remove(self.path / name, files)
+        self._clear_leftovers()
+        self.progress = _nothing_yet() | {"inputs": rules.input_digests(config)}
+        self._write_progress()
+        write_atomically(self.path / "config.toml", to_toml(config))
+
+    def _go_on(self, config: Config) -> None:
+        earlier = rules.read_config(self.path / "config.toml")
+        try:
+            self.progress = read_sealed(self.path / "progress.json")
+        except DamagedFile as error:
+            raise ConfigError(f"{error}: {rules.REMEDY}") from None
+        self._clear_leftovers()
+        begun = self._begun(earlier)
+        changes = rules.check_settings(earlier, config, begun)
+        inputs = rules.input_digests(config)
+        kinds = rules.begun_kinds(earlier, begun)
+        rules.check_inputs(self.progress["inputs"], inputs, kinds)
+        rules.check_artefacts(self.path, self.progress["artefacts"])
+        for change in changes:
+            logger.info("resumed with another setting: %s", change)
+        self.progress["inputs"] = inputs
+        self._write_progress()
+        write_atomically(self.path / "config.toml", to_toml(config))
+
+    def _begun(self, config: Config) -> set[str]:
+        """Stages that go on with what they have: the finished ones, and one with a checkpoint."""
+        begun = {entry["stage"] for entry in self.progress["finished"]}
+        names = [plan.name for plan in plan_stages(config)]
+        for stage in names[len(begun) : len(begun) + 1]:
+            outcomes = self.path / "synthesis" / "finished.jsonl"
+            if (
+                checkpoint.numbered_checkpoints(self.checkpoints(stage))
+                or (self.path / f"demonstrations_{stage}.jsonl").exists()
+                or (stage == "synthesize" and outcomes.exists() and outcomes.stat().st_size)
+            ):
+                begun.add(stage)
+        if any(self.path.glob("solutions/*.jsonl")) or any(self.path.glob("restarts/*.jsonl")):
+            begun.add(rules.SOLUTIONS)
+        return begun
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a kill left half written, and checkpoints beyond those that are kept."""
+        clear_leftovers(self.path, _WRITTEN)
+        for stage in self.path.glob("checkpoints/*"):
+            checkpoint.prune_checkpoints(stage, num_kept=NUM_CHECKPOINTS_KEPT)
+
+    # -- what has been made -------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        """Whether `name`, a path in the folder, was made by this run and is complete."""
+        return name in self.progress["artefacts"]
+
+    def keep(self, *places: Path) -> None:
+        """Remember that files or folders in this one are complete, with their digests."""
+        self._note(places)
+        self._write_progress()
+
+    def _note(self, places: Sequence[Path]) -> None:
+        for place in places:
+            if place.is_relative_to(self.path):
+                name = str(place.relative_to(self.path))
+                self.progress["artefacts"][name] = digests(place)
+
+    def finish_stage(
+        self,
+        entry: Mapping[str, Any],
+        models: Mapping[str, Path],
+        *,
+        wall_s: float,
+        records: Mapping[str, str],
+    ) -> None:
+        """Remember that a stage is done: its entry of the summary, and every model by role.
+
+        records: digests of the growing files, as `MetricsWriter.digests` gives them.
+        """
+        self.progress["finished"].append(dict(entry))
+        self.progress["models"] = {role: self._portable(path) for role, path in models.items()}
+        self.progress |= {"wall_s": wall_s, "records": dict(records)}
+        self._note(list(models.values()))
+        self._write_progress()
+
+    def models(self) -> dict[str, Path]:
+        """Folders by role, as the last finished stage left them."""
+        return {role: self.path / path for role, path in self.progress["models"].items()}
+
+    def _portable(self, path: Path) -> str:
+        inside = path.is_relative_to(self.path)
+        return str(path.relative_to(self.path)) if inside else str(path.absolute())
+
+    def _write_progress(self) -> None:
+        write_sealed(self.path / "progress.json", self.progress)
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def checkpoints(self, stage: str) -> Path:
+        """Folder of a stage's checkpoints."""
+        return self.path / "checkpoints" / stage
+
+    def checkpoint_of(self, stage: str) -> Path | None:
+        """The checkpoint that a stage goes on from, checked once: files, digests, names."""
+        if stage not in self._checkpoints:
+            self._checkpoints[stage] = checkpoint.latest_checkpoint(self.checkpoints(stage))
+        return self._checkpoints[stage]
 
 
-def _settings(text: str) -> dict[str, Any]:
-    """What a config.toml says of the run itself."""
-    return {name: value for name, value in tomllib.loads(text).items() if name not in _WATCHING}
+def _nothing_yet() -> dict[str, Any]:
+    return {
+        "finished": [],
+        "models": {},
+        "wall_s": 0.0,
+        "artefacts": {},
+        "inputs": {},
+        "records": {},
+    }
 
 
-def read_progress(folder: Path) -> dict[str, Any]:
-    """progress.json of a resumed run, empty before its first stage is done."""
-    path = folder / "progress.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _holder(lock: Path) -> str:
+    try:
+        holder = json.loads(lock.read_text(encoding="utf-8"))
+        return f"process {holder['process']} on {holder['host']} since {holder['since']}"
+    except (ValueError, KeyError):  # it is just being written
+        return "another process"
 
 
-def open_writer(
-    folder: Path, stages: Sequence[str], state: Mapping[str, Any], *, config: Config, resume: bool
-) -> MetricsWriter:
+def _remove(place: Path, files: Mapping[str, str]) -> None:
+    """Remove files that a run made in `place`, and folders that are empty then."""
+    for name in files:
+        (place / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds something else, or was a file
+        place.rmdir()
+
+
+def open_writer(folder: RunFolder, config: Config, *, resume: bool) -> MetricsWriter:
     """The metrics files, cut back to the last checkpoint when the run is resumed, and what else
-    `config.logging` sends metrics to.
-
-    stages: names of all stages of the run, in order.
-    """
-    sinks, tensorboard = open_sinks(folder, config), config.logging.tensorboard
+    `config.logging` sends metrics to."""
+    sinks, tensorboard = open_sinks(folder.path, config), config.logging.tensorboard
     if not resume:
-        return MetricsWriter(folder, tensorboard=tensorboard, sinks=sinks)
-    done = len(state.get("finished", []))
-    stage = stages[min(done, len(stages) - 1)]
-    latest = checkpoint.latest_checkpoint(folder / "checkpoints" / stage)
-    step = -1 if latest is None else int(latest.name.removeprefix("step-")) - 1
+        return MetricsWriter(folder.path, tensorboard=tensorboard, sinks=sinks)
+    stages = [plan.name for plan in plan_stages(config)]
+    done = len(folder.progress["finished"])
+    stage, step, records = stages[min(done, len(stages) - 1)], -1, folder.progress["records"]
     if done == len(stages):
         step = int(np.iinfo(np.int64).max)
-    return MetricsWriter(folder, step, stage=stage, tensorboard=tensorboard, sinks=sinks)
+    elif (latest := folder.checkpoint_of(stage)) is not None:
+        extra = checkpoint.read_extra(latest)
+        step, records = extra["step"] - 1, extra["records"]
+    writer = MetricsWriter(folder.path, step, stage=stage, tensorboard=tensorboard, sinks=sinks)
+    for name, found in writer.digests().items():
+        if found != records.get(name, found):
+            logger.warning(
+                "%s is not what this run wrote: lines were lost, changed or added since",
+                folder.path / name,
+            )
+    return writer
 
 
 def open_sinks(folder: Path, config: Config) -> list[Sink]:
@@ -111,15 +319,8 @@ def record_analysis(folder: Path, stage: str, result: EvaluationResult) -> None:
     A stage that was killed before progress.json named it as finished replaces its own entry.
     """
     path = folder / "analysis.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.exists() else []
+    known = read_sealed(path)["stages"] if path.exists() else []
     entries = [entry for entry in known if entry["stage"] != stage]
     analysis = result.analysis(earlier=[entry["correct"] for entry in entries])
     entries.append({"stage": stage, **analysis})
-    write_atomically(path, json.dumps({"stages": entries}) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """A file that is there whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_sealed(path, {"stages": entries}, indent=None)

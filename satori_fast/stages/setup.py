@@ -34,6 +34,8 @@ from satori_fast.profiling.monitor import StepMonitor
 from satori_fast.profiling.peaks import device_peaks
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.profiling.step_tracer import StepTracer, TraceSettings
+from satori_fast.stages.run_folder import RunFolder
+from satori_fast.storage import replaced_folder
 from satori_fast.types import Problem
 
 if TYPE_CHECKING:
@@ -44,17 +46,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ARITHMETIC = "arithmetic"
+_FRESH_MODEL = "models/initial"  # in the run folder
 
 
 def tokenizer_folder(folder: Path) -> Path:
     return folder / "tokenizer"
 
 
-def make_tokenizer(config: Config, folder: Path) -> None:
+def make_tokenizer(config: Config, place: RunFolder) -> None:
     """The run's tokenizer, kept in the run folder so that a resumed run has the same ids."""
-    saved = tokenizer_folder(folder)
-    if (saved / "tokenizer_config.json").exists():
+    saved = tokenizer_folder(place.path)
+    if place.has(saved.name):
         return
+    _write_tokenizer(config, saved)
+    place.keep(saved)
+
+
+def _write_tokenizer(config: Config, saved: Path) -> None:
     if config.tokenizer.kind == "model":
         assert config.model.path is not None
         keep_tokenizer(model_folder(config.model.path), saved)
@@ -69,14 +77,16 @@ def make_tokenizer(config: Config, folder: Path) -> None:
             texts += [problem.question, problem.answer or ""]
         tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
     add_meta_action_tokens(tokenizer)
-    tokenizer.save_pretrained(saved)
+    with replaced_folder(saved) as folder:
+        tokenizer.save_pretrained(folder)
 
 
 def keep_tokenizer(model: Path, folder: Path) -> None:
     """The tokenizer of a model folder with the meta-action tokens, saved in `folder`."""
     tokenizer = load_tokenizer(model)
     add_meta_action_tokens(tokenizer)
-    tokenizer.save_pretrained(folder)
+    with replaced_folder(folder) as partial_folder:
+        tokenizer.save_pretrained(partial_folder)
 
 
 def build_problems(
@@ -104,7 +114,7 @@ def build_problems(
 def initial_model_folder(config: Config, folder: Path) -> Path:
     """The model that the first stage reads: the checkpoint's folder, or a fresh one of the run."""
     if config.model.path is None:
-        return folder / "models" / "initial"
+        return folder / _FRESH_MODEL
     path = model_folder(config.model.path)
     load_hf_config(path)
     return path
@@ -127,13 +137,13 @@ def model_folder(path: str) -> Path:
         ) from None
 
 
-def make_fresh_model(config: Config, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+def make_fresh_model(config: Config, tokenizer: PreTrainedTokenizerBase, place: RunFolder) -> None:
     """A randomly initialised model in Hugging Face form, read later like any checkpoint."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    if (path / "config.json").exists():
+    if place.has(_FRESH_MODEL):
         return
     model = config.model
     hf_config = AutoConfig.for_model(
@@ -153,8 +163,10 @@ def make_fresh_model(config: Config, tokenizer: PreTrainedTokenizerBase, path: P
     )
     torch.manual_seed(config.seed)
     fresh = AutoModelForCausalLM.from_config(hf_config, dtype=getattr(torch, model.dtype))
-    fresh.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    with replaced_folder(place.path / _FRESH_MODEL) as folder:
+        fresh.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    place.keep(place.path / _FRESH_MODEL)
 
 
 def hf_config_for(run: Run, folder: Path) -> Any:

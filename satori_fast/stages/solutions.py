@@ -8,7 +8,6 @@ run that was killed goes on after the last one, with the same samples.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -23,6 +22,7 @@ from satori_fast.evaluation.evaluate import graded
 from satori_fast.profiling.metrics import progress
 from satori_fast.rollout.engine import Engine
 from satori_fast.stages.run import Run
+from satori_fast.storage import sealed_line, unsealed
 from satori_fast.types import Problem, RolloutResult, Trajectory
 
 # Samples that are asked for, graded and written together.
@@ -42,8 +42,9 @@ class SolutionFile:
     renderer: PromptRenderer
 
     def __iter__(self) -> Iterator[Solved]:
-        with self.path.open(encoding="utf-8") as lines:
-            rows = (json.loads(line) for line in lines)
+        with self.path.open("rb") as lines:
+            numbered = enumerate(lines, start=1)
+            rows = (unsealed(line, f"{self.path}:{number}") for number, line in numbered)
             for group, of_problem in groupby(rows, key=lambda row: row["group"]):
                 yield [(self._trajectory(row, group), row["correct"]) for row in of_problem]
 
@@ -84,6 +85,7 @@ def load_or_sample_solutions(
             lines = _lines(rollout, correct, chunk=number, first_group=number * num_each)
             run.parallel.on_main(lambda lines=lines: _append(path, lines))
             bar.advance()
+    run.keep(path)
     return SolutionFile(path, run.renderer)
 
 
@@ -105,7 +107,7 @@ def _lines(
         for t, right in zip(rollout.trajectories, correct, strict=True)
     ]
     rows[-1]["ends_chunk"] = True
-    return [json.dumps(row) + "\n" for row in rows]
+    return [sealed_line(row) for row in rows]
 
 
 def _num_chunks(path: Path) -> int:
@@ -114,9 +116,9 @@ def _num_chunks(path: Path) -> int:
         return 0
     done = kept_bytes = position = 0
     with path.open("rb") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, start=1):
             position += len(line)
-            if line.endswith(b'"ends_chunk": true}\n'):
+            if line.endswith(b"\n") and unsealed(line, f"{path}:{number}").get("ends_chunk"):
                 done, kept_bytes = done + 1, position
     if kept_bytes < position:
         with path.open("r+b") as file:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from satori_fast.profiling.metrics import ProgressReporter, progress
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.agents import AgentRoom, agent_configs, check_agents
 from satori_fast.stages.run import Run, StageOutcome
+from satori_fast.storage import sealed_line, write_atomically
 from satori_fast.synthesis.account import Account
 from satori_fast.synthesis.journal import Journal
 from satori_fast.synthesis.outcomes import OutcomeFile
@@ -50,6 +50,7 @@ def synthesize_demonstrations(run: Run) -> StageOutcome:
     run.spans.start_step()
     with run.spans.span("synthesize"):
         metrics = _on_main(run, lambda: _synthesize(run))
+        run.keep(demonstrations_path(run))
     return StageOutcome(models={}, evaluation=None, times=StepTimes() + run.record(0, metrics))
 
 
@@ -173,7 +174,7 @@ def print_account(account: Account, console: Console) -> None:
 def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> None:
     """One JSON object a line; `data.sources` reads it back with mapping "coat"."""
     lines = [
-        json.dumps(
+        sealed_line(
             {
                 "problem_id": d.problem.problem_id,
                 "question": d.problem.question,
@@ -182,9 +183,6 @@ def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> Non
                 "trajectory_type": d.trajectory_type,
             }
         )
-        + "\n"
         for d in demonstrations
     ]
-    partial = path.with_suffix(".jsonl.partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, "".join(lines))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from satori_fast.data.coat import CONTINUE, EXPLORE, REFLECT, split_actions
+from satori_fast.storage import write_atomically
 from satori_fast.synthesis.account import Account
 from satori_fast.synthesis.filters import read_template
 from satori_fast.synthesis.pipeline import TRAJECTORY_TYPES
@@ -61,9 +62,7 @@ def write_page(
         samples=[_sample(d) for d in _spread(demonstrations)],
         num_demonstrations=len(demonstrations),
     )
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, text)
 
 
 def _spread(demonstrations: Sequence[Demonstration]) -> list[Demonstration]:

@@ -9,11 +9,12 @@ disk.) What the lines mean is `journal` and `outcomes`.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from satori_fast.storage import sealed_line, unsealed
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ class RecordFile:
     """JSON objects, one a line. Opening it reads what is there; one process may have it open.
 
     on_record: called with each record that was there and its place, for `read`. Raises ValueError
-    for a line that is not JSON (but for the last one) and when another process has the file.
+    for a line that is not as it was written (but for a torn last one), and when another process has
+    the file.
     """
 
     def __init__(self, path: Path, on_record: Callable[[dict[str, Any], int], None]) -> None:
@@ -44,17 +46,13 @@ class RecordFile:
                     logger.info("%s: dropped a line that was torn by a kill", self._path)
                     self._file.truncate(place)
                     break
-                try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{self._path}:{number} is not JSON: {error}") from None
-                on_record(record, place)
+                on_record(unsealed(line, f"{self._path}:{number}"), place)
                 place += len(line)
         return place
 
     def append(self, record: Mapping[str, Any]) -> int:
         """Write one record; its place."""
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = sealed_line(record).encode()
         place = self._end
         while line:  # a full disk raises, an interrupted write goes on
             written = self._file.write(line)
@@ -66,7 +64,7 @@ class RecordFile:
         """The record that was written at `place`."""
         with self._path.open("rb") as lines:
             lines.seek(place)
-            return json.loads(lines.readline())
+            return unsealed(lines.readline(), f"{self._path}, byte {place}")
 
     def close(self) -> None:
         self._file.close()

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -17,10 +22,12 @@ from satori_fast.backbone.checkpoint import (
     export_hf,
     latest_checkpoint,
     load_checkpoint,
+    prune_checkpoints,
     save_checkpoint,
 )
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.step import Learner, build_learner, score, update, value
+from satori_fast.storage import DamagedFile, digests, write_sealed
 from satori_fast.types import ScoreStatistics
 from tests.tiny_models import ImitationLoss, ones, random_batch, reference_logits, tiny_model
 
@@ -109,11 +116,94 @@ def test_saving_that_dies_leaves_the_previous_checkpoint(tmp_path: Path) -> None
 
 def test_latest_is_the_highest_number_and_none_without_one(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "nowhere") is None
-    for name in ("step-9", "step-10", "notes", "step-11"):
+    assert latest_checkpoint(tmp_path) is None
+    for step in (9, 10):
+        save_checkpoint(tmp_path / f"step-{step}", {}, {"step": step})
+    for name in ("notes", "step-11.partial", "best-12"):
         (tmp_path / name).mkdir()
-        if name != "step-11":  # not complete
-            (tmp_path / name / "extra.json").write_text("{}")
+    (tmp_path / "step-13").write_text("a file of somebody's")
     assert latest_checkpoint(tmp_path) == tmp_path / "step-10"
+
+
+def damage(path: Path, rng: np.random.Generator) -> None:
+    """Flip one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(content)
+
+
+def test_every_flipped_bit_of_every_file_is_found_and_named(tmp_path: Path) -> None:
+    learners = {"policy": _learners(seed=0)["policy"]}
+    save_checkpoint(tmp_path / "step-1", learners, {"step": 1})
+    files = [path for path in (tmp_path / "step-1").rglob("*") if path.is_file()]
+    assert len(files) >= 5
+    rng = np.random.default_rng(0)
+    for path in files:
+        whole = path.read_bytes()
+        for _ in range(4):
+            damage(path, rng)
+            with pytest.raises(DamagedFile, match=re.escape(str(path))):
+                load_checkpoint(tmp_path / "step-1", learners)
+            path.write_bytes(whole)
+        for damaged in (whole[: len(whole) // 2], b""):
+            path.write_bytes(damaged)
+            with pytest.raises(DamagedFile, match=re.escape(str(path))):
+                load_checkpoint(tmp_path / "step-1", learners)
+        path.unlink()
+        with pytest.raises(DamagedFile, match=re.escape(f"{path} is missing")):
+            load_checkpoint(tmp_path / "step-1", learners)
+        path.write_bytes(whole)
+    assert load_checkpoint(tmp_path / "step-1", learners) == {"step": 1}
+
+
+def test_the_checkpoint_before_a_damaged_one_is_taken_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path / f"step-{step}", {}, {"step": step})
+    (tmp_path / "step-3" / "extra.json").write_text('{"step": 4}')
+    (tmp_path / "step-2" / "manifest.json").unlink()
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-1"
+    assert str(tmp_path / "step-3" / "extra.json") in caplog.text
+    assert str(tmp_path / "step-2" / "manifest.json") in caplog.text
+    assert f"going on from the checkpoint before: {tmp_path / 'step-1'}" in caplog.text
+    (tmp_path / "step-1" / "extra.json").unlink()
+    with pytest.raises(DamagedFile, match=r"no checkpoint can be used, the newest is step-3"):
+        latest_checkpoint(tmp_path)
+
+
+class _Command:
+    """A pickle that creates a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch '{self.path}'",)
+
+
+def test_a_prepared_index_is_refused_before_it_runs(tmp_path: Path) -> None:
+    learners = {"policy": _learners(seed=0)["policy"]}
+    save_checkpoint(tmp_path / "step-1", learners, {})
+    index = tmp_path / "step-1" / "policy" / ".metadata"
+    index.write_bytes(pickle.dumps(_Command(tmp_path / "ran")))
+    # Whoever prepared the index has made the digests fit.
+    files = digests(tmp_path / "step-1")
+    del files["manifest.json"]
+    write_sealed(tmp_path / "step-1" / "manifest.json", {"files": files})
+    with pytest.raises(DamagedFile, match=r"torch wrote: it names posix\.system"):
+        load_checkpoint(tmp_path / "step-1", learners)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pruning_keeps_the_newest_and_what_is_not_a_checkpoint(tmp_path: Path) -> None:
+    for step in (8, 9, 10):
+        save_checkpoint(tmp_path / f"step-{step}", {}, {})
+    for name in ("notes", "step-11.partial", "step-9.replaced", "mine.partial"):
+        (tmp_path / name).mkdir()
+    prune_checkpoints(tmp_path, num_kept=2)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["mine.partial", "notes", "step-10", "step-9"]
 
 
 def test_missing_checkpoint_and_missing_learner_are_named(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ cut by the limit.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from satori_fast.config import load_config
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import Run, build_run
+from satori_fast.storage import sealed_line
 
 NUM_PROBLEMS, NUM_SAMPLES = 24, 6
 
@@ -78,7 +78,7 @@ def open_run(folder: Path, *overrides: str, resume: bool = False, stage: str = "
     samples = run.folder / "solutions" / "initial.jsonl"
     if not samples.exists():
         samples.parent.mkdir()
-        samples.write_text("".join(json.dumps(row) + "\n" for row in _rows(run)))
+        samples.write_text("".join(map(sealed_line, _rows(run))))
     run.begin_stage(next(plan for plan in plan_stages(config) if plan.kind == stage))
     return run
 

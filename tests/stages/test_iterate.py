@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from satori_fast.data.coat import PLAIN_TEMPLATE
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.stages import run_stages
 from satori_fast.stages.iterate import plan_stages
-from tests.stages.test_run import timeless, tiny_config
+from tests.stages.test_run import take_back, timeless, tiny_config
 
 ROUNDS = (
     "[{ num_steps = 3, temperature = 1.2, samples_per_problem = 6, learning_rate = 2e-4 },"
@@ -121,10 +120,7 @@ def test_a_run_of_two_rounds_resumes_in_the_second(
     weights = [run / "models" / s / "model.safetensors" for s in ("distill_2", "reinforce_2")]
     trained = [path.read_bytes() for path in weights]
     # As a kill inside the distillation would have left it: sampled, not imitated.
-    state = json.loads((run / "progress.json").read_text())
-    state["finished"] = state["finished"][:3]
-    state["models"]["policy"] = "models/reinforce"
-    (run / "progress.json").write_text(json.dumps(state))
+    take_back(run, num_finished=3, policy="models/reinforce")
     for stage in ("distill_2", "reinforce_2"):
         shutil.rmtree(run / "checkpoints" / stage)
     run_stages(config, resume=True)

@@ -16,6 +16,7 @@ from satori_fast.evaluation.best_of import SelectionResult
 from satori_fast.profiling.metrics import MetricsWriter, read_metrics
 from satori_fast.stages.preference import is_better, preference, preference_data
 from satori_fast.stages.run import StageOutcome
+from satori_fast.storage import sealed_line, unsealed
 from satori_fast.types import StepReport
 from tests.stages.preference_run import NUM_PROBLEMS, NUM_SAMPLES, open_run
 
@@ -128,7 +129,8 @@ def test_an_interrupted_stage_resumes_to_the_same_bits(
 def test_nothing_to_compare_is_said_before_training(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
         samples = run.folder / "solutions" / "initial.jsonl"
-        samples.write_text(samples.read_text().replace('"correct": true', '"correct": false'))
+        rows = [unsealed(line, "samples") for line in samples.read_bytes().splitlines()]
+        samples.write_text("".join(sealed_line({**row, "correct": False}) for row in rows))
         with pytest.raises(ConfigError, match=r"no training problem .* right and wrong samples"):
             preference(run)
 

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from satori_fast.stages import run_stages
 from satori_fast.stages.restarts import read_restarts, write_restarts
 from satori_fast.types import Prefix, Problem
-from tests.stages.test_run import timeless, tiny_config
+from tests.stages.test_run import take_back, timeless, tiny_config
 
 
 def test_a_buffer_reads_back_as_it_was_written(tmp_path: Path) -> None:
@@ -36,10 +35,7 @@ def test_refreshed_buffers_come_from_the_policy_of_the_day(tmp_path: Path) -> No
         "reinforce-4",
     }
     # Back to the checkpoint after step 3, which drew from the buffer of step 2.
-    state = json.loads((cut / "tiny" / "progress.json").read_text())
-    state["finished"].pop()
-    state["models"]["policy"] = "models/supervised"
-    (cut / "tiny" / "progress.json").write_text(json.dumps(state))
+    take_back(cut / "tiny", num_finished=2, policy="models/supervised")
     last = cut / "tiny" / "checkpoints" / "reinforce" / "step-5"
     assert last.exists()
     run_stages(tiny_config(cut, *options), resume=True)

@@ -23,6 +23,7 @@ from satori_fast.stages.export import export_stage
 from satori_fast.stages.restarts import read_restarts
 from satori_fast.stages.run import build_run
 from satori_fast.stages.supervised import load_trajectories
+from satori_fast.storage import read_sealed, write_sealed
 from tests.profiling.test_trace_file import assert_in_order, loaded, of_track
 
 TINY = """
@@ -221,6 +222,14 @@ def test_a_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path) -
         assert (tmp_path / "tiny" / name).read_bytes() == (finished / name).read_bytes()
 
 
+def take_back(folder: Path, *, num_finished: int, policy: str) -> None:
+    """Have progress.json of a run folder say what it said after `num_finished` stages."""
+    state = read_sealed(folder / "progress.json")
+    state["finished"] = state["finished"][:num_finished]
+    state["models"]["policy"] = policy
+    write_sealed(folder / "progress.json", state)
+
+
 def reinforce_lines(folder: Path) -> list[dict[str, Any]]:
     lines = read_metrics(folder / "tiny" / "metrics.jsonl")
     return [line for line in lines if line["stage"] == "reinforce"]
@@ -239,10 +248,7 @@ def test_partial_rollouts_resume_to_the_same_bits(tmp_path: Path) -> None:
     for line in lines:
         assert line.get("rollout/mean_response_tokens", 0) <= 24
     # Take the run back to its third step, as a kill after the checkpoint would have left it.
-    state = json.loads((cut / "tiny" / "progress.json").read_text())
-    state["finished"].pop()
-    state["models"]["policy"] = "models/supervised"
-    (cut / "tiny" / "progress.json").write_text(json.dumps(state))
+    take_back(cut / "tiny", num_finished=2, policy="models/supervised")
     run_stages(tiny_config(cut, *options, "--reinforce.checkpoint_every", "3"), resume=True)
     weights = Path("tiny/models/reinforce/model.safetensors")
     assert (cut / weights).read_bytes() == (whole / weights).read_bytes()

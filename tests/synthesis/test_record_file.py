@@ -59,9 +59,13 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, lost: int) -> None:
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     write(path, "one", "two")
-    path.write_bytes(path.read_bytes().replace(b'{"text": "one"}', b'{"text": "on'))
-    with pytest.raises(ValueError, match=r"file.jsonl:1 is not JSON"):
-        records(path)
+    whole = path.read_bytes()
+    for damaged in (b'{"text": "on', b'{"text": "ONE"'):
+        path.write_bytes(whole.replace(b'{"text": "one"', damaged))
+        with pytest.raises(
+            ValueError, match=r"file\.jsonl:1 is damaged: remove it and what follow"
+        ):
+            records(path)
 
 
 def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:

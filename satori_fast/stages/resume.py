@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may differ between a run and its resumption: which settings, and which files they name.
+
+A stage that has begun goes on with every setting that it reads, and with the same files behind
+them. What no begun stage reads may be corrected: a wrong reward model must not cost the format
+tuning before it. Not for what a run folder holds (`run_folder`).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from satori_fast.config import Config, ConfigError, to_toml
+from satori_fast.stages.iterate import plan_stages
+from satori_fast.storage import DamagedFile, digests
+
+EVERY_STAGE = frozenset({"synthesize", "supervised", "preference", "reinforce", "distill"})
+# Graded samples on disk, and restarts cut from them: made by the stage that needs them first.
+SOLUTIONS = "solutions"
+_SAMPLING = frozenset({SOLUTIONS, "reinforce", "distill"})
+_TRAINING = EVERY_STAGE - {"synthesize"} | {SOLUTIONS}
+
+# Kinds of stages that read a key; the longest key counts. What is not here is read by all.
+READ_BY: dict[str, frozenset[str]] = {
+    # Where a run lies and how it is watched.
+    "name": frozenset(),
+    "output_dir": frozenset(),
+    "profiling": frozenset(),
+    "logging": frozenset(),
+    # How work is spread over time and machines, not what is computed.
+    "rollout.server_url": frozenset(),
+    "rollout.server_args": frozenset(),
+    "rollout.server_devices": frozenset(),
+    "rollout.server_allow_public": frozenset(),
+    "rollout.server_start_timeout_s": frozenset(),
+    "rollout.max_engine_restarts": frozenset(),
+    "rollout.gpu_memory_share": frozenset(),
+    "rollout.sleep": frozenset(),
+    "rollout.sync_route": frozenset(),
+    "rollout.sync_folder": frozenset(),
+    "rollout.sync_bucket_mib": frozenset(),
+    "rollout.sync_timeout_s": frozenset(),
+    "reward.num_workers": frozenset(),
+    "synthesize.num_concurrent": frozenset(),
+    **{
+        f"synthesize.{role}.{key}": frozenset()
+        for role in ("generator", "critic", "reward_model")
+        for key in (
+            "url",
+            "api_key_variable",
+            "max_concurrency",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "timeout_s",
+            "max_retries",
+            "prompt_price",
+            "completion_price",
+            "gpu_memory_share",
+        )
+    },
+    # Settings of single stages.
+    "stages": frozenset(),  # compared by name: the stages that have begun stay where they are
+    "iterate": frozenset({"iterate"}),
+    "synthesize": frozenset({"synthesize"}),
+    "supervised": frozenset({"supervised"}),
+    "solutions": frozenset({SOLUTIONS, "preference", "reinforce"}),
+    "preference": frozenset({"preference"}),
+    "reinforce": frozenset({"reinforce"}),
+    "reinforce.restarts": frozenset({"reinforce", SOLUTIONS}),
+    "distill": frozenset({"distill"}),
+    "reward.model": frozenset({"reinforce"}),
+    "reward.rule_weight": frozenset({"reinforce"}),
+    "reward.reflection_bonus": frozenset({"reinforce"}),
+    "reward.preference_weight": frozenset({"reinforce"}),
+    "reward.normalize_preference": frozenset({"reinforce"}),
+    "rollout.temperature": _SAMPLING,
+    "rollout.top_k": _SAMPLING,
+    "rollout.top_p": _SAMPLING,
+    "rollout.request_seeds": _SAMPLING,
+    "rollout.max_step_tokens": frozenset({"reinforce"}),
+    "rollout.max_logprob_diff": frozenset({"reinforce"}),
+    "rollout": _TRAINING,
+    "packing": EVERY_STAGE - {"synthesize"},
+    "evaluation": EVERY_STAGE - {"synthesize"},
+}
+
+
+def read_config(path: Path) -> Config:
+    """The config.toml of a run folder; ConfigError, naming it, when it is damaged."""
+    try:
+        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: {REMEDY}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{path} is damaged or not a config of this version: {reason}") from None
+
+
+def readers(key: str) -> frozenset[str]:
+    """Kinds of stages that read a key of the config, in dots."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        found = READ_BY.get(".".join(parts[:length]))
+        if found is not None:
+            return found
+    return EVERY_STAGE | {SOLUTIONS, "iterate"}
+
+
+def check_settings(earlier: Config, now: Config, begun: Collection[str]) -> list[str]:
+    """Settings that differ, for the log; ConfigError for one that a begun stage has read.
+
+    earlier: of the run folder. begun: names of the stages that have begun, `SOLUTIONS` among them
+    when there are samples of a stage that has not.
+    """
+    kinds = begun_kinds(earlier, begun)
+    names = [[plan.name for plan in plan_stages(config)] for config in (earlier, now)]
+    old, new = names[0], names[1]
+    for place, stage in enumerate(old):
+        if stage in begun and new[place : place + 1] != [stage]:
+            raise ConfigError(
+                f"stages = {list(now.stages)}: this run has begun with {list(earlier.stages)}; "
+                f"keep {stage} in its place, or choose another --name"
+            )
+    differences: list[str] = []
+    before, after = dict(_flat(earlier)), dict(_flat(now))
+    for key in sorted({*before, *after}):
+        if before.get(key) == after.get(key):
+            continue
+        difference = f"{key}: {_shown(before.get(key))} there, {_shown(after.get(key))} here"
+        relied = sorted(readers(key) & kinds)
+        if relied:
+            raise ConfigError(
+                f"the run folder differs from this config in {difference}; {' and '.join(relied)} "
+                "went by it: resume with the same value, or choose another --name"
+            )
+        differences.append(difference)
+    return differences
+
+
+def input_digests(config: Config) -> dict[str, dict[str, Any]]:
+    """For each key that names a local file or model folder: the path, and SHA-256 by file name."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, path in _inputs(config):
+        if path.is_file():
+            found[key] = {"path": str(path), "files": digests(path)}
+        elif path.is_dir():
+            names = sorted(
+                p.name
+                for p in path.iterdir()
+                if p.is_file() and p.suffix in (".safetensors", ".json", ".txt", ".jinja", ".model")
+            )
+            found[key] = {"path": str(path), "files": digests(path, names)}
+    return found
+
+
+def check_inputs(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], kinds: Collection[str]
+) -> None:
+    """ConfigError, naming the file, when what a begun stage reads has another content than before.
+
+    earlier, now: of `input_digests`; a key whose path differs is the settings' affair.
+    """
+    for key, known in earlier.items():
+        found = now.get(key)
+        if not readers(key) & set(kinds) or (found and found["path"] != known["path"]):
+            continue
+        if found is None:
+            raise ConfigError(f"{key}: {known['path']} is gone since the run began: bring it back")
+        if found["files"] == known["files"]:
+            continue
+        names = sorted({*found["files"], *known["files"]})
+        name = next(n for n in names if found["files"].get(n) != known["files"].get(n))
+        raise ConfigError(
+            f"{key}: {Path(known['path']) / name} is not what it was when the run began: bring "
+            "the old content back, or start a new run under another --name"
+        )
+
+
+def check_artefacts(folder: Path, known: Mapping[str, Mapping[str, str]]) -> None:
+    """ConfigError, naming the file, when something that the run made is not as it was written.
+
+    known: SHA-256 by file name, by path in the run folder.
+    """
+    for name, files in known.items():
+        place = folder / name
+        try:
+            found = digests(place, list(files))
+        except DamagedFile as error:
+            raise ConfigError(f"{error}: {REMEDY}") from None
+        for file_name, recorded in files.items():
+            if found[file_name] != recorded:
+                raise ConfigError(f"{place / file_name} is not what this run wrote: {REMEDY}")
+
+
+REMEDY = "restore it from a copy, or start a new run under another --name"
+
+
+def begun_kinds(config: Config, begun: Collection[str]) -> set[str]:
+    """Kinds of the stages that have begun, as `readers` names them; rounds are "iterate" too."""
+    kinds = {SOLUTIONS} & set(begun)
+    for plan in plan_stages(config):
+        if plan.name in begun:
+            kinds |= {plan.kind} | ({"iterate"} if plan.name != plan.kind else set())
+    return kinds
+
+
+def _flat(config: Config) -> Iterator[tuple[str, Any]]:
+    yield from _flattened(tomllib.loads(to_toml(config)), "")
+
+
+def _flattened(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else repr(value)
+
+
+def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
+    """Keys that name files or folders, with the path that they name."""
+    named = {
+        "model.path": config.model.path,
+        "data.source": config.data.source,
+        "data.eval_source": config.data.eval_source,
+        "supervised.source": config.supervised.source,
+        "reward.model": config.reward.model,
+        "distill.student": config.distill.student,
+    }
+    synthesize = config.synthesize
+    agents = {
+        "generator": synthesize.generator,
+        "critic": synthesize.critic,
+        "reward_model": synthesize.reward_model,
+    }
+    for role, agent in agents.items():
+        if agent.kind in ("embedded", "vllm", "scalar"):
+            named[f"synthesize.{role}.model"] = agent.model
+    for key, path in named.items():
+        if path is not None:
+            yield key, Path(path).expanduser()

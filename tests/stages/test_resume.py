@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which settings and files a resumed run may change: those that no begun stage has read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from satori_fast.config import Config, ConfigError, describe, load_config
+from satori_fast.stages.resume import (
+    EVERY_STAGE,
+    READ_BY,
+    SOLUTIONS,
+    begun_kinds,
+    check_inputs,
+    check_settings,
+    input_digests,
+    read_config,
+    readers,
+)
+
+STAGES = ["synthesize", "supervised", "preference", "reinforce", "iterate"]
+
+
+def config_with(folder: Path, *overrides: str) -> Config:
+    path = folder / "config.toml"
+    path.write_text(f"schema_version = 1\nstages = {STAGES}\n[data]\nnum_train = 9\n")
+    return load_config(path, ["--tokenizer.kind", "words", *overrides])
+
+
+def keys(config: Config) -> set[str]:
+    return {key for key, _, _ in describe(config)} | set(type(config).model_fields)
+
+
+def test_every_key_of_the_table_is_a_key_of_the_config() -> None:
+    known = keys(Config.example())
+    sections = {key.rpartition(".")[0] for key in known}
+    assert set(READ_BY) - known - sections == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "begun"),
+    [
+        ("reward.model", "'right'", ["synthesize", "supervised"]),
+        ("reward.preference_weight", "1.0", ["synthesize", "supervised", "preference"]),
+        ("reinforce.recipe", "grpo", ["synthesize", "supervised"]),
+        ("reinforce.optimizer.learning_rate", "1e-7", ["supervised", SOLUTIONS]),
+        ("preference.margin", "1.0", ["synthesize", "supervised"]),
+        ("distill.student", "'other'", ["synthesize", "supervised", "reinforce"]),
+        ("rollout.temperature", "0.7", ["synthesize", "supervised"]),
+        ("rollout.server_url", "http://127.0.0.1:1", ["supervised", "reinforce"]),
+        ("synthesize.generator.url", "http://127.0.0.1:1/v1", ["synthesize"]),
+        ("logging.wandb_project", "other", STAGES),
+        ("name", "other", STAGES),
+        ("seed", "5", []),
+        ("stages", '["synthesize", "supervised", "reinforce"]', ["synthesize", "supervised"]),
+    ],
+)
+def test_what_no_begun_stage_reads_may_be_corrected(
+    tmp_path: Path, key: str, value: str, begun: list[str]
+) -> None:
+    earlier, now = config_with(tmp_path), config_with(tmp_path, f"--{key}", value)
+    differences = check_settings(earlier, now, begun)
+    assert len(differences) == 1 and differences[0].startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "begun", "kind"),
+    [
+        ("seed", "5", ["synthesize"], "synthesize"),
+        ("data.num_train", "5", ["supervised"], "supervised"),
+        ("supervised.batch_size", "5", ["synthesize", "supervised"], "supervised"),
+        ("rollout.temperature", "0.7", ["supervised", SOLUTIONS], "solutions"),
+        ("solutions.num_samples", "3", ["supervised", SOLUTIONS], "solutions"),
+        ("reinforce.restarts.max_backtrack", "1", [SOLUTIONS], "solutions"),
+        ("reward.reflection_bonus", "0.1", ["reinforce"], "reinforce"),
+        ("reinforce.num_steps", "5", ["supervised", "reinforce_2"], "reinforce"),
+        ("iterate.rounds", "[{ num_steps = 5 }]", ["distill_2"], "iterate"),
+        ("model.hidden_size", "256", ["supervised"], "supervised"),
+        ("packing.max_tokens_per_microbatch", "9999", ["supervised"], "supervised"),
+    ],
+)
+def test_what_a_begun_stage_reads_stays(
+    tmp_path: Path, key: str, value: str, begun: list[str], kind: str
+) -> None:
+    earlier, now = config_with(tmp_path), config_with(tmp_path, f"--{key}", value)
+    with pytest.raises(ConfigError, match=f"in {key}: .* there, .* here; {kind} went by it"):
+        check_settings(earlier, now, begun)
+
+
+def test_stages_that_have_begun_keep_their_places(tmp_path: Path) -> None:
+    earlier = config_with(tmp_path)
+    now = config_with(tmp_path, "--stages", '["supervised", "reinforce"]')
+    with pytest.raises(ConfigError, match="keep synthesize in its place"):
+        check_settings(earlier, now, ["synthesize"])
+
+
+def test_an_unknown_key_is_read_by_all() -> None:
+    assert readers("data.source") == EVERY_STAGE | {SOLUTIONS, "iterate"}
+    assert readers("reward.model") == {"reinforce"} and readers("profiling.trace") == set()
+    assert begun_kinds(Config.example(), ["supervised"]) == {"supervised"}
+
+
+def test_a_file_that_changed_is_named_where_a_begun_stage_read_it(tmp_path: Path) -> None:
+    data, model = tmp_path / "sums.jsonl", tmp_path / "reward"
+    data.write_text("one\n")
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (model / name).write_text(name)
+    overrides = ("--data.source", f"'{data}'", "--reward.model", f"'{model}'")
+    config = config_with(tmp_path, *overrides)
+    earlier = input_digests(config)
+    assert set(earlier) == {"data.source", "reward.model"}
+    assert set(earlier["reward.model"]["files"]) == {"config.json", "model.safetensors"}
+
+    def check(*kinds: str) -> None:
+        check_inputs(earlier, input_digests(config), kinds)
+
+    check("supervised", "reinforce")
+    (model / "model.safetensors").write_text("other")
+    check("supervised")
+    with pytest.raises(
+        ConfigError, match=r"reward\.model: .*model\.safetensors is not what it was"
+    ):
+        check("supervised", "reinforce")
+    data.write_text("two\n")
+    with pytest.raises(ConfigError, match=r"data\.source: .*sums\.jsonl is not what it was"):
+        check("supervised")
+    data.unlink()
+    with pytest.raises(ConfigError, match=r"data\.source: .*sums\.jsonl is gone"):
+        check("supervised")
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    contents: list[Any] = ["name = ", "unknown_key = 1\n", "seed = 'x'\n"]
+    for content in contents:
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=r"config\.toml is damaged"):
+            read_config(path)
