@@ -34,6 +34,7 @@ from satori_fast.stages.setup import learner_for
 from satori_fast.stages.solutions import load_or_sample_solutions
 from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.workload import count_training
+from satori_fast.storage import check_digests, digests
 from satori_fast.types import PreferencePair, ScoreStatistics
 
 logger = logging.getLogger(__name__)
@@ -74,9 +75,11 @@ def preference(run: Run) -> StageOutcome:
     learners = {"reward": model}
     done = run.resume_stage(learners)
     best: SelectionResult | None = None
+    exported: dict[str, str] = {}
     if done.data is not None:
         cursor.load_state_dict(done.data["pairs"])
         best = None if done.data["best"] is None else SelectionResult(**done.data["best"])
+        exported = done.data["exported"]
     with StepLoop(run, learners, num_steps, done, checkpoint_every=config.checkpoint_every) as loop:
         for step in loop:
             metrics = preference_step(run, model, cursor.take(config.batch_size), step)
@@ -85,10 +88,16 @@ def preference(run: Run) -> StageOutcome:
                 metrics |= {f"preference/heldout_{name}": x for name, x in asdict(result).items()}
                 if is_better(result, best):
                     best = result
-                    export_reward_model(run, model, result)
-            state = {"pairs": cursor.state_dict(), "best": None if best is None else asdict(best)}
+                    exported = export_reward_model(run, model, result)
+            state = {
+                "pairs": cursor.state_dict(),
+                "best": None if best is None else asdict(best),
+                "exported": exported,
+            }
             loop.finish_step(metrics, state, shown={"accuracy": metrics["preference/accuracy"]})
     assert best is not None
+    # A resumed stage may leave the model of an earlier session: it must still be that model.
+    run.parallel.on_main(lambda: check_digests(run.exported_model, exported))
     figures = {**asdict(best), "num_pairs": len(data.pairs), "num_heldout": len(data.heldout)}
     return StageOutcome({"reward": run.exported_model}, None, loop.done.times, figures)
 
@@ -146,8 +155,10 @@ def is_better(result: SelectionResult, best: SelectionResult | None) -> bool:
     return (result.best_of_n, result.pair_accuracy) > (best.best_of_n, best.pair_accuracy)
 
 
-def export_reward_model(run: Run, model: Learner, result: SelectionResult) -> None:
-    """The model with the statistics of its scores, in place of an earlier one of this stage."""
+def export_reward_model(run: Run, model: Learner, result: SelectionResult) -> dict[str, str]:
+    """The model with the statistics of its scores, in place of an earlier one of this stage; the
+    digests of its files."""
     statistics = ScoreStatistics(result.score_mean, result.score_std or 1.0)
     hf_config: Any = with_score_statistics(model.hf_config, statistics)
     export_hf(replace(model, hf_config=hf_config), run.exported_model, run.renderer.tokenizer)
+    return run.parallel.from_main(lambda: digests(run.exported_model))

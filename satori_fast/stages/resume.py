@@ -13,9 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import ValidationError
-
-from satori_fast.config import Config, ConfigError, to_toml
+from satori_fast.config import Config, ConfigError, load_config, to_toml
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import DamagedFile, digests
 
@@ -92,13 +90,12 @@ READ_BY: dict[str, frozenset[str]] = {
 
 def read_config(path: Path) -> Config:
     """The config.toml of a run folder; ConfigError, naming it, when it is damaged."""
+    if not path.exists():
+        raise ConfigError(f"{path} is missing: {REMEDY}")
     try:
-        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing: {REMEDY}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{path} is damaged or not a config of this version: {reason}") from None
+        return load_config(path)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is damaged or of another version ({error}): {REMEDY}") from None
 
 
 def readers(key: str) -> frozenset[str]:

@@ -209,7 +209,7 @@ def test_tests_skip_only_through_conftest_and_markers() -> None:
 
 
 def test_every_test_file_mirrors_a_module() -> None:
-    free_folders = {"tests/architecture", "tests/invariants"}
+    free_folders = {"tests/architecture", "tests/invariants", "tests/drill"}
     # Several processes, and pages in a browser: subjects of a package, not of a module.
     free_names = {"test_ranks.py", "test_report_browser.py"}
     broken = []

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of the command line in processes of their own, that die or find the disk full on cue.
+
+Processes are forked from this one, which has everything imported and nothing started: a try takes
+as long as its work. What is on cue is counted in file events (opened for writing, renamed, removed,
+made) inside the run folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Cue = Literal["kill", "full"]
+_EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
+_WRITING = os.O_WRONLY | os.O_RDWR
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended. code: its exit code, or minus the signal that killed it."""
+
+    code: int
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        lines = [line for line in self.stderr.splitlines() if line.startswith("satori-fast:")]
+        return lines[-1] if lines else ""
+
+
+@dataclass
+class Victim:
+    """A run in a process of its own, started at once. `wait` for it, or `kill` it.
+
+    arguments: of the command line. folder: the run folder, for counting.
+    at:        number of the file event that gives the cue, None: none does.
+    """
+
+    arguments: list[str]
+    folder: Path
+    cue: Cue = "kill"
+    at: int | None = None
+
+    def __post_init__(self) -> None:
+        self._log = self.folder.with_name(f"{self.folder.name}-{time.monotonic_ns()}.log")
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._act()
+
+    def _act(self) -> None:
+        """In the new process; never returns."""
+        code = 70
+        try:
+            log = os.open(self._log, os.O_WRONLY | os.O_CREAT)
+            os.dup2(log, 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if self.at is not None:
+                sys.addaudithook(_Counter(str(self.folder), self.cue, self.at).see)
+            from satori_fast.cli import main
+
+            code = main(self.arguments)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait(self) -> Ending:
+        _, status = os.waitpid(self.pid, 0)
+        stderr = self._log.read_text(encoding="utf-8", errors="replace")
+        self._log.unlink()
+        return Ending(os.waitstatus_to_exitcode(status), stderr)
+
+    def signal_after(self, seconds: float, number: int = signal.SIGKILL) -> Ending:
+        """Send a signal when so much time has passed, or when the run has ended before."""
+        time.sleep(seconds)
+        os.kill(self.pid, number)  # it is not reaped yet, so the number is still its own
+        return self.wait()
+
+
+class _Counter:
+    """Counts file events in a folder and gives the cue."""
+
+    def __init__(self, folder: str, cue: Cue, at: int) -> None:
+        self._folder, self._cue, self._left = folder, cue, at
+
+    def see(self, event: str, arguments: tuple[Any, ...]) -> None:
+        is_event = event in _EVENTS or (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
+        )
+        if not is_event or not str(arguments[0]).startswith(self._folder):
+            return
+        self._left -= 1
+        if self._left > 0:
+            return
+        if self._cue == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if event in ("open", "os.mkdir"):  # a full disk still renames and removes
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+
+
+def run(arguments: list[str], folder: Path, *, cue: Cue = "kill", at: int | None = None) -> Ending:
+    """Run the command line to its end, or to its cue."""
+    return Victim(arguments, folder, cue, at).wait()
