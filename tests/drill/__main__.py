@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.drill import drills
+from tests.drill import drills, numbers, processes
 from tests.drill.scene import Outcome, Scene, prepare, shortened, table
 
 Drill = Callable[..., Iterator[Outcome]]
@@ -20,6 +20,9 @@ DRILLS: dict[str, Drill] = {
     "full_disk": drills.full_disk,
     "two_starts": drills.two_starts,
     "signals": drills.signals,
+    "numbers": numbers.numbers,
+    "ranks": processes.ranks,
+    "servers": processes.servers,
 }
 
 

@@ -21,7 +21,7 @@ from tests.drill.victim import Ending, run
 # File kinds of a run that was killed in its last stage, each with the ways it is damaged.
 ALL = ("flip", "cut", "empty", "remove")
 DAMAGES: dict[str, tuple[str, ...]] = {
-    "config.toml": ("cut", "empty", "remove"),
+    "config.toml": ALL,
     "progress.json": ALL,
     "analysis.json": ("flip", "cut"),
     "metrics.jsonl": ("flip", "cut", "remove"),

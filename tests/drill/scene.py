@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -124,6 +124,10 @@ class Scene:
     def arguments(self, place: Path, *more: str) -> list[str]:
         """Of a run whose folder is `place`/drill."""
         return ["run", str(self.config), "--output_dir", f"'{place}'", *more]
+
+    def beside(self, reference: Path) -> Scene:
+        """The same scene, compared with another undisturbed run."""
+        return replace(self, reference=reference, _planted=set())
 
     @contextmanager
     def place(self, name: str) -> Iterator[Path]:
