@@ -3,8 +3,10 @@
 
 This is the only grader: training rewards and evaluation call the same functions. The answer is the
 content of the last ``\\boxed{}`` of the whole response; there is no fallback to the last number.
-math-verify decides equality, gold first because it is asymmetric, after two cheap tests (the same
-text, the same plain number) that settle most answers.
+
+Two cheap tests (the same text, the same plain number) settle most answers in the caller. The others
+are read form by form (`grading_forms`, `grading_equality`), their expressions by math-verify's
+parser (`grading_algebra`); `grading_spelling` brings both sides to one spelling first.
 
 Sampled answers can keep a computer algebra system busy for ever (``9^{9^{9^{9}}}``), so
 `GradingPool` grades in killable processes (`grading_worker`).
@@ -14,17 +16,18 @@ Not here: rewards (`rewards.outcome`) and running code that a model wrote (`eval
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from satori_fast.grading_algebra import UnreadableError
+from satori_fast.grading_equality import check_readable, same_answer
+from satori_fast.grading_spelling import clean, key, number
 from satori_fast.grading_worker import Worker
 
 Reason = Literal["match", "mismatch", "no_answer", "timeout", "crash"]
@@ -49,158 +52,132 @@ class Grader(Protocol):
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]: ...
 
 
-_BOX_TOKENS = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
+# A doubled backslash before "boxed" is an escape too many, not a row's end.
+_BOX_TOKENS = re.compile(r"(?P<box>\\+f?boxed(?![a-zA-Z]))|\\.|[{}]", re.DOTALL)
+# What a box without braces takes in: a number, a command with its arguments, a letter.
+_UNBRACED = re.compile(
+    r"\s*(?P<answer>[-+]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[a-zA-Z]+\s*(?:\{[^{}]*\}){1,2}"
+    r"|[-+]?\\pi(?![a-zA-Z])|[a-zA-Z](?![a-zA-Z]))"
+)
+_BRACE = re.compile(r"\s*\{")
 
 
-def _scan_boxes(text: str) -> list[str | None]:
-    """Content of every ``\\boxed{`` in order of opening; None where it never closes.
+@dataclass(slots=True)
+class _Box:
+    """Where the content of a box begins and ends. end: None while it is open."""
 
-    A box that encloses another box is left out: the innermost one is the answer. One pass, because
-    a degenerate response can open thousands of boxes.
+    start: int
+    end: int | None
+    encloses: bool = False
+
+    def content(self, text: str) -> str | None:
+        return None if self.end is None else text[self.start : self.end].strip() or None
+
+
+def _scan_boxes(text: str, cuts: Sequence[int] = ()) -> tuple[list[_Box], list[str | None]]:
+    """Boxes of `text` in order of opening, and the answer that stands at each of `cuts`.
+
+    One pass that copies nothing but the standing answers, because a degenerate response can open
+    thousands of boxes, one in the other. The last box to open is never around another one: its
+    content is the answer.
     """
-    contents: list[str | None] = []
-    starts: list[int] = []
-    encloses: list[bool] = []
-    braces: list[int | None] = []  # the box that each open brace opened, None: a plain brace
-    open_boxes: list[int] = []
-    for token in _BOX_TOKENS.finditer(text):
+    boxes: list[_Box] = []
+    standing: list[str | None] = []
+    braces: list[_Box | None] = []  # the box that each open brace opened, None: a plain brace
+    open_boxes: list[_Box] = []
+    known: tuple[_Box | None, str | None] = (None, None)
+
+    def record(until: int | None) -> None:
+        nonlocal known
+        while len(standing) < len(cuts) and (until is None or cuts[len(standing)] <= until):
+            last = boxes[-1] if boxes else None
+            if last is None or last.end is None:
+                standing.append(None)
+                continue
+            if known[0] is not last:
+                known = (last, last.content(text))
+            standing.append(known[1])
+
+    position = 0
+    while (token := _BOX_TOKENS.search(text, position)) is not None:
+        position = token.end()
+        record(token.start())
         if token["box"] is not None:
+            opened = _open_box(text, position)
+            if opened is None:
+                continue
             if open_boxes:  # boxes further out are marked already
-                encloses[open_boxes[-1]] = True
-            braces.append(len(contents))
-            open_boxes.append(len(contents))
-            contents.append(None)
-            starts.append(token.end())
-            encloses.append(False)
+                open_boxes[-1].encloses = True
+            boxes.append(opened)
+            position = opened.end or opened.start
+            if opened.end is None:
+                braces.append(opened)
+                open_boxes.append(opened)
         elif token[0] == "{":
             braces.append(None)
         elif token[0] == "}" and braces and (box := braces.pop()) is not None:
             open_boxes.pop()
-            contents[box] = text[starts[box] : token.start()]
-    return [c for c, outer in zip(contents, encloses, strict=True) if not outer]
+            box.end = token.start()
+    record(None)
+    return boxes, standing
+
+
+def _open_box(text: str, position: int) -> _Box | None:
+    """The box whose command ends at `position`; None for a word about boxes."""
+    brace = _BRACE.match(text, position)
+    if brace is not None:
+        return _Box(brace.end(), None)
+    unbraced = _UNBRACED.match(text, position)
+    return _Box(*unbraced.span("answer")) if unbraced is not None else None
 
 
 def extract_answer(text: str) -> str | None:
     r"""Content of the last ``\boxed{}`` in `text`, stripped; None if missing, empty or unclosed.
 
+    ``\fbox{5}`` and ``\boxed 5`` are boxes too.
+
     >>> extract_answer(r"\boxed{1} no, \boxed{\frac{1}{2}}")
     '\\frac{1}{2}'
     """
-    boxes = _scan_boxes(text)
-    last = boxes[-1] if boxes else None
-    return (last.strip() or None) if last is not None else None
+    boxes, _ = _scan_boxes(text)
+    return boxes[-1].content(text) if boxes else None
 
 
 def extract_answers(text: str) -> list[str]:
-    """Contents of all closed, non-empty boxes of `text`, in order, stripped."""
-    return [box.strip() for box in _scan_boxes(text) if box is not None and box.strip()]
+    """Contents of all closed, non-empty boxes of `text`, in order, stripped.
 
-
-# Clean-up for both sides of a comparison: math delimiters, spacing commands, trailing punctuation.
-_SPELLINGS = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"(?<!\\)\\[,;: ]|~", " "),  # a double backslash ends a row of a matrix
-        (r"(?<!\\)\\[()\[\]!]|\\?\$", ""),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(leq|geq)slant(?![a-zA-Z])", r"\\\1"),
-        (r"\{,\}", ","),
-        ("\u2212", "-"),
-        (r"(?<=\d)\.(?=\s*/)", ""),  # 3./2
-        (r"\s+", " "),
-    )
-)
-_SET_BUILDER = re.compile(
-    r"(?:\\left)?\\\{\s*[a-zA-Z]\s*(?:\\mid|\\vert|\||:)\s*"
-    r"([^,]*?(?:[<>]|\\[lg]e)[^,]*?)(?:\\right)?\\\}"
-)
-_NUMBER = re.compile(
-    r"([+-]?)\s?(\d{1,3}(?:[, ]\d{3})+|\d*)(\.\d+)?"
-    r"(?:(?:[eE]|\s?(?:\\times|\\cdot|\*)\s?10\^)([+-]?\d{1,3}|\{[+-]?\d{1,3}\}))?"
-)
-_WORDS = re.compile(r"[a-zA-Z][a-zA-Z '-]*[a-zA-Z]")
-_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
-_LONGEST_PLAIN = 100  # characters; beyond, integers and regular expressions become slow
-
-
-def _clean(answer: str) -> str:
-    text = answer
-    for pattern, replacement in _SPELLINGS:
-        text = pattern.sub(replacement, text)
-    text = text.strip().rstrip(".,;: ")
-    builder = _SET_BUILDER.fullmatch(text) if len(text) <= _LONGEST_PLAIN else None
-    # math-verify cannot read {x | condition}; the bare condition it compares as a set.
-    return builder[1].strip() if builder else text
-
-
-def _number(text: str) -> str | None:
-    """Cleaned `text` as "-1234.5e6" if it is a plain number; thousands separators are allowed."""
-    match = _NUMBER.fullmatch(text) if len(text) <= _LONGEST_PLAIN else None
-    if match is None or not (match[2] or match[3]):
-        return None
-    whole = re.sub("[, ]", "", match[2]) or "0"
-    return f"{match[1]}{whole}{match[3] or ''}e{(match[4] or '0').strip('{}')}"
-
-
-def _same_number(answer: str, gold: str) -> bool:
-    """Equal to six decimals, as math-verify rounds, and to six significant digits.
-
-    math-verify alone would call 1e-8 and 3e-9 the same number.
+    A box around another box is left out.
     """
-    a, g = Fraction(answer), Fraction(gold)
-    return a == g or abs(a - g) < min(Fraction(5, 10**7), abs(g) / 10**6)
+    boxes, _ = _scan_boxes(text)
+    contents = (box.content(text) for box in boxes if not box.encloses)
+    return [content for content in contents if content is not None]
 
 
-def _key(cleaned: str) -> str:
-    """Two cleaned answers with the same key are the same answer."""
-    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])\.?", "", cleaned)
-    wrapped = _WRAPPER.fullmatch(text)
-    text = wrapped[1].strip() if wrapped else text
-    if _WORDS.fullmatch(text):
-        return text.casefold()
-    return re.sub(r"(?<![a-zA-Z0-9]) | (?![a-zA-Z0-9])", "", text)
+def standing_answers(text: str, cuts: Sequence[int]) -> list[str | None]:
+    """`extract_answer(text[:cut])` of each of the ascending `cuts`, in one pass."""
+    return _scan_boxes(text, cuts)[1]
+
+
+# An answer that is much longer than the gold one is wrong: nobody writes it, and reading it costs
+# seconds ("1,1,1,..." to the end of the response).
+_SHORT_ANSWER, _LONGER_THAN_GOLD = 1_000, 4
 
 
 def _decide(answer: str, gold: str) -> bool | None:
-    """Equality where it is cheap to see; None when math-verify must decide."""
+    """Equality where it is cheap to see; None where the answers must be read."""
     if not gold.strip() or not answer.strip():
         return False
-    answer, gold = _clean(answer), _clean(gold)
-    if gold and _key(answer) == _key(gold):
+    if len(answer) > _SHORT_ANSWER + _LONGER_THAN_GOLD * len(gold):
+        return False
+    answer, gold = clean(answer), clean(gold)
+    if not gold or not answer:
+        return False
+    if key(answer) == key(gold):
         return True
-    answer_number, gold_number = _number(answer), _number(gold)
-    if answer_number and gold_number:
-        return _same_number(answer_number, gold_number)
+    answer_number, gold_number = number(answer), number(gold)
+    if answer_number is not None and gold_number is not None:
+        return answer_number == gold_number
     return None
-
-
-def _parse(cleaned: str) -> list[Any]:
-    """What math-verify reads in a cleaned answer: an expression and its text, or the text only.
-
-    No time limit: math-verify's own uses signal.alarm, which fails outside the main thread.
-    """
-    from latex2sympy2_extended import (  # pyright: ignore[reportMissingTypeStubs]
-        NormalizationConfig,
-    )
-    from math_verify import (  # pyright: ignore[reportMissingTypeStubs]
-        LatexExtractionConfig,
-        parse,
-    )
-
-    # It warns that the limits are off at each first use in a process.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    number = _number(cleaned)
-    if number:  # "4.5e33" would be read as 4.5 * e * 33 and "1 234" as 1 + 234
-        digits, exponent = number.split("e")
-        cleaned = digits if exponent == "0" else rf"{digits} \times 10^{{{exponent}}}"
-    # A unit follows a number or a command (\pi). Bare letters have none: "p q s" would lose its
-    # seconds, "p q r" its r, and they would be equal.
-    has_units = re.search(r"[\d\\]", cleaned) is not None
-    rules = NormalizationConfig(units=has_units, malformed_operators=True, boxed="last")
-    # Without anchor, a number inside the box could pass for the answer.
-    latex = LatexExtractionConfig(False, boxed_match_priority=0, normalization_config=rules)
-    # Gold answers need a LaTeX environment around them too, or they parse to nothing.
-    return parse(rf"\boxed{{{cleaned}}}", [latex], parsing_timeout=None)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=65_536)
@@ -210,26 +187,32 @@ def equivalent(answer: str, gold: str) -> bool:
     Runs in the caller, without a time limit: use `GradingPool` for answers that a model wrote.
     """
     decided = _decide(answer, gold)
-    if decided is not None:
-        return decided
-    from math_verify import verify  # pyright: ignore[reportMissingTypeStubs]
-
-    return bool(verify(_parse(_clean(gold)), _parse(_clean(answer)), timeout_seconds=None))
+    return same_answer(clean(answer), clean(gold)) if decided is None else decided
 
 
 def check_gold(gold: str) -> None:
     """Raise ValueError unless `gold` can be graded: a plain number, plain words or an expression.
 
-    Meant for load time: an answer that math-verify cannot read would count every response as wrong.
+    Meant for load time: an answer that cannot be read would count every response as wrong. Runs in
+    the caller, without a time limit: `GradingPool.check_golds` for many.
     """
-    cleaned = _clean(gold)
+    fault = gold_fault(gold)
+    if fault is not None:
+        raise ValueError(f"the gold answer {gold[:200]!r} {fault}")
+
+
+def gold_fault(gold: str) -> str | None:
+    """Why `gold` cannot be graded, None where it can."""
+    cleaned = clean(gold)
     if not cleaned:
-        raise ValueError("the gold answer is empty")
-    if _number(cleaned) or _WORDS.fullmatch(_key(cleaned)):
-        return
-    parsed = _parse(cleaned)
-    if not parsed or isinstance(parsed[0], str):
-        raise ValueError(f"the gold answer {gold!r} is not an expression that math-verify can read")
+        return "is empty"
+    try:
+        check_readable(cleaned)
+    except UnreadableError:
+        return "cannot be read as an expression"
+    except RecursionError:
+        return "is too deep to read"
+    return None
 
 
 def grade(response: str, gold: str) -> Verdict:
@@ -259,8 +242,8 @@ class GradingPool:
     num_workers = 0 grades in the caller, without a time limit: for tests and trusted text.
 
     Processes start at the first answer that needs one. Verdicts are cached by (answer, gold), at
-    most `cache_size` of them; crashes are tried again. `graded`, `timeouts` and `crashes` count
-    responses, so their ratios are shares; `cache_hits` counts answers met again.
+    most `cache_size` of them; crashes are tried again. `graded`, `no_answers`, `timeouts` and
+    `crashes` count responses, so their ratios are shares; `cache_hits` counts answers met again.
     """
 
     def __init__(
@@ -270,7 +253,8 @@ class GradingPool:
             raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
         if timeout_s <= 0:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}")
-        self.graded = self.timeouts = self.crashes = self.cache_hits = 0
+        self.timeout_s = timeout_s
+        self.graded = self.no_answers = self.timeouts = self.crashes = self.cache_hits = 0
         self._cache_size = cache_size
         self._cache: OrderedDict[tuple[str, str], Future[Verdict]] = OrderedDict()
         self._lock = threading.Lock()
@@ -310,6 +294,21 @@ class GradingPool:
         futures = [self.submit(response, gold) for response, gold in pairs]
         return [future.result() for future in futures]
 
+    def check_golds(self, golds: Sequence[str]) -> list[str | None]:
+        """Why each gold answer cannot be graded, in a few words, in order; None for one that can.
+
+        Runs in the workers under the time limit: `check_gold` would hang on a tower of powers.
+        """
+        if self._closed:
+            raise ValueError("the grading pool is closed: check gold answers inside its `with` block")
+        if self._threads is None:
+            return [gold_fault(gold) for gold in golds]
+        checked = [
+            None if number(clean(gold)) is not None else self._threads.submit(self._check, gold)
+            for gold in golds
+        ]
+        return [future.result() if future is not None else None for future in checked]
+
     def close(self) -> None:
         """Kill the workers. What was submitted and is not graded raises CancelledError."""
         self._closed = True
@@ -346,6 +345,18 @@ class GradingPool:
                 self._cache.pop((answer, gold), None)
         return Verdict(reason == "match", answer, reason)
 
+    def _check(self, gold: str) -> str | None:
+        worker = self._idle.pop()
+        try:
+            fault = worker.check(gold)
+        finally:
+            self._idle.append(worker)
+        if fault == "timeout":
+            return f"takes longer than {self.timeout_s:g} s to read"
+        if fault == "crash":
+            return "its reader crashed: too large or too deep"
+        return fault or None
+
     def _finish(self, graded: Future[Verdict], future: Future[Verdict]) -> None:
         try:
             verdict = graded.result()
@@ -354,6 +365,7 @@ class GradingPool:
             return
         with self._lock:
             self.graded += 1
+            self.no_answers += verdict.reason == "no_answer"
             self.timeouts += verdict.reason == "timeout"
             self.crashes += verdict.reason == "crash"
         future.set_result(verdict)

@@ -15,11 +15,13 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Literal
 
-# A worker reads JSON lines [answer, gold] and writes lines "match" or "mismatch".
+# A worker reads JSON lines, [answer, gold] to compare or [gold] to check, and writes a line each:
+# "match", "mismatch", "readable" or what is wrong with a gold answer.
 _WORKER_PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]);"
     "from satori_fast.grading_worker import serve; serve(float(sys.argv[2]))"
@@ -43,19 +45,33 @@ def serve(timeout_s: float) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF, signal.SIGALRM))
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, _MEMORY_LIMIT_BYTES))
-    from satori_fast.grading import equivalent  # here, because that module imports this one
+    # Here, because that module imports this one.
+    from satori_fast.grading import equivalent, gold_fault
 
     equivalent(r"\frac{1}{2}", r"\sqrt{2}")  # loads sympy and warms the parser, outside the limit
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     replies.write("ready\n")
     for line in sys.stdin:
-        answer, gold = json.loads(line)
+        texts = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, timeout_s)
         signal.setitimer(signal.ITIMER_REAL, _WALL_FACTOR * timeout_s)
-        same = equivalent(answer, gold)
+        try:
+            reply = _reply(texts, equivalent, gold_fault)
+        except RecursionError:
+            reply = "mismatch" if len(texts) == 2 else "is too deep to read"
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        replies.write("match\n" if same else "mismatch\n")
+        replies.write(f"{reply}\n")
+
+
+def _reply(
+    texts: list[str],
+    equivalent: Callable[[str, str], bool],
+    gold_fault: Callable[[str], str | None],
+) -> str:
+    if len(texts) == 1:
+        return gold_fault(texts[0]) or "readable"
+    return "match" if equivalent(*texts) else "mismatch"
 
 
 class Worker:
@@ -67,6 +83,19 @@ class Worker:
         self._retired = False
 
     def grade(self, answer: str, gold: str) -> Literal["match", "mismatch", "timeout", "crash"]:
+        """Compare an answer with a gold one."""
+        reply = self._ask([answer, gold])
+        if reply in ("match", "mismatch", "timeout"):
+            return reply
+        return "crash"
+
+    def check(self, gold: str) -> str:
+        """What is wrong with a gold answer, "" for nothing; "timeout", "crash"."""
+        reply = self._ask([gold])
+        return "" if reply == "readable" else reply
+
+    def _ask(self, texts: list[str]) -> str:
+        """The worker's reply, or "timeout" or "crash"."""
         process = self._process
         if process is None or process.poll() is not None:
             process = self._start()
@@ -74,10 +103,10 @@ class Worker:
         reply = ""
         # ValueError: another thread has closed the pipe in retire().
         with contextlib.suppress(BrokenPipeError, ValueError):
-            process.stdin.write(json.dumps([answer, gold]) + "\n")
+            process.stdin.write(json.dumps(texts) + "\n")
             process.stdin.flush()
             reply = process.stdout.readline().strip()
-        if reply in ("match", "mismatch"):
+        if reply:
             return reply
         self._kill()
         if self._retired:

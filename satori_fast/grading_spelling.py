@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""One spelling for the many ways to write an answer: Unicode, TeX markup, plain text.
+
+`clean` is what both sides of a comparison go through first: "½", "\dfrac12" and "{\bf \frac 1 2}"
+come out alike. It never changes what an answer says, and takes linear time, because it runs in the
+trainer's process. What an answer says is read by `grading_forms`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+from functools import lru_cache
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ", "0123456789+-=()nix")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₙₘ", "0123456789+-=()aeoxnm")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₙₘ]+")
+_GREEK = {
+    chr(code): rf"\{unicodedata.name(chr(code)).rsplit(' ', 1)[1].lower()} "
+    for code in range(0x3B1, 0x3CA)
+    if code != 0x3C2  # final sigma
+}
+_SYMBOLS = str.maketrans(
+    _GREEK
+    | {
+        **dict.fromkeys("−–—‐‑‒―", "-"),
+        **dict.fromkeys("·⋅∙", r"\cdot "),
+        **dict.fromkeys("≤⩽", r"\leq "),
+        **dict.fromkeys("≥⩾", r"\geq "),
+        **dict.fromkeys("≈≃", r"\approx "),
+        **dict.fromkeys("∅⌀", r"\emptyset "),
+        **dict.fromkeys("‘’′", "'"),
+        **dict.fromkeys("“”″", '"'),
+        **dict.fromkeys("\u200b\u200c\u200d\ufeff\u2060", ""),
+        "×": r"\times ",
+        "÷": "/",
+        "∕": "/",
+        "≠": r"\neq ",
+        "±": r"\pm ",
+        "∓": r"\mp ",
+        "∞": r"\infty ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+        "∉": r"\notin ",
+        "∖": r"\setminus ",
+        "∣": r"\mid ",
+        "°": r"^\circ ",
+        "∘": r"\circ ",
+        "ℝ": r"\mathbb{R}",
+        "ℤ": r"\mathbb{Z}",
+        "ℕ": r"\mathbb{N}",
+        "ℚ": r"\mathbb{Q}",
+        "ℂ": r"\mathbb{C}",
+        "⟨": r"\langle ",
+        "⟩": r"\rangle ",
+        "〈": r"\langle ",
+        "〉": r"\rangle ",
+        "∠": r"\angle ",
+        "△": r"\triangle ",
+        "…": r"\ldots ",
+        "⋯": r"\ldots ",
+        "→": r"\to ",
+        "、": ",",
+        "。": ".",
+        "Δ": r"\Delta ",
+        "Σ": r"\Sigma ",
+        "Ω": r"\Omega ",
+        "Φ": r"\Phi ",
+        "Γ": r"\Gamma ",
+        "Θ": r"\Theta ",
+        "€": r"\text{euro}",
+        "£": r"\text{pound}",
+        "¢": r"\text{cent}",
+    }
+)
+_VULGAR = re.compile("[¼½¾⅐-⅞]")
+_FRACTION_SLASH = re.compile(r"(\d+)\u2044(\d+)")
+_ROOT_SIGN = re.compile(r"([√∛])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[a-zA-Z]|\\pi ))")
+
+
+def _vulgar_fraction(match: re.Match[str]) -> str:
+    value = Fraction(unicodedata.numeric(match[0])).limit_denominator(100)
+    return rf" \frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def _from_unicode(text: str) -> str:
+    text = _RAISED.sub(lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
+    text = _LOWERED.sub(lambda m: f"_{{{m[0].translate(_SUBSCRIPTS)}}}", text)
+    text = _VULGAR.sub(_vulgar_fraction, text)
+    # Symbols before and after: some compose to others ("℃" to "°C"), some would lose their meaning.
+    text = text.replace("⟨", r"\langle ").replace("⟩", r"\rangle ").translate(_SYMBOLS)
+    text = unicodedata.normalize("NFKC", text)
+    text = _FRACTION_SLASH.sub(r"\\frac{\1}{\2}", text).translate(_SYMBOLS)
+
+    def root(match: re.Match[str]) -> str:
+        inside = match[2] or match[3] or match[4] or ""
+        return rf"\sqrt{'[3]' if match[1] == '∛' else ''}{{{inside}}}"
+
+    return _ROOT_SIGN.sub(root, text)
+
+
+def _rules(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
+
+
+_FUNCTIONS = (
+    "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|gcd|lcm|max|min|det"
+)
+_TEXT_COMMANDS = r"text(?:bf|it|rm|tt|sf|up|md|sc|normal)|emph|[mh]box"
+_BOLD_COMMANDS = (
+    r"math(?:bf|it|sf|tt|normal|cal|scr)|bm|boldsymbol|pmb|underline|uline|ensuremath|fbox|boxed"
+)
+
+# Applied in this order to every answer.
+_RULES = _rules(
+    (r"\x0crac", r"\\frac"),  # a backslash that a JSON reader took for an escape
+    (r"\x08(?=inom|egin|ar)", r"\\b"),
+    (r"\t(?=ext|imes|heta|frac|an[ ({])", r"\\t"),
+    (r",\s?\\!\s*", ","),  # 11,\! 111
+    (r"(?<!\\)\\[,;:> ]|~|\\(?:q?quad|enspace|thinspace|space|hfill)(?![a-zA-Z])", " "),
+    (r"\\[hv]space\*?\s*\{[^{}]*\}|\\(?:tag|label|phantom|vphantom)\s*\{[^{}]*\}", " "),
+    (r"(?<!\\)\\[()\[\]!]|(?<!\\)\$", ""),
+    (r"\{,\}", ","),
+    (r"\{:\}", ":"),
+    (r"(?<=\s)(?<!\\)%\s*[a-zA-Z].*", ""),  # a comment
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
+    (r"\\leqslant(?![a-zA-Z])|\\leqq(?![a-zA-Z])|\\le(?![a-zA-Z])|<=|=<", r"\\leq "),
+    (r"\\geqslant(?![a-zA-Z])|\\geqq(?![a-zA-Z])|\\ge(?![a-zA-Z])|>=", r"\\geq "),
+    (r"\\ne(?![a-zA-Z])|\\not\s*=|(?<=\s)!=", r"\\neq "),
+    (r"\\lt(?![a-zA-Z])", "<"),
+    (r"\\gt(?![a-zA-Z])", ">"),
+    (r"\\(?:lvert|rvert|vert)(?![a-zA-Z])", "|"),
+    (r"\\(?:lbrace)(?![a-zA-Z])", r"\\{"),
+    (r"\\(?:rbrace)(?![a-zA-Z])", r"\\}"),
+    (r"\\(?:varnothing|emptyset|O(?=\s*$))(?![a-zA-Z])", r"\\emptyset "),
+    (r"\\(?:backslash|smallsetminus)(?![a-zA-Z])", r"\\setminus "),
+    (r"\\(?:lor|vee)(?![a-zA-Z])", r"\\text{ or }"),
+    (r"\\(?:land|wedge)(?![a-zA-Z])", r"\\text{ and }"),
+    (r"\\(?:doteq|simeq|cong|thickapprox)(?![a-zA-Z])|~=", r"\\approx "),
+    (r"\\(?:ldots|dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\.\.+", r"\\ldots "),
+    (
+        r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?",
+        "",
+    ),
+    (
+        r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|nonumber|notag|rm|bf|it|sf|tt"
+        r"|normalsize|large|Large|huge|small|centering)(?![a-zA-Z])",
+        " ",
+    ),
+    (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
+    (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])", r"^\\circ "),
+    (r"\^\s*\{\s*\\prime\s*\}|\^\s*\\prime(?![a-zA-Z])", "'"),
+    (r"(?<=\d)\.(?=\s*/)", ""),  # 3./2
+    (rf"\\operatorname\*?\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
+    (rf"\\(?:{_TEXT_COMMANDS})(?![a-zA-Z])", r"\\text"),
+    (r"\\(?:mathrm|operatorname\*?)\s*\{\s*([eidxynPkprs])\s*\}(?=\s*[\^_(])", r"\1"),
+    (r"\\(?:mathrm|operatorname\*?)\s*\{\s*([eid])\s*\}", r"\1"),
+    (r"\\(?:mathrm|operatorname\*?)(?![a-zA-Z])", r"\\text"),
+    (r"\\text\s+\{", r"\\text{"),
+    (r"\\imath(?![a-zA-Z])", "i"),
+    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+    (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
+    (r"\\frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}"),
+    (r"\\frac\s*(\d)\s*(\\pi)(?![a-zA-Z])", r"\\frac{\1}{\2}"),
+    (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
+    (r"\\sqrt\s+([a-zA-Z])", r"\\sqrt{\1}"),
+    (r"\\binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}"),
+)
+_BOLD = re.compile(rf"\\(?:{_BOLD_COMMANDS})\s*\{{([^{{}}]*)\}}")
+_BOLD_LETTER = re.compile(rf"\\(?:{_BOLD_COMMANDS})\s+([a-zA-Z0-9])(?![a-zA-Z])")
+_MARKDOWN = re.compile(r"\s*(\*\*|__|`|\"|'')(.+?)\1\s*", re.DOTALL)
+# What people type who do not write TeX.
+_PLAIN = _rules(
+    (r"\*\*", "^"),
+    (r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"(?<![\\a-zA-Z])sqrt\s*(\d+)", r"\\sqrt{\1}"),
+    (r"(?<![\\a-zA-Z])sqrt(?=\s*[\[{])", r"\\sqrt"),
+    (r"(?<![\\a-zA-Z])frac(?=\s*\{)", r"\\frac"),
+    (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi "),
+    (r"(?<![\\a-zA-Z])(?:infinity|infty|inf)(?![a-zA-Z])", r"\\infty "),
+    (rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?=\s*\(|\s+[\dx\\])", r"\\\1 "),
+    (r"\+/?-", r"\\pm "),
+    (r"\^\s*\(([^()]*)\)", r"^{\1}"),
+    (r"\^\s*(-?\d{2,}|-\d)", r"^{\1}"),
+    (r"\\log\s*_\s*(\d)\s*(\d)", r"\\log_{\1} \2"),
+    (r"_\s*(\d{2,})", r"_{\1}"),
+    (r"\{\s*(\d+|[a-z])\s*\\choose\s*(\d+|[a-z])\s*\}", r"\\binom{\1}{\2}"),
+    (r"(?:\{\s*\})?\s*_\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+    (r"(?:\{\s*\})?\s*\^\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+)
+_LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore|the|final|correct|required|answer|result|choice|option|value|is"
+    r"|are|equals|approximately|approx|about|roughly|around|exactly)(?![a-zA-Z])[\s,:=.]*)+",
+    re.IGNORECASE,
+)
+_LEADING_TEXT = re.compile(r"\\text\{([^{}]*)\}\s*[:=]?\s*(?=\S)")
+_WHOLE_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+
+
+_TRAILING = re.compile(r"(?:(?<!\\)[,;:\s]|(?<![.\\])\.)+$")
+
+
+def _has_one_group(text: str) -> bool:
+    """Does the brace that opens `text` close at its end?"""
+    depth = 0
+    for position, letter in enumerate(text):
+        if letter in "{}" and (position == 0 or text[position - 1] != "\\"):
+            depth += 1 if letter == "{" else -1
+            if depth == 0:
+                return position == len(text) - 1
+    return False
+
+
+def _without_lead(text: str) -> str:
+    """`text` without "The answer is" and the like, if something follows."""
+    leading = _LEADING_TEXT.match(text)
+    if leading is not None and _LEAD.fullmatch(leading[1].strip() or "="):
+        return text[leading.end() :]
+    lead = _LEAD.match(text)
+    if lead is not None and text[lead.end() - 1] in " :=" and lead.end() < len(text):
+        return text[lead.end() :]
+    return text
+
+
+def _peeled(text: str) -> str:
+    """`text` without what encloses or introduces all of it: braces, markdown, "The answer is"."""
+    for _ in range(8):
+        before = text
+        text = _TRAILING.sub("", text.strip())
+        while text.endswith("\\\\"):
+            text = text[:-2].rstrip()
+        if text.startswith("{") and _has_one_group(text):
+            text = text[1:-1]
+        if (marked := _MARKDOWN.fullmatch(text)) is not None:
+            text = marked[2]
+        text = _without_lead(text)
+        if text == before:
+            break
+    return text
+
+
+@lru_cache(maxsize=16_384)
+def clean(answer: str) -> str:
+    r"""The usual spelling of an answer.
+
+    >>> clean(r"**The answer is $\dfrac12$.**"), clean("２√3")
+    ('\\frac{1}{2}', '2\\sqrt{3}')
+    """
+    text = answer if answer.isascii() else _from_unicode(answer)
+    if r"\\" in text:
+        if r"\\begin" in text:
+            text = text.replace(r"\\", "\\")
+        elif r"\begin" not in text:
+            text = re.sub(r"\\\\(?=[a-zA-Z{}%$])", lambda _: "\\", text)
+    # Most answers are a bare number.
+    if not text.strip().isalnum():
+        text = _peeled(text)
+        for pattern, replacement in _RULES:
+            text = pattern.sub(replacement, text)
+        for _ in range(4):
+            text, changes = _BOLD.subn(r"{\1}", text)
+            if not changes:
+                break
+        text = _BOLD_LETTER.sub(r"\1", text)
+        text = re.sub(r"(?<![a-zA-Z}\]_^])\{([a-zA-Z0-9]|-?\d+)\}(?!\{)", r"\1", text)
+        for pattern, replacement in _PLAIN:
+            text = pattern.sub(replacement, text)
+        text = re.sub(r"\s+", " ", text)
+    return _peeled(text).strip()
+
+
+# --- keys and words ------------------------------------------------------------------------------
+
+_WORDS = re.compile(r"[a-zA-Z][a-zA-Z '-]*[a-zA-Z]")
+# Short words whose capital letters say nothing; "AB" and "ab" are different names.
+_SHORT_WORDS = frozenset(
+    "yes no odd even all one two six ten not any none never true false a an the it is he she of".split()
+)
+
+
+def unwrapped(text: str) -> str:
+    r"""Contents of a ``\text{}`` that encloses all of `text`, else `text`."""
+    whole = _WHOLE_TEXT.fullmatch(text)
+    return whole[1].strip().rstrip(".,;:").strip() if whole else text
+
+
+def words(text: str) -> tuple[str, ...] | None:
+    """The words of a cleaned answer that is nothing else, None for any other.
+
+    Capital letters count in names of up to three letters only.
+    """
+    text = unwrapped(text)
+    if _WORDS.fullmatch(text) is None:
+        return None
+    return tuple(
+        token.casefold() if len(token) > 3 or token.casefold() in _SHORT_WORDS else token
+        for token in re.split("[ -]+", text)
+        if token
+    )
+
+
+def key(cleaned: str) -> str | tuple[str, ...]:
+    """Two cleaned answers with the same key are the same answer."""
+    as_words = words(cleaned)
+    if as_words is not None and (len(as_words) > 1 or len(as_words[0]) > 3):
+        return as_words
+    text = unwrapped(cleaned)
+    if (short := words(text)) is not None:
+        title = text[0] + text[1:].lower()
+        return title.casefold() if short[0] in _SHORT_WORDS else title if text == title else text
+    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
+    return re.sub(r"(?<![a-zA-Z0-9]) | (?![a-zA-Z0-9])", "", text)
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+_LONGEST_NUMBER = 200  # characters; beyond, integers become slow
+_DIGITS = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+"
+_NUMBER = re.compile(
+    rf"([+-]?)\s?(?:({_DIGITS})(\.\d*)?|(\.\d+))"
+    r"(?:(?:[eE]|\s?(?:\\times|\\cdot|\*)\s?10\s?\^)\s?([+-]?\d{1,3}|\{\s?[+-]?\d{1,3}\s?\}))?"
+)
+_FRACTION = re.compile(
+    r"([+-]?)\s?(?:(\d+)\s?(?=\\frac)|(\d+)\s(?=\d+\s?/))?"
+    r"(?:\\frac\s?\{\s?([+-]?\d+)\s?\}\s?\{\s?([+-]?\d+)\s?\}|(\d+)\s?/\s?(\d+))"
+)
+_REPEATING = re.compile(
+    r"([+-]?)\s?(\d*)\.(\d*)\s?(?:\\(?:overline|bar|dot|overset\{\\frown\})\s?\{?(\d+)\}?|\((\d+)\))"
+)
+_EUROPEAN = re.compile(r"([+-]?)\s?(\d{1,3}(?:\.\d{3}){2,})(?:,(\d+))?")
+
+
+@lru_cache(maxsize=16_384)
+def number(text: str) -> Fraction | None:
+    r"""Value of a cleaned answer that is a plain number, None for any other.
+
+    Plain are decimals with thousands separators or an exponent, fractions, mixed numbers and
+    decimals that repeat (``0.1\overline{6}``). "1 2" is no number, "1 1/2" is one and a half.
+    """
+    if len(text) > _LONGEST_NUMBER or not any(letter.isdigit() for letter in text[:12]):
+        return None
+    for read in (_decimal, _fraction, _repeating, _grouped_by_dots):
+        value = read(text)
+        if value is not None:
+            return value
+    return None
+
+
+def _decimal(text: str) -> Fraction | None:
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    sign, whole, part, bare_part, exponent = match.groups()
+    if whole is None:
+        whole, part = "0", bare_part
+    if whole.startswith("0") and "," in whole:  # 0,111 is a decimal
+        return None
+    digits = re.sub("[, ]", "", whole) + (part if part and part != "." else "")
+    return Fraction(f"{sign}{digits}e{(exponent or '0').strip('{} ')}")
+
+
+def _fraction(text: str) -> Fraction | None:
+    match = _FRACTION.fullmatch(text)
+    if match is None:
+        return None
+    sign, before_frac, before_slash, top, bottom, plain_top, plain_bottom = match.groups()
+    whole = before_frac or before_slash
+    numerator, denominator = int(top or plain_top), int(bottom or plain_bottom)
+    if denominator == 0:
+        return None
+    value = Fraction(numerator, denominator)
+    if whole is not None:
+        if not 0 <= value < 1:  # 2\frac{5}{3}: a product
+            return None
+        value += int(whole)
+    return -value if sign == "-" else value
+
+
+def _repeating(text: str) -> Fraction | None:
+    match = _REPEATING.fullmatch(text)
+    if match is None:
+        return None
+    sign, whole, part, period = match[1], match[2], match[3], match[4] or match[5]
+    if match[5] and whole not in ("", "0"):  # 2.5(3) may be a product
+        return None
+    if r"\dot" in text and len(period) > 1:
+        return None
+    value = Fraction(f"{whole or '0'}.{part or '0'}")
+    value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(part))
+    return -value if sign == "-" else value
+
+
+def _grouped_by_dots(text: str) -> Fraction | None:
+    """1.234.567,89"""
+    match = _EUROPEAN.fullmatch(text)
+    return match and Fraction(f"{match[1]}{match[2].replace('.', '')}.{match[3] or '0'}")
+
+
+_DECIMAL_COMMA = re.compile(r"[+-]?\s?(\d+),(\d+)")
+
+
+def decimal_comma(text: str) -> Fraction | None:
+    """Value of "3,5" read as a decimal; None where the comma can separate thousands."""
+    match = _DECIMAL_COMMA.fullmatch(text) if len(text) <= _LONGEST_NUMBER else None
+    if match is None or (len(match[2]) == 3 and len(match[1]) <= 3 and match[1][0] != "0"):
+        return None
+    return Fraction(text.replace(",", ".").replace(" ", ""))
