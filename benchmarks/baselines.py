@@ -198,6 +198,7 @@ def eager_policy_loss(
             "rollout_kl": (loss_weights * _k3(drift)).sum(),
             "rollout_clip_fraction": (loss_weights * (is_outside & is_live)).sum(),
             "num_tokens": is_live.sum(),
+            "num_clamped_ratios": (is_live & (log_ratio.abs() > reference.MAX_LOG_RATIO)).sum(),
         }
         return loss, torch.stack([stats[name].float() for name in POLICY_STATS])
 
@@ -210,10 +211,10 @@ class _ChunkedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logprob, entropy, log_partition = reference.linear_logprob(
+        logprob, entropy, partition = reference.linear_logprob(
             hidden, weight, targets, **_WHOLE_HEAD, vocab_start=0
         )
-        ctx.save_for_backward(hidden, weight, targets, entropy, log_partition)
+        ctx.save_for_backward(hidden, weight, targets, entropy, partition)
         return logprob, entropy
 
     @staticmethod

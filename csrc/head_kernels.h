@@ -131,6 +131,9 @@ inline int64_t count_columns(const Head& head, const HeadBlocking& blocking, int
     return left < blocking.block_columns ? left : blocking.block_columns;
 }
 
+// A logit of -inf has p = 0 and must not make p log p a NaN; a logit that is NaN must.
+SATORI_INLINE Floats finite(Floats shifted) { return maximum(splat(kNoLogit), shifted); }
+
 // Forward.
 
 // Adds `count` logits of each token of a panel to the running statistics (online softmax).
@@ -147,7 +150,7 @@ inline void add_statistics(const float* logits, int64_t count, int64_t token,
             const Floats shifted = load(logits + column * kTileTokens) - new_top;
             const Floats p = exp(shifted);
             total += p;
-            weighted += p * shifted;
+            weighted += p * finite(shifted);
         }
         // Moving the centre of the weighted sum by `below` adds below * total.
         const Floats below = top - new_top;
@@ -195,16 +198,16 @@ void statistics_as(const Head& head, const HeadBlocking& blocking, const HeadTok
 
 // d [column in block][token in panel] = dLoss/dl times the inverse temperature, see HeadTokens.
 // `logits` may be `d` itself.
-inline void panel_gradients(const HeadTokens& tokens, const float* logits, int64_t first,
-                            int64_t count, int64_t token, float* d) {
+inline void panel_gradients(const Head& head, const HeadTokens& tokens, const float* logits,
+                            int64_t first, int64_t count, int64_t token, float* d) {
     for (int64_t j = 0; j < kTileVectors; ++j) {
         const int64_t t = token + j * kLanes;
-        const Floats log_partition = load(tokens.log_partition + t);
+        const Floats top = load(tokens.maximum + t);
         const Floats offset = load(tokens.offset + t), slope = load(tokens.slope + t);
         for (int64_t column = 0; column < count; ++column) {
             const int64_t at = column * kTileTokens + j * kLanes;
-            const Floats log_p = load(logits + at) - log_partition;
-            store(d + at, -exp(log_p) * (offset + slope * log_p));
+            const Floats shifted = load(logits + at) - top;
+            store(d + at, -exp(shifted) * (offset + slope * finite(shifted)));
         }
     }
     for (int64_t lane = 0; lane < kTileTokens; ++lane) {
@@ -212,6 +215,10 @@ inline void panel_gradients(const HeadTokens& tokens, const float* logits, int64
         if (column >= 0 && column < count)
             d[column * kTileTokens + lane] += tokens.at_target[token + lane];
     }
+    // Padding is 0, also for a word whose weight is not finite.
+    for (int64_t lane = head.num_rows - token; lane < kTileTokens; ++lane)
+        for (int64_t column = 0; column < count; ++column)
+            d[column * kTileTokens + lane] = 0.0f;
 }
 
 // Rows `count` of grad_weight (+)= d x over `num_panels` panels of tokens.
@@ -269,7 +276,7 @@ void gradients_as(const Head& head, const HeadBlocking& blocking, const HeadToke
                 if (!logits)
                     panel_logits(blocking, columns, transposed + token * blocking.depth,
                                  tokens.inverse_temperature + token, count, d);
-                panel_gradients(tokens, source, first, count, token, d);
+                panel_gradients(head, tokens, source, first, count, token, d);
                 if (!grad_hidden)
                     continue;
                 float* sums = grad_hidden + token * blocking.padded_hidden;

@@ -53,9 +53,10 @@ struct HeadItem {
 struct HeadTokens {
     const float* inverse_temperature;
     const int32_t* targets; // a column of the shard, or -1
-    // Of the way back, dLoss/dl_j = -p_j (offset + slope log p_j) + [j = y] at_target, where the
-    // three carry 1 / temperature.
-    const float* log_partition;
+    // Of the way back, dLoss/dl_j = -exp(l_j - m) (offset + slope (l_j - m)) + [j = y] at_target.
+    // The three carry 1 / temperature, the first two 1 / S as well: m + log S in one number would
+    // lose the digits that m has in front.
+    const float* maximum;
     const float* offset;
     const float* slope;
     const float* at_target;

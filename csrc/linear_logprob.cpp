@@ -98,9 +98,13 @@ class TokenArrays {
     void set_gradients(const HeadTask& task, const HeadGradients& g) {
         for (int64_t t = 0; t < task.num_rows; ++t) {
             const float scale = array(0)[t];
-            array(1)[t] = g.log_partition[t];
-            array(2)[t] = (g.grad_logprob[t] + g.grad_entropy[t] * g.entropy[t]) * scale;
-            array(3)[t] = g.grad_entropy[t] * scale;
+            const double total = g.partition[2 * t + 1];
+            // log p + H is l - m + (H - log S).
+            const double rest = g.entropy[t] - std::log(total);
+            array(1)[t] = g.partition[2 * t];
+            array(2)[t] = static_cast<float>(
+                (g.grad_logprob[t] + g.grad_entropy[t] * rest) * scale / total);
+            array(3)[t] = static_cast<float>(g.grad_entropy[t] * scale / total);
             array(4)[t] = g.grad_logprob[t] * scale;
         }
     }

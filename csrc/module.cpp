@@ -79,14 +79,14 @@ template <typename Element>
 void head_gradients(Matrix<const Element> hidden, Matrix<const Element> weight, Integers rows,
                     Integers targets, Array<const float> temperature, int64_t first_column,
                     int num_threads, const HeadLogits* logits,
-                    Array<const float> entropy, Array<const float> log_partition,
+                    Array<const float> partition, Array<const float> entropy,
                     Array<const float> grad_logprob, Array<const float> grad_entropy,
                     std::optional<Array<float>> grad_hidden,
                     std::optional<Array<float>> grad_weight, bool accumulates) {
     nb::gil_scoped_release unlocked;
     satori_fast::head_gradients(
         head_task<Element>(hidden, weight, rows, targets, temperature, first_column, num_threads),
-        {memory_or_null(logits), entropy.data(), log_partition.data(), grad_logprob.data(),
+        {memory_or_null(logits), partition.data(), entropy.data(), grad_logprob.data(),
          grad_entropy.data(), data_or_null(grad_hidden), data_or_null(grad_weight), accumulates});
 }
 

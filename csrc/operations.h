@@ -91,8 +91,8 @@ void head_statistics(const HeadTask& task, float* statistics, float* logits);
 // [num_columns, hidden_size] (overwritten, or added to); either may be null.
 struct HeadGradients {
     const float* logits; // of head_statistics; null makes them again
-    const float* entropy; // [num_rows], as the four below
-    const float* log_partition;
+    const float* partition; // [num_rows, 2]: m and S of all shards
+    const float* entropy;   // [num_rows], as the two below
     const float* grad_logprob;
     const float* grad_entropy;
     float* grad_hidden;

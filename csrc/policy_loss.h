@@ -21,8 +21,13 @@ enum PolicyStat {
     ROLLOUT_KL,
     ROLLOUT_CLIP,
     NUM_TOKENS,
+    NUM_CLAMPED,
     NUM_POLICY_STATS
 };
+
+// Log-ratios are clamped to this many nats on either side before they are exponentiated; see
+// MAX_LOG_RATIO in satori_fast/kernels/reference.py.
+constexpr double MAX_LOG_RATIO = 20;
 
 // Adds `value` to totals[stat], or raises a maximum to it; NaN wins, as in torch.
 static inline void add_policy_stat(int stat, double value, double* totals) {

@@ -38,7 +38,6 @@ template <> struct Lanes<float> {
     static constexpr uint32_t bias = 127;
     static constexpr float rounder = 0x1.8p23F; // adding it leaves an integer in the low bits
     static constexpr float ln2_high = 0x1.62e4p-1F, ln2_low = 0x1.7f7d1cp-20F;
-    static constexpr float smallest = -0x1.5d589ep6F, largest = 0x1.63p6F; // -126 ln 2, > 128 ln 2
 };
 
 template <> struct Lanes<double> {
@@ -49,7 +48,6 @@ template <> struct Lanes<double> {
     static constexpr uint64_t bias = 1023;
     static constexpr double rounder = 0x1.8p52;
     static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
-    static constexpr double smallest = -0x1.6232bdd7abcd2p9, largest = 0x1.63p9;
 };
 
 template <typename Real> using Vector = typename Lanes<Real>::Vector;
@@ -71,15 +69,20 @@ template <typename Real> struct Exponentials {
     Vector<Real> exp, expm1, k3; // k3 = exp(x) - 1 - x, with all its digits near 0
 };
 
+// x where a clamp changes it; false for NaN.
+template <typename Real> INLINE Mask<Real> is_clamped(const Vector<Real>& x) {
+    return (x > Real(MAX_LOG_RATIO)) | (x < Real(-MAX_LOG_RATIO));
+}
+
 // 1/2!, 1/3!, ...
 constexpr double INVERSE_FACTORIALS[] = {
     1.0 / 2,         1.0 / 6,          1.0 / 24,         1.0 / 120,     1.0 / 720,
     1.0 / 5040,      1.0 / 40320,      1.0 / 362880,     1.0 / 3628800, 1.0 / 39916800,
     1.0 / 479001600, 1.0 / 6227020800, 1.0 / 87178291200};
 
+// Of x clamped to MAX_LOG_RATIO:
 // exp(x) = 2^k (1 + p), p = expm1(r) = r + r^2 q, |r| <= ln 2 / 2, q = 1/2! + r/3! + r^2/4! ...
-// `scale` is 2^(k - 1), because 2^k can overflow before the result does; below `smallest` it is 0,
-// and so is the result. NaN stays NaN: comparisons with it are false.
+// `scale` is 2^k. NaN stays NaN: comparisons with it are false.
 //
 // Several vectors at once, step by step: each step of one waits for the step before it, and the
 // others fill that time.
@@ -87,17 +90,17 @@ template <typename Real>
 INLINE void exponentials(const Vector<Real>* x, Exponentials<Real>* result) {
     using L = Lanes<Real>;
     using V = Vector<Real>;
-    V k[TOGETHER], r[TOGETHER], scale[TOGETHER], q[TOGETHER];
+    V bounded[TOGETHER], k[TOGETHER], r[TOGETHER], scale[TOGETHER], q[TOGETHER];
 #pragma GCC unroll 4
     for (int i = 0; i < TOGETHER; ++i) {
-        V bounded = x[i] < L::smallest ? all<Real>(L::smallest) : x[i];
-        bounded = bounded > L::largest ? all<Real>(L::largest) : bounded;
-        const V rounded = bounded * Real(1.44269504088896340736) + L::rounder;
+        bounded[i] = x[i] < Real(-MAX_LOG_RATIO) ? all<Real>(Real(-MAX_LOG_RATIO)) : x[i];
+        bounded[i] = x[i] > Real(MAX_LOG_RATIO) ? all<Real>(Real(MAX_LOG_RATIO)) : bounded[i];
+        const V rounded = bounded[i] * Real(1.44269504088896340736) + L::rounder;
         k[i] = rounded - L::rounder;
-        r[i] = bounded - k[i] * L::ln2_high - k[i] * L::ln2_low;
+        r[i] = bounded[i] - k[i] * L::ln2_high - k[i] * L::ln2_low;
         typename L::Bits bits;
         std::memcpy(&bits, &rounded, sizeof bits);
-        bits = (bits + (L::bias - 1)) << L::mantissa_bits;
+        bits = (bits + L::bias) << L::mantissa_bits;
         std::memcpy(&scale[i], &bits, sizeof bits);
         q[i] = all<Real>(Real(INVERSE_FACTORIALS[L::series_terms - 1]));
     }
@@ -111,8 +114,8 @@ INLINE void exponentials(const Vector<Real>* x, Exponentials<Real>* result) {
     for (int i = 0; i < TOGETHER; ++i) {
         const V tail = r[i] * r[i] * q[i];
         const V scaled = scale[i] * (r[i] + tail);
-        const V expm1 = 2 * ((scale[i] - Real(0.5)) + scaled);
-        result[i] = {2 * (scale[i] + scaled), expm1, k[i] == 0 ? tail : expm1 - x[i]};
+        const V expm1 = (scale[i] - 1) + scaled;
+        result[i] = {scale[i] + scaled, expm1, k[i] == 0 ? tail : expm1 - bounded[i]};
     }
 }
 
@@ -159,8 +162,10 @@ INLINE Vector<Real> importance_of(const Vector<Real>& weight, const Vector<Real>
 }
 
 // Adds the surrogate and its metrics; returns the gradient in logprob, before the weight.
+// log_ratio: logprob - old.
 template <typename Real>
 INLINE Vector<Real> surrogate_gradient(const Vector<Real>& weight, const Vector<Real>& advantage,
+                                       const Vector<Real>& log_ratio,
                                        const Exponentials<Real>& policy,
                                        const Vector<Real>& importance, const Settings<Real>& is,
                                        Vector<Real>* sums) {
@@ -175,14 +180,15 @@ INLINE Vector<Real> surrogate_gradient(const Vector<Real>& weight, const Vector<
     const V plain = ratio * advantage, limited = clipped * advantage;
     V surrogate = limited < plain ? limited : plain;
     surrogate = is_dual ? is.dual * advantage : surrogate;
-    // An importance of 0 adds 0, and has no gradient, even where the ratio is infinite.
+    // An importance of 0 adds 0, and has no gradient, even where the ratio is NaN.
     sums[POLICY_LOSS] -= weight * (importance == 0 ? V{} : importance * surrogate);
     sums[CLIP_LOW] += is_low ? weight : V{};
     sums[CLIP_HIGH] += is_high ? weight : V{};
     sums[CLIP_DUAL] += is_dual ? weight : V{};
     sums[APPROX_KL] += weight * policy.k3;
     raise_to<Real>(sums[RATIO_MAX], weight != 0 ? ratio : V{});
-    const Mask<Real> is_flat = is_low | is_high | is_dual | (importance == 0);
+    const Mask<Real> is_flat =
+        is_low | is_high | is_dual | is_clamped<Real>(log_ratio) | (importance == 0);
     return is_flat ? V{} : -importance * ratio * advantage;
 }
 
@@ -192,7 +198,8 @@ INLINE Vector<Real> with_kl_gradient(const Vector<Real>& gradient, const Vector<
                                      const Vector<Real>& d, const Exponentials<Real>& reference,
                                      const Settings<Real>& is, Vector<Real>* sums) {
     const Vector<Real> k2_or_k3 = is.is_k2 ? d * d / 2 : reference.k3;
-    const Vector<Real> slope = is.is_k2 ? -d : -reference.expm1;
+    const Vector<Real> k3_slope = is_clamped<Real>(d) ? Vector<Real>{} : -reference.expm1;
+    const Vector<Real> slope = is.is_k2 ? -d : k3_slope;
     sums[KL] += weight * (is.is_k1 ? -d : k2_or_k3);
     const Vector<Real> both = gradient + is.kl_coefficient * (is.is_k1 ? all<Real>(1) : slope);
     return is.has_kl_gradient ? both : gradient;
@@ -229,11 +236,18 @@ INLINE void run_tile(const PolicyArrays<Real>& tokens, const Settings<Real>& is,
         sums[ENTROPY] += weight * (live ? load(tokens.entropies + at) : V{});
         sums[NUM_TOKENS] += live ? all<Real>(1) : V{};
         V importance = all<Real>(1);
-        if constexpr (has_rollout)
+        Mask<Real> clamped = is_clamped<Real>(x[0][v]);
+        if constexpr (has_rollout) {
             importance = importance_of<Real>(weight, x[1][v], e[1][v], is, sums);
-        V gradient = surrogate_gradient<Real>(weight, advantage, e[0][v], importance, is, sums);
-        if constexpr (has_ref)
+            clamped |= is_clamped<Real>(x[1][v]);
+        }
+        V gradient =
+            surrogate_gradient<Real>(weight, advantage, x[0][v], e[0][v], importance, is, sums);
+        if constexpr (has_ref) {
             gradient = with_kl_gradient<Real>(gradient, weight, x[last][v], e[last][v], is, sums);
+            clamped |= is_clamped<Real>(x[last][v]) & ~(is.is_k1 | is.is_k2);
+        }
+        sums[NUM_CLAMPED] += clamped ? all<Real>(1) : V{};
         store<Real>(tokens.grad_logprobs + at, live ? weight * gradient : V{});
         store<Real>(tokens.grad_entropies + at, -is.entropy_coefficient * weight);
     }

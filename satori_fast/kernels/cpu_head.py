@@ -137,21 +137,21 @@ class _Gradients:
         self,
         chunk: slice,
         logits: Any,
+        partition: Tensor,
         entropy: Tensor,
-        log_partition: Tensor,
         grad_logprob: Tensor,
         grad_entropy: Tensor,
     ) -> None:
-        """Add what the tokens rows[chunk] contribute; the four vectors are theirs."""
+        """Add what the tokens rows[chunk] contribute; the four tensors are theirs."""
         shard = self._shard
         hidden = None if self._hidden is None else self._hidden[chunk]
         # Padding rows are not the compiled code's.
         weight = None if self._weight is None else self._weight[: len(shard.weight)]
-        vectors = (entropy, log_partition, grad_logprob, grad_entropy)
+        per_token = (partition, entropy, grad_logprob, grad_entropy)
         _C.head_gradients(
             *shard.task(chunk),
             logits,
-            *(vector.to(torch.float32).contiguous() for vector in vectors),
+            *(tensor.to(torch.float32).contiguous().view(-1) for tensor in per_token),
             None if hidden is None else hidden.view(-1),
             None if weight is None else weight.view(-1),
             not self._is_first,
@@ -207,7 +207,7 @@ def linear_logprob_backward(
     weight: Tensor,
     targets: Tensor,
     entropy: Tensor,
-    log_partition: Tensor,
+    partition: Tensor,
     *,
     temperature: float | Tensor,
     vocab_size: int | None,
@@ -228,9 +228,9 @@ def linear_logprob_backward(
     gradients = _Gradients(
         hidden, weight, shard, group, need_hidden=need_hidden, need_weight=need_weight
     )
-    vectors = [vector[live] for vector in (entropy, log_partition, grad_logprob, grad_entropy)]
+    per_token = [tensor[live] for tensor in (partition, entropy, grad_logprob, grad_entropy)]
     for chunk in _chunks(len(live), _gradient_bytes(hidden)):
-        gradients.add(chunk, None, *(vector[chunk] for vector in vectors))
+        gradients.add(chunk, None, *(tensor[chunk] for tensor in per_token))
     return gradients.finish()
 
 
@@ -267,14 +267,14 @@ def linear_policy_loss(
             # The first chunk is the largest.
             logits = _C.head_logits(shard.weight, len(rows))
         merged = merge_statistics(gather_statistics(shard.statistics(chunk, logits), group))
-        logprob, entropy, log_partition = merged
+        logprob, entropy, partition = merged
         chunk_loss, chunk_stats, grad_logprob, grad_entropy = policy_loss(
             logprob, entropy, inputs.take(rows), terms
         )
         loss = loss + chunk_loss
         stats = combine_stats(stats, chunk_stats)
         if logits is not None:
-            gradients.add(chunk, logits, entropy, log_partition, grad_logprob, grad_entropy)
+            gradients.add(chunk, logits, partition, entropy, grad_logprob, grad_entropy)
     return loss, stats, *gradients.finish()
 
 

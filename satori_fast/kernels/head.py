@@ -7,6 +7,11 @@ Not for walking over the tokens, nor for losses: `reference` does both.
 Symbols: x hidden state, W weight, y target, l = x W^T / temperature, m = max l, S = sum exp(l - m),
 E = sum exp(l - m) (l - m), H entropy, g = dLoss/dlogprob, h = dLoss/dH. In nats. T counts the
 tokens at hand, C the columns of the shard.
+
+The partition function goes about as `partition`, [T, 2], (m, S): p = exp(l - m) / S. In one number,
+m + log S, all logits could be moved by 1000 and S would keep 3 digits of 7 in float32.
+
+A word may have the logit -inf: its p is 0, and 0 log 0 is 0. NaN and +inf make their token NaN.
 """
 
 from collections.abc import Iterator
@@ -22,7 +27,8 @@ from torch.distributed import ProcessGroup
 HOST_CHUNK_BYTES = 16 * 2**20
 DEVICE_CHUNK_BYTES = 512 * 2**20
 
-# Stands for the maximum of no logits: finite, so that 0 * (m - m') is 0 and not NaN.
+# Stands for the maximum of no logits, or of such as are all -inf, and for l - m where that is -inf:
+# finite, so that its product with 0 is 0 and not NaN.
 NO_LOGIT = -1e30
 
 
@@ -94,11 +100,11 @@ def shard_statistics(logits: Tensor, targets: Tensor) -> Tensor:
     num_rows, num_columns = logits.shape
     if num_columns == 0:
         return logits.new_tensor([NO_LOGIT, 0.0, 0.0, 0.0]).repeat(num_rows, 1)
-    maximum = logits.amax(dim=1)
+    maximum = logits.amax(dim=1).clamp_min(NO_LOGIT)
     shifted = logits - maximum[:, None]
     exponentials = shifted.exp()
     total = exponentials.sum(dim=1)
-    weighted = exponentials.mul_(shifted).sum(dim=1)
+    weighted = exponentials.mul_(shifted.clamp_min_(NO_LOGIT)).sum(dim=1)
     owned, index = _own_targets(targets, num_columns)
     target_logits = torch.where(owned, logits.gather(1, index).squeeze(1), 0.0)
     return torch.stack([maximum, total, weighted, target_logits], dim=1)
@@ -110,9 +116,9 @@ def gather_statistics(statistics: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def merge_statistics(shards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """logprob, entropy and log-partition, each [T], from the statistics of all shards:
+    """logprob [T], entropy [T] and partition [T, 2] from the statistics of all shards:
 
-        logprob = l_y - m - log S,    H = log S - E / S,    log-partition = m + log S.
+        logprob = l_y - m - log S,    H = log S - E / S,    partition = (m, S).
 
     E is taken around the maximum: from the absolute logits, H would lose the digits that l has in
     front.
@@ -126,14 +132,14 @@ def merge_statistics(shards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean_shifted = (scale * (weighted + below * totals)).sum(dim=0) / total
     log_total = total.log()
     logprob = target_logits.sum(dim=0) - maximum - log_total
-    return logprob, log_total - mean_shifted, maximum + log_total
+    return logprob, log_total - mean_shifted, torch.stack([maximum, total], dim=1)
 
 
 def logit_gradients(
     logits: Tensor,
     targets: Tensor,
     entropy: Tensor,
-    log_partition: Tensor,
+    partition: Tensor,
     grad_logprob: Tensor,
     grad_entropy: Tensor,
 ) -> Tensor:
@@ -141,9 +147,12 @@ def logit_gradients(
 
     dLoss/dl_j = -p_j (g + h (log p_j + H)) + [j = y] g.
     """
-    log_probabilities = logits.sub_(log_partition[:, None])
-    probabilities = log_probabilities.exp()
-    d = log_probabilities.add_(entropy[:, None]).mul_(grad_entropy[:, None])
+    maximum, total = partition.unbind(dim=1)
+    shifted = logits.sub_(maximum[:, None])
+    probabilities = shifted.exp().div_(total[:, None])
+    # log p + H is l - m + (H - log S).
+    rest = entropy - total.log()
+    d = shifted.clamp_min_(NO_LOGIT).add_(rest[:, None]).mul_(grad_entropy[:, None])
     d = d.add_(grad_logprob[:, None]).mul_(probabilities).neg_()
     if d.shape[1]:
         owned, index = _own_targets(targets, d.shape[1])
@@ -161,32 +170,41 @@ def stash_width(num_columns: int) -> int:
     return -(-num_columns // 16) * 16
 
 
-def shard_log_partition(statistics: Tensor) -> Tensor:
-    """m + log S of a shard alone, [T]; of a shard without columns, a number that is never used."""
-    return statistics[:, 0] + statistics[:, 1].clamp_min(1.0).log()
+def _shard_partition(statistics: Tensor) -> tuple[Tensor, Tensor]:
+    """m and S of a shard alone, each [T]. S is at least 1, but where no column has a p above 0."""
+    return statistics[:, 0], statistics[:, 1].clamp_min(1.0)
 
 
 def keep_softmax(logits: Tensor, statistics: Tensor, stash: Tensor) -> None:
-    """Fill `stash` [T, stash_width(C)] with exp(l - m - log S), the softmax within the shard, and
-    with 0 beyond C. Its relative rounding is that of the gradient made from it."""
+    """Fill `stash` [T, stash_width(C)] with exp(l - m) / S, the softmax within the shard, and with
+    0 beyond C. Its relative rounding is that of the gradient made from it."""
+    maximum, total = _shard_partition(statistics)
     stash.zero_()
-    stash[:, : logits.shape[1]] = (logits - shard_log_partition(statistics)[:, None]).exp()
+    stash[:, : logits.shape[1]] = (logits - maximum[:, None]).exp().div_(total[:, None])
+
+
+def kept_partition(partition: Tensor, statistics: Tensor) -> Tensor:
+    """[T, 2]: what `partition`, that of all shards, is for the logits that this shard keeps."""
+    maximum, total = _shard_partition(statistics)
+    return torch.stack([partition[:, 0] - maximum, partition[:, 1] / total], dim=1)
 
 
 def kept_logits(
-    stash: Tensor, num_columns: int, targets: Tensor, logprob: Tensor, log_partition: Tensor
+    stash: Tensor, num_columns: int, targets: Tensor, logprob: Tensor, partition: Tensor
 ) -> Tensor:
-    """Logits [T, C] that `keep_softmax` kept, moved by the log-partition of the shard.
+    """Logits [T, C] that `keep_softmax` kept, log (exp(l - m) / S) of the shard.
 
-    log_partition: of these logits over all shards. The logit of a target comes from its exact
-    `logprob`: for a likely one, 1 - p would be nothing but the rounding of p.
+    partition: their `kept_partition`. The logit of a target comes from its exact `logprob`: for a
+    likely one, 1 - p would be nothing but the rounding of p.
     """
     kept = stash[:, :num_columns].to(logprob.dtype)
     # What was rounded to 0 has no logarithm, and no gradient either.
     logits = torch.where(kept > 0, kept.log(), NO_LOGIT)
     if num_columns:
         owned, index = _own_targets(targets, num_columns)
-        exact = torch.where(owned, logprob + log_partition, logits.gather(1, index).squeeze(1))
+        maximum, total = partition.unbind(dim=1)
+        exact = logprob + maximum + total.log()
+        exact = torch.where(owned, exact, logits.gather(1, index).squeeze(1))
         logits.scatter_(1, index, exact[:, None])
     return logits
 

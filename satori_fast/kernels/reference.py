@@ -24,17 +24,18 @@ from satori_fast.kernels.head import (
     gather_statistics,
     keep_softmax,
     kept_logits,
+    kept_partition,
     logit_gradients,
     merge_statistics,
     shard_layout,
-    shard_log_partition,
     shard_statistics,
 )
 from satori_fast.kernels.reference_scan import gae as gae
 from satori_fast.kernels.reference_scan import segment_scan as segment_scan
 
-# Sums over tokens, weighted by `loss_weights`, except: "..._max" are plain maxima and "num_tokens"
-# counts the tokens whose weight is not 0.
+# Sums over tokens, weighted by `loss_weights`, except: "..._max" are plain maxima, "num_tokens"
+# counts the tokens whose weight is not 0, and "num_clamped_ratios" those of them that the clamp to
+# MAX_LOG_RATIO changed a ratio of.
 POLICY_STATS = (
     "policy_loss",
     "kl",
@@ -49,7 +50,13 @@ POLICY_STATS = (
     "rollout_kl",
     "rollout_clip_fraction",
     "num_tokens",
+    "num_clamped_ratios",
 )
+
+# Nats. The logarithm of a ratio of two probabilities is clamped to this on either side before it is
+# exponentiated, so that no token can make the loss infinite: exp(20) = 4.9e8, squared and summed
+# over a batch, is far from the ends of float32, and no ratio that a clip lets through comes near.
+MAX_LOG_RATIO = 20.0
 
 
 class PolicyTerms(NamedTuple):
@@ -109,10 +116,10 @@ def linear_logprob(
     stash: Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """logprob, entropy and log-partition, each [T], of softmax(x W^T / temperature).
+    """logprob [T], entropy [T] and partition [T, 2] of softmax(x W^T / temperature).
 
     Logits are float32 (float64 for float64 inputs) from the matrix product on. One collective.
-    A `stash` is filled by `head.keep_softmax`, and the log-partition is that of what it keeps.
+    A `stash` is filled by `head.keep_softmax`, and the partition is that of what it keeps.
     """
     head = Head.of(weight, vocab_start, vocab_size, temperature)
     statistics = hidden.new_empty((len(hidden), 4), dtype=compute_dtype(hidden))
@@ -121,10 +128,10 @@ def linear_logprob(
         statistics[rows] = shard_statistics(logits, targets[rows] - head.start)
         if stash is not None:
             keep_softmax(logits, statistics[rows], stash[rows])
-    logprob, entropy, log_partition = merge_statistics(gather_statistics(statistics, group))
+    logprob, entropy, partition = merge_statistics(gather_statistics(statistics, group))
     if stash is not None:
-        log_partition = log_partition - shard_log_partition(statistics)
-    return logprob, entropy, log_partition
+        partition = kept_partition(partition, statistics)
+    return logprob, entropy, partition
 
 
 def linear_logprob_backward(
@@ -134,7 +141,7 @@ def linear_logprob_backward(
     weight: Tensor,
     targets: Tensor,
     entropy: Tensor,
-    log_partition: Tensor,
+    partition: Tensor,
     *,
     temperature: float | Tensor,
     vocab_size: int | None,
@@ -164,12 +171,12 @@ def linear_logprob_backward(
             logits = head.logits(hidden, rows)
         else:
             kept = (stash[rows], len(head.weight), local_targets, logprob[rows])
-            logits = kept_logits(*kept, log_partition[rows])
+            logits = kept_logits(*kept, partition[rows])
         d = logit_gradients(
             logits,
             local_targets,
             entropy[rows],
-            log_partition[rows],
+            partition[rows],
             grad_logprob[rows],
             grad_entropy[rows],
         )
@@ -210,7 +217,7 @@ def linear_policy_loss(
         logits = head.logits(hidden, rows)
         local_targets = targets[rows] - head.start
         shards = gather_statistics(shard_statistics(logits, local_targets), group)
-        logprob, entropy, log_partition = merge_statistics(shards)
+        logprob, entropy, partition = merge_statistics(shards)
         chunk_loss, chunk_stats, grad_logprob, grad_entropy = policy_loss(
             logprob, entropy, inputs.take(rows), terms
         )
@@ -218,7 +225,7 @@ def linear_policy_loss(
         stats = combine_stats(stats, chunk_stats)
         if need_hidden or need_weight:
             d = logit_gradients(
-                logits, local_targets, entropy, log_partition, grad_logprob, grad_entropy
+                logits, local_targets, entropy, partition, grad_logprob, grad_entropy
             )
             gradients.add(d, hidden, head, rows)
     return loss, stats, *gradients.finish(group)
@@ -232,7 +239,8 @@ def policy_loss(
     The loss, u, floor and the estimators k1, k2, k3 of "kl" are those of `ops.policy_loss`.
 
     stats: "clip_fraction_low", "_high" and "_dual" are tokens that a clip leaves without a
-    gradient; "approx_kl" is k3 of old against new. Trainer against engine: "rollout_abs_diff" is
+    gradient; "approx_kl" is k3 of old against new; "num_clamped_ratios" are tokens with one of the
+    three log-ratios beyond MAX_LOG_RATIO, that of the KL where the estimator is k3. Trainer against engine: "rollout_abs_diff" is
     |old_logprob - rollout_logprob|, "rollout_kl" k3 of engine against trainer,
     "rollout_clip_fraction" tokens whose u was truncated or masked. A token of weight 0 adds nothing
     to anything, whatever its other fields hold.
@@ -248,18 +256,23 @@ def policy_loss(
     rollout = old if inputs.rollout_logprobs is None else clean(inputs.rollout_logprobs)
     importance, is_reweighted = _importance(old - rollout, terms)
     log_ratio = logprobs - old
-    ratio = log_ratio.exp()
+    ratio = _exp(log_ratio)
     surrogate, clips = _surrogate(ratio, advantages, terms)
-    # A masked token has no gradient even where its ratio is infinite.
-    is_flat = clips.any(dim=0) | (importance == 0)
+    is_clamped = _is_clamped(log_ratio)
+    # A masked token has no gradient even where its ratio is NaN.
+    is_flat = clips.any(dim=0) | is_clamped | (importance == 0)
+    is_clamped = is_clamped | _is_clamped(old - rollout)
     gradient = torch.where(is_flat, 0.0, -importance * ratio * advantages)
     kl = torch.zeros_like(logprobs)
     if inputs.ref_logprobs is not None:
-        kl, kl_gradient = _kl_estimate(clean(inputs.ref_logprobs) - logprobs, terms.kl_estimator)
+        ref_log_ratio = clean(inputs.ref_logprobs) - logprobs
+        kl, kl_gradient = _kl_estimate(ref_log_ratio, terms.kl_estimator)
+        if terms.kl_estimator == "k3":
+            is_clamped = is_clamped | _is_clamped(ref_log_ratio)
         if terms.kl_coefficient:
             gradient = gradient + terms.kl_coefficient * kl_gradient
     sums = {
-        # A masked token adds 0 even where its ratio is infinite.
+        # A masked token adds 0 even where its ratio is NaN.
         "policy_loss": torch.where(importance == 0, 0.0, -importance * surrogate),
         "kl": kl,
         "entropy": entropies,
@@ -277,6 +290,7 @@ def policy_loss(
     stats["ratio_max"] = _maximum(torch.where(live, ratio, 0.0))
     stats["rollout_abs_diff_max"] = _maximum(sums["rollout_abs_diff"])
     stats["num_tokens"] = live.sum()
+    stats["num_clamped_ratios"] = is_clamped.sum()
     stacked = torch.stack([stats[name].to(torch.float32) for name in POLICY_STATS])
     return loss, stacked, weights * gradient, -terms.entropy_coefficient * weights
 
@@ -294,12 +308,12 @@ def _surrogate(ratio: Tensor, advantages: Tensor, terms: PolicyTerms) -> tuple[T
 
 
 def _importance(log_ratio: Tensor, terms: PolicyTerms) -> tuple[Tensor, Tensor]:
-    """u of `policy_loss` and where it is not exp(log_ratio), the trainer's probability over the
+    """u of `policy_loss` and where it is not the ratio itself, the trainer's probability over the
     engine's: "none" is 1; "truncate" clamps it to [importance_low, importance_high]; "mask" is 0
     outside that range."""
     if terms.importance == "none":
         return torch.ones_like(log_ratio), torch.zeros_like(log_ratio, dtype=torch.bool)
-    ratio = log_ratio.exp()
+    ratio = _exp(log_ratio)
     outside = (ratio < terms.importance_low) | (ratio > terms.importance_high)
     if terms.importance == "mask":
         return torch.where(outside, 0.0, ratio), outside
@@ -322,11 +336,26 @@ def _kl_estimate(log_ratio: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
         return -log_ratio, torch.ones_like(log_ratio)
     if estimator == "k2":
         return log_ratio.square() / 2, -log_ratio
-    return _k3(log_ratio), -torch.expm1(log_ratio)
+    slope = torch.where(_is_clamped(log_ratio), 0.0, -torch.expm1(_clamped(log_ratio)))
+    return _k3(log_ratio), slope
 
 
 def _k3(log_ratio: Tensor) -> Tensor:
+    log_ratio = _clamped(log_ratio)
     return torch.expm1(log_ratio) - log_ratio
+
+
+def _exp(log_ratio: Tensor) -> Tensor:
+    return _clamped(log_ratio).exp()
+
+
+def _clamped(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _is_clamped(log_ratio: Tensor) -> Tensor:
+    """Where the clamp changes a log-ratio, and its gradient is 0; not where it is NaN."""
+    return log_ratio.abs() > MAX_LOG_RATIO
 
 
 def _maximum(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from satori_fast.kernels.head import compute_dtype, stash_dtype, stash_width
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 from satori_fast.kernels.registration import define
 
-# linear_logprob: the log-partition and, with the mode "stash", a softmax are outputs that only the
+# linear_logprob: the partition [T, 2] and, with the mode "stash", a softmax are outputs that only the
 # backward needs.
 
 
@@ -65,8 +65,9 @@ def linear_logprob(
 def _(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *_, vocab_size, vocab_start, _, mode = rest
     per_token = hidden.new_empty(hidden.shape[0], dtype=compute_dtype(hidden))
+    partition = per_token.new_empty(hidden.shape[0], 2)
     stash = _new_stash(hidden, weight, vocab_size, vocab_start, mode)
-    return per_token, torch.empty_like(per_token), torch.empty_like(per_token), stash
+    return per_token, torch.empty_like(per_token), partition, stash
 
 
 @torch.library.custom_op("satori_fast::linear_logprob_backward", mutates_args=())
@@ -78,7 +79,7 @@ def _linear_logprob_backward(
     targets: Tensor,
     logprob: Tensor,
     entropy: Tensor,
-    log_partition: Tensor,
+    partition: Tensor,
     stash: Tensor,
     temperature: float,
     temperatures: Tensor | None,
@@ -96,7 +97,7 @@ def _linear_logprob_backward(
         weight,
         targets,
         entropy,
-        log_partition,
+        partition,
         temperature=temperature if temperatures is None else temperatures,
         vocab_size=vocab_size,
         vocab_start=vocab_start,

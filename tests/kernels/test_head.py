@@ -32,7 +32,7 @@ def test_merged_shards_equal_the_dense_softmax(sizes):
     statistics = torch.stack(
         [head.shard_statistics(h.logits(hidden, every), targets - h.start) for h in heads]
     )
-    logprob, entropy, log_partition = head.merge_statistics(statistics)
+    logprob, entropy, partition = head.merge_statistics(statistics)
 
     dense_hidden, dense_weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     logits = dense_hidden @ dense_weight.T / 0.7
@@ -41,7 +41,9 @@ def test_merged_shards_equal_the_dense_softmax(sizes):
     expected_entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1)
     torch.testing.assert_close(logprob, expected)
     torch.testing.assert_close(entropy, expected_entropy)
-    torch.testing.assert_close(log_partition, logits.logsumexp(dim=1))
+    maximum, total = partition.unbind(dim=1)
+    torch.testing.assert_close(maximum, logits.amax(dim=1))
+    torch.testing.assert_close(maximum + total.log(), logits.logsumexp(dim=1))
 
     g, h = torch.linspace(-1, 1, NUM_TOKENS).double(), torch.linspace(2, -1, NUM_TOKENS).double()
     (expected @ g + expected_entropy @ h).backward()
@@ -50,7 +52,7 @@ def test_merged_shards_equal_the_dense_softmax(sizes):
         gradients = head.HeadGradients(hidden, shard.weight, need_hidden=True, need_weight=True)
         rows = torch.arange(NUM_TOKENS)
         d = head.logit_gradients(
-            shard.logits(hidden, rows), targets - shard.start, entropy, log_partition, g, h
+            shard.logits(hidden, rows), targets - shard.start, entropy, partition, g, h
         )
         gradients.add(d, hidden, shard, rows)
         part, grad_weight = gradients.finish(None)

@@ -69,9 +69,9 @@ def dense_policy_loss(logprobs, entropies, inputs, terms):
 def logprob_and_gradients(hidden, weight, targets, g, h, chunk_bytes=None, **how):
     how = {"temperature": 1.0, "vocab_size": None, "vocab_start": 0, "group": None} | how
     how |= {"chunk_bytes": chunk_bytes}
-    logprob, entropy, log_partition = reference.linear_logprob(hidden, weight, targets, **how)
+    logprob, entropy, partition = reference.linear_logprob(hidden, weight, targets, **how)
     gradients = reference.linear_logprob_backward(
-        g, h, hidden, weight, targets, entropy, log_partition, need_hidden=True, need_weight=True,
+        g, h, hidden, weight, targets, entropy, partition, need_hidden=True, need_weight=True,
         **how,
     )  # fmt: skip
     return logprob, entropy, *gradients
@@ -279,6 +279,7 @@ def test_policy_stats_by_hand():
         "rollout_kl": (math.exp(0.5) - 1.5) + 0.5 * (math.exp(0.25) - 1.25),
         "rollout_clip_fraction": 0.0,
         "num_tokens": 3.0,
+        "num_clamped_ratios": 0.0,
     }
     assert dict(zip(POLICY_STATS, stats.tolist(), strict=True)) == pytest.approx(expected)
     assert loss.item() == pytest.approx(expected["policy_loss"] - 0.1 * expected["entropy"])

@@ -33,7 +33,7 @@ def _fold(logits, m, s, e):
     shifted = logits - maximum[:, None]
     exponential = tl.exp(shifted)
     # Moving the centre of E from m to the new maximum adds (m - maximum) S.
-    e = scale * (e + below * s) + tl.sum(exponential * shifted, 1)
+    e = scale * (e + below * s) + tl.sum(exponential * tl.maximum(shifted, NO_LOGIT), 1)
     s = scale * s + tl.sum(exponential, 1)
     return maximum, s, e
 
@@ -62,13 +62,16 @@ def row_statistics(row, num_columns, scale, LANES: tl.constexpr, WIDTH: tl.const
 
 @triton.jit
 def slope(log_p, p, column, y, entropy, g, h):
-    """dLoss/dl of `satori_fast.kernels.head.logit_gradients`."""
+    """dLoss/dl of `satori_fast.kernels.head.logit_gradients`. log_p and entropy may both be moved
+    by a constant."""
+    # Where log_p is -inf, p is 0 and its product must be; NaN stays NaN by p.
+    log_p = tl.maximum(log_p, NO_LOGIT)
     return tl.where(column == y, g, 0.0) - p * (g + h * (log_p + entropy))
 
 
 @triton.jit
 def write_gradient(
-    row, num_columns, scale, y, entropy, log_partition, g, h,
+    row, num_columns, scale, y, entropy, maximum, total, g, h,
     LANES: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """The gradient of what `row` points to, as TYPE, over the row itself.
@@ -79,17 +82,22 @@ def write_gradient(
     tile: tl.constexpr = LANES * WIDTH
     column = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     g, h = g * scale, h * scale
+    # log p + H is l - m + (H - log S).
+    rest_of_entropy = entropy - tl.log(total)
+    inverse_total = 1.0 / total
     out = row.to(tl.pointer_type(TYPE))  # pyright: ignore[reportArgumentType]
     rest = num_columns // tile * tile
     for first in range(0, rest, tile):
-        log_p = tl.load(row + first + column) * scale - log_partition
-        d = slope(log_p, tl.exp(log_p), first + column, y, entropy, g, h)
+        shifted = tl.load(row + first + column) * scale - maximum
+        p = tl.exp(shifted) * inverse_total
+        d = slope(shifted, p, first + column, y, rest_of_entropy, g, h)
         tl.debug_barrier()
         tl.store(out + first + column, d.to(TYPE))
     if rest < num_columns:
         exists = rest + column < num_columns
-        log_p = tl.load(row + rest + column, mask=exists, other=0.0) * scale - log_partition
-        d = slope(log_p, tl.exp(log_p), rest + column, y, entropy, g, h)
+        shifted = tl.load(row + rest + column, mask=exists, other=0.0) * scale - maximum
+        p = tl.exp(shifted) * inverse_total
+        d = slope(shifted, p, rest + column, y, rest_of_entropy, g, h)
         tl.debug_barrier()
         tl.store(out + rest + column, d.to(TYPE), mask=exists)
 
@@ -129,7 +137,7 @@ def _statistics(
 
 @triton.jit(do_not_specialize=["num_shards", "num_tokens"])
 def _merge(
-    shards, logprobs, entropies, log_partitions, num_shards, num_tokens, BLOCK: tl.constexpr
+    shards, logprobs, entropies, partitions, num_shards, num_tokens, BLOCK: tl.constexpr
 ):
     """The statistics of all shards [num_shards, num_tokens, 4] to what the softmax is."""
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -153,12 +161,13 @@ def _merge(
     log_total = tl.log(total)
     tl.store(logprobs + token, target_logit - maximum - log_total, mask=exists)
     tl.store(entropies + token, log_total - weighted / total, mask=exists)
-    tl.store(log_partitions + token, maximum + log_total, mask=exists)
+    tl.store(partitions + 2 * token + 0, maximum, mask=exists)
+    tl.store(partitions + 2 * token + 1, total, mask=exists)
 
 
 @triton.jit(do_not_specialize=["num_columns", "start", "has_temperatures"])
 def _gradients(
-    logits, entropies, log_partitions, grad_logprobs, grad_entropies, stride,
+    logits, entropies, partitions, grad_logprobs, grad_entropies, stride,
     targets, temperatures, num_columns, start, temperature, has_temperatures,
     LANES: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
@@ -166,11 +175,12 @@ def _gradients(
     row = tl.program_id(0).to(tl.int64)
     scale = inverse_temperature(temperatures, row, temperature, has_temperatures)
     y = own_target(targets, row, start, num_columns)
-    entropy, log_partition = tl.load(entropies + row), tl.load(log_partitions + row)
+    entropy = tl.load(entropies + row)
+    maximum, total = tl.load(partitions + 2 * row), tl.load(partitions + 2 * row + 1)
     g, h = tl.load(grad_logprobs + row), tl.load(grad_entropies + row)
     here = logits + row * stride
     write_gradient(
-        here, num_columns, scale, y, entropy, log_partition, g, h, LANES, WIDTH, TYPE
+        here, num_columns, scale, y, entropy, maximum, total, g, h, LANES, WIDTH, TYPE
     )  # fmt: skip
 
 
@@ -205,7 +215,7 @@ MERGE = Configuration(
     name="head.merge",
     kernel=_merge,
     types={
-        **dict.fromkeys(("shards", "logprobs", "entropies", "log_partitions"), "*fp32:16"),
+        **dict.fromkeys(("shards", "logprobs", "entropies", "partitions"), "*fp32:16"),
         "num_shards": "i32",
         "num_tokens": "i32",
     },
@@ -216,7 +226,7 @@ GRADIENTS = {
         name=f"head.gradients.{TYPE_NAMES[dtype]}",
         kernel=_gradients,
         types={
-            **dict.fromkeys(("logits", "entropies", "log_partitions"), "*fp32:16"),
+            **dict.fromkeys(("logits", "entropies", "partitions"), "*fp32:16"),
             **dict.fromkeys(("grad_logprobs", "grad_entropies"), "*fp32:16"),
             "stride": "i32:16",
             **ROW_TYPES,
@@ -281,7 +291,7 @@ def merge(shards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     outputs = (
         shards.new_empty(num_tokens),
         shards.new_empty(num_tokens),
-        shards.new_empty(num_tokens),
+        shards.new_empty(num_tokens, 2),
     )
     if num_tokens:
         grid = (triton.cdiv(num_tokens, MERGE.constants["BLOCK"]),)
@@ -293,7 +303,7 @@ def logit_gradients(
     logits: Tensor,
     rows: Rows,
     entropies: Tensor,
-    log_partitions: Tensor,
+    partitions: Tensor,
     grad_logprobs: Tensor,
     grad_entropies: Tensor,
     dtype: torch.dtype,
@@ -303,7 +313,7 @@ def logit_gradients(
     logits: float32 [R, C], R at least 1, rows a multiple of 16 apart.
     """
     if rows.num_columns:
-        per_row = (entropies, log_partitions, grad_logprobs, grad_entropies)
+        per_row = (entropies, partitions, grad_logprobs, grad_entropies)
         grid = (len(logits),)
         GRADIENTS[dtype].launch(grid, logits, *per_row, logits.stride(0), *rows.arguments())
     return in_place(logits, dtype)

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from satori_fast.kernels.head import (
-    gather_statistics,
-    shard_log_partition,
-)
+from satori_fast.kernels.head import gather_statistics, kept_partition
 from satori_fast.kernels.triton import head
 from satori_fast.kernels.triton import stash as stashed
 from satori_fast.kernels.triton.products import (
@@ -49,10 +46,10 @@ def linear_logprob(
         head.statistics(logits, rows, statistics[chunk])
         if stash is not None:
             stashed.keep(logits, statistics[chunk], rows, stash[chunk])
-    logprob, entropy, log_partition = head.merge(gather_statistics(statistics, group))
+    logprob, entropy, partition = head.merge(gather_statistics(statistics, group))
     if stash is not None:
-        log_partition = log_partition - shard_log_partition(statistics)
-    return logprob, entropy, log_partition
+        partition = kept_partition(partition, statistics)
+    return logprob, entropy, partition
 
 
 def linear_logprob_backward(
@@ -62,7 +59,7 @@ def linear_logprob_backward(
     weight: Tensor,
     targets: Tensor,
     entropy: Tensor,
-    log_partition: Tensor,
+    partition: Tensor,
     *,
     temperature: float | Tensor,
     vocab_size: int | None,
@@ -84,8 +81,8 @@ def linear_logprob_backward(
     live = ((incoming[0] != 0) | (incoming[1] != 0)).nonzero().squeeze(1)
     columns = real_columns(weight, vocab_start, vocab_size)
     tokens = head.Rows.of(targets, temperature, vocab_start, len(columns)).take(live)
-    entropy, log_partition, grad_logprob, grad_entropy = (
-        tensor[live] for tensor in (entropy, log_partition, *incoming)
+    entropy, partition, grad_logprob, grad_entropy = (
+        tensor[live] for tensor in (entropy, partition, *incoming)
     )
     logprob = None if logprob is None else logprob[live]
     gradients = Gradients(
@@ -97,7 +94,7 @@ def linear_logprob_backward(
     for chunk in chunks:
         rows, x = tokens.take(chunk), hidden[live[chunk]]
         logits = buffer[: chunk.stop - chunk.start]
-        per_row = (entropy[chunk], log_partition[chunk], grad_logprob[chunk], grad_entropy[chunk])
+        per_row = (entropy[chunk], partition[chunk], grad_logprob[chunk], grad_entropy[chunk])
         if stash is None or logprob is None:
             multiply(x, columns.T, logits)
             d = head.logit_gradients(logits, rows, *per_row, hidden.dtype)

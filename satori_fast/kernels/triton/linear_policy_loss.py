@@ -60,8 +60,7 @@ def _rows(
         m, s, e = head.row_statistics(here, num_columns, scale, LANES, WIDTH)
         y = head.own_target(targets, row, start, num_columns)
         log_total = tl.log(s)
-        log_partition = m + log_total
-        logprob = tl.load(here + y, mask=y >= 0, other=0.0) * scale - log_partition
+        logprob = tl.load(here + y, mask=y >= 0, other=0.0) * scale - m - log_total
         entropy = log_total - e / s  # pyright: ignore[reportOperatorIssue]
         tl.store(logprobs + row, logprob)
         tl.store(entropies + row, entropy)
@@ -79,7 +78,7 @@ def _rows(
         g = weight * (kl_slope - slope)
         h = -entropy_coefficient * weight
         head.write_gradient(
-            here, num_columns, scale, y, entropy, log_partition, g, h, LANES, WIDTH, TYPE
+            here, num_columns, scale, y, entropy, m, s, g, h, LANES, WIDTH, TYPE
         )
 
 
@@ -184,10 +183,10 @@ def _sharded_rows(
     """As `_fused_rows`, with the statistics of every shard in between."""
     statistics = logits.new_empty(len(logits), 4)
     head.statistics(logits, rows, statistics)
-    logprobs, entropies, log_partitions = head.merge(gather_statistics(statistics, group))
+    logprobs, entropies, partitions = head.merge(gather_statistics(statistics, group))
     outcome[0], outcome[1] = logprobs, entropies
     _, _, grad_logprobs, grad_entropies = policy_loss(logprobs, entropies, inputs, terms)
-    per_row = (entropies, log_partitions, grad_logprobs, grad_entropies)
+    per_row = (entropies, partitions, grad_logprobs, grad_entropies)
     return head.logit_gradients(logits, rows, *per_row, dtype)
 
 

@@ -15,11 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from satori_fast.kernels import reference
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 from satori_fast.kernels.triton.launch import Configuration
 
 # Partial sums of a block: one for each of POLICY_STATS, and padding to a power of 2.
 WIDTH = 16
+MAX_LOG_RATIO = tl.constexpr(reference.MAX_LOG_RATIO)
 
 KL_ESTIMATORS = {"k1": 1, "k2": 2, "k3": 3}
 IMPORTANCE = {"none": 0, "truncate": 1, "mask": 2}
@@ -53,8 +55,22 @@ CHOICE_TYPES = {
 
 
 @triton.jit
+def _clamped(log_ratio):
+    # Not minimum and maximum, which would make a number of a NaN.
+    below = tl.where(log_ratio > MAX_LOG_RATIO, MAX_LOG_RATIO, log_ratio)
+    return tl.where(log_ratio < -MAX_LOG_RATIO, -MAX_LOG_RATIO, below)
+
+
+@triton.jit
+def _is_clamped(log_ratio):
+    """Where `_clamped` changes it, and its gradient is 0; not where it is NaN."""
+    return tl.abs(log_ratio) > MAX_LOG_RATIO
+
+
+@triton.jit
 def _k3(d):
-    """exp(d) - 1 - d, without the cancellation of its terms near 0."""
+    """exp(d) - 1 - d of clamped d, without the cancellation of its terms near 0."""
+    d = _clamped(d)
     series = 1 / 720 + d * (1 / 5040 + d * (1 / 40320))
     series = 0.5 + d * (1 / 6 + d * (1 / 24 + d * (1 / 120 + d * series)))
     return tl.where(tl.abs(d) < 0.5, d * d * series, tl.exp(d) - 1.0 - d)
@@ -63,7 +79,7 @@ def _k3(d):
 @triton.jit
 def importance_weight(log_ratio, importance_low, importance_high, importance):
     """u of `ops.policy_loss`, and where it is not the ratio itself."""
-    ratio = tl.exp(log_ratio)
+    ratio = tl.exp(_clamped(log_ratio))
     outside = (ratio < importance_low) | (ratio > importance_high)
     clamped = tl.minimum(tl.maximum(ratio, importance_low), importance_high)
     masked = tl.where(outside, 0.0, ratio)
@@ -75,15 +91,15 @@ def importance_weight(log_ratio, importance_low, importance_high, importance):
 def surrogate_and_gradient(logprob, old, advantage, u, clip_low, clip_high, clip_dual):
     """The clipped objective, its derivative in logprob without the sign, the ratio, and which of
     the three clips leave the token without a gradient."""
-    ratio = tl.exp(logprob - old)
+    ratio = tl.exp(_clamped(logprob - old))
     clipped = tl.minimum(tl.maximum(ratio, 1.0 - clip_low), 1.0 + clip_high)
     surrogate = tl.minimum(ratio * advantage, clipped * advantage)
     is_low = (advantage < 0) & (ratio < 1.0 - clip_low)
     is_high = (advantage > 0) & (ratio > 1.0 + clip_high)
     is_dual = (advantage < 0) & (ratio > clip_dual)
     surrogate = tl.where(is_dual, clip_dual * advantage, surrogate)
-    # A masked token adds 0 even where its ratio is infinite.
-    stops = is_low | is_high | is_dual | (u == 0)
+    # A masked token adds 0 even where its ratio is NaN.
+    stops = is_low | is_high | is_dual | _is_clamped(logprob - old) | (u == 0)
     gradient = tl.where(stops, 0.0, u * ratio * advantage)
     return tl.where(u == 0, 0.0, u * surrogate), gradient, ratio, is_low, is_high, is_dual
 
@@ -93,7 +109,8 @@ def kl_and_gradient(d, kl_estimator):
     """KL(policy || reference) from d = ref_logprob - logprob, and its derivative in logprob."""
     k3 = _k3(d)
     kl = tl.where(kl_estimator == 1, -d, tl.where(kl_estimator == 2, d * d / 2, k3))
-    gradient = tl.where(kl_estimator == 1, 1.0, tl.where(kl_estimator == 2, -d, -(k3 + d)))
+    k3_gradient = tl.where(_is_clamped(d), 0.0, -(k3 + d))
+    gradient = tl.where(kl_estimator == 1, 1.0, tl.where(kl_estimator == 2, -d, k3_gradient))
     return kl, gradient
 
 
@@ -145,6 +162,9 @@ def _policy_loss(
     tl.store(out + 10, tl.sum(weight * _k3(gap), 0))
     tl.store(out + 11, tl.sum(tl.where(is_reweighted & live, weight, 0.0), 0))
     tl.store(out + 12, tl.sum(tl.where(live, 1.0, 0.0), 0))
+    is_clamped = _is_clamped(logprob - old) | _is_clamped(gap)
+    is_clamped |= (kl_estimator == 3) & _is_clamped(ref - logprob)
+    tl.store(out + 13, tl.sum(tl.where(is_clamped, 1.0, 0.0), 0))
 
 
 @triton.jit(do_not_specialize=["num_blocks"])

@@ -30,23 +30,25 @@ def _keep(
     targets, temperatures, num_columns, start, temperature, has_temperatures,
     LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One program per row: exp(l - m - log S), and 0 in the columns of padding."""
+    """One program per row: exp(l - m) / S, and 0 in the columns of padding."""
     row = tl.program_id(0).to(tl.int64)
     scale = inverse_temperature(temperatures, row, temperature, has_temperatures)
-    log_partition = tl.load(statistics + 4 * row) + tl.log(tl.load(statistics + 4 * row + 1))
+    maximum = tl.load(statistics + 4 * row)
+    # S is at least 1, but where all logits are -inf.
+    inverse_total = 1.0 / tl.maximum(tl.load(statistics + 4 * row + 1), 1.0)
     here = logits + row * stride
     kept = stash + row * stash_stride
     column = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     for first in range(0, stash_stride, LANES * WIDTH):
         exists = first + column < stash_stride
-        log_p = tl.load(here + first + column, mask=exists, other=0.0) * scale - log_partition
-        p = tl.where(first + column < num_columns, tl.exp(log_p), 0.0)
+        shifted = tl.load(here + first + column, mask=exists, other=0.0) * scale - maximum
+        p = tl.where(first + column < num_columns, tl.exp(shifted) * inverse_total, 0.0)
         tl.store(kept + first + column, p.to(stash.dtype.element_ty), mask=exists)
 
 
 @triton.jit(do_not_specialize=["num_columns", "start", "has_temperatures"])
 def _gradients(
-    stash, out, rows, logprobs, entropies, log_partitions, grad_logprobs, grad_entropies,
+    stash, out, rows, logprobs, entropies, partitions, grad_logprobs, grad_entropies,
     stash_stride, stride,
     targets, temperatures, num_columns, start, temperature, has_temperatures,
     LANES: tl.constexpr, WIDTH: tl.constexpr,
@@ -58,17 +60,21 @@ def _gradients(
     scale = inverse_temperature(temperatures, row, temperature, has_temperatures)
     y = own_target(targets, row, start, num_columns)
     logprob, entropy = tl.load(logprobs + row), tl.load(entropies + row)
-    log_partition = tl.load(log_partitions + row)
+    maximum, total = tl.load(partitions + 2 * row), tl.load(partitions + 2 * row + 1)
+    # From the softmax of the shard to that of all shards.
+    factor, log_total = tl.exp(-maximum) / total, tl.log(total)
     g, h = tl.load(grad_logprobs + row) * scale, tl.load(grad_entropies + row) * scale
     column = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     for first in range(0, stash_stride, LANES * WIDTH):
         exists = first + column < stash_stride
         p = tl.load(kept + first + column, mask=exists, other=0.0).to(tl.float32)
         # What was rounded to 0 has no logarithm, and no gradient either.
-        log_p = tl.where(p > 0, tl.log(tl.where(p > 0, p, 1.0)) - log_partition, NO_LOGIT)
+        log_p = tl.where(p > 0, tl.log(tl.where(p > 0, p, 1.0)) - maximum - log_total, NO_LOGIT)
         # 1 - p of a likely target would be nothing but the rounding of p: this one is exact.
-        log_p = tl.where(first + column == y, logprob, log_p)
-        d = slope(log_p, tl.exp(log_p), first + column, y, entropy, g, h)
+        is_target = first + column == y
+        log_p = tl.where(is_target, logprob, log_p)
+        p = tl.where(is_target, tl.exp(logprob), p * factor)
+        d = slope(log_p, p, first + column, y, entropy, g, h)
         tl.store(here + first + column, d.to(out.dtype.element_ty), mask=exists)
 
 
@@ -89,7 +95,7 @@ KEEP = {
     )
     for dtype in (torch.bfloat16, torch.float32)
 }
-PER_ROW = ("logprobs", "entropies", "log_partitions", "grad_logprobs", "grad_entropies")
+PER_ROW = ("logprobs", "entropies", "partitions", "grad_logprobs", "grad_entropies")
 GRADIENTS = {
     dtype: Configuration(
         name=f"stash.gradients.{TYPE_NAMES[dtype]}",
@@ -125,7 +131,7 @@ def logit_gradients(
 ) -> None:
     """The gradient of the logits before the temperature into `out` [R, stash width].
 
-    kept_rows: int64 [R], rows of `stash`; `per_row`: PER_ROW, each [R].
+    kept_rows: int64 [R], rows of `stash`; `per_row`: PER_ROW, each [R], the partitions [R, 2].
     """
     if stash.shape[1]:
         strides = (stash.stride(0), out.stride(0))

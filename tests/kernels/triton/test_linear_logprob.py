@@ -16,7 +16,7 @@ from satori_fast.kernels import (
     schemas,
     segment_scan,
 )
-from satori_fast.kernels.head import stash_dtype, stash_width
+from satori_fast.kernels.head import kept_partition, stash_dtype, stash_width
 from satori_fast.kernels.triton import head as row_kernels
 from satori_fast.kernels.triton import linear_logprob as file
 from satori_fast.kernels.triton import stash as stashed
@@ -50,11 +50,11 @@ def run(functions, hidden, weight, targets, g, h, *, stash=None, **how):
     """logprob, entropy and both gradients."""
     how = {"temperature": 1.0, "vocab_size": None, "vocab_start": 0, "group": None} | how
     kept = {} if stash is None else {"stash": stash}
-    logprob, entropy, log_partition = functions.linear_logprob(
+    logprob, entropy, partition = functions.linear_logprob(
         hidden, weight, targets, **how, **kept
     )
     kept |= {} if stash is None else {"logprob": logprob}
-    inputs = (hidden, weight, targets, entropy, log_partition)
+    inputs = (hidden, weight, targets, entropy, partition)
     gradients = functions.linear_logprob_backward(
         g, h, *inputs, **how, **kept, need_hidden=True, need_weight=True
     )
@@ -131,8 +131,8 @@ def test_absent_gradients(missing, keeps):
 def test_only_the_gradient_that_is_needed():
     hidden, weight, targets, g, h = make_head(6, 40)
     how = {"temperature": 1.0, "vocab_size": None, "vocab_start": 0, "group": None}
-    _, entropy, log_partition = file.linear_logprob(hidden, weight, targets, **how)
-    inputs = (g, h, hidden, weight, targets, entropy, log_partition)
+    _, entropy, partition = file.linear_logprob(hidden, weight, targets, **how)
+    inputs = (g, h, hidden, weight, targets, entropy, partition)
     full = file.linear_logprob_backward(*inputs, **how, need_hidden=True, need_weight=True)
     for index in (0, 1):
         needs = {"need_hidden": index == 0, "need_weight": index == 1}
@@ -199,13 +199,13 @@ def test_shards_equal_the_whole(sizes, keeps):
         stashed.keep(logits, own, rows, stash)
         statistics.append(own)
         kept.append(stash)
-    logprob, entropy, log_partition = row_kernels.merge(torch.stack(statistics))
+    logprob, entropy, partition = row_kernels.merge(torch.stack(statistics))
     grad_hidden, grad_weights = 0, []
     for shard, start, own, stash in zip(shards, starts, statistics, kept, strict=False):
         how = {"temperature": 0.7, "vocab_size": None, "vocab_start": start, "group": None}
-        constant = log_partition
+        constant = partition
         if keeps:
-            constant = log_partition - reference.shard_log_partition(own)
+            constant = kept_partition(partition, own)
             how |= {"stash": stash, "logprob": logprob}
         part, grad_weight = file.linear_logprob_backward(
             g, h, hidden, shard, targets, entropy, constant, **how,
