@@ -56,7 +56,7 @@ def supervised_step(
 
 def supervised(run: Run) -> StageOutcome:
     """Imitate the demonstrations for `supervised.num_epochs`; evaluate and export."""
-    trajectories = load_trajectories(run, *_source(run))
+    trajectories = load_trajectories(run, *demonstration_source(run))
     return imitate(run, trajectories, run.config.supervised, start=run.model_folder)
 
 
@@ -129,8 +129,8 @@ def load_trajectories(run: Run, source: str, mapping: str | None) -> list[Trajec
     return kept
 
 
-def _source(run: Run) -> tuple[str, str | None]:
-    """Where the demonstrations are, and their field mapping."""
+def demonstration_source(run: Run) -> tuple[str, str | None]:
+    """Where the demonstrations of format tuning are, and their field mapping."""
     config, data = run.config.supervised, run.config.data
     if config.source is not None:
         return config.source, config.mapping
