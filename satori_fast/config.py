@@ -275,7 +275,8 @@ def _takes_text_only(key: str) -> bool:
         if section is None:
             return False
     info = section.model_fields.get(last)
-    return info is not None and info.annotation in (str, str | None)
+    kind: Any = None if info is None else info.annotation
+    return kind in (str, str | None)
 
 
 def to_toml(config: Config) -> str:

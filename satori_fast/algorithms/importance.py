@@ -73,7 +73,7 @@ def logprob_gap(batches: Sequence[PackedBatch]) -> Tensor:
 
 
 def count_non_finite(batches: Sequence[PackedBatch]) -> Tensor:
-    """Loss tokens whose log-prob is NaN or infinite (by the trainer, by the engine), float64 [2]."""
+    """Loss tokens with a log-prob that is NaN or infinite: (trainer, engine), float64 [2]."""
     total = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
         sides = torch.stack([batch.require("old_logprobs"), batch.rollout_logprobs])

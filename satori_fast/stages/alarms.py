@@ -93,6 +93,21 @@ class SkippedUpdates:
         )
 
 
+def warn_of_large_batch(
+    stage: str, batch_size: int, num_examples: int, *, num_epochs: float
+) -> None:
+    """Warn when one optimizer step takes more examples than all epochs have."""
+    if batch_size > num_examples * num_epochs:
+        logger.warning(
+            "%s.batch_size = %d exceeds the %d examples of num_epochs = %g: a step takes them "
+            "repeatedly; lower it",
+            stage,
+            batch_size,
+            num_examples,
+            num_epochs,
+        )
+
+
 def _what(loss: float) -> str:
     return "the gradient is" if math.isfinite(loss) else f"the loss ({loss:g}) is"
 

@@ -128,7 +128,14 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
             actors.critic,
             temperature=recipe.loss.temperature,
         )
-        check_logprobs(run, batches, kept, version=rollout.policy_version)
+        check_logprobs(
+            batches,
+            kept,
+            version=rollout.policy_version,
+            limit=run.config.rollout.max_logprob_diff,
+            parallel=run.parallel,
+            tokenizer=run.renderer.tokenizer,
+        )
         advantages = estimate_advantages(batches, recipe.advantage, run.parallel.all_reduce_sum)
         advantages, reweighted = weigh_sequences(batches, advantages, importance_rule(config))
     trained = actors.trained(step)

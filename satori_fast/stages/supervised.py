@@ -22,6 +22,7 @@ from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import pack
 from satori_fast.data.problem_split import question_key
 from satori_fast.data.sources import load_demonstrations
+from satori_fast.stages.alarms import warn_of_large_batch
 from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.setup import ARITHMETIC, learner_for
 from satori_fast.stages.step_loop import StepLoop
@@ -64,6 +65,9 @@ def imitate(
     run: Run, trajectories: Sequence[Trajectory], config: ImitationConfig, *, start: Path
 ) -> StageOutcome:
     """Train the model of folder `start` on `trajectories`; evaluate and export it."""
+    warn_of_large_batch(
+        run.stage, config.batch_size, len(trajectories), num_epochs=config.num_epochs
+    )
     cursor = ProblemCursor(trajectories, seed=run.seed(run.stage, "order"))
     num_steps = math.ceil(len(trajectories) * config.num_epochs / config.batch_size)
     policy = learner_for(run, "policy", config.optimizer, num_steps=num_steps, weights=start)
