@@ -255,7 +255,10 @@ def _model_of(agent: AgentConfig, role: str) -> tuple[Path, Any]:
     """Folder and Hugging Face config of an agent's own model."""
     assert agent.model is not None
     folder = Path(agent.model)
-    hf_config = load_hf_config(folder)
+    try:
+        hf_config = load_hf_config(folder)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"synthesize.{role}.model = {agent.model!r}: {error}") from None
     if agent.max_seqlen > hf_config.max_position_embeddings:
         raise ConfigError(
             f"synthesize.{role}.max_seqlen = {agent.max_seqlen} exceeds the "
