@@ -13,13 +13,24 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from satori_fast.config_checks import (
+    check_distillation,
+    check_inputs,
+    check_layout,
+    check_lengths,
+    check_reinforcement,
+    check_reward_model,
+    check_samples,
+)
 from satori_fast.config_sections import (
+    KEYS_OF_ENGINES,
     DataConfig,
     EvaluationConfig,
     LoggingConfig,
@@ -48,6 +59,7 @@ from satori_fast.config_stages import (
 )
 
 __all__ = [
+    "KEYS_OF_ENGINES",
     "SCHEMA_VERSION",
     "AgentConfig",
     "Config",
@@ -73,6 +85,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+MAX_NAME_BYTES = 200
 
 StageName = Literal["synthesize", "supervised", "preference", "reinforce", "distill", "iterate"]
 Values = Mapping[str, Any]
@@ -82,7 +95,7 @@ class Config(Section):
     schema_version: int = SCHEMA_VERSION
     """version of this file's format"""
     name: str = "run"
-    """the run folder is output_dir/name"""
+    """the run folder is output_dir/name: one folder name, at most 200 bytes"""
     output_dir: str = "runs"
     """where run folders are made"""
     seed: int = Field(default=0, ge=0)
@@ -107,6 +120,23 @@ class Config(Section):
     profiling: ProfilingConfig = ProfilingConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @field_validator("name")
+    @classmethod
+    def _is_one_folder_name(cls, name: str) -> str:
+        if (
+            name in ("", ".", "..")
+            or name != name.strip()
+            or "/" in name
+            or "\\" in name
+            or not name.isprintable()
+            or len(name.encode()) > MAX_NAME_BYTES
+        ):
+            raise ValueError(
+                "the run folder is output_dir/name: give one folder name, without / or \\, line "
+                f"breaks or spaces around it, of at most {MAX_NAME_BYTES} bytes, not . or .."
+            )
+        return name
+
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         if not self.stages or len(set(self.stages)) < len(self.stages):
@@ -114,34 +144,28 @@ class Config(Section):
                 f"stages = {list(self.stages)}: list each of {stage_names()} at most once, "
                 "and at least one"
             )
-        if self.rollout.max_seqlen > self.packing.max_tokens_per_microbatch:
-            raise ValueError(
-                f"packing.max_tokens_per_microbatch = {self.packing.max_tokens_per_microbatch} is "
-                f"below rollout.max_seqlen = {self.rollout.max_seqlen}: a full sequence must fit"
+        if "iterate" in self.stages and not self.iterate.rounds:
+            raise ValueError("iterate.rounds is empty: list a round, or take iterate out of stages")
+        check_inputs(self.stages, self.model, self.tokenizer, self.data, supervised=self.supervised)
+        check_lengths(
+            self.stages, self.rollout, self.packing, self.data, evaluation=self.evaluation
+        )
+        check_layout(self.rollout, self.parallel)
+        check_samples(self.stages, self.rollout, self.solutions)
+        check_reward_model(self.stages, self.reward, self.reinforce)
+        rounds = self.iterate.rounds if "iterate" in self.stages else ()
+        if "reinforce" in self.stages:
+            check_reinforcement(self.reinforce, self.rollout)
+        if "distill" in self.stages:
+            check_distillation(self.distill, self.rollout)
+        for number, settings in enumerate(rounds):
+            where = f" (iterate.rounds.{number})"
+            check_distillation(settings.distillation(self.distill), self.rollout, where=where)
+            check_reinforcement(
+                settings.reinforcement(self.reinforce),
+                settings.sampling(self.rollout),
+                where=where,
             )
-        longest_pair = 2 * self.rollout.max_seqlen
-        if "preference" in self.stages and (longest_pair > self.packing.max_tokens_per_microbatch):
-            raise ValueError(
-                f"packing.max_tokens_per_microbatch = {self.packing.max_tokens_per_microbatch} is "
-                f"below {longest_pair}: two sequences of rollout.max_seqlen must fit, a preference "
-                "pair"
-            )
-        if self.data.max_prompt_tokens >= self.rollout.max_seqlen:
-            raise ValueError(
-                f"data.max_prompt_tokens = {self.data.max_prompt_tokens} leaves no room for a "
-                f"response in rollout.max_seqlen = {self.rollout.max_seqlen}"
-            )
-        if self.model.path is None and self.tokenizer.kind == "model":
-            raise ValueError(
-                'tokenizer.kind = "model" needs model.path: set it, or choose "words" or "bpe"'
-            )
-        if self.reinforce.recipe != "ppo" and self.reinforce.samples_per_problem < 2:
-            raise ValueError(
-                f"reinforce.samples_per_problem = 1 leaves recipe {self.reinforce.recipe!r} "
-                "nothing to compare: take at least 2"
-            )
-        if self.data.source == "arithmetic" and self.data.num_train is None:
-            raise ValueError("data.num_train is missing: the built-in domain has no end")
         return self
 
     @classmethod
@@ -166,7 +190,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     values = _read(path, seen=())
-    for key, value in parse_overrides(overrides).items():
+    for key, text in _override_texts(overrides).items():
+        value = _override_value(text)
+        if not isinstance(value, str) and _takes_text_only(key):
+            value = text  # --name 2026-11-28 is a name, not a date
         _assign(values, key.split("."), value)
         _check_keys(values, Config, source="command line")
     try:
@@ -212,7 +239,11 @@ def _merged(under: Values, over: Values) -> dict[str, Any]:
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """``["--a.b", "3", "--c=x"]`` to ``{"a.b": 3, "c": "x"}``; values are TOML, else plain text."""
-    values: dict[str, Any] = {}
+    return {key: _override_value(text) for key, text in _override_texts(arguments).items()}
+
+
+def _override_texts(arguments: Sequence[str]) -> dict[str, str]:
+    texts: dict[str, str] = {}
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -223,11 +254,29 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"command line: --{key} has no value")
             text = rest.pop(0)
-        try:
-            values[key] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
-            values[key] = text
-    return values
+        texts[key] = text
+    return texts
+
+
+def _override_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _takes_text_only(key: str) -> bool:
+    """Whether a key, in dots, exists and holds a text (or nothing), and nothing else."""
+    section: type[Section] | None = Config
+    *above, last = key.split(".")
+    for name in above:
+        info = section.model_fields.get(name)
+        section = None if info is None or _is_list(info) else _section_type(info)
+        if section is None:
+            return False
+    info = section.model_fields.get(last)
+    kind: Any = None if info is None else info.annotation
+    return kind in (str, str | None)
 
 
 def to_toml(config: Config) -> str:
@@ -295,8 +344,12 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
 def _first_line(error: ValidationError) -> str:
     detail = error.errors()[0]
     key = ".".join(str(part) for part in detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{key} = {detail['input']!r}: {message}" if key else message
+    message, value = detail["msg"].removeprefix("Value error, "), detail["input"]
+    if detail["type"] == "string_type" and isinstance(value, bool | int | float | date | time):
+        text = _toml_value(value)
+        return f'{key} = {text}: a text is needed; put it in quotes: {key} = "{text}"'
+    # What a whole section gets wrong is a message that names its keys.
+    return message if not key or isinstance(value, Mapping) else f"{key} = {value!r}: {message}"
 
 
 def _write_section(lines: list[str], values: Mapping[str, Any], path: list[str]) -> None:
@@ -326,4 +379,6 @@ def _toml_value(value: Any) -> str:
         )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml_value, cast(Sequence[Any], value))) + "]"
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
     return "none" if value is None else repr(value)

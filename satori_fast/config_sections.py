@@ -8,17 +8,28 @@ Frozen pydantic models; the text under a field is its description, units include
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
-    """A frozen section that refuses unknown keys and values of another type (3.0, "3" for 3)."""
+    """A frozen section that refuses unknown keys and values of another type (3.0, "3" for 3).
+
+    Numbers are finite, unless a key says what `inf` means to it."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
+
+    def with_set(self, **values: Any) -> Self:
+        """A copy with those of `values` that are not None; they must be checked already."""
+        given = {key: value for key, value in values.items() if value is not None}
+        return self.model_copy(update=given)
 
 
 class ModelConfig(Section):
@@ -42,6 +53,16 @@ class ModelConfig(Section):
     """type of the parameters; the optimizer keeps fp32 copies of bfloat16 ones"""
     recompute: bool = False
     """recompute activations in the backward pass: less memory, a third more time"""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if self.path is None and (self.hidden_size % heads or heads % groups):
+            raise ValueError(
+                f"model.hidden_size = {self.hidden_size} must be a multiple of "
+                f"num_attention_heads = {heads}, and that of num_key_value_heads = {groups}"
+            )
+        return self
 
 
 class TokenizerConfig(Section):
@@ -78,9 +99,18 @@ class ParallelConfig(Section):
     pipeline: int = Field(default=1, gt=0)
     """pipeline-parallel size"""
     context: int = Field(default=1, gt=0)
-    """context-parallel size"""
+    """context-parallel size; 1 is all that there is: packed attention stays on one rank"""
     num_threads: int | None = Field(default=None, gt=0)
     """CPU threads of a process; None: torch's default"""
+
+    @model_validator(mode="after")
+    def _context_is_one(self) -> Self:
+        if self.context > 1:
+            raise ValueError(
+                f"parallel.context = {self.context}: packed attention stays on one rank; set it to "
+                "1 and raise parallel.tensor for longer sequences"
+            )
+        return self
 
 
 class PackingConfig(Section):
@@ -96,7 +126,7 @@ class OptimizerConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """decay after warm-up"""
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
-    """share of the steps that warm up linearly"""
+    """share of the steps that warm up linearly; a decay is left at least one step"""
     weight_decay: float = Field(default=0.0, ge=0)
     """decoupled weight decay of matrices; norms and biases never decay"""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -107,6 +137,12 @@ class OptimizerConfig(Section):
     """AdamW"""
     clip_grad: float = Field(default=1.0, ge=0)
     """global gradient norm limit; 0 switches it off"""
+    max_skipped_updates: int = Field(default=10, ge=0)
+    """updates in a row that a NaN or infinite loss or gradient may cost; one more stops the run"""
+
+    def warmup_steps(self, num_steps: int) -> int:
+        """Steps of the warm-up out of `num_steps`."""
+        return round(self.warmup_fraction * num_steps)
 
 
 class RolloutConfig(Section):
@@ -163,6 +199,45 @@ class RolloutConfig(Section):
     def _by_commas(cls, value: Any) -> Any:
         urls = value.split(",") if isinstance(value, str) else value
         return [url.strip().rstrip("/") for url in urls if url.strip()]
+
+    @model_validator(mode="after")
+    def _keys_of_this_engine(self) -> Self:
+        for key, engine in KEYS_OF_ENGINES.items():
+            value = getattr(self, key)
+            if self.engine != engine and value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f'rollout.{key} is for engine = "{engine}" and does nothing for engine = '
+                    f'"{self.engine}": take it out, or set rollout.engine = "{engine}"'
+                )
+        if self.engine != "embedded" and (self.top_k or self.top_p < 1):
+            raise ValueError(
+                f'rollout.top_k = {self.top_k}, top_p = {self.top_p:g} with engine = "'
+                f'{self.engine}": vLLM reports log-probs after these filters, which no trainer can '
+                'recompute: set top_k = 0 and top_p = 1.0, or engine = "embedded"'
+            )
+        own = "server_args" if self.server_args else "server_devices"
+        if self.server_url and getattr(self, own):
+            raise ValueError(
+                f"rollout.{own} is for a server that the run starts, but rollout.server_url names "
+                f"running ones: take one of the two out"
+            )
+        if self.sync_folder is not None and self.sync_route != "file":
+            raise ValueError(
+                f'rollout.sync_folder is for sync_route = "file", not "{self.sync_route}": take it '
+                'out, or set sync_route = "file"'
+            )
+        return self
+
+
+# Keys that say nothing to other engines: such a setting would be passed over in silence.
+KEYS_OF_ENGINES = {
+    "sleep": "vllm",
+    "server_url": "server",
+    "server_args": "server",
+    "server_devices": "server",
+    "sync_route": "server",
+    "sync_folder": "server",
+}
 
 
 class RewardConfig(Section):

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from satori_fast.config_sections import OptimizerConfig, Section
+from satori_fast.config_sections import OptimizerConfig, RolloutConfig, Section
 
 RecipeName = Literal["grpo", "ppo", "rloo"]
 
@@ -167,29 +167,31 @@ class ReinforceConfig(Section):
     """siblings of a prompt; group recipes need at least 2"""
     num_minibatches: int = Field(default=2, gt=0)
     """optimizer steps per rollout step"""
-    clip_low: float = Field(default=0.2, gt=0)
-    """lower clip of the probability ratio"""
-    clip_high: float = Field(default=0.2, gt=0)
-    """upper clip of the probability ratio"""
-    clip_dual: float | None = Field(default=None, gt=1)
-    """bound of the ratio for negative advantages; None: no bound"""
+    max_uninformative_steps: int = Field(default=50, ge=0)
+    """steps in a row with nothing to learn from, all rewards equal, that stop the run; 0: never"""
+    clip_low: float | None = Field(default=None, gt=0)
+    """lower clip of the probability ratio, its distance from 1; None: as in the recipe"""
+    clip_high: float | None = Field(default=None, gt=0)
+    """upper clip of the probability ratio, its distance from 1; None: as in the recipe"""
+    clip_dual: float | None = Field(default=None, gt=1, allow_inf_nan=True)
+    """bound of the ratio for negative advantages; inf: no bound; None: as in the recipe"""
     importance: Literal["none", "truncate", "mask"] = "none"
     """weight by trainer's over engine's probability: clamped into the range, or 0 outside it"""
     importance_level: Literal["token", "sequence"] = "token"
     """that ratio of each token, or the product over a response"""
     importance_low: float = Field(default=0.0, ge=0)
     """lower end of the range"""
-    importance_high: float = Field(default=2.0, gt=0)
-    """upper end of the range"""
+    importance_high: float = Field(default=2.0, gt=0, allow_inf_nan=True)
+    """upper end of the range; inf: none"""
     weighting: Literal["token", "sequence"] | None = None
     """mean over tokens, or over responses of their token means; None: as in the recipe"""
     kl_coefficient: float | None = Field(default=None, ge=0)
     """weight of the KL to the starting model; 0: that model is not loaded; None: as in the recipe
     """
-    entropy_coefficient: float = Field(default=0.0, ge=0)
-    """weight of the entropy bonus"""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """ppo: lambda of the advantage estimator"""
+    entropy_coefficient: float | None = Field(default=None, ge=0)
+    """weight of the entropy bonus; None: as in the recipe"""
+    gae_lambda: float | None = Field(default=None, ge=0, le=1)
+    """ppo: lambda of the advantage estimator; None: as in the recipe"""
     critic_init: Literal["reward_model", "policy"] | None = None
     """ppo: what the critic starts from; None: the reward model, head included, if there is one"""
     normalize_critic: bool = True
@@ -207,6 +209,16 @@ class ReinforceConfig(Section):
     """steps between evaluations; 0: only at the end"""
     num_logged_samples: int = Field(default=2, ge=0)
     """trajectories of each step written to samples.jsonl"""
+
+    @model_validator(mode="after")
+    def _range_holds_one(self) -> Self:
+        if not self.importance_low <= 1 <= self.importance_high:
+            raise ValueError(
+                f"reinforce.importance_low = {self.importance_low:g}, importance_high = "
+                f"{self.importance_high:g}: the range must hold 1, the weight of a token on which "
+                "engine and trainer agree"
+            )
+        return self
 
 
 class DistillConfig(ImitationConfig):
@@ -244,6 +256,27 @@ class RoundConfig(Section):
     """peak of the policy's in the reinforcement"""
     restarts: bool = False
     """mix restarts in (the paper's second round: no)"""
+
+    def distillation(self, base: DistillConfig) -> DistillConfig:
+        """The section distill, as this round changes it."""
+        return base.with_set(
+            num_problems=self.num_problems,
+            num_kept=self.num_kept,
+            temperature=self.distill_temperature,
+        )
+
+    def reinforcement(self, base: ReinforceConfig) -> ReinforceConfig:
+        """The section reinforce, as this round changes it."""
+        return base.with_set(
+            num_steps=self.num_steps,
+            samples_per_problem=self.samples_per_problem,
+            restarts=base.restarts.with_set(enabled=self.restarts),
+            optimizer=base.optimizer.with_set(learning_rate=self.learning_rate),
+        )
+
+    def sampling(self, base: RolloutConfig) -> RolloutConfig:
+        """The section rollout, as this round's reinforcement changes it."""
+        return base.with_set(temperature=self.temperature)
 
 
 class IterateConfig(Section):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,53 @@ def test_unknown_override_names_the_command_line(tmp_path: Path) -> None:
     assert line == (
         "command line: unknown key rollout.temprature; the nearest valid key is rollout.temperature"
     )
+
+
+# --- names, and texts that look like something else -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "my run", "2026-11-28", ".hidden", "\u00e9t\u00e9", "x" * 200]
+)
+def test_names_that_are_one_folder(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, SMALLEST)
+    assert load_config(path, ["--name", f"'{name}'"]).name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", ".", "..", "../escaped", "/absolute", "a/b", "a\\b", " a", "a ", "a\nb", "a\x00b"),
+        *("a\tb", "\u2028", "\x7f", "x" * 201, "\u00e9" * 101),
+    ],
+)
+def test_names_that_are_not(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, to_toml(Config.example().model_copy(update={"name": name})))
+    line = error_line(path)
+    assert line.startswith(f"{path}: name = ") and "give one folder name" in line
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-11-28", "7", "true", "1.5", "07:30:00", "2026-11-28T07:30:00"]
+)
+def test_a_text_on_the_command_line_needs_no_quotes(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, SMALLEST)
+    config = load_config(
+        path, ["--name", text, f"--model.path={text}", "--synthesize.critic.model", text]
+    )
+    assert (config.name, config.model.path, config.synthesize.critic.model) == (text, text, text)
+    line = error_line(written(tmp_path, f"name = {text}\n" + SMALLEST))
+    assert line == f'{path}: name = {text}: a text is needed; put it in quotes: name = "{text}"'
+    # Other kinds of keys take what TOML makes of it.
+    assert "seed = " in error_line(written(tmp_path, SMALLEST), ["--seed", "2026-11-28"])
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_numbers_are_finite(tmp_path: Path, number: str) -> None:
+    path = written(tmp_path, SMALLEST)
+    for key in ("reinforce.optimizer.learning_rate", "rollout.temperature", "reward.rule_weight"):
+        assert f"{key} = {number}" in error_line(path, [f"--{key}", number])
+    assert load_config(path, ["--reinforce.clip_dual", "inf"]).reinforce.clip_dual == math.inf
 
 
 @pytest.mark.parametrize(
@@ -275,7 +323,7 @@ def test_fields_that_do_not_fit_together(tmp_path: Path, overrides: list[str], p
 def test_fields_that_fit_at_the_border(tmp_path: Path) -> None:
     path = written(tmp_path, SMALLEST)
     load_config(path, ["--packing.max_tokens_per_microbatch", "2048"])
-    load_config(path, ["--data.max_prompt_tokens", "2047"])
+    load_config(path, ["--data.max_prompt_tokens", "2047", "--rollout.max_new_tokens", "1"])
     load_config(path, ["--reinforce.recipe", "ppo", "--reinforce.samples_per_problem", "1"])
     load_config(path, ["--tokenizer.kind", "model", "--model.path", "some/folder"])
 
@@ -298,7 +346,7 @@ def test_config_is_frozen() -> None:
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    name=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     learning_rate=st.floats(1e-9, 1e3),
     levels=st.lists(st.integers(1, 5), max_size=4),
     num_train=st.integers(1, 2**40),
@@ -306,7 +354,7 @@ def test_config_is_frozen() -> None:
 )
 def test_resolved_config_reads_back_equal(
     tmp_path: Path,
-    name: str,
+    text: str,
     learning_rate: float,
     levels: list[int],
     num_train: int,
@@ -316,10 +364,12 @@ def test_resolved_config_reads_back_equal(
     optimizer = example.reinforce.optimizer.model_copy(update={"learning_rate": learning_rate})
     config = example.model_copy(
         update={
-            "name": name,
+            "output_dir": text,
             "data": DataConfig(levels=tuple(levels), num_train=num_train),
             "model": ModelConfig(tie_word_embeddings=tied),
-            "reinforce": example.reinforce.model_copy(update={"optimizer": optimizer}),
+            "reinforce": example.reinforce.model_copy(
+                update={"optimizer": optimizer, "clip_dual": math.inf}
+            ),
         }
     )
     assert load_config(written(tmp_path, to_toml(config))) == config

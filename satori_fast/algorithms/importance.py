@@ -72,6 +72,15 @@ def logprob_gap(batches: Sequence[PackedBatch]) -> Tensor:
     return total
 
 
+def count_non_finite(batches: Sequence[PackedBatch]) -> Tensor:
+    """Loss tokens with a log-prob that is NaN or infinite: (trainer, engine), float64 [2]."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        sides = torch.stack([batch.require("old_logprobs"), batch.rollout_logprobs])
+        total += (~sides.isfinite() & batch.loss_mask).sum(dim=1).double().cpu()
+    return total
+
+
 @dataclass(frozen=True, slots=True)
 class TokenGap:
     """A loss token whose log-probabilities differ. source: index of its trajectory in what was
@@ -85,9 +94,11 @@ class TokenGap:
 
 
 def first_gap(batches: Sequence[PackedBatch], limit: float) -> TokenGap | None:
-    """The first loss token, in packing order, that differs by more than `limit` nats."""
+    """The first loss token, in packing order, that differs by more than `limit` nats, or by what
+    is not a finite number."""
     for batch in batches:
-        where = (_gaps(batch).abs() > limit).nonzero()
+        gaps = _gaps(batch)
+        where = ((gaps.abs() > limit) | ~gaps.isfinite()).nonzero()
         if len(where):
             index = int(where[0])
             sequence = int(batch.sequence_of_token()[index])

@@ -5,6 +5,10 @@ A row names a credit rule, an advantage rule, a weighting, loss terms, and what 
 are plain: DAPO is `grpo` with weighting "token" and a higher `clip_high`; Dr.GRPO is `grpo` with
 credit "grpo_no_std" and weighting "fixed". Change a row with `dataclasses.replace`.
 
+The rows are what runs: a config replaces a coefficient only by setting it.
+A token of negative advantage whose ratio has run away is bounded (`clip_dual` 3, arXiv 1912.09729):
+without it one stale token can be the whole gradient.
+
 Not for anything a run chooses (learning rates, lengths, numbers of samples): that is the config.
 """
 
@@ -73,7 +77,7 @@ _ROWS = (
         credit="terminal",
         advantage=AdvantageRule("gae", gamma=1.0, lambda_=0.95, whiten=True),
         weighting="token",
-        loss=LossTerms("policy", clip_low=0.2, clip_high=0.2, value_clip=0.2),
+        loss=LossTerms("policy", clip_low=0.2, clip_high=0.2, clip_dual=3.0, value_clip=0.2),
         needs=frozenset({"critic"}),
     ),
     Recipe(
@@ -82,7 +86,7 @@ _ROWS = (
         credit="grpo",
         advantage=AdvantageRule("spread"),
         weighting="sequence",
-        loss=LossTerms("policy", clip_low=0.2, clip_high=0.2),
+        loss=LossTerms("policy", clip_low=0.2, clip_high=0.2, clip_dual=3.0),
         min_group_std=1e-6,
     ),
     # S2R subtracts beta log(pi_old / pi_ref) from the advantage. As a loss term that is k2, whose
@@ -95,7 +99,12 @@ _ROWS = (
         advantage=AdvantageRule("spread"),
         weighting="sequence",
         loss=LossTerms(
-            "policy", clip_low=0.2, clip_high=0.2, kl_coefficient=0.01, kl_estimator="k2"
+            "policy",
+            clip_low=0.2,
+            clip_high=0.2,
+            clip_dual=3.0,
+            kl_coefficient=0.01,
+            kl_estimator="k2",
         ),
         needs=frozenset({"reference"}),
         min_group_std=1e-6,

@@ -36,6 +36,7 @@ class OptimizerSettings:
     ("constant") or falls until step `decay_steps` to `learning_rate * min_learning_rate_ratio`.
     weight_decay: decoupled; norms and biases (1-D parameters) are not decayed.
     clip_grad: largest global gradient norm; 0 turns clipping off.
+    max_skipped_updates: steps in a row that non-finite numbers may cost (see `step.update`).
     """
 
     learning_rate: float
@@ -48,6 +49,7 @@ class OptimizerSettings:
     beta2: float = 0.95
     epsilon: float = 1e-8
     clip_grad: float = 1.0
+    max_skipped_updates: int = 10
 
     def __post_init__(self) -> None:
         checks = {
@@ -60,6 +62,7 @@ class OptimizerSettings:
             "beta2": 0 <= self.beta2 < 1,
             "epsilon": self.epsilon > 0,
             "clip_grad": self.clip_grad >= 0,
+            "max_skipped_updates": self.max_skipped_updates >= 0,
         }
         for field, is_valid in checks.items():
             if not is_valid:
@@ -72,10 +75,15 @@ class OptimizerSettings:
 
 
 class Optimizer:
-    """AdamW over one model wrapped in DistributedDataParallel."""
+    """AdamW over one model wrapped in DistributedDataParallel.
+
+    num_skipped_in_a_row: steps that were refused since the last one that was taken; the same on
+    every rank.
+    """
 
     def __init__(self, model: DistributedDataParallel, settings: OptimizerSettings) -> None:
         self.settings = settings
+        self.num_skipped_in_a_row = 0
         self._model = model
         min_learning_rate = settings.learning_rate * settings.min_learning_rate_ratio
         config = OptimizerConfig(
@@ -130,7 +138,9 @@ class Optimizer:
         overflow = self.megatron.prepare_grads()
         norm = float(self.megatron.get_grad_norm())
         if overflow or not is_finite or not math.isfinite(norm):
+            self.num_skipped_in_a_row += 1
             return norm, False
+        self.num_skipped_in_a_row = 0
         if self.settings.clip_grad > 0:
             for part in self.megatron.chained_optimizers:
                 clip_grad_by_total_norm_fp32(

@@ -64,6 +64,36 @@ class Learner:
         return iter_hf(self.module, self.hf_config)
 
 
+# A microbatch and what its loss needs beside it.
+_Work = tuple[PackedBatch, Advantages | None]
+
+
+class NonFiniteUpdate(RuntimeError):
+    """More updates in a row than `max_skipped_updates` had a loss or gradient that is not finite.
+
+    learner:    "update" (the policy), or the name of another one as in the metrics.
+    num_skipped: updates in a row. loss, grad_norm: of the last one.
+    microbatches: what this rank computed it from, with the advantages where it has any.
+    """
+
+    def __init__(
+        self,
+        learner: str,
+        num_skipped: int,
+        *,
+        loss: float,
+        grad_norm: float,
+        microbatches: Sequence[_Work],
+    ) -> None:
+        super().__init__(
+            f"{num_skipped} updates in a row of {learner!r} were not finite: loss {loss:g}, "
+            f"gradient norm {grad_norm:g}"
+        )
+        self.learner, self.num_skipped = learner, num_skipped
+        self.loss, self.grad_norm = loss, grad_norm
+        self.microbatches = microbatches
+
+
 def build_learner(
     hf_config: Any,
     *,
@@ -168,6 +198,9 @@ def update(
     and maxes (maximum), "update/grad_norm" before clipping (mean over finite ones),
     "update/learning_rate" of the last step, "update/num_skipped" steps that a non-finite loss or
     gradient stopped; the same under "critic/" for the critic.
+
+    NonFiniteUpdate, on every rank, when more steps in a row were stopped than the optimizer's
+    `max_skipped_updates`.
     """
     metrics: dict[str, float] = {}
     work = list(zip(batches, advantages, strict=True))
@@ -193,10 +226,6 @@ def update_scalar(
     return _train(learner, work, lambda values, batch, _: terms(values, batch), name)
 
 
-# A microbatch and what its loss needs beside it.
-_Work = tuple[PackedBatch, Advantages | None]
-
-
 def _train(
     learner: Learner, work: Sequence[_Work], terms: Callable[..., LossOutput], name: str
 ) -> dict[str, float]:
@@ -205,7 +234,7 @@ def _train(
         return {}
     ordered = sorted(work, key=lambda pair: pair[0].minibatch)
     minibatches = [list(group) for _, group in groupby(ordered, key=lambda pair: pair[0].minibatch)]
-    results = [_minibatch_step(learner, minibatch, terms) for minibatch in minibatches]
+    results = [_minibatch_step(learner, minibatch, terms, name) for minibatch in minibatches]
     metrics = {f"{name}/{key}": number for key, number in _summary(results).items()}
     assert learner.optimizer is not None
     return metrics | {f"{name}/learning_rate": learner.optimizer.learning_rate}
@@ -223,6 +252,7 @@ def _minibatch_step(
     learner: Learner,
     minibatch: list[_Work],
     terms: Callable[..., LossOutput],
+    name: str,
 ) -> _StepResult:
     optimizer = learner.optimizer
     if optimizer is None:
@@ -239,6 +269,11 @@ def _minibatch_step(
     outputs = _run_schedule(learner.model, minibatch, forward_step, forward_only=False)
     sums, maxes = _reduced(outputs, num_tokens)
     norm, stepped = optimizer.step(is_finite=math.isfinite(sums["loss"]))
+    num_skipped = optimizer.num_skipped_in_a_row
+    if num_skipped > optimizer.settings.max_skipped_updates:
+        raise NonFiniteUpdate(
+            name, num_skipped, loss=sums["loss"], grad_norm=norm, microbatches=minibatch
+        )
     return _StepResult(sums, maxes, norm, stepped)
 
 
@@ -346,13 +381,16 @@ def _table(rows: Sequence[Mapping[str, Tensor]]) -> Tensor:
 
 
 def _summary(results: list[_StepResult]) -> dict[str, float]:
-    metrics = {
-        name: math.fsum(result.sums[name] for result in results) / len(results)
-        for name in results[0].sums
-    }
+    metrics = {name: _mean([r.sums[name] for r in results]) for name in results[0].sums}
     for name in results[0].maxes:
         metrics[name] = max(result.maxes[name] for result in results)
     norms = [result.grad_norm for result in results if math.isfinite(result.grad_norm)]
-    metrics["grad_norm"] = math.fsum(norms) / len(norms) if norms else math.nan
+    metrics["grad_norm"] = _mean(norms) if norms else math.nan
     metrics["num_skipped"] = float(sum(not result.stepped for result in results))
     return metrics
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    # fsum raises where infinities of both signs meet.
+    total = math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
+    return total / len(numbers)

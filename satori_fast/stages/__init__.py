@@ -13,6 +13,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
 
     Returns the summary, which is also written to the run folder with the report.
     """
+    from satori_fast.stages.checks import check_stages
     from satori_fast.stages.distill import distill
     from satori_fast.stages.iterate import plan_stages
     from satori_fast.stages.preference import preference
@@ -29,6 +30,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
         "distill": distill,
     }
     with build_run(config, resume=resume) as run:
+        check_stages(run)
         for plan in plan_stages(config)[len(run.finished) :]:
             run.begin_stage(plan)
             run.finish_stage(stages[plan.kind](run))

@@ -6,6 +6,7 @@ What agents do is `synthesis`; which problems they get is `synthesize`.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -18,13 +19,14 @@ import torch
 
 from satori_fast.backbone.architecture import load_hf_config
 from satori_fast.backbone.step import build_learner
-from satori_fast.config import AgentConfig, ConfigError
+from satori_fast.config import AgentConfig, Config, ConfigError
 from satori_fast.data.coat import TEMPLATES, PromptRenderer
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Engine
 from satori_fast.rollout.server_process import is_loopback
+from satori_fast.rollout.vllm_engine import INSTALL_HINT
 from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.engines import write_engine_folder
 from satori_fast.stages.run import Run
@@ -51,13 +53,13 @@ from satori_fast.synthesis.pipeline import SynthesisAgents
 from satori_fast.types import Problem, Segment, SegmentKind, Trajectory
 
 
-def agent_configs(run: Run) -> dict[str, AgentConfig]:
+def agent_configs(config: Config) -> dict[str, AgentConfig]:
     """The config of each role, in the order of their work."""
-    config = run.config.synthesize
+    synthesize = config.synthesize
     return {
-        "generator": config.generator,
-        "critic": config.critic,
-        "reward_model": config.reward_model,
+        "generator": synthesize.generator,
+        "critic": synthesize.critic,
+        "reward_model": synthesize.reward_model,
     }
 
 
@@ -68,10 +70,9 @@ class AgentRoom:
     """
 
     def __init__(self, run: Run, journal: Journal | None) -> None:
-        check_agents(run)
         self._run, self._journal = run, journal
         self._models: dict[object, ChatModel] = {}
-        self._configs = agent_configs(run)
+        self._configs = agent_configs(run.config)
         generator, critic = self._chat("generator"), self._chat("critic")
         skill = run.config.synthesize.generator_skill
         self.agents = SynthesisAgents(
@@ -150,7 +151,11 @@ class ScalarRewardModel:
         )
         packing = PackingSpec(max_tokens_per_microbatch=self._max_seqlen, num_minibatches=1)
         scores = score_trajectories(
-            self._learner, [trajectory], packing=packing, parallel=self._parallel
+            self._learner,
+            [trajectory],
+            packing=packing,
+            parallel=self._parallel,
+            name="synthesize.reward_model.model",
         )
         return float(scores[0])
 
@@ -161,26 +166,33 @@ class ScalarRewardModel:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 
-def check_agents(run: Run) -> None:
-    """ConfigError for agents that cannot work on this data, or in this many processes."""
-    source = run.config.data.source
-    for role, agent in agent_configs(run).items():
+def check_agents(config: Config, *, world_size: int, environment: Mapping[str, str]) -> None:
+    """ConfigError for agents that cannot work: on this data, in this many processes, without a key
+    or a model."""
+    source = config.data.source
+    for role, agent in agent_configs(config).items():
+        key = f"synthesize.{role}"
         if agent.kind == "scripted":
             if source != ARITHMETIC:
                 raise ConfigError(
-                    f'synthesize.{role}.kind = "scripted" knows the built-in domain only, not '
-                    f"{source!r}: name a language model, or take synthesize out of stages and set "
-                    "supervised.source"
+                    f'{key}.kind = "scripted" knows the built-in domain only, not {source!r}: name '
+                    "a language model, or take synthesize out of stages and set supervised.source"
                 )
         elif agent.model is None:
-            raise ConfigError(f'synthesize.{role}.model is missing: kind = "{agent.kind}" needs it')
+            raise ConfigError(f'{key}.model is missing: kind = "{agent.kind}" needs it')
+        elif agent.kind == "endpoint":
+            endpoint_settings(agent, key, environment)
         elif agent.kind == "scalar" and role != "reward_model":
-            raise ConfigError(f'synthesize.{role}.kind = "scalar" only rates: it cannot write')
-        elif agent.kind != "endpoint" and run.parallel.world_size > 1:
+            raise ConfigError(f'{key}.kind = "scalar" only rates: it cannot write')
+        elif world_size > 1:
             raise ConfigError(
-                f'synthesize.{role}.kind = "{agent.kind}" works in one process only: start without '
-                'torchrun, or serve the model with vLLM and set kind = "endpoint"'
+                f'{key}.kind = "{agent.kind}" works in one process only: start without torchrun, '
+                'or serve the model with vLLM and set kind = "endpoint"'
             )
+        elif agent.kind == "vllm" and importlib.util.find_spec("vllm") is None:
+            raise ConfigError(f'{key}.kind = "vllm" needs vLLM: {INSTALL_HINT}')
+        else:
+            _model_of(agent, role)
 
 
 def endpoint_settings(
@@ -243,7 +255,10 @@ def _model_of(agent: AgentConfig, role: str) -> tuple[Path, Any]:
     """Folder and Hugging Face config of an agent's own model."""
     assert agent.model is not None
     folder = Path(agent.model)
-    hf_config = load_hf_config(folder)
+    try:
+        hf_config = load_hf_config(folder)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"synthesize.{role}.model = {agent.model!r}: {error}") from None
     if agent.max_seqlen > hf_config.max_position_embeddings:
         raise ConfigError(
             f"synthesize.{role}.max_seqlen = {agent.max_seqlen} exceeds the "

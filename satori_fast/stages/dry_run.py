@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from satori_fast.config import Config
+from satori_fast.config import KEYS_OF_ENGINES, Config, RolloutConfig
 
 NUM_STEPS = 2
 NUM_PROBLEMS = 16
@@ -44,7 +44,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
         first = ("synthesize", "supervised", *(("preference",) if config.reward.model else ()))
         values["stages"] = (*first, *(stage for stage in config.stages if stage not in first))
     values["reward"]["model"] = None
-    values |= {"output_dir": output_dir, "name": f"{config.name}-dry-run"}
+    values |= {"output_dir": output_dir, "name": "dry-run"}
     values["model"] |= {"path": None, **MODEL}
     values["tokenizer"]["kind"] = "words"
     values["data"] |= {
@@ -63,7 +63,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
         "max_seqlen": MAX_SEQLEN,
         "max_new_tokens": 48,
         "max_slots": 32,
-        "server_url": (),
+        **{key: RolloutConfig.model_fields[key].default for key in KEYS_OF_ENGINES},
     }
     values["synthesize"] = {"num_problems": NUM_PROBLEMS, "num_solutions": 6, "critic_share": 0.5}
     for stage in ("supervised", "distill"):
@@ -77,6 +77,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
     reinforce = values["reinforce"]
     reinforce |= {"num_steps": NUM_STEPS, "problems_per_step": 4}
     reinforce["samples_per_problem"] = min(reinforce["samples_per_problem"], 4)
+    reinforce["num_minibatches"] = min(reinforce["num_minibatches"], 4)
     reinforce["critic_warmup_steps"] = min(reinforce["critic_warmup_steps"], 1)
     reinforce["restarts"]["refresh_every"] = min(reinforce["restarts"]["refresh_every"], 1)
     values["iterate"]["rounds"] = [

@@ -10,9 +10,7 @@ own. Not here: what a stage does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from satori_fast.config import Config, RoundConfig, StageName
 
@@ -44,32 +42,15 @@ def plan_stages(config: Config) -> tuple[StagePlan, ...]:
 
 def round_plans(config: Config, number: int, settings: RoundConfig) -> tuple[StagePlan, StagePlan]:
     """Distillation and reinforcement of round `number`."""
-    distill = _changed(
-        config.distill,
-        num_problems=settings.num_problems,
-        num_kept=settings.num_kept,
-        temperature=settings.distill_temperature,
-    )
-    restarts = _changed(config.reinforce.restarts, enabled=settings.restarts)
-    reinforce = _changed(
-        config.reinforce,
-        num_steps=settings.num_steps,
-        samples_per_problem=settings.samples_per_problem,
-        restarts=restarts,
-        optimizer=_changed(config.reinforce.optimizer, learning_rate=settings.learning_rate),
-    )
-    rollout = _changed(config.rollout, temperature=settings.temperature)
+    reinforce = {
+        "reinforce": settings.reinforcement(config.reinforce),
+        "rollout": settings.sampling(config.rollout),
+    }
     return (
-        StagePlan(f"distill_{number}", "distill", _changed(config, distill=distill)),
         StagePlan(
-            f"reinforce_{number}",
-            "reinforce",
-            _changed(config, reinforce=reinforce, rollout=rollout),
+            f"distill_{number}",
+            "distill",
+            config.with_set(distill=settings.distillation(config.distill)),
         ),
+        StagePlan(f"reinforce_{number}", "reinforce", config.with_set(**reinforce)),
     )
-
-
-def _changed(section: Any, **values: Any) -> Any:
-    """The section with the values that are set. They come from checked sections of their own."""
-    given: Mapping[str, Any] = {key: value for key, value in values.items() if value is not None}
-    return section.model_copy(update=given)

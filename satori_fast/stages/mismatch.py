@@ -4,15 +4,17 @@ them otherwise, stops before it trains on the samples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from satori_fast.algorithms.importance import first_gap, logprob_gap
-from satori_fast.stages.run import Run
+from satori_fast.algorithms.importance import count_non_finite, first_gap, logprob_gap
+from satori_fast.backbone.parallel import ParallelState
 from satori_fast.types import PackedBatch, Trajectory
 
 
@@ -21,34 +23,52 @@ class MismatchError(RuntimeError):
 
 
 def check_logprobs(
-    run: Run, batches: Sequence[PackedBatch], packed: Sequence[Trajectory], *, version: int
+    batches: Sequence[PackedBatch],
+    packed: Sequence[Trajectory],
+    *,
+    version: int,
+    limit: float | None,
+    parallel: ParallelState,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """MismatchError, on every rank alike, when the mean difference of the step's loss tokens is
-    above `rollout.max_logprob_diff`; it shows the first sequence that differs.
+    """MismatchError, on every rank alike, when a log-prob of the step's loss tokens is not finite,
+    or when their mean difference is above `limit` nats; it shows the first sequence that differs.
 
-    version: of the trainer's weights; tokens that older ones sampled are left out.
+    version: of the trainer's weights; the difference leaves out tokens that older ones sampled.
+    limit: `rollout.max_logprob_diff`; None: any finite difference will do.
     """
-    limit = run.config.rollout.max_logprob_diff
-    if limit is None:
+    by_trainer, by_engine = parallel.all_reduce_sum(count_non_finite(batches)).tolist()
+    fresh = without_stale(batches, packed, version)
+    total, num_tokens = parallel.all_reduce_sum(logprob_gap(fresh)).tolist()
+    compared, least = batches, math.inf
+    if by_trainer:
+        message = (
+            f"the policy gives {by_trainer:.0f} tokens of the step a log-prob that is not finite: "
+            "a weight is NaN or infinite, from the model that was loaded or after a learning rate "
+            "that is too high, or bfloat16 overflowed"
+        )
+    elif by_engine:
+        message = (
+            f"the engine returned {by_engine:.0f} log-probs that are not finite, where the policy "
+            "has finite ones: it samples from broken weights, or overflows"
+        )
+    elif limit is not None and num_tokens and total / num_tokens > limit:
+        compared, least = fresh, limit
+        message = (
+            f"engine and trainer differ by {total / num_tokens:.3g} nats per token, above "
+            f"rollout.max_logprob_diff = {limit:g}: the engine samples from other weights, another "
+            "temperature or another precision"
+        )
+    else:
         return
-    batches = without_stale(batches, packed, version)
-    total, num_tokens = run.parallel.all_reduce_sum(logprob_gap(batches)).tolist()
-    # Written so that NaN raises the alarm too.
-    if num_tokens == 0 or total / num_tokens <= limit:
-        return
-    message = (
-        f"engine and trainer differ by {total / num_tokens:.3g} nats per token, above "
-        f"rollout.max_logprob_diff = {limit:g}: the engine samples from other weights, another "
-        "temperature or another precision"
-    )
-    gap = first_gap(batches, limit)
+    gap = first_gap(compared, least)
     if gap is not None:
         trajectory = packed[gap.source]
-        text = run.renderer.tokenizer.decode(trajectory.tokens[: gap.position + 1])
+        text = tokenizer.decode(trajectory.tokens[: gap.position + 1])
         message += (
-            f". First on rank {run.parallel.rank}: problem {trajectory.problem.problem_id!r}, "
-            f"token {gap.position} (id {gap.token}), trainer {gap.trainer:.4f}, engine "
-            f"{gap.engine:.4f}, in: {text}"
+            f". First on rank {parallel.rank}: problem {trajectory.problem.problem_id!r}, token "
+            f"{gap.position} (id {gap.token}), trainer {gap.trainer:.4f}, engine "
+            f"{gap.engine:.4f}, in: {text!r}"
         )
     raise MismatchError(message)
 

@@ -28,6 +28,7 @@ from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import pack_pairs
 from satori_fast.data.pairs import GradedSamples, finished, form_pairs
 from satori_fast.evaluation.best_of import SelectionResult, evaluate_selection
+from satori_fast.stages.alarms import warn_of_large_batch
 from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.scoring import score_trajectories
 from satori_fast.stages.setup import learner_for
@@ -69,6 +70,7 @@ def preference(run: Run) -> StageOutcome:
     """Train a reward model for `preference.num_epochs`; its best checkpoint is exported."""
     config = run.config.preference
     data = preference_data(run)
+    warn_of_large_batch(run.stage, config.batch_size, len(data.pairs), num_epochs=config.num_epochs)
     num_steps = math.ceil(len(data.pairs) * config.num_epochs / config.batch_size)
     model = learner_for(run, "scalar", config.optimizer, num_steps=num_steps)
     cursor = ProblemCursor(data.pairs, seed=run.seed(run.stage, "order"))

@@ -8,7 +8,6 @@ restart buffer (`restarts`).
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from satori_fast.data.packing import pack
 from satori_fast.rewards.compose import RewardTerms, drop_uninformative_groups, score
 from satori_fast.rollout.engine import Engine
 from satori_fast.rollout.partial import PartialRollouts
+from satori_fast.stages.alarms import UninformativeSteps
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.restarts import problem_mixture
 from satori_fast.stages.run import Run, StageOutcome
@@ -42,8 +42,6 @@ from satori_fast.stages.step_metrics import (
 from satori_fast.stages.workload import count_decoding, count_scoring, count_training
 from satori_fast.types import RolloutResult, Trajectory
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass
 class Actors:
@@ -59,6 +57,7 @@ class Actors:
     rewards: RewardTerms
     reward_model: RewardModel | None  # None where the preference reward is off
     partial: PartialRollouts | None  # rollouts that go on from step to step, if the config has any
+    uninformative: UninformativeSteps
     restart_step: int = 0  # step whose restart buffer serves now
 
     @property
@@ -116,6 +115,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     with run.spans.span("reward"):
         scored = score(rollout.trajectories, actors.rewards, run.grader, preferences=preferences)
         kept = informative(scored, recipe)
+        actors.uninformative.look_at(step, scored, kept)
     with run.spans.span("pack"):
         packing = run.packing(config.num_minibatches, run.seed(run.stage, "minibatches", step))
         batches = pack(kept, assign_credit(kept, recipe.credit), packing, recipe.weighting)
@@ -128,7 +128,14 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
             actors.critic,
             temperature=recipe.loss.temperature,
         )
-        check_logprobs(run, batches, kept, version=rollout.policy_version)
+        check_logprobs(
+            batches,
+            kept,
+            version=rollout.policy_version,
+            limit=run.config.rollout.max_logprob_diff,
+            parallel=run.parallel,
+            tokenizer=run.renderer.tokenizer,
+        )
         advantages = estimate_advantages(batches, recipe.advantage, run.parallel.all_reduce_sum)
         advantages, reweighted = weigh_sequences(batches, advantages, importance_rule(config))
     trained = actors.trained(step)
@@ -216,33 +223,36 @@ def build_actors(run: Run) -> Actors:
         rewards=reward_terms(run.config.reward),
         reward_model=reward_model,
         partial=PartialRollouts(limit) if limit is not None else None,
+        uninformative=UninformativeSteps(run.stage, config.max_uninformative_steps),
     )
 
 
 def recipe_for(config: ReinforceConfig, *, temperature: float) -> Recipe:
-    """The row of the recipe table with this config's coefficients."""
-    row = RECIPES[config.recipe]
-    kl = row.loss.kl_coefficient if config.kl_coefficient is None else config.kl_coefficient
-    rule = importance_rule(config)
-    needs = row.needs | {"reference"} if kl else row.needs - {"reference"}
-    return replace(
-        row,
-        needs=needs,
-        weighting=config.weighting or row.weighting,
-        advantage=replace(row.advantage, lambda_=config.gae_lambda),
-        loss=replace(
-            row.loss,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            clip_dual=math.inf if config.clip_dual is None else config.clip_dual,
-            importance=rule.kind if rule.level == "token" else "none",
-            importance_low=rule.low,
-            importance_high=rule.high,
-            kl_coefficient=kl,
-            entropy_coefficient=config.entropy_coefficient,
-            temperature=temperature or 1.0,
-        ),
-    )
+    """The row of the recipe table, with those coefficients that this config sets.
+
+    temperature: of the sampler, above 0.
+    """
+    row, rule = RECIPES[config.recipe], importance_rule(config)
+    coefficients = {
+        "clip_low": config.clip_low,
+        "clip_high": config.clip_high,
+        "clip_dual": config.clip_dual,
+        "kl_coefficient": config.kl_coefficient,
+        "entropy_coefficient": config.entropy_coefficient,
+    }
+    loss = replace(row.loss, temperature=temperature, **_those_set(coefficients))
+    if rule.kind != "none" and rule.level == "token":
+        loss = replace(
+            loss, importance=rule.kind, importance_low=rule.low, importance_high=rule.high
+        )
+    advantage = replace(row.advantage, **_those_set({"lambda_": config.gae_lambda}))
+    needs = row.needs | {"reference"} if loss.kl_coefficient else row.needs - {"reference"}
+    weighting = config.weighting or row.weighting
+    return replace(row, needs=needs, weighting=weighting, advantage=advantage, loss=loss)
+
+
+def _those_set(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def reward_terms(config: RewardConfig) -> RewardTerms:
@@ -275,10 +285,7 @@ def informative(scored: list[Trajectory], recipe: Recipe) -> list[Trajectory]:
     """Drop groups without signal, unless the recipe learns from all."""
     if recipe.min_group_std is None:
         return scored
-    kept = drop_uninformative_groups(scored, recipe.min_group_std)
-    if scored and not kept:
-        logger.warning("every group of this step earned one reward: there is nothing to update")
-    return kept
+    return drop_uninformative_groups(scored, recipe.min_group_std)
 
 
 def evenly_spread(scored: list[Trajectory], num: int) -> list[Trajectory]:

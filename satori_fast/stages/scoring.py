@@ -6,13 +6,14 @@ Training it is `preference`; what becomes of a score is `rewards.preference`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from satori_fast.algorithms.credit import assign_credit
 from satori_fast.backbone.architecture import load_hf_config, score_statistics
@@ -37,6 +38,7 @@ class RewardModel:
 
     learner: Learner
     statistics: ScoreStatistics
+    folder: Path
 
     def rewards(self, run: Run, trajectories: Sequence[Trajectory]) -> list[float]:
         """`preference_rewards` of the trajectories, the same on every rank; span "reward_model"."""
@@ -45,7 +47,11 @@ class RewardModel:
             rewards = preference_rewards(
                 ended,
                 lambda batch: score_trajectories(
-                    self.learner, batch, packing=run.packing(1, 0), parallel=run.parallel
+                    self.learner,
+                    batch,
+                    packing=run.packing(1, 0),
+                    parallel=run.parallel,
+                    name=f"reward model {self.folder}",
                 ),
                 self.statistics,
             )
@@ -59,10 +65,12 @@ def score_trajectories(
     *,
     packing: PackingSpec,
     parallel: ParallelState,
+    name: str = "the reward model",
 ) -> npt.NDArray[np.float32]:
     """The value of each trajectory's last token, [N] in their order, on every rank.
 
-    Every rank holds all trajectories and scores its share of them.
+    Every rank holds all trajectories and scores its share of them. ValueError, on every rank, for a
+    score that is not finite: `name`, what scores, begins its message.
     """
     batches = pack(trajectories, assign_credit(trajectories, "ones"), packing, "token")
     own: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = []
@@ -78,6 +86,15 @@ def score_trajectories(
     for part in parallel.all_gather(own):
         for source, scores in part:
             gathered[source] = scores
+    broken = np.flatnonzero(~np.isfinite(gathered))
+    if len(broken):
+        first = trajectories[broken[0]]
+        raise ValueError(
+            f"{name} scores {len(broken)} of {len(gathered)} responses with a number that is not "
+            f"finite, first {gathered[broken[0]]} for problem {first.problem.problem_id!r} "
+            f"({len(first.tokens)} tokens): a NaN or infinity in its weights, or an overflow of "
+            "its dtype"
+        )
     return gathered
 
 
@@ -97,8 +114,8 @@ def load_reward_model(run: Run) -> RewardModel | None:
         )
     statistics = ScoreStatistics()
     if config.normalize_preference:
-        statistics = _statistics_of(folder, "reward.normalize_preference")
-    return RewardModel(learner_for(run, "scalar", None, weights=folder), statistics)
+        statistics = statistics_of(folder, "reward.normalize_preference")
+    return RewardModel(learner_for(run, "scalar", None, weights=folder), statistics, folder)
 
 
 def critic_for(run: Run, num_steps: int) -> Learner:
@@ -118,7 +135,7 @@ def critic_for(run: Run, num_steps: int) -> Learner:
             )
         return learner_for(run, "scalar", config.critic_optimizer, num_steps=num_steps)
     if config.normalize_critic:
-        _statistics_of(folder, "reinforce.normalize_critic")
+        statistics_of(folder, "reinforce.normalize_critic")
     return learner_for(
         run,
         "scalar",
@@ -134,24 +151,28 @@ def reward_model_folder(run: Run) -> Path | None:
     chosen = run.config.reward.model
     folder = run.models.get("reward") if chosen is None else model_folder(chosen)
     if folder is not None:
-        _check_tokenizer(run, folder)
+        load_hf_config(folder)
+        check_same_tokens(str(folder), load_tokenizer(folder).get_vocab(), run.renderer.tokenizer)
     return folder
 
 
-def _check_tokenizer(run: Run, folder: Path) -> None:
-    """Ids that mean other tokens to the reward model would be scored without an error."""
-    load_hf_config(folder)
-    known = load_tokenizer(folder).get_vocab()
-    for token, number in run.renderer.tokenizer.get_vocab().items():
+def check_same_tokens(
+    reward_model: str, known: Mapping[str, int], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """ConfigError when a reward model that knows these ids would read another text than the policy
+    wrote, without an error."""
+    for token, number in tokenizer.get_vocab().items():
         if known.get(token) != number:
             raise ConfigError(
-                f"reward model {folder} has another tokenizer than the policy: token {token!r} is "
-                f"{known.get(token)} to it, and {number} here; take one that was trained from this "
-                'policy, or set reward.preference_weight = 0 and reinforce.critic_init = "policy"'
+                f"reward model {reward_model} has another tokenizer than the policy: token "
+                f"{token!r} is {known.get(token)} to it, and {number} here; take one that was "
+                "trained from this policy, or set reward.preference_weight = 0 and "
+                'reinforce.critic_init = "policy"'
             )
 
 
-def _statistics_of(folder: Path, option: str) -> ScoreStatistics:
+def statistics_of(folder: Path, option: str) -> ScoreStatistics:
+    """Mean and std of a reward model's scores; ConfigError naming the `option` that needs them."""
     statistics = score_statistics(load_hf_config(folder))
     if statistics is None:
         raise ConfigError(

@@ -70,8 +70,6 @@ def _write_tokenizer(config: Config, saved: Path) -> None:
     if config.tokenizer.kind == "words":
         tokenizer = build_word_tokenizer(domain_words())
     else:
-        if config.data.source == ARITHMETIC:
-            raise ConfigError('tokenizer.kind = "bpe" needs text: the built-in domain has "words"')
         texts = [TEMPLATES[config.data.template].format(question="")]
         for problem in load_problems(config.data.source, config.data.mapping)[0]:
             texts += [problem.question, problem.answer or ""]
@@ -120,15 +118,16 @@ def initial_model_folder(config: Config, folder: Path) -> Path:
     return path
 
 
-def model_folder(path: str) -> Path:
-    """A folder as it is, or a snapshot of the hub's model of this name ("owner/model")."""
+def model_folder(path: str, *, weights: bool = True) -> Path:
+    """A folder as it is, or a snapshot of the hub's model of this name ("owner/model"), with or
+    without its weights."""
     if Path(path).expanduser().is_dir() or path.count("/") != 1 or path.startswith((".", "~", "/")):
         return Path(path).expanduser()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+        patterns = ["*.json", "*.txt", "*.jinja", "*.model", *(["*.safetensors"] * weights)]
         return Path(snapshot_download(path, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -257,8 +256,12 @@ def build_monitor(
 
 def optimizer_settings(config: OptimizerConfig, num_steps: int) -> OptimizerSettings:
     """The fields have the same names on both sides, but for the lengths in steps."""
+    warmup_steps = config.warmup_steps(num_steps)
+    if config.schedule != "constant":
+        # How many steps there are is often known only when the data is there.
+        warmup_steps = min(warmup_steps, num_steps - 1)
     return OptimizerSettings(
         **config.model_dump(exclude={"warmup_fraction"}),
-        warmup_steps=round(config.warmup_fraction * num_steps),
+        warmup_steps=warmup_steps,
         decay_steps=num_steps,
     )

@@ -17,8 +17,9 @@ from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Self
 
-from satori_fast.backbone.step import Learner
+from satori_fast.backbone.step import Learner, NonFiniteUpdate
 from satori_fast.profiling.metrics import ProgressReporter, progress
+from satori_fast.stages.alarms import SkippedUpdates
 from satori_fast.stages.run import Run, StageProgress
 
 
@@ -41,16 +42,23 @@ class StepLoop:
     export_every: int = 0
     _bar: ProgressReporter = field(init=False)
     _open: ExitStack = field(init=False, default_factory=ExitStack)
+    _skipped: SkippedUpdates = field(init=False)
 
     def __enter__(self) -> Self:
         run, step = self.run, self.done.step
         run.start_steps(self.num_steps - step)
         bar = progress(run.stage, self.num_steps, completed=step, console=run.console)
         self._bar = self._open.enter_context(bar)
+        self._skipped = SkippedUpdates(run.stage)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._open.close()
+        if isinstance(error, NonFiniteUpdate):
+            run, folder = self.run, self.run.folder / "failures"
+            raise self._skipped.stop(
+                self.done.step, error, folder=folder, parallel=run.parallel
+            ) from error
 
     def __iter__(self) -> Iterator[int]:
         for step in range(self.done.step, self.num_steps):
@@ -70,6 +78,7 @@ class StepLoop:
         shown: values beside the progress bar.
         """
         run = self.run
+        self._skipped.look_at(self.done.step, metrics)
         times = self.done.times + run.record(self.done.step, metrics)
         self.done = StageProgress(self.done.step + 1, times, data)
         self._bar.advance(values=shown)

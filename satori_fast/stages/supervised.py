@@ -22,6 +22,7 @@ from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import pack
 from satori_fast.data.problem_split import question_key
 from satori_fast.data.sources import load_demonstrations
+from satori_fast.stages.alarms import warn_of_large_batch
 from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.setup import ARITHMETIC, learner_for
 from satori_fast.stages.step_loop import StepLoop
@@ -56,7 +57,7 @@ def supervised_step(
 
 def supervised(run: Run) -> StageOutcome:
     """Imitate the demonstrations for `supervised.num_epochs`; evaluate and export."""
-    trajectories = load_trajectories(run, *_source(run))
+    trajectories = load_trajectories(run, *demonstration_source(run))
     return imitate(run, trajectories, run.config.supervised, start=run.model_folder)
 
 
@@ -64,6 +65,9 @@ def imitate(
     run: Run, trajectories: Sequence[Trajectory], config: ImitationConfig, *, start: Path
 ) -> StageOutcome:
     """Train the model of folder `start` on `trajectories`; evaluate and export it."""
+    warn_of_large_batch(
+        run.stage, config.batch_size, len(trajectories), num_epochs=config.num_epochs
+    )
     cursor = ProblemCursor(trajectories, seed=run.seed(run.stage, "order"))
     num_steps = math.ceil(len(trajectories) * config.num_epochs / config.batch_size)
     policy = learner_for(run, "policy", config.optimizer, num_steps=num_steps, weights=start)
@@ -129,8 +133,8 @@ def load_trajectories(run: Run, source: str, mapping: str | None) -> list[Trajec
     return kept
 
 
-def _source(run: Run) -> tuple[str, str | None]:
-    """Where the demonstrations are, and their field mapping."""
+def demonstration_source(run: Run) -> tuple[str, str | None]:
+    """Where the demonstrations of format tuning are, and their field mapping."""
     config, data = run.config.supervised, run.config.data
     if config.source is not None:
         return config.source, config.mapping

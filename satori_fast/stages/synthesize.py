@@ -20,7 +20,7 @@ from rich.table import Table
 
 from satori_fast.profiling.metrics import ProgressReporter, progress
 from satori_fast.profiling.spans import StepTimes
-from satori_fast.stages.agents import AgentRoom, agent_configs, check_agents
+from satori_fast.stages.agents import AgentRoom, agent_configs
 from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.storage import sealed_line, write_atomically
 from satori_fast.synthesis.account import Account
@@ -46,7 +46,6 @@ def demonstrations_path(run: Run) -> Path:
 
 def synthesize_demonstrations(run: Run) -> StageOutcome:
     """Run the three agents over the first training problems, in the main process alone."""
-    check_agents(run)
     run.spans.start_step()
     with run.spans.span("synthesize"):
         metrics = _on_main(run, lambda: _synthesize(run))
@@ -79,7 +78,7 @@ async def _synthesize(run: Run) -> Metrics:
     problems, folder, journal = given, run.folder / "synthesis", None
     prices = {
         role: (agent.prompt_price, agent.completion_price)
-        for role, agent in agent_configs(run).items()
+        for role, agent in agent_configs(run.config).items()
         if agent.kind not in ("scripted", "scalar")
     }
     with contextlib.ExitStack() as stack:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from satori_fast.algorithms.importance import (
     ImportanceRule,
+    count_non_finite,
     first_gap,
     logprob_gap,
     weigh_sequences,
@@ -70,3 +72,16 @@ def test_first_gap_names_sequence_position_and_token() -> None:
     assert gap is not None and (gap.source, gap.position, gap.token) == (1, 4, 4)
     assert gap.trainer - gap.engine == pytest.approx(0.3)
     assert first_gap([batch_with_gaps(GAPS)], 1.0) is None
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_counted_and_found(broken: float) -> None:
+    whole = batch_with_gaps(GAPS)
+    assert count_non_finite([whole]).tolist() == [0, 0]  # junk where masked does not count
+    trainer = batch_with_gaps([[0.0] * 3, [0.0, broken, 0.0, broken], [0.0]])
+    engine = replace(whole, rollout_logprobs=torch.full_like(whole.rollout_logprobs, broken))
+    assert count_non_finite([whole, trainer]).tolist() == [2, 0]
+    assert count_non_finite([trainer, engine]).tolist() == [2, 8]
+    gap = first_gap([whole, trainer], math.inf)
+    assert gap is not None and (gap.source, gap.position) == (1, 2)
+    assert not math.isfinite(gap.trainer) and math.isfinite(gap.engine)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import FrozenInstanceError, replace
 from typing import get_args
 
@@ -36,6 +37,12 @@ def test_grpo_and_rloo_coefficients() -> None:
     grpo, rloo = RECIPES["grpo"], RECIPES["rloo"]
     assert (grpo.loss.clip_low, grpo.loss.clip_high, grpo.loss.kl_coefficient) == (0.2, 0.2, 0.0)
     assert (rloo.loss.clip_low, rloo.loss.kl_coefficient) == (0.2, 0.01)
+
+
+def test_rows_with_a_ratio_bound_a_token_that_has_run_away() -> None:
+    bounds = {name: row.loss.clip_dual for name, row in RECIPES.items()}
+    assert bounds.pop("sft") == math.inf
+    assert set(bounds.values()) == {3.0}
 
 
 def test_a_row_cannot_lack_what_its_terms_need() -> None:

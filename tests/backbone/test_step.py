@@ -13,6 +13,7 @@ from torch import Tensor
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.step import (
     Learner,
+    NonFiniteUpdate,
     annotate,
     build_learner,
     score,
@@ -157,6 +158,38 @@ def test_non_finite_step_is_skipped_and_counted_and_training_goes_on(loss: Imita
     update(fresh, None, [batch], ones([batch]), ImitationLoss())
     for (_, one), (_, two) in zip(policy.hf_weights(), fresh.hf_weights(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_too_many_skipped_steps_in_a_row_are_an_error_with_the_batch() -> None:
+    reference = tiny_model("qwen2_tied")
+    policy = build_learner(
+        reference.config,
+        weights=reference.state_dict(),
+        optimizer=replace(_SETTINGS, max_skipped_updates=2),
+    )
+    batches = [random_batch([12, 7], seed, minibatch=seed) for seed in range(2)]
+    # A step that is taken starts a new count.
+    for loss in (_InfiniteLoss(), ImitationLoss(), _InfiniteLoss()):
+        update(policy, None, batches, ones(batches), loss)
+    with pytest.raises(NonFiniteUpdate, match=r"3 updates in a row of 'update' .* loss -?inf") as e:
+        update(policy, None, batches, ones(batches), _InfiniteLoss())
+    assert (e.value.learner, e.value.num_skipped) == ("update", 3)
+    ((batch, advantages),) = e.value.microbatches
+    assert batch is batches[0] and advantages is not None
+
+
+def test_losses_that_are_infinite_both_ways_have_a_mean() -> None:
+    policy = _policy()
+    batches = [random_batch([12, 7], seed, minibatch=seed) for seed in range(2)]
+
+    class BothWays(ImitationLoss):
+        def policy(self, hidden, weight, batch, *args, **options) -> LossOutput:
+            output = super().policy(hidden, weight, batch, *args, **options)
+            sign = 1 - 2 * batch.minibatch
+            return LossOutput(output.loss.abs() * sign * math.inf, output.sums, output.maxes)
+
+    stats = update(policy, None, batches, ones(batches), BothWays())
+    assert math.isnan(stats["update/loss"]) and stats["update/num_skipped"] == 2.0
 
 
 def _sum_of_squared_ends(values: Tensor, batch: PackedBatch) -> LossOutput:

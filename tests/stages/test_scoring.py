@@ -16,8 +16,9 @@ from satori_fast.data.coat import build_trajectory
 from satori_fast.data.packing import PackingSpec
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.rewards.preference import preference_rewards
+from satori_fast.stages.mismatch import MismatchError
 from satori_fast.stages.preference import preference
-from satori_fast.stages.reinforce import build_actors, reinforce
+from satori_fast.stages.reinforce import build_actors, reinforce, reinforce_step
 from satori_fast.stages.run import Run
 from satori_fast.stages.scoring import critic_for, load_reward_model, score_trajectories
 from satori_fast.stages.setup import learner_for
@@ -152,6 +153,33 @@ def test_a_reward_model_without_statistics_is_refused(tmp_path: Path, reward_fol
             load_reward_model(run)
         with pytest.raises(ConfigError, match=r"normalize_critic needs the mean and std"):
             critic_for(run, 4)
+
+
+def test_a_score_that_is_not_a_number_names_the_model_and_the_problem(
+    tmp_path: Path, reward_folder: Path
+) -> None:
+    with at_reinforce(tmp_path, *WITH_PREFERENCE, reward=reward_folder) as run:
+        actors = build_actors(run)
+        assert actors.reward_model is not None
+        with torch.no_grad():
+            actors.reward_model.learner.module.output_layer.weight[0, 0] = torch.nan
+        message = (
+            rf"reward model {reward_folder} scores 8 of 8 responses with a number that is not "
+            r"finite, first nan for problem '.*' \(\d+ tokens\): a NaN or infinity in its weights"
+        )
+        with pytest.raises(ValueError, match=message):
+            reinforce_step(run, actors, 0)
+
+
+def test_a_policy_that_is_not_finite_stops_the_first_step(
+    tmp_path: Path, reward_folder: Path
+) -> None:
+    with at_reinforce(tmp_path) as run:
+        actors = build_actors(run)
+        with torch.no_grad():
+            next(actors.policy.module.parameters())[3, 0] = torch.nan
+        with pytest.raises(MismatchError, match=r"the policy gives .* a weight is NaN or inf"):
+            reinforce_step(run, actors, 0)
 
 
 def test_the_critic_starts_from_the_reward_model_head_included(

@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
+from satori_fast.backbone.parallel import initialize_parallel
+from satori_fast.backbone.step import NonFiniteUpdate
 from satori_fast.profiling.spans import StepTimes
+from satori_fast.stages.alarms import TrainingStopped
 from satori_fast.stages.run import Run, StageProgress
 from satori_fast.stages.step_loop import StepLoop
+from tests.tiny_models import random_batch
 
 
 class RecordingRun:
@@ -19,7 +26,9 @@ class RecordingRun:
     stage = "reinforce"
     console = Console(quiet=True)
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path = Path()) -> None:
+        self.folder = folder
+        self.parallel = initialize_parallel(seed=0)
         self.calls: list[tuple[Any, ...]] = []
 
     def start_steps(self, num_steps: int) -> None:
@@ -95,3 +104,29 @@ def test_a_step_that_is_not_finished_is_an_error() -> None:
         StepLoop(run, {}, 2, StageProgress(), checkpoint_every=0) as loop,
     ):
         list(loop)
+
+
+def test_a_skipped_update_is_told_and_too_many_leave_their_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = cast(Run, RecordingRun(tmp_path))
+    failure = NonFiniteUpdate(
+        "update",
+        3,
+        loss=math.nan,
+        grad_norm=math.nan,
+        microbatches=[(random_batch([3]), None)],
+    )
+    skipped = {"loss": 0.0, "update/loss": math.nan, "update/num_skipped": 1.0}
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(TrainingStopped, match=r"reinforce step 5: 3 updates of the policy") as e,
+        StepLoop(run, {}, 9, StageProgress(4), checkpoint_every=0) as loop,
+    ):
+        for step in loop:
+            if step == 5:
+                raise failure
+            loop.finish_step(skipped, {}, shown={})
+    assert caplog.text.count("reinforce step 4: 1 updates of the policy were skipped") == 1
+    path = tmp_path / "failures" / "reinforce-step-5.safetensors"
+    assert path.exists() and str(path) in str(e.value)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings that contradict each other across sections: one ValueError each, before anything loads.
+
+What a single section can get wrong it refuses itself (`config_sections`, `config_stages`); what
+needs a file, a model or the environment is `stages.checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from satori_fast.config_sections import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PackingConfig,
+    ParallelConfig,
+    RewardConfig,
+    RolloutConfig,
+    TokenizerConfig,
+)
+from satori_fast.config_stages import (
+    DistillConfig,
+    ReinforceConfig,
+    SolutionsConfig,
+    SupervisedConfig,
+)
+
+
+def check_inputs(
+    stages: Sequence[str],
+    model: ModelConfig,
+    tokenizer: TokenizerConfig,
+    data: DataConfig,
+    *,
+    supervised: SupervisedConfig,
+) -> None:
+    """Model, tokenizer, problems and demonstrations: each has a source, and one only."""
+    built_in = data.source == "arithmetic"
+    if model.path is None and tokenizer.kind == "model":
+        raise ValueError(
+            'tokenizer.kind = "model" needs model.path: set it, or choose "words" or "bpe"'
+        )
+    if built_in and tokenizer.kind == "bpe":
+        raise ValueError(
+            'tokenizer.kind = "bpe" needs text, and data.source = "arithmetic" has none: choose '
+            '"words"'
+        )
+    if built_in and data.num_train is None:
+        raise ValueError("data.num_train is missing: the built-in domain has no end")
+    if supervised.source is not None and {"synthesize", "supervised"} <= set(stages):
+        raise ValueError(
+            f"supervised.source = {supervised.source!r} leaves the demonstrations of the stage "
+            "synthesize unused: take one of the two out"
+        )
+
+
+def check_lengths(
+    stages: Sequence[str],
+    rollout: RolloutConfig,
+    packing: PackingConfig,
+    data: DataConfig,
+    *,
+    evaluation: EvaluationConfig,
+) -> None:
+    """Prompt and response fit into the context, sequences into a microbatch."""
+    room, capacity = rollout.max_seqlen, packing.max_tokens_per_microbatch
+    if room > capacity:
+        raise ValueError(
+            f"packing.max_tokens_per_microbatch = {capacity} is below rollout.max_seqlen = {room}: "
+            "a full sequence must fit"
+        )
+    if "preference" in stages and 2 * room > capacity:
+        raise ValueError(
+            f"packing.max_tokens_per_microbatch = {capacity} is below {2 * room}: two sequences of "
+            "rollout.max_seqlen must fit, a preference pair"
+        )
+    if data.max_prompt_tokens >= room:
+        raise ValueError(
+            f"data.max_prompt_tokens = {data.max_prompt_tokens} leaves no room for a response in "
+            f"rollout.max_seqlen = {room}"
+        )
+    if set(stages) <= {"synthesize"}:  # samples from models with a context of their own
+        return
+    limits = {"rollout": rollout.max_new_tokens, "evaluation": evaluation.max_new_tokens or 0}
+    for section, limit in limits.items():
+        if data.max_prompt_tokens + limit > room:
+            raise ValueError(
+                f"data.max_prompt_tokens = {data.max_prompt_tokens} and {section}.max_new_tokens = "
+                f"{limit} exceed rollout.max_seqlen = {room} together: long prompts would cut "
+                "responses short; raise it, or lower one of the two"
+            )
+
+
+def check_layout(rollout: RolloutConfig, parallel: ParallelConfig) -> None:
+    """The rollout engine can sample from a model that is split this way."""
+    sizes = f"parallel.tensor = {parallel.tensor}, pipeline = {parallel.pipeline}"
+    if rollout.engine == "embedded" and parallel.tensor * parallel.pipeline > 1:
+        raise ValueError(
+            f'rollout.engine = "embedded" samples from whole models, not with {sizes}: set both '
+            'to 1, or choose engine = "vllm" or "server"'
+        )
+    if rollout.engine == "vllm" and parallel.pipeline > 1:
+        raise ValueError(
+            f'rollout.engine = "vllm" serves each tensor-parallel group in place, not with {sizes}'
+            ': set parallel.pipeline = 1, or choose engine = "server"'
+        )
+
+
+def check_samples(
+    stages: Sequence[str], rollout: RolloutConfig, solutions: SolutionsConfig
+) -> None:
+    """The preference stage can get pairs of a right and a wrong sample of one problem."""
+    if "preference" not in stages:
+        return
+    if solutions.num_samples < 2:
+        raise ValueError(
+            "solutions.num_samples = 1 leaves the preference stage no pair of a right and a wrong "
+            "sample: take at least 2"
+        )
+    if solutions.num_problems < 2:
+        raise ValueError(
+            "solutions.num_problems = 1 leaves the preference stage nothing to train on beside the "
+            "problem that is held out: take at least 2"
+        )
+    if not rollout.temperature and solutions.temperature is None:
+        raise ValueError(
+            "rollout.temperature = 0 gives the preference stage equal samples, and no pair: raise "
+            "it, or set solutions.temperature"
+        )
+
+
+def check_reward_model(
+    stages: Sequence[str], reward: RewardConfig, reinforce: ReinforceConfig
+) -> None:
+    """A reward model that reinforcement asks for comes from somewhere."""
+    trained = [stages.index(stage) for stage in ("reinforce", "iterate") if stage in stages]
+    if not trained or reward.model is not None or "preference" in stages[: min(trained)]:
+        return
+    if reward.preference_weight:
+        key, value, way_out = "reward.preference_weight", f"{reward.preference_weight:g}", "0"
+    elif reinforce.recipe == "ppo" and reinforce.critic_init == "reward_model":
+        key, value, way_out = "reinforce.critic_init", '"reward_model"', '"policy"'
+    else:
+        return
+    raise ValueError(
+        f"{key} = {value} needs a reward model: put preference before {stages[min(trained)]} in "
+        f"stages, set reward.model, or take {way_out}"
+    )
+
+
+def check_distillation(config: DistillConfig, rollout: RolloutConfig, *, where: str = "") -> None:
+    """Samples of a problem differ. where: ends the message, for rounds."""
+    if not rollout.temperature and config.temperature is None and config.num_samples > 1:
+        raise ValueError(
+            f"rollout.temperature = 0 gives distill.num_samples = {config.num_samples} equal "
+            f"solutions of each problem: set distill.temperature, or num_samples = 1{where}"
+        )
+
+
+def check_reinforcement(
+    config: ReinforceConfig, rollout: RolloutConfig, *, where: str = ""
+) -> None:
+    """A step has something to learn from, and the schedules fit. where: ends the message."""
+    has_critic = config.recipe == "ppo"
+    if not rollout.temperature:
+        raise ValueError(
+            "rollout.temperature = 0 gives reinforcement equal samples of a problem, and nothing "
+            f"to learn from: take 1, or lower than that, above 0{where}"
+        )
+    if not has_critic and config.samples_per_problem < 2:
+        raise ValueError(
+            f"reinforce.samples_per_problem = 1 leaves recipe {config.recipe!r} nothing to "
+            f"compare: take at least 2{where}"
+        )
+    num_samples = config.problems_per_step * config.samples_per_problem
+    if num_samples < config.num_minibatches:
+        raise ValueError(
+            f"reinforce.num_minibatches = {config.num_minibatches} exceeds the {num_samples} "
+            f"samples of a step (problems_per_step * samples_per_problem): lower it{where}"
+        )
+    restarts = config.restarts
+    weights = (restarts.original_weight, restarts.correct_weight, restarts.incorrect_weight)
+    if restarts.enabled and not any(weights):
+        raise ValueError(
+            "reinforce.restarts.original_weight, correct_weight and incorrect_weight are all 0: "
+            f"nothing is left to train on; raise one of them, or set enabled = false{where}"
+        )
+    if has_critic and config.critic_warmup_steps >= config.num_steps:
+        raise ValueError(
+            f"reinforce.critic_warmup_steps = {config.critic_warmup_steps} leaves the policy no "
+            f"step of reinforce.num_steps = {config.num_steps}: lower it{where}"
+        )
+    _check_schedule("reinforce.optimizer", config.optimizer, config, where=where)
+    if has_critic:
+        _check_schedule("reinforce.critic_optimizer", config.critic_optimizer, config, where=where)
+
+
+def _check_schedule(
+    key: str, optimizer: OptimizerConfig, config: ReinforceConfig, *, where: str
+) -> None:
+    """A schedule that decays has a step for it after the warm-up."""
+    num_updates = config.num_steps * config.num_minibatches
+    if optimizer.schedule != "constant" and optimizer.warmup_steps(num_updates) >= num_updates:
+        raise ValueError(
+            f'{key}: schedule = "{optimizer.schedule}" has no step left to decay: warmup_fraction '
+            f"= {optimizer.warmup_fraction:g} of {num_updates} updates (num_steps * "
+            "num_minibatches) is all of them; lower it, take more steps, or schedule = "
+            f'"constant"{where}'
+        )

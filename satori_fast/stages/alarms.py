@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What says that a stage has stopped learning: updates that are not finite, steps without signal.
+
+The first of either is a warning; too many in a row stop the run. That an engine and the trainer
+agree is `mismatch`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save
+from torch import Tensor
+
+from satori_fast.backbone.parallel import ParallelState
+from satori_fast.backbone.step import NonFiniteUpdate
+from satori_fast.storage import write_atomically
+from satori_fast.types import Trajectory
+
+logger = logging.getLogger(__name__)
+
+_CAUSES = (
+    "likely causes: a learning rate that is too high, a NaN in the weights of a model or reward "
+    "model, an overflow in bfloat16"
+)
+# What a learner is called in the metrics, and to people.
+_PEOPLE_SAY = {"update": "policy", "preference": "reward model"}
+_SKIPPED = "/num_skipped"
+_SAME_REWARD = 1e-6
+
+
+class TrainingStopped(RuntimeError):
+    """A stage that learns nothing any more; the message says since when and why."""
+
+
+class SkippedUpdates:
+    """Updates of a stage that a loss or gradient which is not finite has cost."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._warned: set[str] = set()
+
+    def look_at(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Warn of the first update that each learner missed; `metrics` are those of the step."""
+        for key, number in metrics.items():
+            learner = key.removesuffix(_SKIPPED)
+            if not key.endswith(_SKIPPED) or not number or learner in self._warned:
+                continue
+            self._warned.add(learner)
+            logger.warning(
+                "%s step %d: %d updates of the %s were skipped, %s not finite; "
+                "max_skipped_updates of its optimizer says how many in a row stop the run; %s",
+                self._stage,
+                step,
+                number,
+                _PEOPLE_SAY.get(learner, learner),
+                _what(metrics[f"{learner}/loss"]),
+                _CAUSES,
+            )
+
+    def stop(
+        self, step: int, failure: NonFiniteUpdate, *, folder: Path, parallel: ParallelState
+    ) -> TrainingStopped:
+        """Keep the batch in `folder`, each data-parallel rank its own; what to raise."""
+        learner = _PEOPLE_SAY.get(failure.learner, failure.learner)
+        rank = f"-rank-{parallel.data_rank}" if parallel.data_size > 1 else ""
+        path = folder / f"{self._stage}-step-{step}{rank}.safetensors"
+        place = f"the last batch is in {path}"
+        facts = {
+            "stage": self._stage,
+            "step": step,
+            "learner": learner,
+            "updates_skipped_in_a_row": failure.num_skipped,
+            "loss": repr(failure.loss),
+            "grad_norm": repr(failure.grad_norm),
+        }
+        try:
+            if parallel.tensor_rank == parallel.pipeline_rank == 0:
+                save_batch(path, failure, facts)
+        except OSError as error:  # the reason to stop must be told all the same
+            place = f"the last batch could not be written: {error}"
+        return TrainingStopped(
+            f"{self._stage} step {step}: {failure.num_skipped} updates of the {learner} in a row "
+            f"were skipped (max_skipped_updates of its optimizer = {failure.num_skipped - 1}), "
+            f"{_what(failure.loss)} not finite; {_CAUSES}; {place}"
+        )
+
+
+def warn_of_large_batch(
+    stage: str, batch_size: int, num_examples: int, *, num_epochs: float
+) -> None:
+    """Warn when one optimizer step takes more examples than all epochs have."""
+    if batch_size > num_examples * num_epochs:
+        logger.warning(
+            "%s.batch_size = %d exceeds the %d examples of num_epochs = %g: a step takes them "
+            "repeatedly; lower it",
+            stage,
+            batch_size,
+            num_examples,
+            num_epochs,
+        )
+
+
+def _what(loss: float) -> str:
+    return "the gradient is" if math.isfinite(loss) else f"the loss ({loss:g}) is"
+
+
+def save_batch(path: Path, failure: NonFiniteUpdate, facts: Mapping[str, Any]) -> None:
+    """The microbatches of an update as safetensors, "NUMBER.FIELD"; `facts` as JSON in its header.
+
+    Fields are those of `types.PackedBatch` (tokens, log-probs, credits, ...), "advantages" and
+    "returns".
+    """
+    tensors: dict[str, Tensor] = {}
+    for number, (batch, advantages) in enumerate(failure.microbatches):
+        for record in (batch, advantages):
+            for field in fields(record) if record is not None else ():
+                value = getattr(record, field.name)
+                if isinstance(value, Tensor):
+                    tensors[f"{number}.{field.name}"] = value.detach().cpu().contiguous().clone()
+    write_atomically(path, save(tensors, metadata={"facts": json.dumps(facts)}))
+
+
+class UninformativeSteps:
+    """Steps of reinforcement in which all rewards that are compared are equal.
+
+    limit: so many in a row stop the run; 0: none do.
+    """
+
+    def __init__(self, stage: str, limit: int) -> None:
+        self._stage, self._limit = stage, limit
+        self._in_a_row = 0
+        self._warned = False
+
+    def look_at(self, step: int, scored: Sequence[Trajectory], kept: Sequence[Trajectory]) -> None:
+        """Warn of the first such step, TrainingStopped at the limit.
+
+        kept: of `scored`, what the step learns from. A step that finished no sample says nothing.
+        """
+        rewards = [t.reward for t in scored if t.reward is not None]
+        if not rewards:
+            return
+        if kept and np.std([r.total for r in rewards]) > _SAME_REWARD:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        accuracy = float(np.mean([r.correct for r in rewards]))
+        causes = (
+            f"{accuracy:.0%} of its answers are right; likely causes: problems that are all too "
+            "hard or all too easy, answers that the grader cannot read, a temperature that is too "
+            "low, responses that the limit cuts short"
+        )
+        if self._limit and self._in_a_row >= self._limit:
+            raise TrainingStopped(
+                f"{self._stage} step {step}: nothing to learn from in {self._in_a_row} steps in a "
+                f"row (reinforce.max_uninformative_steps), all rewards that compare are equal; "
+                f"{causes}"
+            )
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s step %d: nothing to learn from, all rewards that compare are equal; %s",
+                self._stage,
+                step,
+                causes,
+            )

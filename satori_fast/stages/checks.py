@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stage needs, looked at before the first stage trains: files, models, agents, keys.
+
+A stage that could not start stops the run here, not after the stages before it. Settings that
+contradict each other without a look at the disk are `config_checks`; the weights of a model are
+looked at when they are loaded (`backbone.weights`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from satori_fast.algorithms.recipe import RECIPES
+from satori_fast.backbone.architecture import load_hf_config, transformer_config
+from satori_fast.config import Config, ConfigError
+from satori_fast.data.sources import load_demonstrations
+from satori_fast.data.tokenizer import add_meta_action_tokens, load_tokenizer
+from satori_fast.stages.agents import check_agents
+from satori_fast.stages.iterate import StagePlan, plan_stages
+from satori_fast.stages.run import Run
+from satori_fast.stages.scoring import check_same_tokens, statistics_of
+from satori_fast.stages.setup import hf_config_for, model_folder
+from satori_fast.stages.supervised import demonstration_source
+
+
+def check_stages(run: Run) -> None:
+    """ConfigError, on every rank, for a stage still to come that could not start."""
+    plans = plan_stages(run.config)[len(run.finished) :]
+    run.parallel.on_main(lambda: _check(run, plans))
+
+
+def _check(run: Run, plans: tuple[StagePlan, ...]) -> None:
+    kinds = [plan.kind for plan in plans]
+    if set(kinds) - {"synthesize"}:
+        _check_starting_model(run)
+    # Of the policy, and of the reward model that a stage before leaves.
+    tokenizer = scored_tokenizer = run.renderer.tokenizer
+    for number, plan in enumerate(plans):
+        if plan.kind == "synthesize":
+            check_agents(plan.config, world_size=run.parallel.world_size, environment=os.environ)
+        elif plan.kind == "supervised" and "synthesize" not in kinds[:number]:
+            _check_demonstrations(run)
+        elif plan.kind == "preference":
+            scored_tokenizer = tokenizer
+        elif plan.kind == "distill" and plan.config.distill.student is not None:
+            tokenizer = _check_student(run, plan.config.distill.student)
+        elif plan.kind == "reinforce" and _uses_reward_model(plan.config):
+            if plan.config.reward.model is not None:
+                _check_reward_model(run, plan.config, plan.config.reward.model, tokenizer)
+            elif scored_tokenizer is not tokenizer:
+                with _naming("distill.student"):
+                    known = scored_tokenizer.get_vocab()
+                    check_same_tokens("the reward model of the run", known, tokenizer)
+
+
+def _check_starting_model(run: Run) -> None:
+    """Supported, long enough, divisible by the layout, and with the run's token ids."""
+    config, folder = run.config, run.models["policy"]
+    with _naming(f"model {folder}"):
+        _check_model(run, folder)
+        if config.model.path and config.tokenizer.kind != "model":
+            if not (folder / "tokenizer_config.json").exists():
+                return
+            known = load_tokenizer(folder).get_vocab()
+            for token, number in run.renderer.tokenizer.get_vocab().items():
+                if known.get(token, number) != number:
+                    raise ConfigError(
+                        f"its tokenizer is not tokenizer.kind = "
+                        f'"{config.tokenizer.kind}": token {token!r} is {known[token]} to the '
+                        f'model, and {number} here; set tokenizer.kind = "model"'
+                    )
+
+
+def _check_demonstrations(run: Run) -> None:
+    """One demonstration can be read."""
+    source, mapping = demonstration_source(run)
+    with _naming("supervised.source"):
+        if not load_demonstrations(source, mapping, limit=1)[0]:
+            raise ConfigError(f"{source} has no demonstration")
+
+
+def _check_student(run: Run, student: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that a run goes on with after this distillation."""
+    with _naming(f"distill.student = {student!r}"):
+        folder = model_folder(student, weights=False)
+        _check_model(run, folder)
+        tokenizer = load_tokenizer(folder)
+        add_meta_action_tokens(tokenizer)
+        return tokenizer
+
+
+def _uses_reward_model(config: Config) -> bool:
+    return bool(config.reward.preference_weight) or _starts_critic(config)
+
+
+def _starts_critic(config: Config) -> bool:
+    has_critic = "critic" in RECIPES[config.reinforce.recipe].needs
+    return has_critic and config.reinforce.critic_init != "policy"
+
+
+def _check_reward_model(
+    run: Run, config: Config, model: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """It has a head, the policy's token ids and, where scores are normalised, their statistics."""
+    with _naming(f"reward.model = {model!r}"):
+        folder = model_folder(model, weights=False)
+        _check_model(run, folder)
+        for name in load_hf_config(folder).architectures or ():
+            if name.endswith("ForCausalLM"):
+                raise ConfigError(f"{name} is a language model: a reward model has a score head")
+        check_same_tokens(str(folder), load_tokenizer(folder).get_vocab(), tokenizer)
+        if config.reward.preference_weight and config.reward.normalize_preference:
+            statistics_of(folder, "reward.normalize_preference")
+        if _starts_critic(config) and config.reinforce.normalize_critic:
+            statistics_of(folder, "reinforce.normalize_critic")
+
+
+def _check_model(run: Run, folder: Path) -> None:
+    transformer_config(
+        hf_config_for(run, folder),
+        dtype=getattr(torch, run.config.model.dtype),
+        recompute=run.config.model.recompute,
+        sequence_parallel=False,
+    )
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """What is wrong inside is a mistake of the config; its message begins with `what`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{what}: {error}") from None

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stage that learns nothing any more says so once, and stops when it goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from satori_fast.backbone.parallel import initialize_parallel
+from satori_fast.backbone.step import NonFiniteUpdate
+from satori_fast.config import Config
+from satori_fast.rewards.compose import RewardTerms, breakdown
+from satori_fast.stages import run_stages
+from satori_fast.stages.alarms import (
+    SkippedUpdates,
+    TrainingStopped,
+    UninformativeSteps,
+    warn_of_large_batch,
+)
+from satori_fast.types import Advantages, Trajectory
+from tests.algorithms.test_advantages import make_trajectory
+from tests.stages.test_run import tiny_config
+from tests.tiny_models import random_batch
+
+# --- updates that are not finite -----------------------------------------------------------------
+
+
+def test_each_learner_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    alarm = SkippedUpdates("reinforce_2")
+    clean = {"update/num_skipped": 0.0, "update/loss": 1.0, "rollout/accuracy": 0.5}
+    broken = {"update/num_skipped": 2.0, "update/loss": math.nan}
+    exploded = {"critic/num_skipped": 1.0, "critic/loss": 0.25}
+    with caplog.at_level(logging.WARNING):
+        for step, metrics in enumerate([clean, broken, broken | exploded, broken | exploded]):
+            alarm.look_at(step, metrics)
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first.startswith(
+        "reinforce_2 step 1: 2 updates of the policy were skipped, the loss (nan) is not finite; "
+        "max_skipped_updates of its optimizer says how many in a row stop the run; likely causes: "
+        "a learning rate that is too high"
+    )
+    assert second.startswith("reinforce_2 step 2: 1 updates of the critic were skipped, the grad")
+
+
+def failure(*, loss: float = math.nan) -> NonFiniteUpdate:
+    batch = random_batch([5, 4]).annotated(old_logprobs=torch.full((9,), -0.5))
+    advantages = Advantages(torch.linspace(0, 1, 9), returns=torch.ones(9))
+    work = [(batch, advantages), (random_batch([3], 1), None)]
+    return NonFiniteUpdate("critic", 11, loss=loss, grad_norm=math.inf, microbatches=work)
+
+
+def test_the_batch_of_the_last_update_is_kept(tmp_path: Path) -> None:
+    parallel = initialize_parallel(seed=0)
+    error = SkippedUpdates("reinforce").stop(
+        7, failure(), folder=tmp_path / "failures", parallel=parallel
+    )
+    path = tmp_path / "failures" / "reinforce-step-7.safetensors"
+    assert str(error).startswith(
+        "reinforce step 7: 11 updates of the critic in a row were skipped (max_skipped_updates of "
+        "its optimizer = 10), the loss (nan) is not finite; likely causes: "
+    )
+    assert str(error).endswith(f"the last batch is in {path}") and "\n" not in str(error)
+    tensors = load_file(path)
+    ((batch, advantages), (second, _)) = failure().microbatches
+    assert advantages is not None and advantages.returns is not None
+    assert torch.equal(tensors["0.tokens"], batch.tokens)
+    assert torch.equal(tensors["0.old_logprobs"], batch.require("old_logprobs"))
+    assert torch.equal(tensors["0.advantages"], advantages.advantages)
+    assert torch.equal(tensors["0.returns"], advantages.returns)
+    assert torch.equal(tensors["1.loss_mask"], second.loss_mask)
+    assert "1.advantages" not in tensors
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    assert facts == {
+        "stage": "reinforce",
+        "step": 7,
+        "learner": "critic",
+        "updates_skipped_in_a_row": 11,
+        "loss": "nan",
+        "grad_norm": "inf",
+    }
+
+
+def test_every_data_parallel_rank_keeps_its_own_batch(tmp_path: Path) -> None:
+    third = replace(initialize_parallel(seed=0), data_size=4, data_rank=2)
+    error = SkippedUpdates("reinforce").stop(0, failure(), folder=tmp_path, parallel=third)
+    assert (tmp_path / "reinforce-step-0-rank-2.safetensors").exists()
+    assert "reinforce-step-0-rank-2.safetensors" in str(error)
+    second_half = replace(third, data_rank=1, tensor_size=2, tensor_rank=1)
+    SkippedUpdates("reinforce").stop(0, failure(), folder=tmp_path, parallel=second_half)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_batch_that_cannot_be_written_hides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "failures").write_text("a file")
+    error = SkippedUpdates("preference").stop(
+        3, failure(loss=1.5), folder=tmp_path / "failures", parallel=initialize_parallel(seed=0)
+    )
+    assert "the gradient is not finite; likely causes" in str(error)
+    assert "the last batch could not be written: " in str(error)
+
+
+def stopped(config: Config) -> str:
+    with pytest.raises(TrainingStopped) as caught:
+        run_stages(config)
+    return str(caught.value)
+
+
+def test_a_run_whose_learning_rate_is_absurd_stops(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ("--stages", "['synthesize', 'supervised']", "--synthesize.num_problems", "8")
+    optimizer = "{ learning_rate = 1e30, clip_grad = 0.0, max_skipped_updates = 1 }"
+    options += ("--supervised.batch_size", "2", "--supervised.optimizer", optimizer)
+    with caplog.at_level(logging.WARNING):
+        message = stopped(tiny_config(tmp_path, *options))
+    assert "2 updates of the policy in a row were skipped" in message
+    (kept,) = (tmp_path / "tiny" / "failures").iterdir()
+    assert str(kept) in message and load_file(kept)["0.tokens"].numel()
+    assert not (tmp_path / "tiny" / "models" / "supervised").exists()
+
+
+# --- steps without signal ------------------------------------------------------------------------
+
+
+def answered(*rights: bool) -> list[Trajectory]:
+    plain = make_trajectory(2, [3])
+    return [plain.with_reward(breakdown(plain, right, RewardTerms())) for right in rights]
+
+
+def test_steps_without_signal_warn_once_and_stop_at_the_limit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    alarm = UninformativeSteps("reinforce", 3)
+    wrong, mixed = answered(False, False), answered(True, False)
+    with caplog.at_level(logging.WARNING):
+        alarm.look_at(0, wrong, [])
+        alarm.look_at(1, wrong, wrong)  # a recipe that keeps every group learns nothing either
+        alarm.look_at(2, mixed, mixed)  # starts a new count
+        alarm.look_at(3, mixed, [])  # groups of equal rewards, right ones and wrong ones
+        alarm.look_at(4, [], [])  # partial rollouts finished no group
+        alarm.look_at(5, wrong, [])
+        with pytest.raises(TrainingStopped) as caught:
+            alarm.look_at(6, wrong, [])
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("reinforce step 0: nothing to learn from, all rewards")
+    assert "0% of its answers are right; likely causes: problems that are all too hard" in warning
+    message = str(caught.value)
+    assert message.startswith("reinforce step 6: nothing to learn from in 3 steps in a row (reinfo")
+    assert "\n" not in message
+
+
+def test_without_a_limit_nothing_stops() -> None:
+    alarm = UninformativeSteps("reinforce", 0)
+    for step in range(200):
+        alarm.look_at(step, answered(True, True), [])
+
+
+# --- batches that are larger than the data -------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch_size", "warned"), [(20, False), (21, True)])
+def test_a_batch_beyond_all_epochs_is_told(
+    batch_size: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        warn_of_large_batch("distill_2", batch_size, 8, num_epochs=2.5)
+    told = "distill_2.batch_size = 21 exceeds the 8 examples of num_epochs = 2.5" in caplog.text
+    assert told == warned

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings that contradict each other: each pair is one line that names the keys and a way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from satori_fast.config import ConfigError, load_config
+
+CONFIG = """
+schema_version = 1
+tokenizer.kind = "words"
+data.num_train = 100
+stages = ["synthesize", "supervised", "preference", "reinforce", "iterate"]
+packing.max_tokens_per_microbatch = 4096
+"""
+# Overrides of CONFIG, and what the one line must say.
+CONTRADICTORY = [
+    # Nothing to learn from.
+    ("--rollout.temperature 0.0 --solutions.temperature 1.0", "rollout.temperature = 0 gives"),
+    (
+        "--stages ['preference'] --rollout.temperature 0.0",
+        "rollout.temperature = 0 gives the preference stage equal samples",
+    ),
+    (
+        "--stages ['distill'] --rollout.temperature 0.0",
+        "rollout.temperature = 0 gives distill.num_samples = 8 equal solutions",
+    ),
+    (
+        "--iterate.rounds [{temperature=0.0}]",
+        "rollout.temperature = 0 gives reinforcement equal samples of a problem, and nothing to "
+        "learn from: take 1, or lower than that, above 0 (iterate.rounds.0)",
+    ),
+    (
+        "--reinforce.recipe grpo --reinforce.samples_per_problem 1",
+        "reinforce.samples_per_problem = 1 leaves recipe 'grpo' nothing to compare",
+    ),
+    (
+        "--reinforce.recipe rloo --iterate.rounds [{},{samples_per_problem=1}]",
+        "leaves recipe 'rloo' nothing to compare: take at least 2 (iterate.rounds.1)",
+    ),
+    (
+        "--reinforce.problems_per_step 2 --reinforce.samples_per_problem 1 "
+        "--reinforce.num_minibatches 3",
+        "reinforce.num_minibatches = 3 exceeds the 2 samples of a step",
+    ),
+    (
+        "--reinforce.restarts.original_weight 0.0 --reinforce.restarts.correct_weight 0.0 "
+        "--reinforce.restarts.incorrect_weight 0.0",
+        "reinforce.restarts.original_weight, correct_weight and incorrect_weight are all 0",
+    ),
+    (
+        "--reinforce.critic_warmup_steps 100",
+        "reinforce.critic_warmup_steps = 100 leaves the policy no step of reinforce.num_steps",
+    ),
+    ("--solutions.num_samples 1", "solutions.num_samples = 1 leaves the preference stage no pair"),
+    ("--solutions.num_problems 1", "solutions.num_problems = 1 leaves the preference stage"),
+    ("--iterate.rounds []", "iterate.rounds is empty"),
+    # The engine.
+    (
+        "--rollout.engine vllm --rollout.top_p 0.9",
+        'rollout.top_k = 0, top_p = 0.9 with engine = "v',
+    ),
+    (
+        "--rollout.engine server --rollout.top_k 9",
+        'rollout.top_k = 9, top_p = 1 with engine = "ser',
+    ),
+    ("--rollout.engine server --rollout.sleep true", 'rollout.sleep is for engine = "vllm"'),
+    ("--rollout.sleep true", 'does nothing for engine = "embedded": take it out'),
+    ("--rollout.server_url http://127.0.0.1:1", 'rollout.server_url is for engine = "server"'),
+    ("--rollout.engine vllm --rollout.sync_route file", "rollout.sync_route is for engine"),
+    (
+        "--rollout.engine server --rollout.sync_folder /tmp/x",
+        'rollout.sync_folder is for sync_route = "file", not "auto"',
+    ),
+    (
+        "--rollout.engine server --rollout.server_url http://h:1 --rollout.server_devices 0",
+        "rollout.server_devices is for a server that the run starts",
+    ),
+    ("--parallel.tensor 2", 'rollout.engine = "embedded" samples from whole models, not with para'),
+    ("--parallel.pipeline 2", "not with parallel.tensor = 1, pipeline = 2: set both to 1"),
+    (
+        "--rollout.engine vllm --parallel.pipeline 2",
+        "set parallel.pipeline = 1, or choose engine =",
+    ),
+    ("--parallel.context 2", "parallel.context = 2: packed attention stays on one rank"),
+    # The loss and its schedule.
+    (
+        "--reinforce.importance_low 3.0 --reinforce.importance_high 2.0",
+        "reinforce.importance_low = 3, importance_high = 2: the range must hold 1",
+    ),
+    ("--reinforce.importance_high 0.5", "importance_high = 0.5: the range must hold 1"),
+    (
+        "--reinforce.optimizer.schedule cosine --reinforce.optimizer.warmup_fraction 0.9 "
+        "--reinforce.num_steps 1",
+        'reinforce.optimizer: schedule = "cosine" has no step left to decay: warmup_fraction = 0.9 '
+        "of 2 updates",
+    ),
+    (
+        "--reinforce.critic_optimizer.schedule linear "
+        "--reinforce.critic_optimizer.warmup_fraction 0.9 --iterate.rounds [{num_steps=1}]",
+        "reinforce.critic_optimizer: schedule",
+    ),
+    # Models that come from nowhere.
+    (
+        "--stages ['synthesize','reinforce'] --reward.preference_weight 1.0",
+        "reward.preference_weight = 1 needs a reward model: put preference before reinforce",
+    ),
+    (
+        "--stages ['iterate','preference'] --reward.preference_weight 0.5",
+        "put preference before iterate in stages, set reward.model, or take 0",
+    ),
+    (
+        "--stages ['synthesize','reinforce'] --reinforce.critic_init reward_model",
+        'reinforce.critic_init = "reward_model" needs a reward model',
+    ),
+    ("--tokenizer.kind model", 'tokenizer.kind = "model" needs model.path'),
+    ("--tokenizer.kind bpe", 'tokenizer.kind = "bpe" needs text, and data.source = "arithmetic"'),
+    ("--model.num_attention_heads 3", "must be a multiple of num_attention_heads = 3"),
+    ("--supervised.source x.jsonl", "leaves the demonstrations of the stage synthesize unused"),
+    # Lengths.
+    (
+        "--evaluation.max_new_tokens 1025",
+        "data.max_prompt_tokens = 1024 and evaluation.max_new_tokens = 1025 exceed "
+        "rollout.max_seqlen = 2048 together",
+    ),
+    (
+        "--rollout.max_new_tokens 1025",
+        "and rollout.max_new_tokens = 1025 exceed rollout.max_seqlen",
+    ),
+    ("--packing.max_tokens_per_microbatch 4095", "two sequences of rollout.max_seqlen must fit"),
+]
+
+
+def load(folder: Path, overrides: str) -> None:
+    path = folder / "run.toml"
+    path.write_text(CONFIG)
+    load_config(path, overrides.split())
+
+
+@pytest.mark.parametrize(("overrides", "text"), CONTRADICTORY)
+def test_contradictory_settings(tmp_path: Path, overrides: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, overrides)
+    message = str(caught.value)
+    assert text in message and "\n" not in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "",
+        # A stage that is not planned asks for nothing.
+        "--stages ['supervised'] --supervised.source x.jsonl --rollout.temperature 0.0",
+        "--stages ['synthesize'] --evaluation.max_new_tokens 2048",
+        "--stages ['reinforce'] --iterate.rounds [{temperature=0.0}]",
+        "--stages ['reinforce'] --reward.model m --reward.preference_weight 1.0",
+        "--stages ['reinforce'] --reinforce.recipe grpo --reinforce.critic_init reward_model",
+        "--stages ['distill'] --rollout.temperature 0.0 --distill.num_samples 1",
+        "--rollout.engine vllm --rollout.sleep true --parallel.tensor 2",
+        "--rollout.engine server --parallel.pipeline 2 --rollout.sync_route file",
+        "--rollout.engine server --rollout.sync_route file --rollout.sync_folder /tmp/x",
+        "--reinforce.importance_low 1.0 --reinforce.importance_high inf",
+        "--reinforce.recipe grpo --reinforce.critic_warmup_steps 100",
+        "--evaluation.max_new_tokens 1024",
+        # All updates may warm up where nothing decays.
+        "--reinforce.optimizer.warmup_fraction 0.9 --reinforce.num_steps 1",
+    ],
+)
+def test_settings_that_only_look_contradictory(tmp_path: Path, overrides: str) -> None:
+    load(tmp_path, overrides)
