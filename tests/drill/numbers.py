@@ -34,8 +34,10 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("supervised", "learning rate"),
     ),
     "learning rate 1e8, PPO": (
-        ("--reinforce.optimizer.learning_rate", "1e8", "--reinforce.optimizer.clip_grad", "0.0")
-        + ("--reinforce.num_steps", "40"),
+        (
+            *("--reinforce.optimizer.learning_rate", "1e8"),
+            *("--reinforce.optimizer.clip_grad", "0.0", "--reinforce.num_steps", "40"),
+        ),
         ("reinforce",),
     ),
 }
