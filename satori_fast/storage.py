@@ -9,11 +9,14 @@ files that grow by lines (`synthesis.record_file`, `profiling.metrics`).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 # What is being written, and what a finished one replaces: a kill may leave either.
 PARTIAL, REPLACED = ".partial", ".replaced"
@@ -123,3 +126,37 @@ def check_digests(
     for name, recorded in expected.items():
         if digest_of(folder / name) != recorded:
             raise DamagedFile(f"{folder / name} is damaged: its digest is not the recorded one")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. DamagedFile, naming it, when that is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one too
+        raise DamagedFile(f"{path} is damaged: not JSON: {error}") from None
+
+
+def json_lines(path: Path) -> Iterator[Any]:
+    """What each line of a file holds. DamagedFile names the line that is not JSON."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DamagedFile(
+                    f"{path} is damaged: line {number} is not JSON: {error}"
+                ) from None
+
+
+def wait_for_file(path: Path, *, patience_s: float = 30.0) -> Path:
+    """`path`, which another process has written, once this one sees it too.
+
+    A network file system may answer for some time that a file is missing that was asked for before
+    it was there. Returns after `patience_s` in any case: opening it then says what is wrong.
+    """
+    deadline = time.monotonic() + patience_s
+    while not path.exists() and time.monotonic() < deadline:
+        # Listing a folder has a network file system ask its server again.
+        with os.scandir(path.parent) if path.parent.is_dir() else nullcontext():
+            time.sleep(0.1)
+    return path

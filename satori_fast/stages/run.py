@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from satori_fast import __version__
+from satori_fast import __version__, failures
 from satori_fast.backbone import checkpoint
-from satori_fast.backbone.parallel import ParallelState, initialize_parallel
+from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner
 from satori_fast.config import Config
 from satori_fast.data.coat import TEMPLATES, PromptRenderer
@@ -329,14 +329,14 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     engine is not installed.
     """
     check_engine(config.rollout)
-    parallel = initialize_parallel(
-        config.parallel.tensor, config.parallel.pipeline, config.parallel.context, config.seed
-    )
+    parallel = setup.join_ranks(config)
     if config.parallel.num_threads is not None:
         torch.set_num_threads(config.parallel.num_threads)
     folder = Path(config.output_dir) / config.name
     parallel.on_main(lambda: open_folder(folder, config, resume=resume))
-    state = read_progress(folder)
+    failures.log_to(folder)
+    # One process looks: a network file system may show the others what is no longer so.
+    state = parallel.from_main(lambda: read_progress(folder))
     parallel.on_main(lambda: setup.make_tokenizer(config, folder))
     places = {role: folder / path for role, path in state.get("models", {}).items()}
     tokenizer = load_tokenizer(places.get("tokenizer", setup.tokenizer_folder(folder)))

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.run import Run, StageProgress
 from satori_fast.stages.step_loop import StepLoop
@@ -18,6 +19,7 @@ class RecordingRun:
 
     stage = "reinforce"
     console = Console(quiet=True)
+    parallel = initialize_parallel()
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
