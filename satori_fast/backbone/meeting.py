@@ -32,6 +32,8 @@ _LONGEST_PULSE_S = 5.0
 _GLANCE_S = 1.0
 # A rank that lost its connection waits so long for the reason.
 _REASON_PATIENCE_S = 3.0
+# On a busy machine a pulse may be late.
+_SHORTEST_SILENCE_S = 5.0
 _FAILURE = "failure"
 
 
@@ -180,11 +182,14 @@ class Meeting:
         return f"rank {rank}" if who is None else f"rank {rank} on {who}"
 
     def _silent(self) -> list[int]:
-        """Ranks whose pulse does not change; takes more than two pulses."""
-        before = self._pulses()
-        self._done.wait(2.5 * self._pulse_s)
-        after = self._pulses()
-        return [rank for rank in self._others() if before[rank] == after[rank]]
+        """Ranks whose pulse does not change in the time of several; soon back where all do."""
+        before, silent = self._pulses(), self._others()
+        deadline = time.monotonic() + max(2.5 * self._pulse_s, _SHORTEST_SILENCE_S)
+        while silent and time.monotonic() < deadline:
+            self._done.wait(min(self._pulse_s, _GLANCE_S))
+            now = self._pulses()
+            silent = [rank for rank in silent if before[rank] == now[rank]]
+        return silent
 
     def _pulses(self) -> list[str | None]:
         keys = [f"pulse/{rank}" for rank in range(self.size)]
