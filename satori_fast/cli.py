@@ -44,8 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    who, level = _rank_prefix(), logging.INFO
+    if who and _environment_rank("RANK"):
+        level = logging.WARNING  # what goes well, one rank tells
+    handler.setFormatter(RedactingFormatter(f"%(levelname)s {who}%(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     for noisy in ("megatron", "httpx", "httpx2", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -76,10 +79,14 @@ def _failed(error: Exception) -> int:
 
 
 def _ended(line: str, code: int) -> int:
-    world = os.environ.get("WORLD_SIZE", "1")
-    rank = f"rank {_environment_rank('RANK')}: " if world not in ("", "1") else ""
-    print(f"satori-fast: {rank}{line}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"satori-fast: {_rank_prefix()}{line}", file=sys.stderr, flush=True)  # noqa: T201
     return code
+
+
+def _rank_prefix() -> str:
+    """Who speaks, where there are several."""
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    return f"rank {_environment_rank('RANK')}: " if several else ""
 
 
 def _environment_rank(name: str) -> int:

@@ -134,7 +134,7 @@ class Meeting:
         except Exception:  # the store is gone with the rank that kept it
             return "the process that keeps the ranks together is gone"
         if gone:
-            return f"{', '.join(map(self._described, gone))} is gone: look at its own output"
+            return f"{', '.join(map(self._described, gone))} is gone without a word (killed? of a full memory the kernel's log tells)"
         return None
 
     def report(self, line: str, *, is_of_peers: bool) -> str | None:
