@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: ``satori-fast VERB CONFIG.toml [--section.key value ...]``.
 
-Also ``python -m satori_fast`` and ``torchrun --nproc-per-node N -m satori_fast``. A user's mistake
-is one line on stderr and exit code 2; a defect of ours is a traceback. Heavy imports wait until the
+Also ``python -m satori_fast`` and ``torchrun --nproc-per-node N -m satori_fast``. Every error is
+one line on stderr: exit code 2 for a user's mistake, 1 for anything else, 130 after an interrupt,
+143 after SIGTERM. The traceback goes to error.log of the run folder. Heavy imports wait until the
 config has been checked.
 """
 
@@ -14,32 +15,94 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from satori_fast import failures, termination
 from satori_fast.config import Config, ConfigError, describe, load_config
+from satori_fast.redaction import RedactingFormatter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    parser = _parser()
-    options, overrides = parser.parse_known_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("megatron", "httpx", "httpx2", "datasets"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _log_to_stderr()
+    failures.log_to(None)
     try:
-        options.act(options, overrides)
-    except (ValueError, FileNotFoundError) as error:
+        with termination.sigterm_handled():
+            options, overrides = _parser().parse_known_args(arguments)
+            options.act(options, overrides)
+            sys.stdout.flush()
+    except termination.Terminated as error:
+        return _ended(str(error), termination.EXIT_CODE)
+    except KeyboardInterrupt:
+        return _ended("interrupted; --resume continues the run", failures.INTERRUPTED)
+    except Exception as error:
         if os.environ.get("SATORI_FAST_TRACEBACK"):
             raise
-        print(f"satori-fast: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        print("satori-fast: interrupted; --resume continues the run", file=sys.stderr)  # noqa: T201
-        return 130
+        return _failed(error)
     return 0
 
 
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    who, level = _rank_prefix(), logging.INFO
+    if who and _environment_rank("RANK"):
+        level = logging.WARNING  # what goes well, one rank tells
+    handler.setFormatter(RedactingFormatter(f"%(levelname)s {who}%(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    for noisy in ("megatron", "httpx", "httpx2", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _failed(error: Exception) -> int:
+    """Say in one line what happened, to the user, the other ranks and their launcher."""
+    rank = _environment_rank("RANK")
+    is_of_peers = failures.is_of_peers(error)
+    code, line = failures.code_of(error), failures.line_of(error)
+    log = failures.write_log(error, rank)
+    # Where the message was written by a library it may say too little.
+    if not failures.is_mistake(error) and not is_of_peers:
+        where = f"{log} has" if log else "SATORI_FAST_TRACEBACK=1 shows"
+        line += f" ({where} the traceback)"
+    came_from = getattr(error, "failed_rank", rank)
+    if came_from != rank:
+        instead = f"stopped because rank {came_from} failed"
+    elif "satori_fast.backbone.parallel" in sys.modules:
+        from satori_fast.backbone.parallel import tell_peers
+
+        instead = tell_peers(line, is_of_peers=is_of_peers)
+    elif code == failures.USER and _environment_rank("LOCAL_RANK"):
+        return code  # each rank makes the same mistake before they meet: one of them tells
+    else:
+        instead = None
+    failures.tell_launcher(instead or line, came_later=instead is not None)
+    return _ended(instead or line, code)
+
+
+def _ended(line: str, code: int) -> int:
+    print(f"satori-fast: {_rank_prefix()}{line}", file=sys.stderr, flush=True)  # noqa: T201
+    return code
+
+
+def _rank_prefix() -> str:
+    """Who speaks, where there are several."""
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    return f"rank {_environment_rank('RANK')}: " if several else ""
+
+
+def _environment_rank(name: str) -> int:
+    value = os.environ.get(name, "0")
+    return int(value) if value.isdigit() else 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A mistake in the arguments is a line like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}; `{self.prog} --help` shows what there is")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="satori-fast",
         description="Train language models to reason by reinforcement learning.",
         epilog="Any key of the config can be overridden: --reinforce.num_steps 10",
@@ -91,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     if options.profile:
         overrides = [*overrides, "--profiling.trace", "true"]
-    config = load_config(options.config, overrides)
+    config = _load(options.config, overrides)
     if options.dry_run:
         from satori_fast.stages.dry_run import dry_run
 
@@ -102,8 +165,14 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     run_stages(config, resume=options.resume)
 
 
+def _load(path: Path, overrides: list[str]) -> Config:
+    config = load_config(path, overrides)
+    termination.set_grace(config.parallel.grace_s)
+    return config
+
+
 def _synthesize(options: argparse.Namespace, overrides: list[str]) -> None:
-    config = load_config(options.config, [*overrides, "--stages", '["synthesize"]'])
+    config = _load(options.config, [*overrides, "--stages", '["synthesize"]'])
     from satori_fast.stages import run_stages
 
     run_stages(config, resume=options.resume)
@@ -112,7 +181,7 @@ def _synthesize(options: argparse.Namespace, overrides: list[str]) -> None:
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     if options.model is not None:
         overrides = [*overrides, "--model.path", f"'{options.model}'"]
-    config = load_config(options.config, overrides)
+    config = _load(options.config, overrides)
     from satori_fast.stages.evaluate import evaluate_model
 
     evaluate_model(config)

@@ -102,6 +102,12 @@ class ParallelConfig(Section):
     """context-parallel size; 1 is all that there is: packed attention stays on one rank"""
     num_threads: int | None = Field(default=None, gt=0)
     """CPU threads of a process; None: torch's default"""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """longest wait of processes in a collective, and longest silence of one; seconds"""
+    main_timeout_s: float = Field(default=7200.0, gt=0)
+    """longest wait of processes for what one does alone (rollout, sync, export); seconds"""
+    grace_s: float = Field(default=60.0, gt=0)
+    """after SIGTERM: seconds to finish the step and save; torchrun: --shutdown-timeout as long"""
 
     @model_validator(mode="after")
     def _context_is_one(self) -> Self:

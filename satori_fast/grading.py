@@ -300,7 +300,9 @@ class GradingPool:
         Runs in the workers under the time limit: `check_gold` would hang on a tower of powers.
         """
         if self._closed:
-            raise ValueError("the grading pool is closed: check gold answers inside its `with` block")
+            raise ValueError(
+                "the grading pool is closed: check gold answers inside its `with` block"
+            )
         if self._threads is None:
             return [gold_fault(gold) for gold in golds]
         checked = [

@@ -31,7 +31,9 @@ _MIXED = re.compile(
 _REPEATING = re.compile(r"\d*\.\d*\\(?:overline|bar|dot)\{?\d+\}?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|(?<![a-zA-Z\\])[a-zA-Z]|\([^()]*\))\s*\^\\circ")
-_UNREADABLE = re.compile(r"\\ldots|\\(?:circ|mid|to|text\{[^{}]*[ ,][^{}]*\})(?![a-zA-Z])|[\"?!]{2}|#")
+_UNREADABLE = re.compile(
+    r"\\ldots|\\(?:circ|mid|to|text\{[^{}]*[ ,][^{}]*\})(?![a-zA-Z])|[\"?!]{2}|#"
+)
 _POINTS = 4
 
 

@@ -100,7 +100,8 @@ Form = (
 )
 
 _TOKEN = re.compile(
-    r"\\begin\s*\{[a-z*]+\}|\\end\s*\{[a-z*]+\}|\\text\s*\{[^{}]*\}|\\[{}]|\\[a-zA-Z]+|\\.|.", re.DOTALL
+    r"\\begin\s*\{[a-z*]+\}|\\end\s*\{[a-z*]+\}|\\text\s*\{[^{}]*\}|\\[{}]|\\[a-zA-Z]+|\\.|.",
+    re.DOTALL,
 )
 _OPENING = {"(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil"}
 _CLOSING = {")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil"}
@@ -384,9 +385,7 @@ _BUILDER = re.compile(
 def _read_set(inside: str, depth: int) -> Form:
     builder = _BUILDER.fullmatch(inside)
     if builder is not None:
-        condition = re.sub(
-            r",?\s*[a-zA-Z]\s*\\in\s*\\mathbb\s*\{?R\}?\s*$", "", builder[2]
-        ).strip()
+        condition = re.sub(r",?\s*[a-zA-Z]\s*\\in\s*\\mathbb\s*\{?R\}?\s*$", "", builder[2]).strip()
         return Condition(_read(condition, depth + 1), builder[1])
     if not inside:
         return NamedSet("")

@@ -152,9 +152,12 @@ def _of_chain(chain: Chain) -> RealSet | None:
 
 def _is_variable(text: str) -> bool:
     stripped = text.strip().removeprefix("\\")
-    return len(text) <= 12 and stripped.split("_")[0].isalpha() and (
-        len(stripped.split("_")[0]) == 1 or text.startswith("\\")
-    ) and stripped not in ("pi", "infty", "e")
+    return (
+        len(text) <= 12
+        and stripped.split("_")[0].isalpha()
+        and (len(stripped.split("_")[0]) == 1 or text.startswith("\\"))
+        and stripped not in ("pi", "infty", "e")
+    )
 
 
 def _piece(low: str, high: str, low_open: bool, high_open: bool) -> Piece:

@@ -278,7 +278,31 @@ def clean(answer: str) -> str:
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z '-]*[a-zA-Z]")
 # Short words whose capital letters say nothing; "AB" and "ab" are different names.
 _SHORT_WORDS = frozenset(
-    "yes no odd even all one two six ten not any none never true false a an the it is he she of".split()
+    [
+        "yes",
+        "no",
+        "odd",
+        "even",
+        "all",
+        "one",
+        "two",
+        "six",
+        "ten",
+        "not",
+        "any",
+        "none",
+        "never",
+        "true",
+        "false",
+        "a",
+        "an",
+        "the",
+        "it",
+        "is",
+        "he",
+        "she",
+        "of",
+    ]
 )
 
 

@@ -100,13 +100,117 @@ _SCALES = {
 }
 # Words that say more than a unit does: what they follow is not the answer.
 _NOT_UNITS = frozenset(
-    "not or and than less more least most greater larger smaller bigger higher lower fewer plus "
-    "minus times over factorial mod modulo base root if when where for except up down below above "
-    "under negative positive between through to by into divided multiplied other further else also "
-    "then but without nor either both remainder odd even prime percent per-cent ago before after "
-    "false wrong incorrect north south east west left right squared cubed double triple twice "
-    "equals equal is are was be no only maybe perhaps possibly probably infinity pi sqrt sin cos tan "
-    "log ln exp cot sec csc arcsin arccos arctan max min lim gcd lcm det".split()
+    [
+        "not",
+        "or",
+        "and",
+        "than",
+        "less",
+        "more",
+        "least",
+        "most",
+        "greater",
+        "larger",
+        "smaller",
+        "bigger",
+        "higher",
+        "lower",
+        "fewer",
+        "plus",
+        "minus",
+        "times",
+        "over",
+        "factorial",
+        "mod",
+        "modulo",
+        "base",
+        "root",
+        "if",
+        "when",
+        "where",
+        "for",
+        "except",
+        "up",
+        "down",
+        "below",
+        "above",
+        "under",
+        "negative",
+        "positive",
+        "between",
+        "through",
+        "to",
+        "by",
+        "into",
+        "divided",
+        "multiplied",
+        "other",
+        "further",
+        "else",
+        "also",
+        "then",
+        "but",
+        "without",
+        "nor",
+        "either",
+        "both",
+        "remainder",
+        "odd",
+        "even",
+        "prime",
+        "percent",
+        "per-cent",
+        "ago",
+        "before",
+        "after",
+        "false",
+        "wrong",
+        "incorrect",
+        "north",
+        "south",
+        "east",
+        "west",
+        "left",
+        "right",
+        "squared",
+        "cubed",
+        "double",
+        "triple",
+        "twice",
+        "equals",
+        "equal",
+        "is",
+        "are",
+        "was",
+        "be",
+        "no",
+        "only",
+        "maybe",
+        "perhaps",
+        "possibly",
+        "probably",
+        "infinity",
+        "pi",
+        "sqrt",
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "ln",
+        "exp",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "max",
+        "min",
+        "lim",
+        "gcd",
+        "lcm",
+        "det",
+    ]
 )
 _BINDING = frozenset(("am", "pm", "bc", "ad", "bce", "ce"))
 _FILLERS = frozenset(("unit", "the", "a", "an", "of", "total", "each", "about", "approx"))
@@ -125,7 +229,9 @@ _BARE_UNIT = re.compile(
 )
 _DEGREES = re.compile(r"(?P<value>.+?)\s*\^\\circ\s*(?:\\text\{\s*)?(?P<letter>[CFK]?)\s*\}?")
 _ANGLE_INSIDE = re.compile(r"\^\\circ|\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
-_MONEY = re.compile(r"(?P<sign>[+-]?)\s?(?:\\\$|\\text\{\s*(?P<name>[a-z$]+)\s*\})\s?(?P<value>[\d.].*)")
+_MONEY = re.compile(
+    r"(?P<sign>[+-]?)\s?(?:\\\$|\\text\{\s*(?P<name>[a-z$]+)\s*\})\s?(?P<value>[\d.].*)"
+)
 _PERCENT = re.compile(
     r"(?P<value>.*?[^\s\\])\s*(?:\\?%|\\text\{\s*(?:percent|per cent|\\?%)\s*\}|(?<=[\d\s])(?:percent|per cent))"
     r"(?:\\text\{[^{}\d]*\})?"
@@ -171,7 +277,9 @@ class _Reading:
 @lru_cache(maxsize=4096)
 def _unit(text: str) -> _Reading | None:
     """What a unit says; None where the words are no unit."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace(r"\cdot", " ").replace(r"\times", " ")
+    text = (
+        re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace(r"\cdot", " ").replace(r"\times", " ")
+    )
     text = re.sub(r"\\frac\{(.*)\}\{(.*)\}", r"\1/\2", text)
     text = re.sub(r"\b([ap])\s?\.\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE)
     text = re.sub(r"\s*\^\s*\{?(-?\d)\}?", r"^\1", text).replace("degrees ", "degrees")

@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +147,7 @@ def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote. DamagedFile, naming the file, for anything else."""
-    try:
-        value: Any = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DamagedFile(f"{path} is missing") from None
-    except ValueError:  # not JSON, or not UTF-8
-        raise DamagedFile(f"{path} is damaged: it is not valid JSON") from None
+    value = read_json(path)
     if not isinstance(value, dict):
         raise DamagedFile(f"{path} is damaged: it holds no JSON object")
     if value.pop("sha256", None) != _digest_of_value(value):
@@ -180,3 +176,34 @@ def unsealed(line: bytes, place: str) -> dict[str, Any]:
     if not found or seal != f'{zlib.crc32(text):08x}"}}'.encode():
         raise DamagedFile(f"{place} is damaged: remove it and what follows, it is made again")
     return json.loads(text)
+
+
+def sealed_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file of sealed lines. DamagedFile names the line that is not as written."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            yield unsealed(line, f"{path}:{number}")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. DamagedFile, naming it, when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedFile(f"{path} is missing") from None
+    except ValueError as error:  # UnicodeDecodeError is one too
+        raise DamagedFile(f"{path} is damaged: not JSON: {error}") from None
+
+
+def wait_for_file(path: Path, *, patience_s: float = 30.0) -> Path:
+    """`path`, which another process has written, once this one sees it too.
+
+    A network file system may answer for some time that a file is missing that was asked for before
+    it was there. Returns after `patience_s` in any case: opening it then says what is wrong.
+    """
+    deadline = time.monotonic() + patience_s
+    while not path.exists() and time.monotonic() < deadline:
+        # Listing a folder has a network file system ask its server again.
+        with os.scandir(path.parent) if path.parent.is_dir() else nullcontext():
+            time.sleep(0.1)
+    return path

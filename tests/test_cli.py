@@ -105,10 +105,8 @@ def test_show_overrides_need_a_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["run"], ["export", "one-folder"]])
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "usage: satori-fast" in capsys.readouterr().err
+    line = failing_line(arguments, capsys)
+    assert line.startswith("command line: ") and "--help` shows" in line
 
 
 @pytest.mark.parametrize("verb", ["run", "synthesize", "eval", "show", "report", "export"])

@@ -7,9 +7,12 @@ Nothing here splits data or models: `data.packing` and Megatron do, by the ranks
 
 from __future__ import annotations
 
+import atexit
 import os
+import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,12 +22,14 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from satori_fast.backbone import cpu_shim
+from satori_fast.backbone.meeting import Limits, Meeting, caller
 
 Number = TypeVar("Number", Tensor, float)
 Item = TypeVar("Item")
 
 _state: ParallelState | None = None
 _owns_process_group = False
+_num_meetings = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class ParallelState:
     """Sizes and ranks of this process in each dimension of parallelism, and its device.
 
     world_size = tensor_size * pipeline_size * context_size * data_size.
+    meeting: how its ranks wait for each other; None for a single one.
     """
 
     rank: int
@@ -45,6 +51,7 @@ class ParallelState:
     data_size: int
     data_rank: int
     device: torch.device
+    meeting: Meeting | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -59,8 +66,21 @@ class ParallelState:
         """Maximum over the data-parallel ranks. The input is not changed."""
         return self._all_reduce(value, dist.ReduceOp.MAX)
 
+    def any_rank(self, flag: bool) -> bool:
+        """Is `flag` true on any process? The same answer on all."""
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags)
+
     def all_gather(self, value: Item) -> list[Item]:
-        """`value` of every data-parallel rank, in rank order. Any picklable object."""
+        """`value` of every data-parallel rank, in rank order. Any picklable object.
+
+        Waits for the slowest rank as long as for the main process.
+        """
+        if self.meeting is not None:
+            self.meeting.meet(caller())
         gathered: list[Any] = [None] * self.data_size
         dist.all_gather_object(gathered, value, group=mpu.get_data_parallel_group())
         return gathered
@@ -85,19 +105,33 @@ class ParallelState:
 
         self.from_main(act)
 
-    def from_main(self, action: Callable[[], Item]) -> Item:
+    def from_main(self, action: Callable[[], Item], *, limit_s: float | None = None) -> Item:
         """What `action` returns in the main process, the only one that runs it; picklable.
 
-        An error there is raised on every rank.
+        An error there is raised on every rank, with `failed_rank` = 0. The others wait `limit_s`
+        (None: `Limits.main_s`) while the main process shows signs of life; then RankLost.
         """
+        meeting = self.meeting
+        if meeting is None:
+            return action()
+        name = caller()
+        number = meeting.at(name)
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
                 outcome[0] = action()
             except Exception as error:
-                outcome[1] = error
-        if self.world_size > 1:
-            dist.broadcast_object_list(outcome, src=0)
+                outcome[1] = _picklable(error)
+            except BaseException as error:  # the others are still waiting
+                meeting.report(
+                    f"it was ended in {name} ({type(error).__name__})", is_of_peers=False
+                )
+                raise
+            meeting.open(number)
+        else:
+            limit_s = meeting.limits.main_s if limit_s is None else limit_s
+            meeting.await_opening(number, name, limit_s=limit_s)
+        dist.broadcast_object_list(outcome, src=0)
         value, error = outcome
         if error is not None:
             raise error
@@ -115,12 +149,18 @@ class ParallelState:
 
 
 def initialize_parallel(
-    tensor: int = 1, pipeline: int = 1, context: int = 1, seed: int = 0
+    tensor: int = 1,
+    pipeline: int = 1,
+    context: int = 1,
+    seed: int = 0,
+    *,
+    limits: Limits | None = None,
 ) -> ParallelState:
     """Join the processes, make Megatron's groups, seed this process. Call it before any model.
 
     tensor, pipeline, context: sizes of model parallelism; the rest of the world is data parallel.
     seed: same on every rank; tensor-parallel ranks get distinct streams from it where needed.
+    limits: longest waits of ranks for each other.
 
     A second call with the same sizes only seeds again. ValueError: a size below 1, a world that the
     sizes do not divide, or sizes that differ from those of an earlier call.
@@ -131,7 +171,7 @@ def initialize_parallel(
         if size < 1:
             raise ValueError(f"parallel.{name} = {size}: must be at least 1")
     if _state is None:
-        _state = _join(sizes)
+        _state = _join(sizes, limits or Limits())
     current = (_state.tensor_size, _state.pipeline_size, _state.context_size)
     if current != (tensor, pipeline, context):
         raise ValueError(
@@ -155,13 +195,14 @@ def shutdown_parallel() -> None:
     global _state, _owns_process_group
     if _state is None:
         return
+    _leave_meeting()
     mpu.destroy_model_parallel()
     if _owns_process_group:
         dist.destroy_process_group()
     _state, _owns_process_group = None, False
 
 
-def _join(sizes: dict[str, int]) -> ParallelState:
+def _join(sizes: dict[str, int], limits: Limits) -> ParallelState:
     world_size = dist.get_world_size() if dist.is_initialized() else _environment("WORLD_SIZE", 1)
     model_size = sizes["tensor"] * sizes["pipeline"] * sizes["context"]
     if world_size % model_size:
@@ -170,11 +211,12 @@ def _join(sizes: dict[str, int]) -> ParallelState:
             f"parallel.context = {' * '.join(map(str, sizes.values()))} = {model_size}"
         )
     device = _device()
-    _start_process_group(device, world_size)
+    _start_process_group(device, world_size, limits)
     mpu.initialize_model_parallel(
         tensor_model_parallel_size=sizes["tensor"],
         pipeline_model_parallel_size=sizes["pipeline"],
         context_parallel_size=sizes["context"],
+        distributed_timeout_minutes=limits.collective_s / 60,  # pyright: ignore[reportArgumentType]
     )
     return ParallelState(
         rank=dist.get_rank(),
@@ -188,7 +230,49 @@ def _join(sizes: dict[str, int]) -> ParallelState:
         data_size=mpu.get_data_parallel_world_size(),
         data_rank=mpu.get_data_parallel_rank(),
         device=device,
+        meeting=_meet(limits),
     )
+
+
+def tell_peers(line: str, *, is_of_peers: bool) -> str | None:
+    """Tell the other ranks what ends this one; what it should print instead of `line`, if anything.
+
+    is_of_peers: `line` says only that another rank is gone.
+    """
+    if _state is None or _state.meeting is None:
+        return None
+    return _state.meeting.report(line, is_of_peers=is_of_peers)
+
+
+def _meet(limits: Limits) -> Meeting | None:
+    global _num_meetings
+    if dist.get_world_size() == 1:
+        return None
+    _num_meetings += 1  # the store outlives a state, and so do its keys
+    store = dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
+        f"satori/{_num_meetings}/", dist.distributed_c10d._get_default_store()
+    )
+    meeting = Meeting(store, dist.get_rank(), dist.get_world_size(), limits)
+    # A thread that is inside torch when the interpreter ends takes the process down with it.
+    atexit.register(meeting.close)
+    return meeting
+
+
+def _leave_meeting() -> None:
+    if _state is not None and _state.meeting is not None:
+        atexit.unregister(_state.meeting.close)
+        _state.meeting.close()
+
+
+def _picklable(error: Exception) -> Exception:
+    """`error`, or one that says the same where its class cannot be sent."""
+    error.failed_rank = 0  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        return _picklable(plain)
+    return error
 
 
 def _device() -> torch.device:
@@ -200,13 +284,13 @@ def _device() -> torch.device:
     return device
 
 
-def _start_process_group(device: torch.device, world_size: int) -> None:
+def _start_process_group(device: torch.device, world_size: int, limits: Limits) -> None:
     global _owns_process_group
     if dist.is_initialized():
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(seconds=limits.collective_s))
     elif world_size > 1:
         raise ValueError(
             f"WORLD_SIZE is {world_size} but RANK or MASTER_ADDR is not set: start with torchrun"

@@ -7,7 +7,6 @@ What agents do is `synthesis`; which problems they get is `synthesize`.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from satori_fast.stages.engines import write_engine_folder
 from satori_fast.stages.run import Run
 from satori_fast.stages.scoring import score_trajectories
 from satori_fast.stages.setup import ARITHMETIC
+from satori_fast.storage import read_json
 from satori_fast.synthesis.agents import (
     CheckingCritic,
     RepetitionRewardModel,
@@ -272,5 +272,5 @@ def _stop_ids(folder: Path) -> list[int]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return []
-    ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    ids = read_json(path).get("eos_token_id")
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -21,7 +21,7 @@ from satori_fast.stages.setup import keep_tokenizer, learner_for, model_folder
 from satori_fast.stages.solutions import Solved, load_or_sample_solutions
 from satori_fast.stages.supervised import imitate, load_trajectories
 from satori_fast.stages.synthesize import write_demonstrations
-from satori_fast.storage import read_sealed, write_sealed
+from satori_fast.storage import read_sealed, wait_for_file, write_sealed
 from satori_fast.types import Demonstration
 
 logger = logging.getLogger(__name__)
@@ -32,13 +32,13 @@ def distill(run: Run) -> StageOutcome:
     config = run.config.distill
     path = run.folder / f"demonstrations_{run.stage}.jsonl"
     figures_path = path.with_suffix(".json")
-    if not run.parallel.all_gather(path.exists())[0]:
+    if not run.parallel.from_main(path.exists):
         demonstrations, teacher_accuracy = solved_by_teacher(run, config)
         note = {"teacher_accuracy": teacher_accuracy}
         run.parallel.on_main(lambda: write_sealed(figures_path, note))
         run.parallel.on_main(lambda: write_demonstrations(path, demonstrations))
         run.keep(path)
-    figures = read_sealed(figures_path)
+    figures = read_sealed(wait_for_file(figures_path))
     start = run.models["base"]
     if config.student is not None:
         start = model_folder(config.student)
@@ -47,7 +47,7 @@ def distill(run: Run) -> StageOutcome:
             run.parallel.on_main(lambda: keep_tokenizer(start, tokenizer))
             run.keep(tokenizer)
         run.use_tokenizer(tokenizer)
-    trajectories = load_trajectories(run, str(path), "coat")
+    trajectories = load_trajectories(run, str(wait_for_file(path)), "coat")
     outcome = imitate(run, trajectories, config, start=start)
     models = {**outcome.models, "tokenizer": run.models["tokenizer"], "base": start}
     figures["num_demonstrations"] = len(trajectories)

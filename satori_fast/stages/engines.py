@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from satori_fast import termination
 from satori_fast.backbone.architecture import hf_architecture
 from satori_fast.backbone.step import Learner
 from satori_fast.config import ConfigError, RolloutConfig
@@ -92,6 +93,12 @@ class EngineRoom:
                 return action()
             except EngineDied as error:
                 num_deaths += 1
+                if run.parallel.any_rank(termination.is_asked()):
+                    # A scheduler ends the whole job: the engine had the signal too.
+                    raise termination.Terminated(
+                        f"terminated, and the rollout engine with it ({error}); --resume continues "
+                        "from the last checkpoint"
+                    ) from error
                 if num_deaths > limit:
                     raise EngineDied(
                         f"the rollout engine died {num_deaths} times in a row "

@@ -7,17 +7,15 @@ import tempfile
 
 from rich.console import Console
 
-from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.config import Config
 from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.stages.run import build_run
-from satori_fast.stages.setup import learner_for
+from satori_fast.stages.setup import join_ranks, learner_for
 
 
 def evaluate_model(config: Config) -> EvaluationResult:
     """Evaluate `config.model` on the held-out problems and print the result."""
-    parallel = config.parallel
-    state = initialize_parallel(parallel.tensor, parallel.pipeline, parallel.context, config.seed)
+    state = join_ranks(config)
     # All ranks work in the folder of the first one.
     with tempfile.TemporaryDirectory() as own_folder:
         folder = state.all_gather(own_folder)[0]

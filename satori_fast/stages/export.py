@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from satori_fast.config import ConfigError
+from satori_fast.storage import DamagedFile, read_json
 
 
 def export_stage(folder: Path, destination: Path, *, stage: str | None) -> None:
@@ -17,10 +17,19 @@ def export_stage(folder: Path, destination: Path, *, stage: str | None) -> None:
     if not trained:
         raise ConfigError(f"{folder} holds no model: give a run folder with a finished stage")
     if stage is None:
-        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        stage = Path(progress["models"]["policy"]).name
+        stage = _last_stage(folder / "progress.json")
     if stage not in trained:
         raise ConfigError(f"{folder} has no model of stage {stage!r}; it has {', '.join(trained)}")
     if destination.exists():
         raise ConfigError(f"{destination} exists: choose a new folder")
     shutil.copytree(models / stage, destination)
+
+
+def _last_stage(path: Path) -> str:
+    """Name of the newest policy's stage in progress.json."""
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: no stage is finished; name one with --stage")
+    try:
+        return Path(read_json(path)["models"]["policy"]).name
+    except (KeyError, TypeError):
+        raise DamagedFile(f"{path} is damaged: it names no model; pass --stage") from None

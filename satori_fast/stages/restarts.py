@@ -19,7 +19,7 @@ from satori_fast.data.prefixes import restart_buffer
 from satori_fast.rollout.engine import Engine
 from satori_fast.stages.run import Run
 from satori_fast.stages.solutions import load_or_sample_solutions
-from satori_fast.storage import sealed_line, unsealed, write_atomically
+from satori_fast.storage import sealed_line, sealed_records, wait_for_file, write_atomically
 from satori_fast.types import Prefix, Problem
 
 logger = logging.getLogger(__name__)
@@ -50,13 +50,13 @@ def load_or_build_restarts(run: Run, engine: Engine, *, step: int = 0) -> list[P
     in the run folder yet: restarts/STAGE-STEP.jsonl."""
     path = run.folder / "restarts" / f"{run.stage}-{step}.jsonl"
     # One process decides for all: sampling is collective.
-    if not run.parallel.all_gather(path.exists())[0]:
+    if not run.parallel.from_main(path.exists):
         # Samples of the model that the stage started with serve the reward model too.
         name = run.model_folder.name if step == 0 else f"{run.stage}-{step}"
         restarts = build_restarts(run, engine, name=name)
         run.parallel.on_main(lambda: write_restarts(path, restarts))
         run.keep(path)
-    return read_restarts(path)
+    return read_restarts(wait_for_file(path))
 
 
 def build_restarts(run: Run, engine: Engine, *, name: str) -> list[Problem]:
@@ -89,8 +89,7 @@ def write_restarts(path: Path, restarts: Sequence[Problem]) -> None:
 def read_restarts(path: Path) -> list[Problem]:
     """Restarts as `load_or_build_restarts` wrote them."""
     problems = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        row = unsealed(line, f"{path}:{number}")
+    for row in sealed_records(path):
         prefix = Prefix(row["prefix"], "restart", row["correct"])
         problems.append(Problem(row["problem_id"], row["question"], row["answer"], prefix))
     return problems

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from satori_fast import __version__
+from satori_fast import __version__, failures
 from satori_fast.backbone import checkpoint
-from satori_fast.backbone.parallel import ParallelState, initialize_parallel
+from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner
 from satori_fast.config import Config
 from satori_fast.data.coat import TEMPLATES, PromptRenderer
@@ -340,15 +340,14 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     engine is not installed.
     """
     check_engine(config.rollout)
-    parallel = initialize_parallel(
-        config.parallel.tensor, config.parallel.pipeline, config.parallel.context, config.seed
-    )
+    parallel = setup.join_ranks(config)
     if config.parallel.num_threads is not None:
         torch.set_num_threads(config.parallel.num_threads)
     place = RunFolder(Path(config.output_dir) / config.name)
     with ExitStack() as on_error:
         on_error.callback(place.close)
         parallel.on_main(lambda: place.open(config, resume=resume))
+        failures.log_to(place.path)
         run = _set_up(config, place, parallel, resume=resume)
         on_error.pop_all()
     return run
@@ -358,6 +357,7 @@ def _set_up(config: Config, place: RunFolder, parallel: ParallelState, *, resume
     """The parts of a run whose folder is open."""
     parallel.on_main(lambda: setup.make_tokenizer(config, place))
     models = {"tokenizer": setup.tokenizer_folder(place.path)}
+    # One process looks: a network file system may show the others what is no longer so.
     place.progress = parallel.from_main(lambda: place.progress)
     models |= place.models()
     tokenizer = load_tokenizer(models["tokenizer"])

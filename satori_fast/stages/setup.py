@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from satori_fast.backbone.architecture import load_hf_config, with_score_statistics
+from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.optimizer import OptimizerSettings
-from satori_fast.backbone.parallel import ParallelState
+from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.backbone.weights import Untaught
 from satori_fast.config import Config, ConfigError, OptimizerConfig
@@ -47,6 +48,18 @@ logger = logging.getLogger(__name__)
 
 ARITHMETIC = "arithmetic"
 _FRESH_MODEL = "models/initial"  # in the run folder
+
+
+def join_ranks(config: Config) -> ParallelState:
+    """`initialize_parallel` with the sizes and limits of the config."""
+    sizes = config.parallel
+    return initialize_parallel(
+        sizes.tensor,
+        sizes.pipeline,
+        sizes.context,
+        config.seed,
+        limits=Limits(sizes.timeout_s, sizes.main_timeout_s),
+    )
 
 
 def tokenizer_folder(folder: Path) -> Path:

@@ -22,7 +22,7 @@ from satori_fast.evaluation.evaluate import graded
 from satori_fast.profiling.metrics import progress
 from satori_fast.rollout.engine import Engine
 from satori_fast.stages.run import Run
-from satori_fast.storage import sealed_line, unsealed
+from satori_fast.storage import sealed_line, sealed_records, unsealed, wait_for_file
 from satori_fast.types import Problem, RolloutResult, Trajectory
 
 # Samples that are asked for, graded and written together.
@@ -42,11 +42,9 @@ class SolutionFile:
     renderer: PromptRenderer
 
     def __iter__(self) -> Iterator[Solved]:
-        with self.path.open("rb") as lines:
-            numbered = enumerate(lines, start=1)
-            rows = (unsealed(line, f"{self.path}:{number}") for number, line in numbered)
-            for group, of_problem in groupby(rows, key=lambda row: row["group"]):
-                yield [(self._trajectory(row, group), row["correct"]) for row in of_problem]
+        rows = sealed_records(self.path)
+        for group, of_problem in groupby(rows, key=lambda row: row["group"]):
+            yield [(self._trajectory(row, group), row["correct"]) for row in of_problem]
 
     def _trajectory(self, row: dict[str, Any], group: int) -> Trajectory:
         problem = Problem(row["problem_id"], row["question"], row["answer"])
@@ -70,7 +68,7 @@ def load_or_sample_solutions(
     num_each = max(1, CHUNK_SAMPLES // size.num_samples)
     chunks = [chosen[begin : begin + num_each] for begin in range(0, len(chosen), num_each)]
     # One process decides for all: sampling is collective.
-    done = run.parallel.all_gather(_num_chunks(path))[0]
+    done = run.parallel.from_main(lambda: _num_chunks(path))
     with progress("solutions", len(chunks), completed=done, console=run.console) as bar:
         for number in range(done, len(chunks)):
             sampling = run.sampling(
@@ -86,7 +84,7 @@ def load_or_sample_solutions(
             run.parallel.on_main(lambda lines=lines: _append(path, lines))
             bar.advance()
     run.keep(path)
-    return SolutionFile(path, run.renderer)
+    return SolutionFile(wait_for_file(path), run.renderer)
 
 
 def _lines(

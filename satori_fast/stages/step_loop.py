@@ -7,7 +7,8 @@
             if loop.is_due(evaluate_every): ...
             loop.finish_step(metrics, data_state, shown={"loss": metrics["update/loss"]})
 
-What a step does is the stage's; checkpoints and records themselves are `Run`'s.
+What a step does is the stage's; checkpoints and records themselves are `Run`'s. A SIGTERM ends the
+loop after its step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
+from types import TracebackType
 from typing import Any, Self
 
+from satori_fast import termination
 from satori_fast.backbone.step import Learner, NonFiniteUpdate
 from satori_fast.profiling.metrics import ProgressReporter, progress
 from satori_fast.stages.alarms import SkippedUpdates
@@ -46,14 +49,20 @@ class StepLoop:
 
     def __enter__(self) -> Self:
         run, step = self.run, self.done.step
+        self._open.enter_context(termination.deferred())
         run.start_steps(self.num_steps - step)
         bar = progress(run.stage, self.num_steps, completed=step, console=run.console)
         self._bar = self._open.enter_context(bar)
         self._skipped = SkippedUpdates(run.stage)
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._open.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
         if isinstance(error, NonFiniteUpdate):
             run, folder = self.run, self.run.folder / "failures"
             raise self._skipped.stop(
@@ -74,6 +83,8 @@ class StepLoop:
     ) -> None:
         """Record the step, export the model and checkpoint the stage where either is due.
 
+        Raises `termination.Terminated`, with the step saved, when any process had a SIGTERM.
+
         data:  where the stage's data stands, JSON-able: what a resumed stage goes on from.
         shown: values beside the progress bar.
         """
@@ -85,8 +96,13 @@ class StepLoop:
         step = self.done.step
         if self.export_every and step < self.num_steps and step % self.export_every == 0:
             run.keep_model(self.learners["policy"], step)
-        if self._is_due_after(step, self.checkpoint_every):
+        ends_here = run.parallel.any_rank(termination.is_asked())
+        if ends_here or self._is_due_after(step, self.checkpoint_every):
             run.save_stage(self.learners, self.done)
+        if ends_here:
+            raise termination.Terminated(
+                f"terminated; saved at step {step} of {run.stage}; --resume continues"
+            )
 
     def _is_due_after(self, step: int, every: int) -> bool:
         return step == self.num_steps or (every > 0 and step % every == 0)

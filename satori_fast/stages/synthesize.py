@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,28 +49,10 @@ def synthesize_demonstrations(run: Run) -> StageOutcome:
     """Run the three agents over the first training problems, in the main process alone."""
     run.spans.start_step()
     with run.spans.span("synthesize"):
-        metrics = _on_main(run, lambda: _synthesize(run))
+        # It may take days: the others wait as long as this process shows signs of life.
+        metrics = run.parallel.from_main(lambda: asyncio.run(_synthesize(run)), limit_s=math.inf)
         run.keep(demonstrations_path(run))
     return StageOutcome(models={}, evaluation=None, times=StepTimes() + run.record(0, metrics))
-
-
-def _on_main(run: Run, work: Callable[[], Coroutine[Any, Any, Metrics]]) -> Metrics:
-    """What `work` returns in the main process. The others hear from it all the time, so that no
-    wait of theirs is too long for a collective."""
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(_TICK_S)
-            run.parallel.from_main(lambda: None)
-
-    async def work_and_beat() -> Metrics:
-        async with _running(beat()):
-            return await work()
-
-    result = None
-    while result is None:
-        result = run.parallel.from_main(lambda: asyncio.run(work_and_beat()))
-    return result
 
 
 async def _synthesize(run: Run) -> Metrics:

@@ -20,6 +20,8 @@ PACKAGE = "satori_fast"
 # satori_fast; "data.coat" is one module of a room.
 UPPER = {"types", "config", "storage", "grading", "data", "rollout", "profiling"}
 LOWER = {"types", "config", "storage", "kernels", "profiling"}
+# About the process, not about training.
+PROCESS = {"failures", "processes", "redaction", "termination"}
 EVERYTHING_BELOW_STAGES = (
     UPPER
     | LOWER
@@ -36,24 +38,28 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "types": set(),
     "storage": set(),
-    "config": {"config_checks", "config_sections", "config_stages"},
+    "config": {"config_checks", "config_sections", "config_stages", "redaction"},
     "config_checks": {"config_sections", "config_stages"},
-    "config_stages": {"config_sections"},
-    "config_sections": set(),
+    "config_stages": {"config_sections", "redaction"},
+    "config_sections": {"redaction"},
+    "failures": {"redaction"},
+    "processes": set(),
+    "redaction": set(),
+    "termination": set(),
     "grading": {"grading_worker"},
     "grading_worker": {"grading"},
     "kernels": set(),
-    "profiling": {"types", "storage"},
+    "profiling": {"types", "storage", "redaction"},
     "data": LOWER | {"grading"},
     "algorithms": {"types", "kernels"},
-    "backbone": LOWER,
+    "backbone": LOWER | {"processes", "termination"},
     "rewards": {"types", "grading", "kernels", "data.coat"},
-    "rollout": {"types", "config", "storage", "data", "profiling"},
-    "synthesis": UPPER,
+    "rollout": {"types", "config", "storage", "data", "profiling", *PROCESS},
+    "synthesis": UPPER | {"redaction"},
     "evaluation": UPPER,
     "planning": UPPER,
-    "stages": EVERYTHING_BELOW_STAGES,
-    "cli": EVERYTHING_BELOW_STAGES | {"stages"},
+    "stages": EVERYTHING_BELOW_STAGES | PROCESS,
+    "cli": EVERYTHING_BELOW_STAGES | PROCESS | {"stages"},
     "__main__": {"cli"},
 }
 # One module may do more than its room.
@@ -85,6 +91,10 @@ OUTSIDE = {
     "__init__": set(),
     "types": {"numpy", "torch"},
     "storage": set(),
+    "failures": set(),
+    "processes": set(),
+    "redaction": set(),
+    "termination": set(),
     "config": {"pydantic"},
     "config_checks": set(),
     "config_sections": {"pydantic"},

@@ -50,9 +50,7 @@ def run(functions, hidden, weight, targets, g, h, *, stash=None, **how):
     """logprob, entropy and both gradients."""
     how = {"temperature": 1.0, "vocab_size": None, "vocab_start": 0, "group": None} | how
     kept = {} if stash is None else {"stash": stash}
-    logprob, entropy, partition = functions.linear_logprob(
-        hidden, weight, targets, **how, **kept
-    )
+    logprob, entropy, partition = functions.linear_logprob(hidden, weight, targets, **how, **kept)
     kept |= {} if stash is None else {"logprob": logprob}
     inputs = (hidden, weight, targets, entropy, partition)
     gradients = functions.linear_logprob_backward(
