@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,3 +124,23 @@ def check_digests(
     for name, recorded in expected.items():
         if digest_of(folder / name) != recorded:
             raise DamagedFile(f"{folder / name} is damaged: its digest is not the recorded one")
+
+
+def wait_for_file(path: Path, *, recorded: str | None = None, timeout_s: float = 30.0) -> None:
+    """Return once `path` is there, with the digest `recorded` if one is given.
+
+    On a network file system a file that another machine has just written, or replaced, can be
+    missing, or the old one, for seconds. DamagedFile after `timeout_s` seconds of wall-clock time.
+    """
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            found = digest(path) if recorded is not None else path.is_file() or None
+        except DamagedFile:
+            found = None
+        if found is not None and recorded in (None, found):
+            return
+        if time.monotonic() >= end:
+            what = "is missing" if found is None else "is not the file that was written"
+            raise DamagedFile(f"{path} {what} after {timeout_s:g} s: do all machines share it?")
+        time.sleep(min(0.1, timeout_s))

@@ -47,6 +47,7 @@ from satori_fast.data.values import (
     scalar_text,
     text_field,
 )
+from satori_fast.storage import digest
 from satori_fast.types import Demonstration, Problem
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "SourceReport",
     "load_demonstrations",
     "load_problems",
+    "source_digest",
 ]
 
 _LETTERS = "ABCDEFGHIJ"
@@ -126,6 +128,15 @@ def load_demonstrations(
         check_answers=check_answers,
     )
     return demonstrations, read.report
+
+
+def source_digest(source: str) -> str | None:
+    """SHA-256 of a data file; None for a data set of the hub. ValueError for no data file."""
+    if not is_file_name(source):
+        return None
+    path = Path(source).expanduser()
+    check_file(path)
+    return digest(path)
 
 
 class _Source:

@@ -22,6 +22,7 @@ from satori_fast.stages.setup import keep_tokenizer, learner_for, model_folder
 from satori_fast.stages.solutions import Solved, load_or_sample_solutions
 from satori_fast.stages.supervised import imitate, load_trajectories
 from satori_fast.stages.synthesize import write_demonstrations
+from satori_fast.storage import wait_for_file, write_atomically
 from satori_fast.types import Demonstration
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,13 @@ def distill(run: Run) -> StageOutcome:
     config = run.config.distill
     path = run.folder / f"demonstrations_{run.stage}.jsonl"
     figures_path = path.with_suffix(".json")
-    if not run.parallel.all_gather(path.exists())[0]:
+    if not run.parallel.from_main(path.exists):
         demonstrations, teacher_accuracy = solved_by_teacher(run, config)
         note = json.dumps({"teacher_accuracy": teacher_accuracy})
-        run.parallel.on_main(lambda: figures_path.write_text(note, encoding="utf-8"))
+        run.parallel.on_main(lambda: write_atomically(figures_path, note))
         run.parallel.on_main(lambda: write_demonstrations(path, demonstrations))
+    wait_for_file(figures_path)
+    wait_for_file(path)
     figures = json.loads(figures_path.read_text(encoding="utf-8"))
     start = run.models["base"]
     if config.student is not None:

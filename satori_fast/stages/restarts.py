@@ -13,14 +13,15 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, ProblemMixture, origin_of
 from satori_fast.data.prefixes import restart_buffer
+from satori_fast.data.problem_file import problem_from_row, problem_to_row
 from satori_fast.rollout.engine import Engine
 from satori_fast.stages.run import Run
 from satori_fast.stages.solutions import load_or_sample_solutions
-from satori_fast.types import Prefix, Problem
+from satori_fast.storage import wait_for_file, write_atomically
+from satori_fast.types import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +50,13 @@ def load_or_build_restarts(run: Run, engine: Engine, *, step: int = 0) -> list[P
     """The restart buffer that serves from `step` on; built from what `engine` samples if it is not
     in the run folder yet: restarts/STAGE-STEP.jsonl."""
     path = run.folder / "restarts" / f"{run.stage}-{step}.jsonl"
-    # One process decides for all: sampling is collective.
-    if not run.parallel.all_gather(path.exists())[0]:
+    # One process looks and decides for all: sampling is collective.
+    if not run.parallel.from_main(path.exists):
         # Samples of the model that the stage started with serve the reward model too.
         name = run.model_folder.name if step == 0 else f"{run.stage}-{step}"
         restarts = build_restarts(run, engine, name=name)
         run.parallel.on_main(lambda: write_restarts(path, restarts))
+    wait_for_file(path)
     return read_restarts(path)
 
 
@@ -82,29 +84,11 @@ def build_restarts(run: Run, engine: Engine, *, name: str) -> list[Problem]:
 
 def write_restarts(path: Path, restarts: Sequence[Problem]) -> None:
     """One JSON object a line, in one piece."""
-    path.parent.mkdir(exist_ok=True)
-    lines = [json.dumps(_restart_line(problem)) + "\n" for problem in restarts]
-    partial = path.with_suffix(".jsonl.partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    lines = [json.dumps(problem_to_row(problem)) + "\n" for problem in restarts]
+    write_atomically(path, "".join(lines))
 
 
 def read_restarts(path: Path) -> list[Problem]:
     """Restarts as `load_or_build_restarts` wrote them."""
-    problems = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        prefix = Prefix(row["prefix"], "restart", row["correct"])
-        problems.append(Problem(row["problem_id"], row["question"], row["answer"], prefix))
-    return problems
-
-
-def _restart_line(problem: Problem) -> dict[str, Any]:
-    assert problem.prefix is not None
-    return {
-        "problem_id": problem.problem_id,
-        "question": problem.question,
-        "answer": problem.answer,
-        "prefix": problem.prefix.text,
-        "correct": problem.prefix.correct,
-    }
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [problem_from_row(json.loads(line)) for line in lines]

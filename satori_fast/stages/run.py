@@ -139,7 +139,13 @@ class Run:
         """Go on with the tokenizer of `folder`: prompts, limits and engines follow it."""
         self.models["tokenizer"] = folder
         self.renderer = replace(self.renderer, tokenizer=load_tokenizer(folder))
-        self.problems, self.heldout = setup.build_problems(self.config, self.renderer)
+        self.problems, self.heldout = setup.build_problems(
+            self.config,
+            self.renderer,
+            folder=self.folder,
+            tokenizer=folder,
+            parallel=self.parallel,
+        )
 
     # -- places -------------------------------------------------------------------------------
 
@@ -339,11 +345,14 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     state = read_progress(folder)
     parallel.on_main(lambda: setup.make_tokenizer(config, folder))
     places = {role: folder / path for role, path in state.get("models", {}).items()}
-    tokenizer = load_tokenizer(places.get("tokenizer", setup.tokenizer_folder(folder)))
+    tokenizer_folder = places.get("tokenizer", setup.tokenizer_folder(folder))
+    tokenizer = load_tokenizer(tokenizer_folder)
     renderer = PromptRenderer(
         tokenizer, TEMPLATES[config.data.template], config.data.max_prompt_tokens
     )
-    problems, heldout = setup.build_problems(config, renderer)
+    problems, heldout = setup.build_problems(
+        config, renderer, folder=folder, tokenizer=tokenizer_folder, parallel=parallel
+    )
     base = setup.initial_model_folder(config, folder)
     if config.model.path is None:
         parallel.on_main(lambda: setup.make_fresh_model(config, tokenizer, base))

@@ -19,10 +19,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from satori_fast.data.problem_file import problem_to_row
 from satori_fast.profiling.metrics import ProgressReporter, progress
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.agents import AgentRoom, agent_configs, check_agents
 from satori_fast.stages.run import Run, StageOutcome
+from satori_fast.storage import write_atomically
 from satori_fast.synthesis.account import Account
 from satori_fast.synthesis.journal import Journal
 from satori_fast.synthesis.outcomes import OutcomeFile
@@ -175,9 +177,7 @@ def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> Non
     lines = [
         json.dumps(
             {
-                "problem_id": d.problem.problem_id,
-                "question": d.problem.question,
-                "answer": d.problem.answer,
+                **problem_to_row(d.problem),
                 "response": d.response,
                 "trajectory_type": d.trajectory_type,
             }
@@ -185,6 +185,4 @@ def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> Non
         + "\n"
         for d in demonstrations
     ]
-    partial = path.with_suffix(".jsonl.partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, "".join(lines))
