@@ -204,8 +204,8 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[int, Row]]:
     for number, line in _decoded_lines(path, encoding):
         if isinstance(line, BadRow):
             yield number, line
-        elif line and not line.isspace():
-            yield number, _parsed(line)
+        elif bare := line.strip():
+            yield number, _parsed(bare)
 
 
 def _decoded_lines(path: Path, encoding: str) -> Iterator[tuple[int, str | BadRow]]:
@@ -234,8 +234,7 @@ def _parsed(line: str) -> Row:
     try:
         return _as_row(_DECODER.decode(line))
     except (ValueError, RecursionError) as error:
-        bare = line.strip()
-        if bare.endswith(",") and _is_json(bare[:-1]):
+        if line.endswith(",") and _is_json(line[:-1]):
             return BadRow(_NOT_JSON, "trailing comma")
         return BadRow(_NOT_JSON, first_line(error))
 
