@@ -195,15 +195,23 @@ def read_json(path: Path) -> Any:
         raise DamagedFile(f"{path} is damaged: not JSON: {error}") from None
 
 
-def wait_for_file(path: Path, *, patience_s: float = 30.0) -> Path:
-    """`path`, which another process has written, once this one sees it too.
+def wait_for_file(path: Path, *, recorded: str | None = None, timeout_s: float = 30.0) -> Path:
+    """`path`, once it is there, with the digest `recorded` if one is given.
 
-    A network file system may answer for some time that a file is missing that was asked for before
-    it was there. Returns after `patience_s` in any case: opening it then says what is wrong.
+    On a network file system a file that another machine has just written, or replaced, can be
+    missing, or the old one, for seconds. DamagedFile after `timeout_s` seconds of wall-clock time.
     """
-    deadline = time.monotonic() + patience_s
-    while not path.exists() and time.monotonic() < deadline:
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            found = digest(path) if recorded is not None else path.is_file() or None
+        except DamagedFile:
+            found = None
+        if found is not None and recorded in (None, found):
+            return path
+        if time.monotonic() >= end:
+            what = "is missing" if found is None else "is not the file that was written"
+            raise DamagedFile(f"{path} {what} after {timeout_s:g} s: do all machines share it?")
         # Listing a folder has a network file system ask its server again.
         with os.scandir(path.parent) if path.parent.is_dir() else nullcontext():
-            time.sleep(0.1)
-    return path
+            time.sleep(min(0.1, timeout_s))

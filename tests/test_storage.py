@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,29 @@ def test_a_changed_character_of_a_sealed_line_is_found() -> None:
         damaged = line[:place] + bytes([line[place] ^ 1]) + line[place + 1 :]
         with pytest.raises(storage.DamagedFile, match="file:1 is damaged"):
             storage.unsealed(damaged, "file:1")
+
+
+def test_waiting_for_a_file_that_another_process_writes(tmp_path: Path) -> None:
+    """First it is missing, then an old one, then the one that was promised."""
+    path = tmp_path / "a"
+    storage.write_atomically(tmp_path / "promised", "new")
+    recorded = storage.digest(tmp_path / "promised")
+
+    def write() -> None:
+        storage.write_atomically(path, "old")
+        storage.write_atomically(path, "new")
+
+    timer = threading.Timer(0.2, write)
+    timer.start()
+    storage.wait_for_file(path, recorded=recorded)
+    assert path.read_text() == "new"
+    timer.join()
+    storage.wait_for_file(path)
+
+
+def test_a_file_that_does_not_come_is_named(tmp_path: Path) -> None:
+    with pytest.raises(storage.DamagedFile, match=r"missing\.jsonl is missing after 0\.05 s"):
+        storage.wait_for_file(tmp_path / "missing.jsonl", timeout_s=0.05)
+    storage.write_atomically(tmp_path / "other", "text")
+    with pytest.raises(storage.DamagedFile, match="other is not the file that was written"):
+        storage.wait_for_file(tmp_path / "other", recorded="0", timeout_s=0.05)

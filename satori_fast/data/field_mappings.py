@@ -38,7 +38,9 @@ class FieldMapping:
 FIELD_MAPPINGS: Mapping[str, FieldMapping] = MappingProxyType(
     {
         # What this project writes: demonstrations.jsonl of a run folder.
-        "coat": FieldMapping("question", "answer", response="response", problem_id="problem_id"),
+        "coat": FieldMapping(
+            "question", "answer", response="response", problem_id="problem_id", level="level"
+        ),
         # Training sets.
         "gsm8k": FieldMapping(
             "question",

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training and held-out problems of a data set: disjoint, no question trained on twice an epoch.
 
-Reading stops when enough problems are found, so the first thousands of a data set with millions of
-rows cost what thousands cost. Problems keep the order of their source.
+The source is read once, for both halves, and no further than until enough problems are found: the
+first thousands of a data set with millions of rows cost what thousands cost. Problems keep the
+order of their source.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.collection import Selection, SourceReport
 from satori_fast.data.cursor import is_heldout
-from satori_fast.data.sources import SourceReport
 from satori_fast.types import Problem
 
 logger = logging.getLogger(__name__)
@@ -27,41 +28,108 @@ def question_key(question: str) -> str:
 class Reader(Protocol):
     """`sources.load_problems` of one source."""
 
-    def __call__(
-        self, *, limit: int | None, select: Callable[[Problem], bool]
-    ) -> tuple[list[Problem], SourceReport]: ...
+    def __call__(self, *, selection: Selection) -> tuple[list[Problem], SourceReport]: ...
 
 
-class _Selection:
-    """Takes the first problem of each question of one half, and counts the others.
+class _Half:
+    """The first `limit` problems (None: all) whose prompt is short enough.
 
-    belongs: whether the question of a key is of this half.
+    once: of each question only the first.
     """
 
-    def __init__(self, belongs: Callable[[str], bool], renderer: PromptRenderer) -> None:
-        self._belongs, self._renderer = belongs, renderer
-        self._met: set[str] = set()
-        self._num_repeated = self._num_too_long = 0
-        self.num_of_others = 0
+    def __init__(
+        self, what: str, limit: int | None, renderer: PromptRenderer, *, once: bool = True
+    ) -> None:
+        self._what, self._limit, self._renderer = what, limit, renderer
+        self._met: set[str] | None = set() if once else None
+        self._num_taken = self._num_repeated = self._num_too_long = 0
 
-    def __call__(self, problem: Problem) -> bool:
-        key = question_key(problem.question)
-        if not self._belongs(key):
-            self.num_of_others += 1
-        elif key in self._met:
-            self._num_repeated += 1
-        else:
+    @property
+    def is_full(self) -> bool:
+        return self._limit is not None and self._num_taken >= self._limit
+
+    def takes(self, problem: Problem, key: str) -> bool:
+        if self.is_full:
+            return False
+        if self._met is not None:
+            if key in self._met:
+                self._num_repeated += 1
+                return False
             self._met.add(key)
-            if self._renderer.fits(problem):
-                return True
+        if not self._renderer.fits(problem):
             self._num_too_long += 1
-        return False
+            return False
+        self._num_taken += 1
+        return True
 
-    def report(self, what: str, num_taken: int) -> None:
+    def gives_back(self) -> None:
+        self._num_taken -= 1
+
+    def finish(self, source: SourceReport) -> None:
         """Log what was left out; ValueError when nothing is left."""
         if self._num_repeated:
-            logger.info("%d %s rows repeat a question", self._num_repeated, what)
-        _report_lengths(what, num_taken, self._num_too_long, self._renderer)
+            logger.info("%d %s rows repeat a question", self._num_repeated, self._what)
+        _report_lengths(self._what, self._num_taken, self._num_too_long, self._renderer, source)
+
+
+class _HashSplit:
+    """Both halves of one source, by the hash of a question."""
+
+    def __init__(self, training: _Half, heldout: _Half, fraction: float) -> None:
+        self._training, self._heldout, self._fraction = training, heldout, fraction
+
+    @property
+    def is_full(self) -> bool:
+        return self._training.is_full and self._heldout.is_full
+
+    def half_of(self, problem: Problem) -> _Half:
+        is_out = is_heldout(question_key(problem.question), self._fraction)
+        return self._heldout if is_out else self._training
+
+    def takes(self, problem: Problem) -> bool:
+        return self.half_of(problem).takes(problem, question_key(problem.question))
+
+    def gives_back(self, problem: Problem) -> None:
+        self.half_of(problem).gives_back()
+
+
+class _Benchmark:
+    """The first problems of a benchmark as they were published; `asked` gets every question."""
+
+    def __init__(self, heldout: _Half) -> None:
+        self.is_full = False
+        self.asked: set[str] = set()
+        self._heldout = heldout
+
+    def takes(self, problem: Problem) -> bool:
+        key = question_key(problem.question)
+        self.asked.add(key)
+        return self._heldout.takes(problem, key)
+
+    def gives_back(self, problem: Problem) -> None:
+        self._heldout.gives_back()
+
+
+class _Unasked:
+    """Training problems whose question is none of `asked`."""
+
+    def __init__(self, training: _Half, asked: set[str]) -> None:
+        self._training, self._asked = training, asked
+        self.num_asked = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self._training.is_full
+
+    def takes(self, problem: Problem) -> bool:
+        key = question_key(problem.question)
+        if key in self._asked:
+            self.num_asked += 1
+            return False
+        return self._training.takes(problem, key)
+
+    def gives_back(self, problem: Problem) -> None:
+        self._training.gives_back()
 
 
 def fitting(problems: Iterable[Problem], renderer: PromptRenderer, *, what: str) -> list[Problem]:
@@ -74,7 +142,7 @@ def fitting(problems: Iterable[Problem], renderer: PromptRenderer, *, what: str)
 
 def split_problems(
     read: Reader,
-    benchmark: Sequence[Problem] | None,
+    read_benchmark: Reader | None,
     renderer: PromptRenderer,
     *,
     heldout_fraction: float,
@@ -84,36 +152,43 @@ def split_problems(
     """(training, held-out) problems, at most `num_train` (None: all) and `num_heldout`.
 
     read:      `load_problems` of the training source: partial(load_problems, source, mapping).
-    benchmark: all problems that may be evaluated on, as they were published: the first of them are
-               held out, and no question of any is trained on. None: a `heldout_fraction` of the
-               source's own questions is held out, by their hash.
+    read_benchmark: the same of problems that are only evaluated on: the first of them are held out,
+               and no question of any is trained on. None: a `heldout_fraction` of the source's own
+               questions is held out, by their hash.
     Prompts too long for `renderer` are left out. What is left out is logged.
     Errors: those of `load_problems`; ValueError when a half is empty.
     """
-
-    def by_hash(key: str) -> bool:
-        return is_heldout(key, heldout_fraction)
-
-    if benchmark is None:
-        heldout_choice = _Selection(by_hash, renderer)
-        heldout, _ = read(limit=num_heldout, select=heldout_choice)
-        heldout_choice.report("held-out", len(heldout))
-        choice = _Selection(lambda key: not by_hash(key), renderer)
-    else:
-        heldout = fitting(benchmark, renderer, what="held-out")[:num_heldout]
-        asked = {question_key(problem.question) for problem in benchmark}
-        choice = _Selection(lambda key: key not in asked, renderer)
-    training, _ = read(limit=num_train, select=choice)
-    choice.report("training", len(training))
-    if benchmark is not None and choice.num_of_others:
+    training_half = _Half("training", num_train, renderer)
+    if read_benchmark is None:
+        heldout_half = _Half("held-out", num_heldout, renderer)
+        halves = _HashSplit(training_half, heldout_half, heldout_fraction)
+        both, report = read(selection=halves)
+        heldout_half.finish(report)
+        training_half.finish(report)
+        heldout = [problem for problem in both if halves.half_of(problem) is heldout_half]
+        return [problem for problem in both if halves.half_of(problem) is training_half], heldout
+    heldout_half = _Half("held-out", num_heldout, renderer, once=False)
+    benchmark = _Benchmark(heldout_half)
+    heldout, report = read_benchmark(selection=benchmark)
+    heldout_half.finish(report)
+    unasked = _Unasked(training_half, benchmark.asked)
+    training, report = read(selection=unasked)
+    training_half.finish(report)
+    if unasked.num_asked:
         logger.warning(
             "%d training rows ask a question of data.eval_source: not trained on",
-            choice.num_of_others,
+            unasked.num_asked,
         )
     return training, heldout
 
 
-def _report_lengths(what: str, num_kept: int, num_too_long: int, renderer: PromptRenderer) -> None:
+def _report_lengths(
+    what: str,
+    num_kept: int,
+    num_too_long: int,
+    renderer: PromptRenderer,
+    source: SourceReport | None = None,
+) -> None:
     longest = renderer.max_prompt_tokens
     if num_too_long:
         logger.warning(
@@ -122,9 +197,14 @@ def _report_lengths(what: str, num_kept: int, num_too_long: int, renderer: Promp
             what,
             longest,
         )
-    if not num_kept:
-        raise ValueError(
-            f"no {what} problem fits data.max_prompt_tokens = {longest}: raise it"
-            if num_too_long
-            else f"no {what} problem is left: check data.source and data.heldout_fraction"
-        )
+    if num_kept:
+        return
+    if num_too_long:
+        raise ValueError(f"no {what} problem fits data.max_prompt_tokens = {longest}: raise it")
+    rows = ""
+    if source is not None:
+        rows = f" of the {source.num_rows} rows of {source.source}"
+        rows += f" ({source.num_skipped} skipped: {source.skipped()})" if source.reasons else ""
+    raise ValueError(
+        f"no {what} problem is left{rows}: check data.source and data.heldout_fraction"
+    )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from satori_fast.data.coat import build_trajectory
+from satori_fast.data.problem_file import problem_from_row
 from satori_fast.rollout.engine import (
     Completion,
     Engine,
@@ -25,7 +26,7 @@ from satori_fast.rollout.engine import (
     prompt_of,
     request_seed,
 )
-from satori_fast.types import Finish, Prefix, Problem, RolloutResult, Trajectory
+from satori_fast.types import Finish, Problem, RolloutResult, Trajectory
 
 # How requests become completions, in order; a run of several processes shares them out.
 Generate = Callable[[Engine, Sequence[Request], SamplingParams], list[Completion]]
@@ -146,11 +147,9 @@ class PartialRollouts:
 
 
 def _group_of(saved: Mapping[str, Any]) -> _Group:
-    prefix = saved["problem"]["prefix"]
-    problem = Problem(**{**saved["problem"], "prefix": prefix and Prefix(**prefix)})
     return _Group(
         group_id=saved["group_id"],
-        problem=problem,
+        problem=problem_from_row(saved["problem"]),
         prompt=tuple(saved["prompt"]),
         limit=saved["limit"],
         siblings=[_Sibling(**sibling) for sibling in saved["siblings"]],

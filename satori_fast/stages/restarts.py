@@ -12,15 +12,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, ProblemMixture, origin_of
 from satori_fast.data.prefixes import restart_buffer
+from satori_fast.data.problem_file import problem_from_row, problem_to_row
 from satori_fast.rollout.engine import Engine
 from satori_fast.stages.run import Run
 from satori_fast.stages.solutions import load_or_sample_solutions
 from satori_fast.storage import sealed_line, sealed_records, wait_for_file, write_atomically
-from satori_fast.types import Prefix, Problem
+from satori_fast.types import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def load_or_build_restarts(run: Run, engine: Engine, *, step: int = 0) -> list[P
     """The restart buffer that serves from `step` on; built from what `engine` samples if it is not
     in the run folder yet: restarts/STAGE-STEP.jsonl."""
     path = run.folder / "restarts" / f"{run.stage}-{step}.jsonl"
-    # One process decides for all: sampling is collective.
+    # One process looks and decides for all: sampling is collective.
     if not run.parallel.from_main(path.exists):
         # Samples of the model that the stage started with serve the reward model too.
         name = run.model_folder.name if step == 0 else f"{run.stage}-{step}"
@@ -83,24 +83,10 @@ def build_restarts(run: Run, engine: Engine, *, name: str) -> list[Problem]:
 
 def write_restarts(path: Path, restarts: Sequence[Problem]) -> None:
     """One JSON object a line, in one piece."""
-    write_atomically(path, "".join(sealed_line(_restart_line(problem)) for problem in restarts))
+    lines = [sealed_line(problem_to_row(problem)) for problem in restarts]
+    write_atomically(path, "".join(lines))
 
 
 def read_restarts(path: Path) -> list[Problem]:
     """Restarts as `load_or_build_restarts` wrote them."""
-    problems = []
-    for row in sealed_records(path):
-        prefix = Prefix(row["prefix"], "restart", row["correct"])
-        problems.append(Problem(row["problem_id"], row["question"], row["answer"], prefix))
-    return problems
-
-
-def _restart_line(problem: Problem) -> dict[str, Any]:
-    assert problem.prefix is not None
-    return {
-        "problem_id": problem.problem_id,
-        "question": problem.question,
-        "answer": problem.answer,
-        "prefix": problem.prefix.text,
-        "correct": problem.prefix.correct,
-    }
+    return [problem_from_row(row) for row in sealed_records(path)]

@@ -136,7 +136,13 @@ class Run:
         """Go on with the tokenizer of `folder`: prompts, limits and engines follow it."""
         self.models["tokenizer"] = folder
         self.renderer = replace(self.renderer, tokenizer=load_tokenizer(folder))
-        self.problems, self.heldout = setup.build_problems(self.config, self.renderer)
+        self.problems, self.heldout = setup.build_problems(
+            self.config,
+            self.renderer,
+            folder=self.folder,
+            tokenizer=folder,
+            parallel=self.parallel,
+        )
 
     # -- places -------------------------------------------------------------------------------
 
@@ -364,7 +370,9 @@ def _set_up(config: Config, place: RunFolder, parallel: ParallelState, *, resume
     renderer = PromptRenderer(
         tokenizer, TEMPLATES[config.data.template], config.data.max_prompt_tokens
     )
-    problems, heldout = setup.build_problems(config, renderer)
+    problems, heldout = setup.build_problems(
+        config, renderer, folder=place.path, tokenizer=models["tokenizer"], parallel=parallel
+    )
     base = setup.initial_model_folder(config, place.path)
     if config.model.path is None:
         parallel.on_main(lambda: setup.make_fresh_model(config, tokenizer, place))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from satori_fast import __version__
 from satori_fast.backbone.architecture import load_hf_config, with_score_statistics
 from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.optimizer import OptimizerSettings
@@ -20,15 +22,16 @@ from satori_fast.backbone.weights import Untaught
 from satori_fast.config import Config, ConfigError, OptimizerConfig
 from satori_fast.data.arithmetic import ArithmeticProblems, domain_words
 from satori_fast.data.coat import META_ACTION_TOKENS, TEMPLATES, PromptRenderer
+from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
-from satori_fast.data.sources import load_problems
+from satori_fast.data.sources import load_problems, source_digest
 from satori_fast.data.tokenizer import (
     add_meta_action_tokens,
     build_word_tokenizer,
     load_tokenizer,
     train_tokenizer,
 )
-from satori_fast.grading import check_gold
+from satori_fast.grading import GradingPool
 from satori_fast.profiling.device import NvmlSampler
 from satori_fast.profiling.memory_growth import MemoryGrowth
 from satori_fast.profiling.monitor import StepMonitor
@@ -36,7 +39,7 @@ from satori_fast.profiling.peaks import device_peaks
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.profiling.step_tracer import StepTracer, TraceSettings
 from satori_fast.stages.run_folder import RunFolder
-from satori_fast.storage import replaced_folder
+from satori_fast.storage import digests, replaced_folder
 from satori_fast.types import Problem
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 ARITHMETIC = "arithmetic"
 _FRESH_MODEL = "models/initial"  # in the run folder
+_MAX_CHECKING_PROCESSES = 8  # of 100 MiB each
 
 
 def join_ranks(config: Config) -> ParallelState:
@@ -101,25 +105,71 @@ def keep_tokenizer(model: Path, folder: Path) -> None:
 
 
 def build_problems(
-    config: Config, renderer: PromptRenderer
+    config: Config,
+    renderer: PromptRenderer,
+    *,
+    folder: Path,
+    tokenizer: Path,
+    parallel: ParallelState,
 ) -> tuple[Sequence[Problem], Sequence[Problem]]:
-    """Training and held-out problems, disjoint; those whose prompt is too long are left out."""
-    data, num_heldout = config.data, config.evaluation.num_problems
+    """Training and held-out problems, disjoint; those whose prompt is too long are left out.
+
+    The main process reads, filters and checks a data set once, into the run's `folder`; see
+    `data.problem_file`. tokenizer: the folder of the renderer's.
+    """
+    data = config.data
     if data.source != ARITHMETIC:
-        load = partial(load_problems, check_answer=check_gold)
-        return split_problems(
-            partial(load, data.source, data.mapping),
-            load(data.eval_source, data.eval_mapping)[0] if data.eval_source else None,
-            renderer,
-            heldout_fraction=data.heldout_fraction,
-            num_train=data.num_train,
-            num_heldout=num_heldout,
+        # "tokenizer_distill" -> "data_distill": other prompts are too long for another tokenizer.
+        kept = folder / tokenizer.name.replace("tokenizer", "data", 1)
+        files = parallel.from_main(
+            lambda: keep_problems(
+                kept, _problems_key(config, tokenizer), lambda: _read_problems(config, renderer)
+            )
         )
+        return read_problems(kept, files)
     assert data.num_train is not None
     train = ArithmeticProblems(data.num_train, levels=data.levels, split="train", seed=config.seed)
     # The held-out half does not depend on the seed: runs with different seeds are comparable.
-    heldout = ArithmeticProblems(num_heldout, levels=data.levels, split="heldout", seed=0)
+    heldout = ArithmeticProblems(
+        config.evaluation.num_problems, levels=data.levels, split="heldout", seed=0
+    )
     return fitting(train, renderer, what="training"), fitting(heldout, renderer, what="held-out")
+
+
+def _read_problems(
+    config: Config, renderer: PromptRenderer
+) -> tuple[Sequence[Problem], Sequence[Problem]]:
+    """The problems of a data set, read anew; their answers are checked by killable workers."""
+    data, reward = config.data, config.reward
+    # Nothing else works now, so every core may check answers; 0 stays 0.
+    most = min(os.cpu_count() or 1, _MAX_CHECKING_PROCESSES)
+    num_workers = reward.num_workers and max(reward.num_workers, most)
+    with GradingPool(num_workers, reward.timeout_s) as pool:
+        load = partial(load_problems, check_answers=pool.check_golds)
+        benchmark = partial(load, data.eval_source, data.eval_mapping) if data.eval_source else None
+        return split_problems(
+            partial(load, data.source, data.mapping),
+            benchmark,
+            renderer,
+            heldout_fraction=data.heldout_fraction,
+            num_train=data.num_train,
+            num_heldout=config.evaluation.num_problems,
+        )
+
+
+def _problems_key(config: Config, tokenizer: Path) -> dict[str, Any]:
+    """All that a data set's problems depend on, for `keep_problems`."""
+    data = config.data
+    sources = [name for name in (data.source, data.eval_source) if name is not None]
+    settings = data.model_dump(mode="json", exclude={"levels"})
+    return {
+        **{f"data.{name}": value for name, value in settings.items()},
+        **{f"contents of {name}": source_digest(name) for name in sources},
+        "evaluation.num_problems": config.evaluation.num_problems,
+        "reward.timeout_s": config.reward.timeout_s,
+        "tokenizer": digests(tokenizer),
+        "satori_fast": __version__,
+    }
 
 
 def initial_model_folder(config: Config, folder: Path) -> Path:

@@ -18,12 +18,13 @@ import numpy as np
 
 from satori_fast.config import SolutionsConfig
 from satori_fast.data.coat import PromptRenderer, build_trajectory, full_response
+from satori_fast.data.problem_file import problem_from_row, problem_to_row
 from satori_fast.evaluation.evaluate import graded
 from satori_fast.profiling.metrics import progress
 from satori_fast.rollout.engine import Engine
 from satori_fast.stages.run import Run
 from satori_fast.storage import sealed_line, sealed_records, unsealed, wait_for_file
-from satori_fast.types import Problem, RolloutResult, Trajectory
+from satori_fast.types import RolloutResult, Trajectory
 
 # Samples that are asked for, graded and written together.
 CHUNK_SAMPLES = 8192
@@ -47,10 +48,13 @@ class SolutionFile:
             yield [(self._trajectory(row, group), row["correct"]) for row in of_problem]
 
     def _trajectory(self, row: dict[str, Any], group: int) -> Trajectory:
-        problem = Problem(row["problem_id"], row["question"], row["answer"])
         ids = np.asarray(row["response_ids"])
         return build_trajectory(
-            problem, ids, renderer=self.renderer, group_id=group, finish=row["finish"]
+            problem_from_row(row),
+            ids,
+            renderer=self.renderer,
+            group_id=group,
+            finish=row["finish"],
         )
 
 
@@ -67,7 +71,7 @@ def load_or_sample_solutions(
     chosen = run.rng("solutions", "problems").permutation(len(run.problems))[: size.num_problems]
     num_each = max(1, CHUNK_SAMPLES // size.num_samples)
     chunks = [chosen[begin : begin + num_each] for begin in range(0, len(chosen), num_each)]
-    # One process decides for all: sampling is collective.
+    # One process looks and decides for all: sampling is collective.
     done = run.parallel.from_main(lambda: _num_chunks(path))
     with progress("solutions", len(chunks), completed=done, console=run.console) as bar:
         for number in range(done, len(chunks)):
@@ -92,9 +96,7 @@ def _lines(
 ) -> list[str]:
     rows = [
         {
-            "problem_id": t.problem.problem_id,
-            "question": t.problem.question,
-            "answer": t.problem.answer,
+            **problem_to_row(t.problem),
             "group": first_group + t.group_id,
             "response": full_response(t),
             "response_ids": t.response_tokens.tolist(),

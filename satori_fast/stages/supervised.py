@@ -28,6 +28,7 @@ from satori_fast.stages.setup import ARITHMETIC, learner_for
 from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.synthesize import demonstrations_path
 from satori_fast.stages.workload import count_training
+from satori_fast.storage import wait_for_file
 from satori_fast.types import Demonstration, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,11 @@ def supervised_step(
 
 def supervised(run: Run) -> StageOutcome:
     """Imitate the demonstrations for `supervised.num_epochs`; evaluate and export."""
-    trajectories = load_trajectories(run, *demonstration_source(run))
+    # One process looks for files.
+    source, mapping = run.parallel.from_main(lambda: demonstration_source(run))
+    if source == str(demonstrations_path(run)):
+        wait_for_file(demonstrations_path(run))
+    trajectories = load_trajectories(run, source, mapping)
     return imitate(run, trajectories, run.config.supervised, start=run.model_folder)
 
 

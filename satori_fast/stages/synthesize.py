@@ -19,6 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from satori_fast.data.problem_file import problem_to_row
 from satori_fast.profiling.metrics import ProgressReporter, progress
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.agents import AgentRoom, agent_configs
@@ -158,9 +159,7 @@ def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> Non
     lines = [
         sealed_line(
             {
-                "problem_id": d.problem.problem_id,
-                "question": d.problem.question,
-                "answer": d.problem.answer,
+                **problem_to_row(d.problem),
                 "response": d.response,
                 "trajectory_type": d.trajectory_type,
             }

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ import pytest
 
 from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.problem_split import question_key, split_problems
-from satori_fast.data.sources import load_problems
+from satori_fast.data.sources import CheckAnswers, load_problems
 from satori_fast.data.tokenizer import build_word_tokenizer
-from satori_fast.grading import check_gold
 from satori_fast.types import Problem
 
 WORDS = ["what", "is", *map(str, range(600))]
@@ -34,13 +33,13 @@ def split(
     source: Path,
     benchmark: Path | None = None,
     *,
-    check_answer: Callable[[str], None] = check_gold,
+    check_answers: CheckAnswers | None = None,
     **changed: int,
 ) -> tuple[list[Problem], list[Problem]]:
     settings: dict[str, Any] = {"num_train": None, "num_heldout": 1000}
     return split_problems(
-        partial(load_problems, source, "coat", check_answer=check_answer),
-        load_problems(benchmark, "coat")[0] if benchmark else None,
+        partial(load_problems, source, "coat", check_answers=check_answers),
+        partial(load_problems, benchmark, "coat") if benchmark else None,
         RENDERER,
         heldout_fraction=0.25,
         **settings | changed,
@@ -105,15 +104,25 @@ def test_long_prompts_are_left_out_and_counted(
 
 def test_answers_of_the_other_half_are_not_checked(tmp_path: Path) -> None:
     """Parsing an answer costs more than reading it, so it comes last."""
-    source = write(tmp_path / "a.jsonl", [f"what is {i}" for i in range(100)])
+    rows = [{"question": f"what is {i}", "answer": i} for i in range(100)]
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     checked: list[str] = []
-    training, heldout = split(source, num_train=10, num_heldout=5, check_answer=checked.append)
-    assert len(checked) == len(training) + len(heldout) == 15
+
+    def check(answers: Sequence[str]) -> list[str | None]:
+        checked.extend(answers)
+        return [None] * len(answers)
+
+    training, heldout = split(source, num_train=10, num_heldout=5, check_answers=check)
+    assert len(training) + len(heldout) == 15
+    assert len(checked) == len(set(checked)) == 15
 
 
 def test_an_empty_half_is_an_error(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", ["what is 1"])
-    with pytest.raises(ValueError, match=r"no training problem is left: check data\.source"):
+    with pytest.raises(
+        ValueError, match=r"no training problem is left of the 1 rows of .*a\.jsonl"
+    ):
         split(source, source)
     long = write(tmp_path / "b.jsonl", [f"what is {'1 ' * 12} {i}" for i in range(40)])
     with pytest.raises(ValueError, match=r"fits data\.max_prompt_tokens = 12: raise it"):
@@ -125,7 +134,7 @@ def test_real_training_text_holds_no_question_of_its_benchmark(data_dir: Path) -
     long = PromptRenderer(RENDERER.tokenizer, PLAIN_TEMPLATE, max_prompt_tokens=10_000)
     training, heldout = split_problems(
         partial(load_problems, data_dir / "train" / "gsm8k_train.jsonl"),
-        load_problems(data_dir / "benchmarks" / "gsm8k.jsonl")[0],
+        partial(load_problems, data_dir / "benchmarks" / "gsm8k.jsonl"),
         long,
         heldout_fraction=0.1,
         num_train=None,

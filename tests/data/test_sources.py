@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from satori_fast.data.sources import (
     FieldMapping,
     load_demonstrations,
     load_problems,
+    source_digest,
 )
 from satori_fast.grading import check_gold, extract_answer, grade
+from satori_fast.types import Problem
 
 GSM8K_ROW = {
     "question": "Weng earns $12 an hour for 100 hours. How much?",
@@ -29,9 +32,22 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
     return path
 
 
+def check_answers(answers: Sequence[str]) -> list[str | None]:
+    """In this process: these answers are ours."""
+
+    def reason(answer: str) -> str | None:
+        try:
+            check_gold(answer)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    return [reason(answer) for answer in answers]
+
+
 def test_gsm8k(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "gsm8k_train.jsonl", [GSM8K_ROW])
-    problems, report = load_problems(path, check_answer=check_gold)
+    problems, report = load_problems(path, check_answers=check_answers)
     assert problems[0].problem_id == "gsm8k_train/1"
     assert problems[0].question == GSM8K_ROW["question"]
     assert problems[0].answer == "1200"
@@ -134,13 +150,15 @@ def test_malformed_rows_are_reported_counted_and_skipped(
         {"question": "not gradable", "answer": "#### \\frac{1}{"},
         {"question": None, "answer": "#### 3"},
         {"question": 5, "answer": "#### 3"},
+        {"question": "half a character \ud83d", "answer": "#### 3"},
+        {"question": "who knows", "answer": "#### N/A"},
         GSM8K_ROW,
     ]
     path = write_jsonl(tmp_path / "gsm8k.jsonl", rows)
     with caplog.at_level(logging.WARNING):
-        problems, report = load_problems(path, check_answer=check_gold)
-    assert [p.problem_id for p in problems] == ["gsm8k/1", "gsm8k/11"]
-    assert (report.num_rows, report.num_used, report.num_skipped) == (10, 2, 8)
+        problems, report = load_problems(path, check_answers=check_answers)
+    assert [p.problem_id for p in problems] == ["gsm8k/1", "gsm8k/13"]
+    assert (report.num_rows, report.num_used, report.num_skipped) == (12, 2, 10)
     assert report.reasons == {
         "not valid JSON": 1,
         "not a JSON object": 1,
@@ -148,18 +166,144 @@ def test_malformed_rows_are_reported_counted_and_skipped(
         "empty field 'question'": 2,
         "no '####' answer in 'answer'": 1,
         "answer cannot be graded": 1,
-        "field 'question' is not text": 1,
+        "question is an int, not text": 1,
+        "question has a lone surrogate": 1,
+        "answer is a sentinel": 1,
     }
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 6  # the first five and the count
-    assert f"{path}, row 2 skipped: not valid JSON" in messages[0]
-    assert "8 of 10 rows skipped" in messages[-1]
+    assert len(messages) == 1
+    assert messages[0].startswith(
+        f"{path}: 10 of 12 rows skipped: 2 x empty field 'question' (row 5), 1 x not valid JSON "
+        "(row 2: Unterminated string"
+    )
+    assert "1 x question is an int, not text (row 10: 5)" in messages[0]
 
 
-def test_not_utf8_is_a_malformed_row(tmp_path: Path) -> None:
-    path = tmp_path / "gsm8k.jsonl"
-    path.write_bytes(b'{"question": "\xff"}\n' + json.dumps(GSM8K_ROW).encode())
-    assert load_problems(path)[1].num_skipped == 1
+def test_another_encoding_is_refused_by_row(tmp_path: Path) -> None:
+    """Skipping its rows would leave those without accents: another data set."""
+    path = write_jsonl(tmp_path / "gsm8k.jsonl", [GSM8K_ROW] * 2)
+    path.write_bytes(path.read_bytes() + '{"question": "d\u00e9j\u00e0"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"gsm8k\.jsonl, row 3: byte 0xe9 is not UTF-8"):
+        load_problems(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            ['{"problem": "a", "answer": "1"},'] * 12,
+            "0 of 12 rows could be used: not valid JSON (row 1: trailing comma); correct the rows",
+        ),
+        (
+            [{"problem": "a", "answer": {"value": 1}}, {"problem": "a", "answer": "-"}] * 2,
+            "0 of 4 rows could be used: 2 x answer is a dict (row 1: {'value': 1}), "
+            "2 x answer is a sentinel (row 2: '-'); correct the rows",
+        ),
+        (["", ""], "holds no row"),
+        (
+            [{"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": 1}}],
+            "no row has the field 'problem'; its fields are: prompt, reward_model "
+            "(nested fields cannot be mapped yet: prompt, reward_model); rename",
+        ),
+    ],
+)
+def test_a_source_without_one_good_row(tmp_path: Path, rows: list[Any], message: str) -> None:
+    path = write_jsonl(tmp_path / "math500.jsonl", rows)
+    with pytest.raises(ValueError) as caught:
+        load_problems(path)
+    assert str(caught.value).startswith(str(path)) and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_file_is_told_its_fields_and_what_fits(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "mine.jsonl", [{"problem": "a", "answer": "1", "more": {}}])
+    with pytest.raises(ValueError, match=r"known for it; its fields are: answer, more, problem"):
+        load_problems(path)
+    with pytest.raises(ValueError, match=r"choose a mapping that fits: math500, aime24"):
+        load_problems(path, "gsm9k")
+
+
+def test_choices_are_of_the_list(tmp_path: Path) -> None:
+    rows = [
+        {"question": "a", "choices": ["x", 2], "answer": 1},
+        {"question": "b", "choices": ["x", "y"], "answer": 2},
+        {"question": "c", "choices": ["x", "y"], "answer": True},
+        {"question": "d", "choices": ["x", "y"], "answer": "B"},
+        {"question": "e", "choices": ["x", None], "answer": 0},
+        {"question": "f", "choices": "xy", "answer": 0},
+    ]
+    problems, report = load_problems(write_jsonl(tmp_path / "mmlu_stem.jsonl", rows))
+    assert [(p.question, p.answer) for p in problems] == [("a\nA. x\nB. 2", "B")]
+    assert report.num_skipped == 5
+
+
+def test_ids_are_words_or_row_numbers(tmp_path: Path) -> None:
+    rows = [{"problem": "q", "answer": 1, "id": i} for i in ("a", 7, None, {"x": 1}, "a", "\ud83d")]
+    problems, report = load_problems(write_jsonl(tmp_path / "amc23.jsonl", rows))
+    assert [p.problem_id for p in problems] == [f"amc23/{i}" for i in ("a", 7, 3, 4, "a#5")]
+    assert report.reasons == {"id has a lone surrogate": 1}
+
+
+def test_answers_are_checked_in_batches_and_a_refused_one_takes_no_place(tmp_path: Path) -> None:
+    rows = [{"problem": f"q{i}", "answer": i // 2} for i in range(3000)]
+    path = write_jsonl(tmp_path / "math500.jsonl", rows)
+    asked: list[list[str]] = []
+
+    def odd(answers: Sequence[str]) -> list[str | None]:
+        asked.append(list(answers))
+        return [None if int(answer) % 2 else "it is even" for answer in answers]
+
+    problems, report = load_problems(path, limit=600, check_answers=odd)
+    assert [p.answer for p in problems] == [str(i // 2) for i in range(3000) if i // 2 % 2][:600]
+    assert report.reasons == {"answer cannot be graded": report.num_rows - 600}
+    assert report.first["answer cannot be graded"] == "row 1: it is even"
+    everything = [answer for answers in asked for answer in answers]
+    assert len(everything) == len(set(everything)) == 600
+    assert len(asked) < 12
+
+
+@pytest.mark.parametrize(
+    ("answers", "warns"),
+    [
+        (["\\pi"] * 30 + [str(i) for i in range(50)], True),
+        (["\\pi"] * 19 + [str(i) for i in range(50)], False),
+        (["\\pi"] * 30 + [str(i) for i in range(150)], False),
+        (["2"] * 30 + [str(i) for i in range(50)], False),
+        (["2"] * 95 + ["3"] * 5, True),
+        (["Yes"] * 60 + ["No"] * 40, False),
+    ],
+)
+def test_an_answer_of_many_rows_is_spoken_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, answers: list[str], warns: bool
+) -> None:
+    rows = [{"problem": f"q{i}", "answer": answer} for i, answer in enumerate(answers)]
+    load_problems(write_jsonl(tmp_path / "math500.jsonl", rows))
+    said = [m for m in caplog.messages if "does it stand for a missing answer" in m]
+    assert len(said) == warns
+
+
+def test_problems_of_every_container_are_the_same(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"problem": f"q{i}", "answer": i + 0.5, "level": "hard"} for i in range(3)]
+    loaded: list[list[Problem]] = []
+    for ending in (".jsonl", ".json", ".parquet"):
+        path = write_jsonl(tmp_path / f"math500{ending}", rows)
+        if ending == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        loaded.append(load_problems(path, name="x")[0])
+    assert loaded[0] == loaded[1] == loaded[2]
+    assert [p.answer for p in loaded[0]] == ["0.5", "1.5", "2.5"]
+
+
+def test_source_digests_are_of_contents(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [1])
+    first = source_digest(str(path))
+    write_jsonl(path, [2])
+    assert first != source_digest(str(path)) and source_digest("openai/gsm8k") is None
+    with pytest.raises(ValueError, match="does not exist"):
+        source_digest(str(tmp_path / "b.jsonl"))
 
 
 def test_limit_stops_early(tmp_path: Path) -> None:
@@ -180,8 +324,8 @@ def test_field_in_no_row_names_file_field_and_fields(tmp_path: Path) -> None:
     ("name", "content", "mapping", "message"),
     [
         ("gsm8k.jsonl", None, None, "does not exist"),
-        ("unknown.jsonl", "", None, "no field mapping known for it"),
-        ("unknown.jsonl", "", "gsm9k", "no field mapping named 'gsm9k'"),
+        ("unknown.jsonl", "{}", None, "no field mapping known for it"),
+        ("unknown.jsonl", "{}", "gsm9k", "no field mapping named 'gsm9k'"),
         ("gsm8k.csv", "", None, "must end in .jsonl, .json, .parquet"),
         ("gsm8k.json", "{", None, "is not valid JSON"),
         ("gsm8k.json", "{}", None, "must hold a JSON list"),
@@ -216,7 +360,7 @@ def test_hub_data_sets_are_mapped() -> None:
 
 def test_real_gsm8k_training_set(data_dir: Path) -> None:
     path = data_dir / "train" / "gsm8k_train.jsonl"
-    problems, report = load_problems(path, check_answer=check_gold)
+    problems, report = load_problems(path, check_answers=check_answers)
     assert (report.num_rows, report.num_used) == (7473, 7473)
     assert all(p.answer is not None and p.answer.lstrip("-").isdigit() for p in problems)
     demonstrations, _ = load_demonstrations(path, limit=500)

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of data files and of hub data sets, one at a time: containers and encodings.
+
+A row that cannot be read comes as the `BadRow` that says why; a file that cannot be read as a whole
+(another encoding, cut short, a git-lfs pointer, a folder) is a ValueError in one line. Of a parquet
+file only the needed columns are read, in batches of 1,024 rows. What the fields mean is `sources`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from satori_fast.data.values import BadRow, is_nested
+
+GoodRow = Mapping[str, Any]
+Row = GoodRow | BadRow
+
+KNOWN_ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+# Endings that make a name the name of a file, though it cannot be read: no hub name ends like that.
+_OTHER_ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".arrow", ".ndjson", ".gz", ".zst", ".zip")
+_BATCH_ROWS = 1024
+_LFS_POINTER = b"version https://git-lfs"
+# The longest marks first: UTF-32's begins with UTF-16's.
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+_NOT_JSON = "not valid JSON"
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The names of a data set's fields. nested: those that hold objects."""
+
+    names: tuple[str, ...]
+    nested: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"its fields are: {', '.join(sorted(self.names))}"
+        if not self.nested:
+            return text
+        return f"{text} (nested fields cannot be mapped yet: {', '.join(sorted(self.nested))})"
+
+
+def is_file_name(source: str | Path) -> bool:
+    """Whether a source is meant as a file, be it there or not; else it is the name of a hub set."""
+    name = str(source)
+    return (
+        isinstance(source, Path)
+        or name.endswith(KNOWN_ENDINGS + _OTHER_ENDINGS)
+        or name.startswith(("/", ".", "~"))
+        or name.count("/") > 1
+        or Path(name).exists()
+    )
+
+
+def file_stem(source: str | Path) -> str:
+    """The name of a source without its folder and ending: "gsm8k" of "data/gsm8k.jsonl.gz"."""
+    name = Path(source).name
+    endings = sorted(KNOWN_ENDINGS, key=len, reverse=True)
+    return next((name.removesuffix(e) for e in endings if name.endswith(e)), Path(name).stem)
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError for what is seen to be no data file before any row is read."""
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.name.endswith(KNOWN_ENDINGS))
+        found = f"name a file in it, such as {', '.join(inside[:3])}" if inside else "name a file"
+        raise ValueError(f"data file {path} is a folder: {found}")
+    if not path.is_file():
+        raise ValueError(f"data file {path} does not exist")
+    if not path.name.endswith(KNOWN_ENDINGS):
+        endings = ", ".join(KNOWN_ENDINGS)
+        raise ValueError(f"data file {path}: its name must end in {endings}: convert or rename it")
+    with _readable(path), path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+    if not start:
+        raise ValueError(f"data file {path} is empty: no row to read")
+    if start == _LFS_POINTER:
+        raise ValueError(
+            f"data file {path} is a git-lfs pointer, not the data: run `git lfs pull` in its folder"
+        )
+
+
+def file_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    """(number from 1, row) of every row. columns: of a parquet file, those that are read."""
+    check_file(path)
+    if path.name.endswith(".parquet"):
+        return _parquet_rows(path, columns)
+    return _json_rows(path)
+
+
+def file_fields(path: Path) -> Fields:
+    """The fields of a file: of a parquet file all, of another those of its first good rows."""
+    check_file(path)
+    if path.name.endswith(".parquet"):
+        with _parquet(path) as file:
+            schema = file.schema_arrow
+        nested = [f.name for f in schema if "struct<" in str(f.type) or "map<" in str(f.type)]
+        return Fields(tuple(schema.names), tuple(nested))
+    return row_fields(row for _, row in islice(_json_rows(path), 100))
+
+
+def row_fields(rows: Iterable[Row]) -> Fields:
+    """The fields that any of `rows` has."""
+    nested: dict[str, bool] = {}
+    for row in rows:
+        if not isinstance(row, BadRow):
+            for name, value in row.items():
+                nested[name] = nested.get(name, False) or is_nested(value)
+    return Fields(tuple(nested), tuple(name for name, is_so in nested.items() if is_so))
+
+
+def hub_rows(
+    hub_id: str, config: str | None, split: str, columns: Sequence[str]
+) -> Iterator[tuple[int, Row]]:
+    """(number from 1, row) of a data set of the Hugging Face hub, streamed."""
+    import datasets  # pyright: ignore[reportMissingTypeStubs]
+
+    hub: Any = datasets
+    try:
+        # Streaming: a few rows of a data set with millions should not download them all.
+        rows: Any = hub.load_dataset(hub_id, config, split=split, streaming=True)
+        known = rows.column_names
+        if known is not None and set(columns) <= set(known):
+            rows = rows.select_columns(list(columns))
+        yield from enumerate(rows, start=1)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load split {split!r} of {hub_id} from the hub: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text: ours have one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Rows of a JSON list or of JSON lines: what is in the file decides, its ending is a hint."""
+    ends_in_json = path.name.removesuffix(".gz").endswith(".json")
+    with _readable(path):
+        with _opened(path) as file:
+            start = file.read(4096)
+        encoding = _encoding(path, start)
+        text = start.decode(encoding, errors="ignore").lstrip()
+        rows = None
+        if ends_in_json or text.startswith("["):
+            rows = _whole_file(path, encoding, must_be_whole=ends_in_json)
+        if rows is None:
+            yield from _lines(path, encoding)
+            return
+    for number, value in enumerate(rows, start=1):
+        yield number, _as_row(value)
+
+
+def _whole_file(path: Path, encoding: str, *, must_be_whole: bool) -> list[Any] | None:
+    """The list of a file that is one JSON value; None for JSON lines."""
+    with _opened(path) as file:
+        data = file.read()
+    try:
+        value = _DECODER.decode(data.decode(encoding))
+    except UnicodeDecodeError as error:
+        raise _wrong_encoding(path, data.count(b"\n", 0, error.start) + 1, error) from None
+    except (ValueError, RecursionError) as error:
+        if not must_be_whole or (
+            isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        ):
+            return None
+        raise ValueError(f"data file {path} is not valid JSON: {first_line(error)}") from None
+    if isinstance(value, list):
+        return cast("list[Any]", value)
+    found = type(value).__name__
+    if isinstance(value, dict):
+        members = cast("dict[str, Any]", value)
+        lists: list[Any] = [v for v in members.values() if isinstance(v, list) and is_nested(v)]
+        if len(lists) == 1:
+            return lists[0]
+        found = f"an object with the keys {', '.join(list(members)[:10]) or '(none)'}"
+    raise ValueError(
+        f"data file {path} must hold a JSON list of objects, or one object with one such list: "
+        f"it holds {found}"
+    )
+
+
+def _lines(path: Path, encoding: str) -> Iterator[tuple[int, Row]]:
+    for number, line in _decoded_lines(path, encoding):
+        if isinstance(line, BadRow):
+            yield number, line
+        elif bare := line.strip():
+            yield number, _parsed(bare)
+
+
+def _decoded_lines(path: Path, encoding: str) -> Iterator[tuple[int, str | BadRow]]:
+    number = 0
+    with _opened(path) as file:
+        if encoding not in ("utf-8", "utf-8-sig"):
+            try:
+                for line in io.TextIOWrapper(file, encoding, newline="\n"):
+                    number += 1
+                    yield number, line
+            except UnicodeDecodeError as error:
+                raise _wrong_encoding(path, number + 1, error) from None
+            return
+        for data in file:
+            number += 1
+            data = data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
+            try:
+                yield number, data.decode()
+            except UnicodeDecodeError as error:
+                if error.reason != "unexpected end of data":
+                    raise _wrong_encoding(path, number, error) from None
+                yield number, BadRow(_NOT_JSON, "cut off")
+
+
+def _parsed(line: str) -> Row:
+    try:
+        return _as_row(_DECODER.decode(line))
+    except (ValueError, RecursionError) as error:
+        if line.endswith(",") and _is_json(line[:-1]):
+            return BadRow(_NOT_JSON, "trailing comma")
+        return BadRow(_NOT_JSON, first_line(error))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _as_row(value: Any) -> Row:
+    return cast("Row", value) if isinstance(value, dict) else BadRow("not a JSON object")
+
+
+def _number(text: str) -> float | Decimal:
+    """A float, or where that is too small a type (1e400) a Decimal: the file names a number."""
+    value = float(text)
+    return value if value not in (float("inf"), float("-inf")) else Decimal(text)
+
+
+_DECODER = json.JSONDecoder(parse_float=_number)
+
+
+def _encoding(path: Path, start: bytes) -> str:
+    """By the byte order mark; without one it can only be UTF-8."""
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if start.startswith(mark):
+            return encoding
+    if b"\0" in start[:4]:
+        raise ValueError(
+            f"data file {path} looks like UTF-16 or UTF-32 without a byte order mark: convert it "
+            "to UTF-8"
+        )
+    return "utf-8"
+
+
+def _wrong_encoding(path: Path, row: int, error: UnicodeDecodeError) -> ValueError:
+    byte = f"byte 0x{error.object[error.start]:02x}"
+    if error.encoding.startswith("utf-8") or error.encoding == "utf8":
+        return ValueError(
+            f"data file {path}, row {row}: {byte} is not UTF-8, it may be latin-1 or Windows-1252: "
+            "convert the file, e.g. with `iconv -f WINDOWS-1252 -t UTF-8`"
+        )
+    return ValueError(
+        f"data file {path}, about row {row}: {byte} is not {error.encoding}, as its byte order "
+        "mark says: convert the file to UTF-8"
+    )
+
+
+@contextmanager
+def _readable(path: Path) -> Generator[None]:
+    """What the system or gzip says of a file, as one line with its name."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
+        raise ValueError(f"data file {path} cannot be read: {reason}") from None
+
+
+def _opened(path: Path) -> BinaryIO:
+    if path.name.endswith(".gz"):
+        return cast("BinaryIO", gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+# --- parquet -------------------------------------------------------------------------------------
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    number = 0
+    with _parquet(path) as file:
+        wanted = [name for name in columns if name in file.schema_arrow.names]
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted, use_threads=False)
+        for batch in batches:
+            for row in _batch_rows(batch):
+                number += 1
+                yield number, row
+
+
+@contextmanager
+def _parquet(path: Path) -> Generator[Any]:
+    import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
+
+    reader: Any = parquet
+    try:
+        # A buffer: without one, the column chunks of a row group are read whole.
+        with reader.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            yield file
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise ValueError(f"data file {path} is not valid parquet: {first_line(error)}") from None
+
+
+def _batch_rows(batch: Any) -> Iterator[Row]:
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:  # a writer need not check that its text is UTF-8
+        pass
+    for i in range(batch.num_rows):
+        try:
+            yield from batch.slice(i, 1).to_pylist()
+        except UnicodeDecodeError as error:
+            yield BadRow("text that is not UTF-8", first_line(error))
