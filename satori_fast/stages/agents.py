@@ -6,7 +6,6 @@ What agents do is `synthesis`; which problems they get is `synthesize`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,9 @@ from satori_fast.backbone.architecture import load_hf_config
 from satori_fast.backbone.step import build_learner
 from satori_fast.config import AgentConfig, ConfigError
 from satori_fast.data.coat import TEMPLATES, PromptRenderer
+from satori_fast.data.control_tokens import ControlTokens
 from satori_fast.data.packing import PackingSpec
+from satori_fast.data.stop_tokens import stop_ids_of
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Engine
@@ -125,16 +126,18 @@ class ScalarRewardModel:
     def __init__(self, run: Run, agent: AgentConfig) -> None:
         folder, hf_config = _model_of(agent, "reward_model")
         self._tokenizer: Any = load_tokenizer(folder)
+        self._control_tokens = ControlTokens(self._tokenizer)
         self._learner = build_learner(
             hf_config, kind="scalar", weights=folder, dtype=getattr(torch, agent.dtype)
         )
         self._parallel, self._max_seqlen = run.parallel, agent.max_seqlen
 
     async def score(self, problem: Problem, response: str) -> float:
-        asked = [{"role": "user", "content": problem.question}]
-        answered = {"role": "assistant", "content": without_tokens(response)}
-        prompt = self._ids(asked, add_generation_prompt=True)
-        whole = self._ids([*asked, answered], add_generation_prompt=False)
+        prompt = self._ids([("user", problem.question)], add_generation_prompt=True)
+        whole = self._ids(
+            [("user", problem.question), ("assistant", without_tokens(response))],
+            add_generation_prompt=False,
+        )
         if len(whole) > self._max_seqlen:
             raise Unusable("reward_model_refused", f"{len(whole)} tokens")
         num_response = len(whole) - len(prompt)
@@ -154,11 +157,18 @@ class ScalarRewardModel:
         )
         return float(scores[0])
 
-    def _ids(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> list[int]:
-        text = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return self._tokenizer.encode(text, add_special_tokens=False)
+    def _ids(self, turns: list[tuple[str, str]], *, add_generation_prompt: bool) -> list[int]:
+        roles, contents = zip(*turns, strict=True)
+
+        def chat(*texts: str) -> str:
+            said = zip(roles, texts, strict=True)
+            return self._tokenizer.apply_chat_template(
+                [{"role": role, "content": text} for role, text in said],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+
+        return self._control_tokens.encode_quoting(chat, *contents)
 
 
 def check_agents(run: Run) -> None:
@@ -213,7 +223,10 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
     """A model folder in an engine of this process."""
     folder, hf_config = _model_of(agent, role)
     policy = build_learner(hf_config, weights=folder, dtype=getattr(torch, agent.dtype))
-    renderer = PromptRenderer(load_tokenizer(folder), TEMPLATES["plain"], agent.max_seqlen - 1)
+    tokenizer = load_tokenizer(folder)
+    renderer = PromptRenderer(
+        tokenizer, TEMPLATES["plain"], agent.max_seqlen - 1, stop_ids_of(folder, tokenizer)
+    )
     engine: Engine
     if agent.kind == "embedded":
         engine = EmbeddedEngine.of_policy(
@@ -236,7 +249,7 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
         )
         engine = VllmEngine(empty, settings, renderer=renderer)
         push_weights(policy.hf_weights(), engine, version=0)
-    return EngineChat(engine, name=str(folder), stop_ids=_stop_ids(folder))
+    return EngineChat(engine, name=str(folder))
 
 
 def _model_of(agent: AgentConfig, role: str) -> tuple[Path, Any]:
@@ -250,12 +263,3 @@ def _model_of(agent: AgentConfig, role: str) -> tuple[Path, Any]:
             f"{hf_config.max_position_embeddings} positions of {folder}"
         )
     return folder, hf_config
-
-
-def _stop_ids(folder: Path) -> list[int]:
-    """What ends a turn: generation_config.json names it where it is not the tokenizer's end."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return []
-    ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

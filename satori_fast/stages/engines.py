@@ -146,8 +146,9 @@ def try_push(policy: Learner, engine: Engine, version: int) -> SyncReport | Exce
 
 
 def _architecture(hf_config: Any) -> str:
-    """What an engine is built for; where the checkpoint lay and who wrote it do not matter."""
-    ignored = {"_name_or_path", "transformers_version"}
+    """What an engine is built for; where the checkpoint lay, who wrote it and what ends a response
+    (each request says that) do not matter."""
+    ignored = {"_name_or_path", "transformers_version", "eos_token_id"}
     fields = {name: value for name, value in hf_config.to_dict().items() if name not in ignored}
     return json.dumps(fields, sort_keys=True, default=str)
 

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from rich.console import Console
 
 from satori_fast import __version__
 from satori_fast.backbone import checkpoint
+from satori_fast.backbone.export import export_hf
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.backbone.step import Learner
 from satori_fast.config import Config
-from satori_fast.data.coat import TEMPLATES, PromptRenderer
+from satori_fast.data.coat import PromptRenderer
 from satori_fast.data.packing import PackingSpec
-from satori_fast.data.tokenizer import load_tokenizer
+from satori_fast.data.stop_tokens import exported_generation
 from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
 from satori_fast.grading import GradingPool
 from satori_fast.profiling.device import describe_device
@@ -138,7 +139,7 @@ class Run:
     def use_tokenizer(self, folder: Path) -> None:
         """Go on with the tokenizer of `folder`: prompts, limits and engines follow it."""
         self.models["tokenizer"] = folder
-        self.renderer = replace(self.renderer, tokenizer=load_tokenizer(folder))
+        self.renderer = setup.build_renderer(self.config, folder)
         self.problems, self.heldout = setup.build_problems(self.config, self.renderer)
 
     # -- places -------------------------------------------------------------------------------
@@ -268,10 +269,15 @@ class Run:
             shutil.rmtree(older)
         self.monitor.restart_step()
 
+    def export(self, learner: Learner, folder: Path) -> None:
+        """Leave a learner as a Hugging Face folder with the run's tokenizer and stop tokens."""
+        generation = exported_generation(self.models["tokenizer"], self.renderer)
+        export_hf(learner, folder, self.renderer.tokenizer, generation=generation)
+
     def keep_model(self, policy: Learner, num_steps: int) -> None:
         """Leave the policy of now as a Hugging Face folder; no step pays for the time."""
         folder = self.exported_model.with_name(f"{self.stage}-step-{num_steps}")
-        checkpoint.export_hf(policy, folder, self.renderer.tokenizer)
+        self.export(policy, folder)
         self.monitor.restart_step()
 
     def record_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
@@ -339,14 +345,11 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     state = read_progress(folder)
     parallel.on_main(lambda: setup.make_tokenizer(config, folder))
     places = {role: folder / path for role, path in state.get("models", {}).items()}
-    tokenizer = load_tokenizer(places.get("tokenizer", setup.tokenizer_folder(folder)))
-    renderer = PromptRenderer(
-        tokenizer, TEMPLATES[config.data.template], config.data.max_prompt_tokens
-    )
+    renderer = setup.build_renderer(config, places.get("tokenizer", setup.tokenizer_folder(folder)))
     problems, heldout = setup.build_problems(config, renderer)
     base = setup.initial_model_folder(config, folder)
     if config.model.path is None:
-        parallel.on_main(lambda: setup.make_fresh_model(config, tokenizer, base))
+        parallel.on_main(lambda: setup.make_fresh_model(config, renderer.tokenizer, base))
     models = {"base": base, "policy": base, "tokenizer": setup.tokenizer_folder(folder)} | places
     pool = GradingPool(config.reward.num_workers, config.reward.timeout_s)
     names = [plan.name for plan in plan_stages(config)]

@@ -21,6 +21,7 @@ from satori_fast.data.arithmetic import ArithmeticProblems, domain_words
 from satori_fast.data.coat import META_ACTION_TOKENS, TEMPLATES, PromptRenderer
 from satori_fast.data.problem_split import fitting, split_problems
 from satori_fast.data.sources import load_problems
+from satori_fast.data.stop_tokens import keep_generation_config, stop_ids_of
 from satori_fast.data.tokenizer import (
     add_meta_action_tokens,
     build_word_tokenizer,
@@ -73,10 +74,33 @@ def make_tokenizer(config: Config, folder: Path) -> None:
 
 
 def keep_tokenizer(model: Path, folder: Path) -> None:
-    """The tokenizer of a model folder with the meta-action tokens, saved in `folder`."""
+    """The tokenizer of a model folder with the meta-action tokens and what the model stops on, in
+    `folder`."""
     tokenizer = load_tokenizer(model)
     add_meta_action_tokens(tokenizer)
+    # First: where there is a tokenizer, nothing is missing.
+    keep_generation_config(model, folder, tokenizer)
     tokenizer.save_pretrained(folder)
+
+
+def build_renderer(config: Config, folder: Path) -> PromptRenderer:
+    """The run's tokenizer, template and stop tokens; a warning where they do not fit together."""
+    tokenizer = load_tokenizer(folder)
+    renderer = PromptRenderer(
+        tokenizer,
+        TEMPLATES[config.data.template],
+        config.data.max_prompt_tokens,
+        stop_ids_of(folder, tokenizer),
+    )
+    if unknown := renderer.unknown_markers:
+        logger.warning(
+            'data.template = "%s": the tokenizer has no single token for %s, so a model reads them '
+            'as plain text and may not know them: set data.template = "plain", or take a model '
+            "whose tokenizer has them",
+            config.data.template,
+            ", ".join(unknown),
+        )
+    return renderer
 
 
 def build_problems(
