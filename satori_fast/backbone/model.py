@@ -10,8 +10,7 @@ Not here: weights (`weights.py`), what the heads compute (`kernels`, `algorithms
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
@@ -54,12 +53,11 @@ from satori_fast.backbone.attention import (
     rotary_frequencies,
 )
 from satori_fast.backbone.parallel import parallel_state
-from satori_fast.backbone.weights import Untaught, initialize, load_hf
+from satori_fast.backbone.weights import Source, initialize, load_hf, with_true_ties
 from satori_fast.kernels import rms_norm, swiglu
 from satori_fast.types import PackedBatch, ScoreStatistics
 
 Kind = Literal["policy", "scalar"]
-Source = str | os.PathLike[str] | Mapping[str, Tensor] | Untaught
 
 
 class PolicyHead(Protocol):
@@ -218,6 +216,7 @@ class PackedModel(GPTModel):
     """The trunk shared by both kinds: embedding, layers and final norm over a packed batch."""
 
     kind: Kind
+    hf_config: Any
     rotary_frequencies: Tensor
 
     def __init__(self, config: TransformerConfig, hf_config: Any, *, tied: bool) -> None:
@@ -232,6 +231,7 @@ class PackedModel(GPTModel):
             position_embedding_type="none",  # the AttentionPlan carries the rotary embedding
             share_embeddings_and_output_weights=tied,
         )
+        self.hf_config = hf_config
         frequencies = rotary_frequencies(head_dim(hf_config), rope_parameters(hf_config))
         self.register_buffer("rotary_frequencies", frequencies, persistent=False)
 
@@ -335,6 +335,8 @@ def build_model(
 
     ValueError: unsupported architecture or feature, sizes that tensor parallelism does not divide.
     """
+    if weights is not None and kind == "policy":
+        hf_config = with_true_ties(hf_config, weights)
     config = transformer_config(
         hf_config, dtype=dtype, recompute=recompute, sequence_parallel=sequence_parallel
     )

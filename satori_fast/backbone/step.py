@@ -90,9 +90,9 @@ def build_learner(
         seed=seed,
     )
     if optimizer is None:
-        return Learner(module.eval().requires_grad_(False), hf_config, module)
+        return Learner(module.eval().requires_grad_(False), module.hf_config, module)
     model = wrap_for_training(module.train())
-    return Learner(module, hf_config, model, Optimizer(model, optimizer))
+    return Learner(module, module.hf_config, model, Optimizer(model, optimizer))
 
 
 def score(
