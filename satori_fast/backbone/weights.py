@@ -192,7 +192,7 @@ def _check_finite(parameter: Tensor, parts: dict[str, Tensor]) -> None:
 
     A sum tells: one pass and one number to wait for. Where it overflowed, the numbers decide.
     """
-    if torch.isfinite(parameter.sum(dtype=torch.float32)) or torch.isfinite(parameter).all():
+    if torch.isfinite(parameter.sum()) or torch.isfinite(parameter).all():
         return
     for name, part in parts.items():
         num_bad = int((~torch.isfinite(part.to(parameter.dtype))).sum())
