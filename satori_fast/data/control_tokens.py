@@ -9,14 +9,14 @@ action. A template writes them; a question that merely quotes one must not. Stop
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A place in a text, while it goes through a template: a character that no text has (private use).
-_FIRST_MARK, _LAST_MARK = 0xE000, 0xF8FF
+# Characters that stand for control tokens while a text goes through a template.
+_PRIVATE_USE = range(0xE000, 0xF900)
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")
 
 
@@ -38,18 +38,17 @@ class ControlTokens:
 
         Texts that quote none get the ids of the rendered text as it is.
         """
-        quoted = [token for text in texts for token in self._pattern.findall(text)]
+        quoted = {token for text in texts for token in self._pattern.findall(text)}
         if not quoted:
             return self._encode(render(*texts))
-        mark = _unused_mark("".join(texts))
-        rendered = render(*(self._pattern.sub(mark, text) for text in texts))
+        marks = dict(zip(sorted(quoted), _unused_characters("".join(texts)), strict=False))
+        rendered = render(
+            *(self._pattern.sub(lambda found: marks[found.group()], text) for text in texts)
+        )
         # A control token ends the tokens around it, plain or not: the pieces are encoded apart.
-        first, *rest = rendered.split(mark)
-        assert len(rest) == len(quoted), "the template repeats or drops a text"
-        ids = self._encode(first)
-        for token, piece in zip(quoted, rest, strict=True):
-            ids += self._spelled(token) + self._encode(piece)
-        return ids
+        spelled = {mark: self._spelled(token) for token, mark in marks.items()}
+        pieces = re.split(f"([{''.join(spelled)}])", rendered)
+        return [i for piece in pieces for i in spelled.get(piece) or self._encode(piece)]
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
@@ -84,5 +83,5 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return ()
 
 
-def _unused_mark(text: str) -> str:
-    return next(c for c in map(chr, range(_FIRST_MARK, _LAST_MARK)) if c not in text)
+def _unused_characters(text: str) -> Iterator[str]:
+    return (c for c in map(chr, _PRIVATE_USE) if c not in text)
