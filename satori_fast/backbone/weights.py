@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from satori_fast.backbone.weight_files import SafetensorsFolder, say_once
 from satori_fast.backbone.weight_table import REPLICATED, Entry, Geometry, table
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Matrices with a row for each id.
+VOCABULARY = _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Scale of the noise that tells new embedding rows apart, in standard deviations of the old rows.
 _NEW_ROW_NOISE = 0.01
 # What every operation knows.
@@ -227,7 +228,7 @@ def _fetch(
         )
     if tensor.dtype not in _USUAL:
         tensor = tensor.to(dtype)
-    is_vocabulary = name in (_EMBEDDING, _HEAD)
+    is_vocabulary = name in VOCABULARY
     if is_vocabulary and tensor.dim() == 2 and tensor.shape[0] <= shape[0]:
         tensor = _with_new_rows(tensor, shape[0], name, new_tokens)
     if tuple(tensor.shape) != shape:

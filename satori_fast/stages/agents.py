@@ -30,7 +30,7 @@ from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.engines import write_engine_folder
 from satori_fast.stages.run import Run
 from satori_fast.stages.scoring import score_trajectories
-from satori_fast.stages.setup import ARITHMETIC
+from satori_fast.stages.setup import ARITHMETIC, limit_vocabulary
 from satori_fast.synthesis.agents import (
     CheckingCritic,
     RepetitionRewardModel,
@@ -224,6 +224,7 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
     folder, hf_config = _model_of(agent, role)
     policy = build_learner(hf_config, weights=folder, dtype=getattr(torch, agent.dtype))
     tokenizer = load_tokenizer(folder)
+    limit_vocabulary(policy, tokenizer)
     renderer = PromptRenderer(
         tokenizer, TEMPLATES["plain"], agent.max_seqlen - 1, stop_ids_of(folder, tokenizer)
     )
@@ -240,7 +241,7 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
         from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
 
         empty = run.folder / f"engine_{role}"
-        write_engine_folder(empty, hf_config, renderer, dtype=agent.dtype)
+        write_engine_folder(empty, policy.served_config(), renderer, dtype=agent.dtype)
         settings = VllmSettings(
             dtype=agent.dtype,
             max_seqlen=agent.max_seqlen,
@@ -248,7 +249,7 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
             gpu_memory_share=agent.gpu_memory_share,
         )
         engine = VllmEngine(empty, settings, renderer=renderer)
-        push_weights(policy.hf_weights(), engine, version=0)
+        push_weights(policy.served_weights(), engine, version=0)
     return EngineChat(engine, name=str(folder))
 
 

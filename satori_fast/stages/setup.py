@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from satori_fast.backbone.architecture import load_hf_config, with_score_statistics
+from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner, build_learner
@@ -210,7 +211,7 @@ def learner_for(
     """
     folder = weights or run.model_folder
     hf_config = hf_config_for(run, folder)
-    return build_learner(
+    learner = build_learner(
         hf_config if normalized else with_score_statistics(hf_config, None),
         kind=kind,
         weights=Untaught(folder, tokens_unknown_to(folder, run.renderer.tokenizer)),
@@ -218,6 +219,16 @@ def learner_for(
         dtype=getattr(torch, run.config.model.dtype),
         recompute=run.config.model.recompute,
     )
+    limit_vocabulary(learner, run.renderer.tokenizer)
+    return learner
+
+
+def limit_vocabulary(learner: Learner, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep a policy, and the engines that serve it, to the ids of `tokenizer`: checkpoints have
+    more rows than tokens, and what they would sample there decodes to nothing."""
+    if isinstance(learner.module, PolicyModel):
+        num_ids = max(tokenizer.get_vocab().values()) + 1
+        learner.module.limit_vocabulary(min(num_ids, learner.hf_config.vocab_size))
 
 
 def tokens_unknown_to(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
