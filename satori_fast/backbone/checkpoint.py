@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learners to disk and back: sharded checkpoints to resume from, Hugging Face folders to publish.
+"""Learners to disk and back: sharded checkpoints to resume from. Publishing is `export`.
 
 A checkpoint holds one folder per learner (weights, Adam moments, step counts, schedule),
 `extra.json` for the caller, and `manifest.json` with a digest of every file. It is written under a
@@ -10,7 +10,6 @@ other parallel sizes. Random states, data cursors and engines belong to the call
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,9 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from safetensors.torch import save_file
-from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_torch_checkpoint
 
-from satori_fast.backbone.architecture import hf_architecture
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner
 from satori_fast.storage import (
@@ -53,7 +49,6 @@ from satori_fast.storage import (
 logger = logging.getLogger(__name__)
 
 _EXTRA, _MANIFEST, _PICKLE = "extra.json", "manifest.json", ".metadata"
-_MAX_SHARD_BYTES = 4 * 10**9
 # All that torch's index of a checkpoint is made of. It is a pickle, and a pickle may call whatever
 # it names: one that names anything else is not ours.
 _PICKLED = {
@@ -234,33 +229,6 @@ def prune_checkpoints(folder: str | os.PathLike[str], *, num_kept: int) -> None:
         shutil.rmtree(path)
 
 
-def export_hf(
-    learner: Learner, folder: str | os.PathLike[str], tokenizer: Any | None = None
-) -> None:
-    """Write a folder that `transformers` opens: configuration, safetensors, tokenizer.
-
-    A policy becomes a causal language model, a scalar model a sequence classifier with one label;
-    transformers gives its raw scores, whatever statistics the configuration carries.
-    Every rank must call it.
-    """
-    dtype = next(learner.module.parameters()).dtype
-    config = copy.deepcopy(learner.hf_config)
-    config.architectures = [hf_architecture(config, learner.module.kind)]
-    config.dtype = dtype
-    if learner.module.kind == "scalar":
-        config.num_labels = 1
-        # transformers reads the score at the last token that is not padding: where padding is the
-        # end of text, it would read the token before. Without a padding token it takes the last.
-        ends = config.eos_token_id
-        if config.pad_token_id in (ends if isinstance(ends, list) else [ends]):
-            config.pad_token_id = None
-    with _replaced(Path(folder)) as partial_folder:
-        _write_safetensors(learner.hf_weights(), partial_folder)
-        _on_main(lambda: config.save_pretrained(partial_folder))
-        if tokenizer is not None:
-            _on_main(lambda: tokenizer.save_pretrained(partial_folder))
-
-
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
     """Megatron 0.16.1 calls what torch 2.13 deprecates; the pins keep the two together."""
@@ -274,43 +242,6 @@ def _sharded_state(learner: Learner, *, is_loading: bool) -> dict[str, Any]:
     if learner.optimizer is not None:
         state["optimizer"] = learner.optimizer.sharded_state(state["model"], is_loading=is_loading)
     return state
-
-
-def _write_safetensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Shards of at most `_MAX_SHARD_BYTES`, so that one shard, not the model, is held in memory."""
-    shards: list[dict[str, Any]] = []
-    held: dict[str, Tensor] = {}
-    num_bytes = total_bytes = 0
-
-    def flush() -> None:
-        path = folder / f"shard-{len(shards):05d}"
-        _on_main(lambda: save_file(held, path, metadata={"format": "pt"}))
-        shards.append({"path": path, "names": list(held)})
-        held.clear()
-
-    for name, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if held and num_bytes + size > _MAX_SHARD_BYTES:
-            flush()
-            num_bytes = 0
-        held[name] = tensor.cpu().contiguous()
-        num_bytes += size
-        total_bytes += size
-    flush()
-    _on_main(lambda: _name_shards(shards, folder, total_bytes))
-
-
-def _name_shards(shards: list[dict[str, Any]], folder: Path, total_bytes: int) -> None:
-    if len(shards) == 1:
-        shards[0]["path"].rename(folder / "model.safetensors")
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        shard["path"].rename(folder / file_name)
-        weight_map |= dict.fromkeys(shard["names"], file_name)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
 @contextmanager

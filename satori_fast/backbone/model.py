@@ -10,8 +10,7 @@ Not here: weights (`weights.py`), what the heads compute (`kernels`, `algorithms
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
@@ -54,12 +53,11 @@ from satori_fast.backbone.attention import (
     rotary_frequencies,
 )
 from satori_fast.backbone.parallel import parallel_state
-from satori_fast.backbone.weights import Untaught, initialize, load_hf
+from satori_fast.backbone.weights import Source, initialize, load_hf, with_true_ties
 from satori_fast.kernels import rms_norm, swiglu
 from satori_fast.types import PackedBatch, ScoreStatistics
 
 Kind = Literal["policy", "scalar"]
-Source = str | os.PathLike[str] | Mapping[str, Tensor] | Untaught
 
 
 class PolicyHead(Protocol):
@@ -215,9 +213,15 @@ class ScalarHead(nn.Linear):
 
 
 class PackedModel(GPTModel):
-    """The trunk shared by both kinds: embedding, layers and final norm over a packed batch."""
+    """The trunk shared by both kinds: embedding, layers and final norm over a packed batch.
+
+    hf_config:  what it was built from, its ties as its weights have them.
+    num_tokens: ids below it are tokens; embedding rows beyond are padding of the checkpoint.
+    """
 
     kind: Kind
+    hf_config: Any
+    num_tokens: int
     rotary_frequencies: Tensor
 
     def __init__(self, config: TransformerConfig, hf_config: Any, *, tied: bool) -> None:
@@ -232,6 +236,7 @@ class PackedModel(GPTModel):
             position_embedding_type="none",  # the AttentionPlan carries the rotary embedding
             share_embeddings_and_output_weights=tied,
         )
+        self.hf_config, self.num_tokens = hf_config, hf_config.vocab_size
         frequencies = rotary_frequencies(head_dim(hf_config), rope_parameters(hf_config))
         self.register_buffer("rotary_frequencies", frequencies, persistent=False)
 
@@ -275,6 +280,13 @@ class PolicyModel(PackedModel):
             # tensor-parallel attributes and the embedding tie stay as Megatron made them.
             self.output_layer.__class__ = VocabularyHead
             self.output_layer.vocab_size = hf_config.vocab_size
+
+    def limit_vocabulary(self, num_tokens: int) -> None:
+        """Leave ids from `num_tokens` on out of the softmax: no token of the tokenizer has them."""
+        assert 0 < num_tokens <= self.hf_config.vocab_size
+        self.num_tokens = num_tokens
+        if self.post_process:
+            self.output_layer.vocab_size = num_tokens
 
     def forward(self, batch: PackedBatch, head: PolicyHead | None = None) -> Any:  # type: ignore[override]
         """`head`'s result on the last stage; without a head, logits fp32 [T, V].
@@ -335,6 +347,8 @@ def build_model(
 
     ValueError: unsupported architecture or feature, sizes that tensor parallelism does not divide.
     """
+    if weights is not None and kind == "policy":
+        hf_config = with_true_ties(hf_config, weights)
     config = transformer_config(
         hf_config, dtype=dtype, recompute=recompute, sequence_parallel=sequence_parallel
     )

@@ -8,6 +8,7 @@ ranks, so accumulation and parallelism cannot change a gradient. Which loss: see
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from satori_fast.backbone.model import Kind, PolicyModel, ScalarModel, Source, build_model
 from satori_fast.backbone.optimizer import Optimizer, OptimizerSettings, wrap_for_training
 from satori_fast.backbone.parallel import parallel_state
-from satori_fast.backbone.weights import iter_hf
+from satori_fast.backbone.weights import VOCABULARY, iter_hf
 from satori_fast.kernels import linear_logprob
 from satori_fast.types import Advantages, LossOutput, PackedBatch
 
@@ -62,6 +63,17 @@ class Learner:
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor); see `weights.iter_hf`: every rank must iterate."""
         return iter_hf(self.module, self.hf_config)
+
+    def served_config(self) -> Any:
+        """The configuration of the model that an engine serves: `num_tokens` rows of vocabulary."""
+        config = copy.deepcopy(self.hf_config)
+        config.vocab_size = self.module.num_tokens
+        return config
+
+    def served_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """`hf_weights` of that model: an engine without padding rows cannot sample one."""
+        for name, tensor in self.hf_weights():
+            yield name, tensor[: self.module.num_tokens] if name in VOCABULARY else tensor
 
 
 # A microbatch and what its loss needs beside it.
@@ -120,9 +132,9 @@ def build_learner(
         seed=seed,
     )
     if optimizer is None:
-        return Learner(module.eval().requires_grad_(False), hf_config, module)
+        return Learner(module.eval().requires_grad_(False), module.hf_config, module)
     model = wrap_for_training(module.train())
-    return Learner(module, hf_config, model, Optimizer(model, optimizer))
+    return Learner(module, module.hf_config, model, Optimizer(model, optimizer))
 
 
 def score(

@@ -7,70 +7,29 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import logging
 import os
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from satori_fast.backbone.weight_files import SafetensorsFolder, say_once
 from satori_fast.backbone.weight_table import REPLICATED, Entry, Geometry, table
 
+# Matrices with a row for each id.
+VOCABULARY = _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Scale of the noise that tells new embedding rows apart, in standard deviations of the old rows.
 _NEW_ROW_NOISE = 0.01
-
-
-class SafetensorsFolder(Mapping[str, Tensor]):
-    """The tensors of a Hugging Face folder, read one at a time from its safetensors shards.
-
-    ValueError: no such folder, no *.safetensors in it, or a shard that its index names is missing.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = Path(folder)
-        self._open = ExitStack()
-        self._handles: dict[str, Any] = {}
-        if not self._folder.is_dir():
-            raise ValueError(f"model folder {os.fspath(folder)!r} does not exist")
-        index = self._folder / "model.safetensors.index.json"
-        if index.is_file():
-            self._shard_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        else:
-            shards = sorted(path.name for path in self._folder.glob("*.safetensors"))
-            if not shards:
-                raise ValueError(f"model folder {os.fspath(folder)!r} has no *.safetensors file")
-            self._shard_of = {
-                name: shard for shard in shards for name in list(self._handle(shard).keys())
-            }
-
-    def _handle(self, shard: str) -> Any:
-        if shard not in self._handles:
-            path = self._folder / shard
-            if not path.is_file():
-                raise ValueError(f"model folder {str(self._folder)!r} lacks {shard} of its index")
-            self._handles[shard] = self._open.enter_context(safe_open(path, framework="pt"))
-        return self._handles[shard]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._handle(self._shard_of[name]).get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shard_of)
-
-    def __len__(self) -> int:
-        return len(self._shard_of)
-
-    def close(self) -> None:
-        """Close the shard files."""
-        self._open.close()
+# What every operation knows.
+_USUAL = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +43,10 @@ class Untaught:
     new_tokens: tuple[int, ...]
 
 
-def load_hf(
-    module: Any, source: str | os.PathLike[str] | Mapping[str, Tensor] | Untaught, hf_config: Any
-) -> None:
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | Untaught
+
+
+def load_hf(module: Any, source: Source, hf_config: Any) -> None:
     """Copy Hugging Face weights into this rank's part of `module`, one parameter at a time.
 
     source: a folder with safetensors, or a mapping of names to full tensors.
@@ -95,19 +55,62 @@ def load_hf(
     little deterministic noise. So become the rows of new tokens (`Untaught`): a checkpoint padded
     beyond its tokenizer has rows for them that were never trained. A scalar model's head stays as
     it is when the source has none.
-    ValueError: missing folder or file; missing, mis-shaped or unknown tensor (named).
+    ValueError: missing or damaged file; a tensor (named) that is missing, mis-shaped, unknown, not
+    of a floating type, or holds a number that is not finite.
     """
-    new_tokens: tuple[int, ...] = ()
+    new_tokens = source.new_tokens if isinstance(source, Untaught) else ()
+    with _opened(source) as tensors:
+        try:
+            _load(module, tensors, hf_config, new_tokens)
+        except ValueError as error:
+            raise ValueError(f"{_place(tensors)}: {error}") from None
+
+
+def with_true_ties(hf_config: Any, source: Source) -> Any:
+    """`hf_config`, untied where the checkpoint has an output matrix that is not its embedding.
+
+    That is what transformers makes of such a checkpoint: its configuration is wrong.
+    """
+    if not hf_config.tie_word_embeddings:
+        return hf_config
+    with _opened(source) as tensors:
+        if not {_EMBEDDING, _HEAD} <= tensors.keys() or _same_rows(tensors, _EMBEDDING, _HEAD):
+            return hf_config
+        say_once(
+            f"{_place(tensors)}: tie_word_embeddings is true, but {_HEAD} differs from "
+            f"{_EMBEDDING}: both are read, and models made from them say false",
+            logging.WARNING,
+        )
+    changed = copy.deepcopy(hf_config)
+    changed.tie_word_embeddings = False
+    return changed
+
+
+def _same_rows(tensors: Mapping[str, Tensor], first: str, second: str) -> bool:
+    """Are two matrices equal? Read a block at a time, up to the first difference."""
+    if isinstance(tensors, SafetensorsFolder):
+        return tensors.same(first, second)
+    a, b = tensors[first], tensors[second]
+    return a.shape == b.shape and torch.equal(a.float(), b.float())
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Mapping[str, Tensor]]:
+    """The tensors of a source; files are closed at the end."""
     if isinstance(source, Untaught):
-        source, new_tokens = source.source, source.new_tokens
+        source = source.source
     if isinstance(source, Mapping):
-        _load(module, source, hf_config, new_tokens)
+        yield source
         return
     folder = SafetensorsFolder(source)
     try:
-        _load(module, folder, hf_config, new_tokens)
+        yield folder
     finally:
         folder.close()
+
+
+def _place(tensors: Mapping[str, Tensor]) -> str:
+    return f"model folder {tensors.folder}" if isinstance(tensors, SafetensorsFolder) else "weights"
 
 
 def initialize(module: Any, hf_config: Any, *, seed: int) -> None:
@@ -153,6 +156,9 @@ def _load(
     _refuse_unknown(source, entries)
     parameters = _global_parameters(module)
     geometry = Geometry.of(hf_config, mpu.get_tensor_model_parallel_world_size())
+    stored: dict[str, str] = {}
+    if hf_config.tie_word_embeddings and _EMBEDDING not in source and _HEAD in source:
+        stored[_EMBEDDING] = _HEAD  # the one matrix, under its other name
     size, rank = mpu.get_tensor_model_parallel_world_size(), mpu.get_tensor_model_parallel_rank()
     for entry in entries:
         if entry.name not in parameters:  # held by another pipeline stage, or a tie on this one
@@ -160,10 +166,15 @@ def _load(
         parameter = parameters.pop(entry.name)
         if entry.hf[0][0] == "score.weight" and "score.weight" not in source:
             continue
-        parts = [_fetch(source, name, shape, new_tokens) for name, shape in entry.hf]
+        dtype = parameter.dtype
+        parts = [
+            _fetch(source, stored.get(name, name), shape, dtype, new_tokens)
+            for name, shape in entry.hf
+        ]
         local = entry.layout.shard(entry.layout.merge(parts, geometry), size, rank)
         assert local.shape == parameter.shape, (entry.name, local.shape, parameter.shape)
         parameter.copy_(local)
+        _check_finite(parameter, {name: p for (name, _), p in zip(entry.hf, parts, strict=True)})
     assert not parameters, f"parameters without an entry in the table: {sorted(parameters)}"
 
 
@@ -177,13 +188,47 @@ def _refuse_unknown(source: Mapping[str, Tensor], entries: list[Entry]) -> None:
             raise ValueError(f"tensor {name} of the checkpoint has no place in this architecture")
 
 
+def _check_finite(parameter: Tensor, parts: dict[str, Tensor]) -> None:
+    """ValueError, naming the tensor, where not every number of a loaded parameter is finite.
+
+    A sum tells: one pass and one number to wait for. Where it overflowed, the numbers decide.
+    """
+    if torch.isfinite(parameter.sum()) or torch.isfinite(parameter).all():
+        return
+    for name, part in parts.items():
+        num_bad = int((~torch.isfinite(part.to(parameter.dtype))).sum())
+        if num_bad:
+            raise ValueError(
+                f"tensor {name} of the checkpoint holds {num_bad} of {part.numel()} numbers that "
+                f"are NaN or infinite in {_short(parameter.dtype)}: the checkpoint is damaged, or "
+                "its training had diverged; take another one"
+            )
+
+
 def _fetch(
-    source: Mapping[str, Tensor], name: str, shape: tuple[int, ...], new_tokens: Collection[int]
+    source: Mapping[str, Tensor],
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    new_tokens: Collection[int],
 ) -> Tensor:
+    """A full tensor of a checkpoint, its vocabulary grown to `shape`, for a model of `dtype`."""
     if name not in source:
         raise ValueError(f"tensor {name} is missing in the checkpoint")
     tensor = source[name]
-    is_vocabulary = name in ("model.embed_tokens.weight", "lm_head.weight")
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"tensor {name} of the checkpoint holds {_short(tensor.dtype)} numbers: quantised "
+            "weights cannot be trained; take the model's bfloat16 or float32 release"
+        )
+    if tensor.dtype != dtype and isinstance(source, SafetensorsFolder):
+        say_once(
+            f"{_place(source)}: {_short(tensor.dtype)} weights become {_short(dtype)}",
+            logging.INFO if tensor.dtype in _USUAL else logging.WARNING,
+        )
+    if tensor.dtype not in _USUAL:
+        tensor = tensor.to(dtype)
+    is_vocabulary = name in VOCABULARY
     if is_vocabulary and tensor.dim() == 2 and tensor.shape[0] <= shape[0]:
         tensor = _with_new_rows(tensor, shape[0], name, new_tokens)
     if tuple(tensor.shape) != shape:
@@ -204,6 +249,10 @@ def _with_new_rows(rows: Tensor, num_rows: int, name: str, new_tokens: Collectio
     grown[: len(rows)] = rows
     fresh = known.mean(0) + _NEW_ROW_NOISE * known.std(0) * noise.to(known.device)
     return grown.index_copy_(0, new, fresh.to(rows.dtype))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def iter_hf(module: Any, hf_config: Any) -> Iterator[tuple[str, Tensor]]:

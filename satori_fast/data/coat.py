@@ -14,13 +14,14 @@ This module does not judge answers (`grading`) and does not cut restarts (`data.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from satori_fast.data.control_tokens import ControlTokens, opening_ids, unknown_markers
 from satori_fast.types import Demonstration, Finish, Problem, Segment, SegmentKind, Trajectory
 
 if TYPE_CHECKING:
@@ -64,11 +65,13 @@ class PromptRenderer:
     template:          text with one ``{question}``; see `TEMPLATES`.
     max_prompt_tokens: a longer prompt is refused: cutting it on the right would silently drop the
                        ``<|reflect|>`` that a restart ends with.
+    more_stop_ids:     what ends a response beside the tokenizer's end of text (`stop_tokens`).
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: str
     max_prompt_tokens: int
+    more_stop_ids: tuple[int, ...] = ()
 
     @cached_property
     def kind_of_id(self) -> dict[int, SegmentKind]:
@@ -81,18 +84,38 @@ class PromptRenderer:
 
     @cached_property
     def eos_id(self) -> int:
+        """The end of text that demonstrations are taught to end with."""
         eos = self.tokenizer.eos_token_id
         if not isinstance(eos, int):
             raise ValueError("tokenizer has no eos_token: set one before training or sampling")
         return eos
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """What ends a response, `eos_id` first: a sampled one is its last token."""
+        return tuple(dict.fromkeys((self.eos_id, *self.more_stop_ids)))
+
+    @cached_property
+    def opening_ids(self) -> tuple[int, ...]:
+        """What every prompt begins with: begin-of-text, where the tokenizer puts it."""
+        return opening_ids(self.tokenizer)
+
+    @cached_property
+    def unknown_markers(self) -> tuple[str, ...]:
+        """Markers of the template that are not tokens of the tokenizer."""
+        return unknown_markers(self.tokenizer, self.template)
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         tokenizer: Any = self.tokenizer  # its annotations are incomplete
         return tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of `ids`, meta-action tokens kept, end-of-text removed."""
-        kept = [int(i) for i in ids if i != self.eos_id]
+        """Text of `ids`, meta-action tokens kept, stop tokens removed."""
+        kept = [i for i in map(int, ids) if i not in self.stop_ids]
         tokenizer: Any = self.tokenizer
         return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -107,9 +130,21 @@ class PromptRenderer:
         return ids
 
     def unchecked_prompt_ids(self, problem: Problem) -> list[int]:
-        ids = self.encode(self.template.format(question=problem.question))
+        ids = self.opened(self.encode_quoting(self._ask, problem.question))
         # The prefix is encoded apart, so that its tokens do not merge with the end of the template.
         return ids + self.encode(problem.prefix.text) if problem.prefix else ids
+
+    def _ask(self, question: str) -> str:
+        return self.template.format(question=question)
+
+    def encode_quoting(self, render: Callable[..., str], *texts: str) -> list[int]:
+        """Ids of `render(*texts)`; control tokens that `texts` quote are plain text in it."""
+        return self._control_tokens.encode_quoting(render, *texts)
+
+    def opened(self, ids: list[int]) -> list[int]:
+        """`ids` with `opening_ids` before them, exactly once."""
+        start = list(self.opening_ids)
+        return ids if ids[: len(start)] == start else start + ids
 
     def fits(self, problem: Problem) -> bool:
         return len(self.unchecked_prompt_ids(problem)) <= self.max_prompt_tokens

@@ -107,7 +107,7 @@ class EmbeddedEngine(Engine):
             num_query_groups=hf_config.num_key_value_heads,
             head_dim=head_dim(hf_config),
             norm_eps=hf_config.rms_norm_eps,
-            vocab_size=hf_config.vocab_size,
+            vocab_size=module.num_tokens,
             rope_frequencies=module.rotary_frequencies,
         )
         return cls(

@@ -180,7 +180,7 @@ def _requests(
             Request(
                 prompt_ids=prompt,
                 max_new_tokens=min(sampling.max_new_tokens, room),
-                stop_ids=(engine.renderer.eos_id,),
+                stop_ids=engine.renderer.stop_ids,
                 seed=request_seed(sampling.seed, group, sibling),
             )
             for sibling in range(sampling.num_samples)

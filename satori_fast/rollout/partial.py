@@ -133,7 +133,7 @@ class PartialRollouts:
         return Request(
             prompt_ids=(*group.prompt, *done),
             max_new_tokens=min(self._max_step_tokens, group.limit - len(done)),
-            stop_ids=(engine.renderer.eos_id,),
+            stop_ids=engine.renderer.stop_ids,
             seed=request_seed(sampling.seed, group.group_id, number),
         )
 

@@ -20,7 +20,9 @@ from satori_fast.backbone.architecture import load_hf_config
 from satori_fast.backbone.step import build_learner
 from satori_fast.config import AgentConfig, Config, ConfigError
 from satori_fast.data.coat import TEMPLATES, PromptRenderer
+from satori_fast.data.control_tokens import ControlTokens
 from satori_fast.data.packing import PackingSpec
+from satori_fast.data.stop_tokens import stop_ids_of
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Engine
@@ -30,8 +32,7 @@ from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.engines import write_engine_folder
 from satori_fast.stages.run import Run
 from satori_fast.stages.scoring import score_trajectories
-from satori_fast.stages.setup import ARITHMETIC
-from satori_fast.storage import read_json
+from satori_fast.stages.setup import ARITHMETIC, limit_vocabulary
 from satori_fast.synthesis.agents import (
     CheckingCritic,
     RepetitionRewardModel,
@@ -126,16 +127,18 @@ class ScalarRewardModel:
     def __init__(self, run: Run, agent: AgentConfig) -> None:
         folder, hf_config = _model_of(agent, "reward_model")
         self._tokenizer: Any = load_tokenizer(folder)
+        self._control_tokens = ControlTokens(self._tokenizer)
         self._learner = build_learner(
             hf_config, kind="scalar", weights=folder, dtype=getattr(torch, agent.dtype)
         )
         self._parallel, self._max_seqlen = run.parallel, agent.max_seqlen
 
     async def score(self, problem: Problem, response: str) -> float:
-        asked = [{"role": "user", "content": problem.question}]
-        answered = {"role": "assistant", "content": without_tokens(response)}
-        prompt = self._ids(asked, add_generation_prompt=True)
-        whole = self._ids([*asked, answered], add_generation_prompt=False)
+        prompt = self._ids([("user", problem.question)], add_generation_prompt=True)
+        whole = self._ids(
+            [("user", problem.question), ("assistant", without_tokens(response))],
+            add_generation_prompt=False,
+        )
         if len(whole) > self._max_seqlen:
             raise Unusable("reward_model_refused", f"{len(whole)} tokens")
         num_response = len(whole) - len(prompt)
@@ -159,11 +162,18 @@ class ScalarRewardModel:
         )
         return float(scores[0])
 
-    def _ids(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> list[int]:
-        text = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return self._tokenizer.encode(text, add_special_tokens=False)
+    def _ids(self, turns: list[tuple[str, str]], *, add_generation_prompt: bool) -> list[int]:
+        roles, contents = zip(*turns, strict=True)
+
+        def chat(*texts: str) -> str:
+            said = zip(roles, texts, strict=True)
+            return self._tokenizer.apply_chat_template(
+                [{"role": role, "content": text} for role, text in said],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+
+        return self._control_tokens.encode_quoting(chat, *contents)
 
 
 def check_agents(config: Config, *, world_size: int, environment: Mapping[str, str]) -> None:
@@ -225,7 +235,11 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
     """A model folder in an engine of this process."""
     folder, hf_config = _model_of(agent, role)
     policy = build_learner(hf_config, weights=folder, dtype=getattr(torch, agent.dtype))
-    renderer = PromptRenderer(load_tokenizer(folder), TEMPLATES["plain"], agent.max_seqlen - 1)
+    tokenizer = load_tokenizer(folder)
+    limit_vocabulary(policy, tokenizer)
+    renderer = PromptRenderer(
+        tokenizer, TEMPLATES["plain"], agent.max_seqlen - 1, stop_ids_of(folder, tokenizer)
+    )
     engine: Engine
     if agent.kind == "embedded":
         engine = EmbeddedEngine.of_policy(
@@ -239,7 +253,7 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
         from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
 
         empty = run.folder / f"engine_{role}"
-        write_engine_folder(empty, hf_config, renderer, dtype=agent.dtype)
+        write_engine_folder(empty, policy.served_config(), renderer, dtype=agent.dtype)
         settings = VllmSettings(
             dtype=agent.dtype,
             max_seqlen=agent.max_seqlen,
@@ -247,8 +261,8 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
             gpu_memory_share=agent.gpu_memory_share,
         )
         engine = VllmEngine(empty, settings, renderer=renderer)
-        push_weights(policy.hf_weights(), engine, version=0)
-    return EngineChat(engine, name=str(folder), stop_ids=_stop_ids(folder))
+        push_weights(policy.served_weights(), engine, version=0)
+    return EngineChat(engine, name=str(folder))
 
 
 def _model_of(agent: AgentConfig, role: str) -> tuple[Path, Any]:
@@ -265,12 +279,3 @@ def _model_of(agent: AgentConfig, role: str) -> tuple[Path, Any]:
             f"{hf_config.max_position_embeddings} positions of {folder}"
         )
     return folder, hf_config
-
-
-def _stop_ids(folder: Path) -> list[int]:
-    """What ends a turn: generation_config.json names it where it is not the tokenizer's end."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return []
-    ids = read_json(path).get("eos_token_id")
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -55,7 +55,7 @@ class EngineRoom:
             engine: Engine = embedded_engine(run, policy)
             engine.policy_version = version
             return engine
-        architecture = _architecture(policy.hf_config)
+        architecture = _architecture(policy.served_config())
         if self._engine is not None and architecture != self._architecture:
             self.close()
         if self._engine is None:
@@ -147,14 +147,15 @@ def check_engine(rollout: RolloutConfig) -> None:
 def try_push(policy: Learner, engine: Engine, version: int) -> SyncReport | Exception:
     """`push_weights`, with an error as its result."""
     try:
-        return push_weights(policy.hf_weights(), engine, version=version)
+        return push_weights(policy.served_weights(), engine, version=version)
     except (EngineDied, SyncError) as error:
         return error
 
 
 def _architecture(hf_config: Any) -> str:
-    """What an engine is built for; where the checkpoint lay and who wrote it do not matter."""
-    ignored = {"_name_or_path", "transformers_version"}
+    """What an engine is built for; where the checkpoint lay, who wrote it and what ends a response
+    (each request says that) do not matter."""
+    ignored = {"_name_or_path", "transformers_version", "eos_token_id"}
     fields = {name: value for name, value in hf_config.to_dict().items() if name not in ignored}
     return json.dumps(fields, sort_keys=True, default=str)
 
@@ -178,7 +179,7 @@ def external_engine(run: Run, policy: Learner) -> Engine:
         )
     folder, dtype = run.folder / "engine", run.config.model.dtype
     parallel.on_main(
-        lambda: write_engine_folder(folder, policy.hf_config, run.renderer, dtype=dtype)
+        lambda: write_engine_folder(folder, policy.served_config(), run.renderer, dtype=dtype)
     )
     # Imported here: a run with the embedded engine must not need vLLM.
     from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
@@ -225,7 +226,7 @@ def server_engine(run: Run, policy: Learner) -> ServerEngine | IdleEngine:
     started: list[ServerEngine] = []
 
     def start() -> None:
-        write_engine_folder(folder, policy.hf_config, run.renderer, dtype=dtype)
+        write_engine_folder(folder, policy.served_config(), run.renderer, dtype=dtype)
         servers = rollout.server_url or ServerProcess(command)
         started.append(ServerEngine(servers, settings, renderer=run.renderer))
 

@@ -21,7 +21,6 @@ import numpy as np
 
 from satori_fast.algorithms.losses import pairwise_loss
 from satori_fast.backbone.architecture import with_score_statistics
-from satori_fast.backbone.checkpoint import export_hf
 from satori_fast.backbone.step import Learner, update_scalar
 from satori_fast.config import ConfigError
 from satori_fast.data.cursor import ProblemCursor
@@ -162,5 +161,5 @@ def export_reward_model(run: Run, model: Learner, result: SelectionResult) -> di
     digests of its files."""
     statistics = ScoreStatistics(result.score_mean, result.score_std or 1.0)
     hf_config: Any = with_score_statistics(model.hf_config, statistics)
-    export_hf(replace(model, hf_config=hf_config), run.exported_model, run.renderer.tokenizer)
+    run.export(replace(model, hf_config=hf_config), run.exported_model)
     return run.parallel.from_main(lambda: digests(run.exported_model))

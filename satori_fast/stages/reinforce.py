@@ -17,7 +17,6 @@ from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.credit import assign_credit
 from satori_fast.algorithms.importance import ImportanceRule, weigh_sequences
 from satori_fast.algorithms.recipe import RECIPES, Recipe
-from satori_fast.backbone.checkpoint import export_hf
 from satori_fast.backbone.step import Learner, annotate, update
 from satori_fast.config import ReinforceConfig, RestartConfig, RewardConfig
 from satori_fast.data.mixture import ProblemMixture
@@ -193,7 +192,7 @@ def reinforce(run: Run) -> StageOutcome:
                 metrics |= run.record_evaluation(step, evaluation)
             shown = {"accuracy": metrics.get("rollout/accuracy", math.nan)}
             loop.finish_step(metrics, actors.data_state(), shown=shown)
-    export_hf(actors.policy, run.exported_model, run.renderer.tokenizer)
+    run.export(actors.policy, run.exported_model)
     evaluation = evaluation or run.evaluate(actors.engine)
     return StageOutcome({"policy": run.exported_model}, evaluation, loop.done.times)
 

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from rich.console import Console
 
 from satori_fast import __version__, failures
 from satori_fast.backbone import checkpoint
+from satori_fast.backbone.export import export_hf
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner
 from satori_fast.config import Config
-from satori_fast.data.coat import TEMPLATES, PromptRenderer
+from satori_fast.data.coat import PromptRenderer
 from satori_fast.data.packing import PackingSpec
-from satori_fast.data.tokenizer import load_tokenizer
+from satori_fast.data.stop_tokens import exported_generation
 from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
 from satori_fast.grading import GradingPool
 from satori_fast.profiling.device import describe_device
@@ -135,7 +136,7 @@ class Run:
     def use_tokenizer(self, folder: Path) -> None:
         """Go on with the tokenizer of `folder`: prompts, limits and engines follow it."""
         self.models["tokenizer"] = folder
-        self.renderer = replace(self.renderer, tokenizer=load_tokenizer(folder))
+        self.renderer = setup.build_renderer(self.config, folder)
         self.problems, self.heldout = setup.build_problems(
             self.config,
             self.renderer,
@@ -279,10 +280,15 @@ class Run:
         )
         self.monitor.restart_step()
 
+    def export(self, learner: Learner, folder: Path) -> None:
+        """Leave a learner as a Hugging Face folder with the run's tokenizer and stop tokens."""
+        generation = exported_generation(self.models["tokenizer"], self.renderer)
+        export_hf(learner, folder, self.renderer.tokenizer, generation=generation)
+
     def keep_model(self, policy: Learner, num_steps: int) -> None:
         """Leave the policy of now as a Hugging Face folder; no step pays for the time."""
         folder = self.exported_model.with_name(f"{self.stage}-step-{num_steps}")
-        checkpoint.export_hf(policy, folder, self.renderer.tokenizer)
+        self.export(policy, folder)
         self.monitor.restart_step()
 
     def record_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
@@ -366,16 +372,13 @@ def _set_up(config: Config, place: RunFolder, parallel: ParallelState, *, resume
     # One process looks: a network file system may show the others what is no longer so.
     place.progress = parallel.from_main(lambda: place.progress)
     models |= place.models()
-    tokenizer = load_tokenizer(models["tokenizer"])
-    renderer = PromptRenderer(
-        tokenizer, TEMPLATES[config.data.template], config.data.max_prompt_tokens
-    )
+    renderer = setup.build_renderer(config, models["tokenizer"])
     problems, heldout = setup.build_problems(
         config, renderer, folder=place.path, tokenizer=models["tokenizer"], parallel=parallel
     )
     base = setup.initial_model_folder(config, place.path)
     if config.model.path is None:
-        parallel.on_main(lambda: setup.make_fresh_model(config, tokenizer, place))
+        parallel.on_main(lambda: setup.make_fresh_model(config, renderer.tokenizer, place))
         place.progress = parallel.from_main(lambda: place.progress)
     writers: list[MetricsWriter] = []
     parallel.on_main(lambda: writers.append(open_writer(place, config, resume=resume)))

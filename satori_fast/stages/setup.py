@@ -15,6 +15,7 @@ import torch
 from satori_fast import __version__
 from satori_fast.backbone.architecture import load_hf_config, with_score_statistics
 from satori_fast.backbone.meeting import Limits
+from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.backbone.step import Learner, build_learner
@@ -25,6 +26,7 @@ from satori_fast.data.coat import META_ACTION_TOKENS, TEMPLATES, PromptRenderer
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
 from satori_fast.data.sources import load_problems, source_digest
+from satori_fast.data.stop_tokens import keep_generation_config, stop_ids_of
 from satori_fast.data.tokenizer import (
     add_meta_action_tokens,
     build_word_tokenizer,
@@ -97,11 +99,33 @@ def _write_tokenizer(config: Config, saved: Path) -> None:
 
 
 def keep_tokenizer(model: Path, folder: Path) -> None:
-    """The tokenizer of a model folder with the meta-action tokens, saved in `folder`."""
+    """The tokenizer of a model folder with the meta-action tokens and what the model stops on, in
+    `folder`."""
     tokenizer = load_tokenizer(model)
     add_meta_action_tokens(tokenizer)
     with replaced_folder(folder) as partial_folder:
+        keep_generation_config(model, partial_folder, tokenizer)
         tokenizer.save_pretrained(partial_folder)
+
+
+def build_renderer(config: Config, folder: Path) -> PromptRenderer:
+    """The run's tokenizer, template and stop tokens; a warning where they do not fit together."""
+    tokenizer = load_tokenizer(folder)
+    renderer = PromptRenderer(
+        tokenizer,
+        TEMPLATES[config.data.template],
+        config.data.max_prompt_tokens,
+        stop_ids_of(folder, tokenizer),
+    )
+    if unknown := renderer.unknown_markers:
+        logger.warning(
+            'data.template = "%s": the tokenizer has no single token for %s, so a model reads them '
+            'as plain text and may not know them: set data.template = "plain", or take a model '
+            "whose tokenizer has them",
+            config.data.template,
+            ", ".join(unknown),
+        )
+    return renderer
 
 
 def build_problems(
@@ -260,7 +284,7 @@ def learner_for(
     """
     folder = weights or run.model_folder
     hf_config = hf_config_for(run, folder)
-    return build_learner(
+    learner = build_learner(
         hf_config if normalized else with_score_statistics(hf_config, None),
         kind=kind,
         weights=Untaught(folder, tokens_unknown_to(folder, run.renderer.tokenizer)),
@@ -268,6 +292,16 @@ def learner_for(
         dtype=getattr(torch, run.config.model.dtype),
         recompute=run.config.model.recompute,
     )
+    limit_vocabulary(learner, run.renderer.tokenizer)
+    return learner
+
+
+def limit_vocabulary(learner: Learner, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep a policy, and the engines that serve it, to the ids of `tokenizer`: checkpoints have
+    more rows than tokens, and what they would sample there decodes to nothing."""
+    if isinstance(learner.module, PolicyModel):
+        num_ids = max(tokenizer.get_vocab().values()) + 1
+        learner.module.limit_vocabulary(min(num_ids, learner.hf_config.vocab_size))
 
 
 def tokens_unknown_to(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.credit import assign_credit
 from satori_fast.algorithms.recipe import RECIPES
-from satori_fast.backbone.checkpoint import export_hf
 from satori_fast.backbone.step import Learner, update
 from satori_fast.config import ConfigError, ImitationConfig
 from satori_fast.data.coat import encode_demonstration
@@ -96,7 +95,7 @@ def imitate(
                 metrics |= run.record_evaluation(step, evaluation)
             shown = {"loss": metrics["update/loss"]}
             loop.finish_step(metrics, cursor.state_dict(), shown=shown)
-    export_hf(policy, run.exported_model, run.renderer.tokenizer)
+    run.export(policy, run.exported_model)
     evaluation = evaluation or run.evaluate(run.engine(policy))
     return StageOutcome({"policy": run.exported_model}, evaluation, loop.done.times)
 

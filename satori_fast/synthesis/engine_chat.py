@@ -28,15 +28,11 @@ class _Waiting:
 
 
 class EngineChat:
-    """Implements `chat.ChatModel` on an engine and its tokenizer. Use it within one event loop.
+    """Implements `chat.ChatModel` on an engine and its tokenizer. Use it within one event loop."""
 
-    stop_ids: tokens that end a turn, beside the tokenizer's end of text.
-    """
-
-    def __init__(self, engine: Engine, *, name: str, stop_ids: Sequence[int] = ()) -> None:
+    def __init__(self, engine: Engine, *, name: str) -> None:
         self.name = name
         self._engine = engine
-        self._stop_ids = tuple(dict.fromkeys([engine.renderer.eos_id, *stop_ids]))
         self._waiting: dict[ChatSampling, list[_Waiting]] = {}
         self._at_work: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -60,14 +56,21 @@ class EngineChat:
         self._engine.close()
 
     def _prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """One user turn in the model's own chat template; the bare prompt where it has none."""
+        """One user turn in the model's own chat template; the bare prompt where it has none.
+
+        Control tokens in the prompt stay text: no question can forge a turn. Begin-of-text is the
+        template's business where there is one, as in transformers.
+        """
         renderer = self._engine.renderer
         tokenizer: Any = renderer.tokenizer
         if not tokenizer.chat_template:
-            return tuple(renderer.encode(f"{prompt}\n"))
-        turns = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return tuple(renderer.encode(text))
+            return tuple(renderer.opened(renderer.encode_quoting("{}\n".format, prompt)))
+
+        def turn(content: str) -> str:
+            turns = [{"role": "user", "content": content}]
+            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+        return tuple(renderer.encode_quoting(turn, prompt))
 
     async def _work(self) -> None:
         """Batch after batch, until nothing waits."""
@@ -103,7 +106,7 @@ class EngineChat:
                 max_new_tokens=min(
                     sampling.max_new_tokens, self._engine.max_seqlen - len(waiting.prompt_ids)
                 ),
-                stop_ids=self._stop_ids,
+                stop_ids=self._engine.renderer.stop_ids,
                 seed=waiting.request.seed,
             )
             for waiting in batch
@@ -115,9 +118,8 @@ class EngineChat:
             loop.call_soon_threadsafe(_hand_over, batch[index].reply, reply)
 
     def _reply(self, waiting: _Waiting, completion: Completion) -> ChatReply:
-        kept = [int(token) for token in completion.tokens if int(token) not in self._stop_ids]
         return ChatReply(
-            text=self._engine.renderer.decode(kept),
+            text=self._engine.renderer.decode(completion.tokens),
             finish="stop" if completion.finish == "stop" else "length",
             prompt_tokens=len(waiting.prompt_ids),
             completion_tokens=len(completion.tokens),

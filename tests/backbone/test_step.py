@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.step import (
     Learner,
@@ -49,6 +50,24 @@ def test_score_equals_log_softmax_of_transformers(name: str) -> None:
         torch.testing.assert_close(
             entropies, -(expected.exp() * expected).sum(-1), atol=1e-5, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_tied"])
+def test_padding_of_the_vocabulary_is_not_trained(name: str) -> None:
+    reference, num_tokens = tiny_model(name), 90
+    settings = OptimizerSettings(learning_rate=1e-2, weight_decay=0.0)
+    learner = build_learner(reference.config, weights=reference.state_dict(), optimizer=settings)
+    assert isinstance(learner.module, PolicyModel)
+    learner.module.limit_vocabulary(num_tokens)
+    batch = random_batch([12, 7, 30], vocab_size=num_tokens)
+    update(learner, None, [batch], ones([batch]), ImitationLoss())
+    before, after = reference.state_dict(), dict(learner.hf_weights())
+    served = dict(learner.served_weights())
+    for matrix in after.keys() & {"model.embed_tokens.weight", "lm_head.weight"}:
+        assert torch.equal(after[matrix][num_tokens:], before[matrix][num_tokens:])
+        assert not torch.equal(after[matrix][:num_tokens], before[matrix][:num_tokens])
+        assert torch.equal(served[matrix], after[matrix][:num_tokens])
+    assert served.keys() == after.keys() and learner.served_config().vocab_size == num_tokens
 
 
 def test_annotate_fills_what_the_given_models_provide() -> None:

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+from satori_fast.backbone.export import export_hf
 from satori_fast.backbone.model import build_model
+from satori_fast.backbone.step import build_learner
 from satori_fast.backbone.weights import Untaught, iter_hf, load_hf
-from tests.tiny_models import NAMES, VOCAB_SIZE, tiny_model
+from tests.tiny_models import NAMES, VOCAB_SIZE, random_batch, reference_logits, tiny_model
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,3 +103,120 @@ def test_smaller_vocabulary_than_the_checkpoint_is_refused() -> None:
     reference.config.vocab_size = VOCAB_SIZE - 1
     with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight has shape"):
         build_model(reference.config, weights=state)
+
+
+def folder_of(tmp_path: Path, name: str, **changed: torch.Tensor) -> Path:
+    """A model folder in which some tensors are others; `__` stands for a dot in a name."""
+    reference = tiny_model(name)
+    reference.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    new = {n.replace("__", "."): t for n, t in changed.items()}
+    save_file(load_file(path) | new, path, metadata={"format": "pt"})
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["qwen2_tied", "llama31"])
+def test_a_head_that_differs_from_a_tied_embedding_is_kept(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = tiny_model(name).get_input_embeddings().weight.detach().clone()
+    head[5] += 1
+    folder = folder_of(tmp_path, name, lm_head__weight=head)
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert expected.config.tie_word_embeddings
+    learner = build_learner(expected.config, weights=folder)
+    assert expected.config.tie_word_embeddings and not learner.hf_config.tie_word_embeddings
+    assert "lm_head.weight differs from model.embed_tokens.weight" in caplog.text
+    batch = random_batch([12, 7])
+    with torch.no_grad():
+        logits = learner.module(batch)
+        assert (logits - reference_logits(expected, batch)).abs().max() <= 1e-5
+    assert torch.equal(dict(learner.hf_weights())["lm_head.weight"], head)
+    export_hf(learner, tmp_path / "exported")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    with torch.no_grad():
+        assert (logits - reference_logits(opened, batch)).abs().max() <= 1e-5
+
+
+def test_a_head_that_repeats_a_tied_embedding_changes_nothing(tmp_path: Path) -> None:
+    embedding = tiny_model("qwen2_tied").get_input_embeddings().weight.detach()
+    folder = folder_of(tmp_path, "qwen2_tied", lm_head__weight=embedding.clone())
+    config = tiny_model("qwen2_tied").config
+    for source in (folder, load_file(folder / "model.safetensors")):
+        assert build_model(config, weights=source).hf_config.tie_word_embeddings
+
+
+def test_a_tied_matrix_may_be_stored_as_the_head_alone(tmp_path: Path) -> None:
+    reference = tiny_model("qwen2_tied")
+    reference.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, path, metadata={"format": "pt"})
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    batch = random_batch([12, 7])
+    with torch.no_grad():
+        logits = build_model(expected.config, weights=tmp_path)(batch)
+        assert (logits - reference_logits(expected, batch)).abs().max() <= 1e-5
+        assert (logits - reference_logits(reference, batch)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", ["policy", "scalar"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.1.self_attn.k_proj.bias", "model.norm.weight", "model.embed_tokens.weight"],
+)
+def test_a_number_that_is_not_finite_is_refused_with_its_tensor(
+    kind: Literal["policy", "scalar"], name: str, bad: float
+) -> None:
+    reference = tiny_model("qwen2")
+    state = {n: t.clone() for n, t in reference.state_dict().items()}
+    state[name].flatten()[3:5] = bad
+    message = rf"tensor {name} of the checkpoint holds 2 of {state[name].numel()} numbers that"
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        build_model(reference.config, kind=kind, weights=state)
+
+
+def test_a_head_of_a_reward_model_must_be_finite(tmp_path: Path) -> None:
+    score = torch.zeros(1, 64)
+    score[0, 2] = float("nan")
+    folder = folder_of(tmp_path, "qwen2", score__weight=score)
+    with pytest.raises(ValueError, match=r"score\.weight of the checkpoint holds 1 of 64") as error:
+        build_model(tiny_model("qwen2").config, kind="scalar", weights=folder)
+    assert str(error.value).startswith(f"model folder {folder}: ")
+
+
+def test_large_numbers_are_finite_unless_the_model_cannot_hold_them() -> None:
+    reference = tiny_model("qwen2")
+    state = {n: t.clone() for n, t in reference.state_dict().items()}
+    state["model.norm.weight"][:4] = 3e38  # their sum is not a float32
+    loaded = dict(iter_hf(build_model(reference.config, weights=state), reference.config))
+    assert torch.equal(loaded["model.norm.weight"], state["model.norm.weight"])
+    state["model.norm.weight"] = state["model.norm.weight"].double() * 10
+    with pytest.raises(ValueError, match=r"4 of 64 numbers that are NaN or infinite in float32"):
+        build_model(reference.config, weights=state)
+
+
+def test_other_precisions_are_cast_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    norm = tiny_model("qwen2").state_dict()["model.norm.weight"]
+    for dtype in (torch.float64, torch.float16, torch.float8_e4m3fn):
+        where = tmp_path / str(dtype)
+        folder = folder_of(where, "qwen2", model__norm__weight=norm.to(dtype))
+        with caplog.at_level("INFO"):
+            models = [build_model(tiny_model("qwen2").config, weights=folder) for _ in range(2)]
+        loaded = dict(iter_hf(models[1], models[1].hf_config))["model.norm.weight"]
+        assert torch.equal(loaded, norm.to(dtype).float())
+        name = str(dtype).removeprefix("torch.")
+        assert caplog.text.count(f"{name} weights become float32") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.uint8, torch.bool])
+def test_integers_are_refused_with_their_tensor(tmp_path: Path, dtype: torch.dtype) -> None:
+    norm = torch.ones(64, dtype=dtype)
+    folder = folder_of(tmp_path, "qwen2", model__norm__weight=norm)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"model\.norm\.weight of the checkpoint holds {name}"):
+        build_model(tiny_model("qwen2").config, weights=folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -39,8 +40,9 @@ class ScriptedEngine(Engine):
         self.requests, self.sampling = list(requests), sampling
         asked: dict[str, int] = {}
         completions: list[Completion] = []
+        tokenizer: Any = self.renderer.tokenizer
         for request in requests:
-            prompt = self.renderer.decode(request.prompt_ids)
+            prompt = tokenizer.decode(request.prompt_ids, clean_up_tokenization_spaces=False)
             texts = self.responses[prompt]
             completions.append(self._completion(texts[asked.get(prompt, 0) % len(texts)], request))
             asked[prompt] = asked.get(prompt, 0) + 1

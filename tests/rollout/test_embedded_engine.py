@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from satori_fast.algorithms.credit import assign_credit
+from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import Learner, build_learner, score
 from satori_fast.data.coat import PromptRenderer
@@ -19,10 +20,13 @@ from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.rollout.embedded_engine import EmbeddedEngine, sample, stream_uniform
 from satori_fast.rollout.engine import Completion, Request, SamplingParams, collect
 from satori_fast.types import Problem
-from tests.tiny_models import NAMES, VOCAB_SIZE, tiny_model
+from tests.tiny_models import NAMES, VOCAB_SIZE, reference_logits, tiny_model
 
 WORDS = [f"w{i}" for i in range(VOCAB_SIZE - 5)]
 PROMPT_LENGTHS = (3, 17, 9, 9, 30)
+
+PADDED = Problem("1", "w1 w2 w3", "1")
+SPREAD = SamplingParams(temperature=2.0, max_new_tokens=40, num_samples=8, seed=7)
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +113,28 @@ def test_logprobs_equal_the_trainers(temperature: float) -> None:
     for batch, (logprobs, _) in zip(batches, scores, strict=True):
         difference = (logprobs - batch.rollout_logprobs)[batch.loss_mask]
         assert difference.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_tied"])
+def test_padding_of_the_vocabulary_is_never_sampled_nor_in_the_trainers_softmax(name: str) -> None:
+    policy, model = policy_of(name)
+    num_tokens, temperature = VOCAB_SIZE - 40, 2.0
+    free = collect(engine_of(policy), [PADDED], SPREAD).trajectories
+    assert max(t.response_tokens.max() for t in free) >= num_tokens
+    assert isinstance(policy.module, PolicyModel)
+    policy.module.limit_vocabulary(num_tokens)
+    trajectories = collect(engine_of(policy), [PADDED], SPREAD).trajectories
+    assert max(t.response_tokens.max() for t in trajectories) < num_tokens
+    packing = PackingSpec(max_tokens_per_microbatch=256, num_minibatches=1)
+    batches = pack(trajectories, assign_credit(trajectories, "ones"), packing, "token")
+    scores = score(policy, batches, temperature=temperature)
+    for batch, (logprobs, _) in zip(batches, scores, strict=True):
+        mask = batch.loss_mask
+        assert (logprobs - batch.rollout_logprobs)[mask].abs().max() < 1e-5
+        with torch.no_grad():
+            known = reference_logits(model, batch)[:, :num_tokens] / temperature
+        expected = known.log_softmax(-1)[mask].gather(1, batch.targets[mask][:, None])[:, 0]
+        assert (logprobs[mask] - expected).abs().max() < 1e-5
 
 
 def test_a_sample_does_not_depend_on_the_batch_it_was_decoded_in() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ import numpy as np
 import pytest
 import torch
 
+from satori_fast.backbone.architecture import load_hf_config
+from satori_fast.backbone.model import PolicyModel
+from satori_fast.backbone.parallel import initialize_parallel
+from satori_fast.backbone.step import build_learner, score
 from satori_fast.data.coat import PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.stages.engines import write_engine_folder
 from tests.rollout.test_embedded_engine import greedy_by_transformers
-from tests.tiny_models import VOCAB_SIZE, tiny_model
+from tests.tiny_models import VOCAB_SIZE, random_batch, tiny_model
 
 ROOT = Path(__file__).parents[2]
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
@@ -118,6 +123,33 @@ def test_a_failed_sync_names_the_tensor_and_loses_nothing(tmp_path: Path) -> Non
     assert "k_proj.weight' came later than rollout.sync_timeout_s = 120" in result["late"]
     assert result["version"] == 1 and "push_weights first" in result["refuses"]
     assert result["tokens"] == run_scenario("fresh", folder)["tokens"]
+
+
+def test_padding_of_the_vocabulary_is_never_sampled_and_every_stop_token_stops(
+    tmp_path: Path,
+) -> None:
+    from tests.rollout.vllm_scenarios import requests
+
+    folder, num_tokens = checkpoints(tmp_path, "qwen2_tied"), 100
+    result = run_scenario("padded", folder, "--num-tokens", str(num_tokens))
+    initialize_parallel(seed=0)
+    learner = build_learner(load_hf_config(folder / "new"), weights=folder / "new")
+    assert isinstance(learner.module, PolicyModel)
+    learner.module.limit_vocabulary(num_tokens)
+    stops = []
+    for request, tokens, logprobs, finish in zip(
+        requests(), result["tokens"], result["logprobs"], result["finish"], strict=True
+    ):
+        start, response = len(request.prompt_ids), tokens[len(request.prompt_ids) :]
+        assert max(response) < num_tokens
+        assert (finish == "stop") == (response[-1] in (7, 11)) and not {7, 11} & {*response[:-1]}
+        stops += [response[-1]] if finish == "stop" else []
+        # The trainer's own log-probs.
+        batch = replace(random_batch([len(tokens)]), tokens=torch.tensor(tokens))
+        batch = replace(batch, targets=batch.tokens.roll(-1))
+        ((expected, _),) = score(learner, [batch], temperature=2.0)
+        np.testing.assert_allclose(logprobs, expected[start - 1 : -1], atol=2e-5)
+    assert set(stops) <= {7, 11} and stops
 
 
 def test_samples_and_their_logprobs(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from satori_fast.backbone.architecture import load_hf_config
+from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.parallel import initialize_parallel, parallel_state
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.data.coat import PromptRenderer
@@ -27,6 +29,7 @@ from satori_fast.rollout import weight_sync
 from satori_fast.rollout.engine import Completion, Request, SamplingParams
 from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
 from satori_fast.rollout.weight_sync import SyncError, push_weights
+from satori_fast.stages.engines import write_engine_folder
 from tests.rollout.held_clock import HeldClock
 
 GREEDY = SamplingParams(temperature=0)
@@ -60,6 +63,10 @@ def start(folder: Path, options: argparse.Namespace) -> tuple[VllmEngine, Learne
         for name in ("old", "new")
     )
     renderer = PromptRenderer(load_tokenizer(folder / "tokenizer"), "{question}", 64)
+    if options.num_tokens:
+        assert isinstance(new.module, PolicyModel)
+        new.module.limit_vocabulary(options.num_tokens)
+        write_engine_folder(folder / "empty", new.served_config(), renderer, dtype=options.dtype)
     settings = VllmSettings(
         dtype=options.dtype,
         max_seqlen=MAX_SEQLEN,
@@ -178,6 +185,24 @@ def sampling(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def padded(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Samples of a model whose vocabulary is padded beyond its tokens, with two stop tokens."""
+    engine, _, new = start(folder, options)
+    push_weights(new.served_weights(), engine, version=0)
+    wanted = [replace(request, stop_ids=(7, 11)) for request in requests()]
+    completions = sample(engine, SamplingParams(temperature=2.0), wanted)
+    batches, scores = [], []
+    for request, completion in zip(wanted, completions, strict=True):
+        batches.append([*request.prompt_ids, *completion.tokens.tolist()])
+        scores.append(completion.logprobs.tolist())
+    engine.close()
+    return {
+        "tokens": batches,
+        "logprobs": scores,
+        "finish": [c.finish for c in completions],
+    }
+
+
 def error_of(action: Callable[[], object]) -> str:
     try:
         action()
@@ -188,10 +213,11 @@ def error_of(action: Callable[[], object]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("scenario", choices=("synced", "fresh", "failures", "sampling"))
+    parser.add_argument("scenario", choices=("synced", "fresh", "failures", "sampling", "padded"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--num-tokens", type=int, default=0)
     parser.add_argument("--num-syncs", type=int, default=3)
     options = parser.parse_args()
     result = globals()[options.scenario](options.folder, options)

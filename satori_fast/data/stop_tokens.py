@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ends a response of a model: its stop tokens, and the file that carries them.
+
+A model folder names them in up to three places: the tokenizer's end of text, `eos_token_id` of
+config.json, and `eos_token_id` of generation_config.json. All of them count. A run keeps them in a
+generation_config.json beside its tokenizer, and every model that it exports gets one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from satori_fast.data.coat import META_ACTION_TOKENS, PromptRenderer
+from satori_fast.storage import write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_GENERATION_CONFIG = "generation_config.json"
+
+
+def stop_ids_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end a response of the model in `folder`, the tokenizer's own first; sorted.
+
+    ValueError: a file that does not hold ids, or a meta-action token as a stop token.
+    """
+    named: dict[int, str] = {}
+    for name in ("config.json", _GENERATION_CONFIG):
+        value = _read(folder / name).get("eos_token_id")
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        for i in ids:
+            if type(i) is not int or i < 0:
+                raise ValueError(
+                    f"{folder / name}: eos_token_id is {value!r}: it must be a token id or a list "
+                    "of them"
+                )
+            named.setdefault(i, name)
+    vocabulary = tokenizer.get_vocab()
+    for token in META_ACTION_TOKENS:
+        if vocabulary.get(token) in named:
+            number = vocabulary[token]
+            raise ValueError(
+                f"{folder / named[number]}: eos_token_id {number} is {token} to the tokenizer, so "
+                f"every such action would end a response: name the model's end of text there"
+            )
+    own = tokenizer.eos_token_id
+    first = (own,) if isinstance(own, int) else ()
+    return (*first, *sorted(named.keys() - set(first)))
+
+
+def keep_generation_config(model: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write to `folder` the generation_config.json of a model folder, all its stop tokens in it."""
+    settings = {**_read(model / _GENERATION_CONFIG), **_ends(stop_ids_of(model, tokenizer))}
+    write_atomically(folder / _GENERATION_CONFIG, json.dumps(settings, indent=2) + "\n")
+
+
+def exported_generation(folder: Path, renderer: PromptRenderer) -> dict[str, Any]:
+    """Content of generation_config.json of a model that `renderer` sampled; what else it holds is
+    what `keep_generation_config` left in `folder`."""
+    padding = renderer.tokenizer.pad_token_id
+    default = {} if padding is None else {"pad_token_id": padding}
+    return default | _read(folder / _GENERATION_CONFIG) | _ends(renderer.stop_ids)
+
+
+def _ends(ids: tuple[int, ...]) -> dict[str, Any]:
+    return {"eos_token_id": ids[0] if len(ids) == 1 else list(ids)} if ids else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return content
