@@ -30,7 +30,22 @@ READ_BY: dict[str, frozenset[str]] = {
     "output_dir": frozenset(),
     "profiling": frozenset(),
     "logging": frozenset(),
-    # How work is spread over time and machines, not what is computed.
+    # How work is spread over time and machines, and when it gives up; not what is computed.
+    "parallel.timeout_s": frozenset(),
+    "parallel.main_timeout_s": frozenset(),
+    "parallel.grace_s": frozenset(),
+    "reinforce.max_uninformative_steps": frozenset(),
+    **{
+        f"{stage}.max_skipped_updates": frozenset()
+        for stage in (
+            "supervised.optimizer",
+            "preference.optimizer",
+            "reinforce.optimizer",
+            "reinforce.critic_optimizer",
+            "distill.optimizer",
+        )
+    },
+    "rollout.server_lease_s": frozenset(),
     "rollout.server_url": frozenset(),
     "rollout.server_args": frozenset(),
     "rollout.server_devices": frozenset(),

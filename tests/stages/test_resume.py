@@ -50,7 +50,7 @@ def test_every_key_of_the_table_is_a_key_of_the_config() -> None:
         ("preference.margin", "1.0", ["synthesize", "supervised"]),
         ("distill.student", "'other'", ["synthesize", "supervised", "reinforce"]),
         ("rollout.temperature", "0.7", ["synthesize", "supervised"]),
-        ("rollout.server_url", "http://127.0.0.1:1", ["supervised", "reinforce"]),
+        ("rollout.sync_bucket_mib", "64", ["supervised", "reinforce"]),
         ("synthesize.generator.url", "http://127.0.0.1:1/v1", ["synthesize"]),
         ("logging.wandb_project", "other", STAGES),
         ("name", "other", STAGES),

@@ -187,7 +187,7 @@ def by_transformers(folder: Path, trajectory: Trajectory) -> list[int]:
 
 def test_a_run_stops_where_the_model_stops_and_so_do_its_exports(tmp_path: Path) -> None:
     free = model_in(tmp_path / "free", eos_token_id=0)
-    with build_run(run_config(tmp_path, free, "--name", "free")) as run:
+    with build_run(run_config(tmp_path, free, "--name", "first")) as run:
         responses = [t.response_tokens.tolist() for t in greedy(run)]
     halt = next(i for i in responses[0][4:] if i > len(META_ACTION_TOKENS) + 1)
     source = model_in(tmp_path / "source", eos_token_id=[0, halt], top_k=7, do_sample=True)
