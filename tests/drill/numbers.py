@@ -29,13 +29,13 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("score.weight",),
     ),
-    "learning rate 1e8, imitation": (
-        ("--supervised.optimizer.learning_rate", "1e8", "--supervised.optimizer.clip_grad", "0.0"),
+    "learning rate 1e20, imitation": (
+        ("--supervised.optimizer.learning_rate", "1e20", "--supervised.optimizer.clip_grad", "0.0"),
         ("supervised", "learning rate"),
     ),
-    "learning rate 1e8, PPO": (
+    "learning rate 1e20, PPO": (
         (
-            *("--reinforce.optimizer.learning_rate", "1e8"),
+            *("--reinforce.optimizer.learning_rate", "1e20"),
             *("--reinforce.optimizer.clip_grad", "0.0", "--reinforce.num_steps", "40"),
         ),
         ("reinforce",),

@@ -87,7 +87,7 @@ def tiny_config(folder: Path, *overrides: str) -> Config:
 
 # What a clock or the machine decides.
 MEASURED = re.compile(
-    r"spans_s|host/.*|sample/.*|.*(_per_s|/seconds(_max|_mean)?|/mfu|/bandwidth_share)"
+    r"spans_s|host/.*|sample/.*|.*(_per_s(_per_device)?|/seconds(_max|_mean)?|/mfu|/bandwidth_share)"
 )
 
 
