@@ -72,6 +72,10 @@ def _prepared(text: str) -> str:
     if _SIDE_BY_SIDE.search(text) or _UNREADABLE.search(text):
         raise UnreadableError("not an expression")
     text = re.sub(r"\\text\{\s*([a-zA-Z]+)\s*\}", r"\\text{\1}", text)
+    # The parser takes a capital I for the imaginary unit and the small one for a variable.
+    text = re.sub(r"(\\[a-zA-Z]+)|I", lambda match: match[1] or r"\Upsilon ", text)
+    # A variable, not Euler's constant nor the function.
+    text = re.sub(r"\\gamma(?![a-zA-Z])", r"\\varrho ", text)
     text = re.sub(r"\\(log|ln)_([a-zA-Z0-9])(?![}a-zA-Z])", r"\\\1_{\2}", text)
     return text
 
@@ -106,16 +110,6 @@ def _reader() -> Any:
                 raise UnreadableError("a number with an index")
             return super().convert_atom(atom)
 
-        def convert_atom_expr(self, atom_expr: Any) -> Any:
-            letter = atom_expr.LETTER_NO_E()
-            symbol = super().convert_atom_expr(atom_expr)
-            if symbol == sympy.I:  # what the parser makes of a capital I
-                return sympy.Symbol("I", real=self.is_real)
-            plain = letter is not None and letter.getText() == "i"
-            if plain and isinstance(symbol, sympy.Symbol) and symbol.name == "i":
-                return sympy.I
-            return symbol
-
     config = latex2sympy2.ConversionConfig(lowercase_symbols=False)
     rules = latex2sympy2.NormalizationConfig(malformed_operators=True, boxed="none")
 
@@ -144,7 +138,10 @@ def _parsed(text: str) -> Any:
         return UnreadableError("not an expression")
     if not isinstance(expression, sympy.Expr | sympy.MatrixBase | sympy.MatrixExpr):
         return UnreadableError("not an expression")
-    return expression
+    if expression.has(sympy.zoo, sympy.nan):
+        return UnreadableError("not a number")
+    imaginary = {s: sympy.I for s in expression.free_symbols if getattr(s, "name", "") == "i"}
+    return expression.xreplace(imaginary) if imaginary else expression
 
 
 def parse(text: str) -> Any:

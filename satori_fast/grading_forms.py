@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from satori_fast.grading_spelling import decimal_comma, key, number, unwrapped, words
+from satori_fast.grading_units import quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,9 @@ def _read(text: str, depth: int) -> Form:
         return Words(text)
     if number(text) is not None or decimal_comma(text) is not None:
         return Scalar(text)
+    split = quantity(text)
+    if split.binding or (split.value != text and number(split.value) is not None):
+        return Scalar(text)  # 1,200 dollars, 3:45 PM
     for reader in (
         _read_named_set,
         _read_words,

@@ -64,6 +64,8 @@ _SYMBOLS = str.maketrans(
         "⋯": r"\ldots ",
         "→": r"\to ",
         "、": ",",
+        "｛": r"\{",
+        "｝": r"\}",
         "。": ".",
         "Δ": r"\Delta ",
         "Σ": r"\Sigma ",
@@ -91,7 +93,7 @@ def _from_unicode(text: str) -> str:
     text = _LOWERED.sub(lambda m: f"_{{{m[0].translate(_SUBSCRIPTS)}}}", text)
     text = _VULGAR.sub(_vulgar_fraction, text)
     # Symbols before and after: some compose to others ("℃" to "°C"), some would lose their meaning.
-    text = text.replace("⟨", r"\langle ").replace("⟩", r"\rangle ").translate(_SYMBOLS)
+    text = text.translate(_SYMBOLS)
     text = unicodedata.normalize("NFKC", text)
     text = _FRACTION_SLASH.sub(r"\\frac{\1}{\2}", text).translate(_SYMBOLS)
 
@@ -161,6 +163,7 @@ _RULES = _rules(
     (r"\\(?:mathrm|operatorname\*?)\s*\{\s*([eid])\s*\}", r"\1"),
     (r"\\(?:mathrm|operatorname\*?)(?![a-zA-Z])", r"\\text"),
     (r"\\text\s+\{", r"\\text{"),
+    (r"_\s*\{\s*\\text\{\s*(\w+)\s*\}\s*\}", r"_{\1}"),
     (r"\\imath(?![a-zA-Z])", "i"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
@@ -231,8 +234,8 @@ def _peeled(text: str) -> str:
     for _ in range(8):
         before = text
         text = _TRAILING.sub("", text.strip())
-        while text.endswith("\\\\"):
-            text = text[:-2].rstrip()
+        if text.endswith("\\"):
+            text = text.rstrip("\\").rstrip()
         if text.startswith("{") and _has_one_group(text):
             text = text[1:-1]
         if (marked := _MARKDOWN.fullmatch(text)) is not None:
@@ -276,6 +279,7 @@ def clean(answer: str) -> str:
 # --- keys and words ------------------------------------------------------------------------------
 
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z '-]*[a-zA-Z]")
+_DIFFERENCE = re.compile(r"(?<![a-zA-Z])[a-zA-Z]{1,2} ?- ?[a-zA-Z]{1,2}(?![a-zA-Z])")
 # Short words whose capital letters say nothing; "AB" and "ab" are different names.
 _SHORT_WORDS = frozenset(
     "yes no odd even all one two six ten not any none never true false a an the it is he she of".split()
@@ -294,7 +298,7 @@ def words(text: str) -> tuple[str, ...] | None:
     Capital letters count in names of up to three letters only.
     """
     text = unwrapped(text)
-    if _WORDS.fullmatch(text) is None:
+    if _WORDS.fullmatch(text) is None or _DIFFERENCE.search(text) is not None:
         return None
     return tuple(
         token.casefold() if len(token) > 3 or token.casefold() in _SHORT_WORDS else token

@@ -106,7 +106,7 @@ _NOT_UNITS = frozenset(
     "then but without nor either both remainder odd even prime percent per-cent ago before after "
     "false wrong incorrect north south east west left right squared cubed double triple twice "
     "equals equal is are was be no only maybe perhaps possibly probably infinity pi sqrt sin cos tan "
-    "log ln exp cot sec csc arcsin arccos arctan max min lim gcd lcm det".split()
+    "log ln exp cot sec csc arcsin arccos arctan lim gcd lcm det".split()
 )
 _BINDING = frozenset(("am", "pm", "bc", "ad", "bce", "ce"))
 _FILLERS = frozenset(("unit", "the", "a", "an", "of", "total", "each", "about", "approx"))
@@ -115,7 +115,7 @@ _TEXT = r"\\text\{[^{}]*\}"
 _POWER = r"(?:\s*\^\s*\{?-?\d\}?)?"
 _TEXT_UNIT = re.compile(
     rf"(?P<value>.*?[^\s])\s*(?P<unit>\\frac\{{{_TEXT}{_POWER}\}}\{{{_TEXT}{_POWER}\}}"
-    rf"|{_TEXT}{_POWER}(?:\s*(?:/|\\cdot|\\times)?\s*{_TEXT}{_POWER}){{0,5}})",
+    rf"|{_TEXT}{_POWER}(?:\s*(?:/|-|\\cdot|\\times)?\s*{_TEXT}{_POWER}){{0,5}})",
     re.DOTALL,
 )
 _PLAIN_VALUE = r"[+-]?\s?(?:\d+:\d\d|\d(?:[\d,. ]*\d)?|\\frac\{\d+\}\{\d+\}|\d+\s?/\s?\d+|\d*\\sqrt\{\d+\}|\d*\s?\\pi)"
@@ -171,7 +171,8 @@ class _Reading:
 @lru_cache(maxsize=4096)
 def _unit(text: str) -> _Reading | None:
     """What a unit says; None where the words are no unit."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace(r"\cdot", " ").replace(r"\times", " ")
+    text = re.sub(r"\\text\{\s*\(?([^{}()]*)\)?\s*\}", r" \1 ", text).replace(r"\cdot", " ").replace(r"\times", " ")
+    text = re.sub(r"\s-\s|(?<=[A-Z])-(?=[a-z])", " ", text)
     text = re.sub(r"\\frac\{(.*)\}\{(.*)\}", r"\1/\2", text)
     text = re.sub(r"\b([ap])\s?\.\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE)
     text = re.sub(r"\s*\^\s*\{?(-?\d)\}?", r"^\1", text).replace("degrees ", "degrees")
