@@ -31,7 +31,9 @@ _MIXED = re.compile(
 _REPEATING = re.compile(r"\d*\.\d*\\(?:overline|bar|dot)\{?\d+\}?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|(?<![a-zA-Z\\])[a-zA-Z]|\([^()]*\))\s*\^\\circ")
-_UNREADABLE = re.compile(r"\\ldots|\\(?:circ|mid|to|text\{[^{}]*[ ,][^{}]*\})(?![a-zA-Z])|[\"?!]{2}|#")
+_UNREADABLE = re.compile(
+    r"\\ldots|\\(?:circ|mid|to|text\{[^{}]*[ ,][^{}]*\})(?![a-zA-Z])|[\"?!]{2}|#"
+)
 _POINTS = 4
 
 
@@ -90,7 +92,7 @@ def _reader() -> Any:
     )
 
     class Reader(latex2sympy2._Latex2Sympy):
-        """Multiplies what stands side by side, where the original adds "2(3)"; decimals stay exact."""
+        """Multiplies what stands side by side, where the original adds; decimals stay exact."""
 
         def convert_postfix_list(self, arr: Any, i: int = 0) -> Any:
             first = self.convert_postfix(arr[i])
@@ -242,7 +244,7 @@ _COORDINATES = [
 
 
 def _points(names: Any) -> Iterator[dict[Any, Any]]:
-    """Values for the variables. Variables of one name get one value, whatever is assumed of them."""
+    """Values for the variables; those of one name share one, whatever is assumed of them."""
     ordered = sorted({name.name for name in names})
     for shift in range(_POINTS):
         values = cycle(_COORDINATES[3 * shift % len(_COORDINATES) :] + _COORDINATES)

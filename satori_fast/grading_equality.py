@@ -273,9 +273,7 @@ def _covers(items: Many[Form], others: Many[Form], *, swap: bool = False) -> boo
             continue
         if max(len(items), len(others)) > _MOST_PAIRS:
             return False
-        if not any(
-            same_form(other, item) if swap else same_form(item, other) for other in others
-        ):
+        if not any(same_form(other, item) if swap else same_form(item, other) for other in others):
             return False
     return True
 

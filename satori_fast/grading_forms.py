@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What kind of thing an answer is: a list, a pair, a set, an interval, a chain of relations, a ratio,
-a matrix, a choice, words or a single expression.
+r"""What kind of thing an answer is: a list, a pair, a set, an interval, a chain of relations, a
+ratio, a matrix, a choice, words or a single expression.
 
 Read from the outside in, by brackets and separators alone, so that a list can never be taken for a
 number ("1,2,3" for 3) nor ``[3,3]`` for 3. Whether two forms are equal: `grading_equality`.
@@ -101,7 +101,8 @@ Form = (
 )
 
 _TOKEN = re.compile(
-    r"\\begin\s*\{[a-z*]+\}|\\end\s*\{[a-z*]+\}|\\text\s*\{[^{}]*\}|\\[{}]|\\[a-zA-Z]+|\\.|.", re.DOTALL
+    r"\\begin\s*\{[a-z*]+\}|\\end\s*\{[a-z*]+\}|\\text\s*\{[^{}]*\}|\\[{}]|\\[a-zA-Z]+|\\.|.",
+    re.DOTALL,
 )
 _OPENING = {"(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil"}
 _CLOSING = {")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil"}
@@ -196,7 +197,7 @@ _ALL_REALS = re.compile(
     r"|all (?:values of \w|real values(?: of \w)?|numbers)"
 )
 _NOTHING = re.compile(
-    r"(?:there (?:is|are) )?(?:no (?:real )?(?:solutions?|values?|roots?)|the empty set|empty set|empty)"
+    r"(?:there (?:is|are) )?(?:no (?:real )?(?:solutions?|values?|roots?)|(?:the )?empty(?: set)?)"
     r"(?: exists?)?|none exist"
 )
 
@@ -388,9 +389,7 @@ _BUILDER = re.compile(
 def _read_set(inside: str, depth: int) -> Form:
     builder = _BUILDER.fullmatch(inside)
     if builder is not None:
-        condition = re.sub(
-            r",?\s*[a-zA-Z]\s*\\in\s*\\mathbb\s*\{?R\}?\s*$", "", builder[2]
-        ).strip()
+        condition = re.sub(r",?\s*[a-zA-Z]\s*\\in\s*\\mathbb\s*\{?R\}?\s*$", "", builder[2]).strip()
         return Condition(_read(condition, depth + 1), builder[1])
     if not inside:
         return NamedSet("")

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF001 (characters that look like others are this module's subject)
 r"""One spelling for the many ways to write an answer: Unicode, TeX markup, plain text.
 
 `clean` is what both sides of a comparison go through first: "½", "\dfrac12" and "{\bf \frac 1 2}"
@@ -250,7 +251,7 @@ def _peeled(text: str) -> str:
 def clean(answer: str) -> str:
     r"""The usual spelling of an answer.
 
-    >>> clean(r"**The answer is $\dfrac12$.**"), clean("２√3")
+    >>> clean(r"**The answer is $\dfrac12$.**"), clean("2√3")
     ('\\frac{1}{2}', '2\\sqrt{3}')
     """
     text = answer if answer.isascii() else _from_unicode(answer)
@@ -281,9 +282,8 @@ def clean(answer: str) -> str:
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z '-]*[a-zA-Z]")
 _DIFFERENCE = re.compile(r"(?<![a-zA-Z])[a-zA-Z]{1,2} ?- ?[a-zA-Z]{1,2}(?![a-zA-Z])")
 # Short words whose capital letters say nothing; "AB" and "ab" are different names.
-_SHORT_WORDS = frozenset(
-    "yes no odd even all one two six ten not any none never true false a an the it is he she of".split()
-)
+_COMMON = "yes no odd even all one two six ten not any none never true false a an the it is of"
+_SHORT_WORDS = frozenset(_COMMON.split())
 
 
 def unwrapped(text: str) -> str:
@@ -310,10 +310,10 @@ def words(text: str) -> tuple[str, ...] | None:
 def key(cleaned: str) -> str | tuple[str, ...]:
     """Two cleaned answers with the same key are the same answer."""
     as_words = words(cleaned)
-    if as_words is not None and (len(as_words) > 1 or len(as_words[0]) > 3):
+    if as_words and (len(as_words) > 1 or len(as_words[0]) > 3):
         return as_words
     text = unwrapped(cleaned)
-    if (short := words(text)) is not None:
+    if short := words(text):
         title = text[0] + text[1:].lower()
         return title.casefold() if short[0] in _SHORT_WORDS else title if text == title else text
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
