@@ -21,7 +21,7 @@ from typing import Any
 from satori_fast.grading_spelling import number
 
 # The parser recurses; a deep answer must not end the process.
-_DEEPEST = 100
+_DEEPEST = 25
 _LONGEST = 4000
 # Numbers side by side are not a product and not a sum, the parser's idea: "5 10 15" is a list.
 _SIDE_BY_SIDE = re.compile(r"\d\s+\.?\d")

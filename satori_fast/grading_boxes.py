@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # A doubled backslash before "boxed" is an escape too many, not a row's end.
-_BOX_TOKENS = re.compile(r"(?P<box>\\+f?boxed(?![a-zA-Z]))|\\.|[{}]", re.DOTALL)
+_BOX_TOKENS = re.compile(r"\\+(?P<box>f?boxed(?![a-zA-Z]))?|[{}]")
 # What a box without braces takes in: a number, a command with its arguments, a letter.
 _UNBRACED = re.compile(
     r"\s*(?P<answer>[-+]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[a-zA-Z]+\s*(?:\{[^{}]*\}){1,2}"
@@ -72,6 +72,8 @@ def _scan_boxes(text: str, cuts: Sequence[int] = ()) -> tuple[list[_Box], list[s
             if opened.end is None:
                 braces.append(opened)
                 open_boxes.append(opened)
+        elif token[0].startswith("\\"):
+            position += len(token[0]) % 2  # an odd run of backslashes escapes what follows
         elif token[0] == "{":
             braces.append(None)
         elif token[0] == "}" and braces and (box := braces.pop()) is not None:
