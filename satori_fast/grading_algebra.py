@@ -21,7 +21,7 @@ from typing import Any
 from satori_fast.grading_spelling import number
 
 # The parser recurses; a deep answer must not end the process.
-_DEEPEST = 100
+_DEEPEST = 25
 _LONGEST = 4000
 # Numbers side by side are not a product and not a sum, the parser's idea: "5 10 15" is a list.
 _SIDE_BY_SIDE = re.compile(r"\d\s+\.?\d")
@@ -74,6 +74,10 @@ def _prepared(text: str) -> str:
     if _SIDE_BY_SIDE.search(text) or _UNREADABLE.search(text):
         raise UnreadableError("not an expression")
     text = re.sub(r"\\text\{\s*([a-zA-Z]+)\s*\}", r"\\text{\1}", text)
+    # The parser takes a capital I for the imaginary unit and the small one for a variable.
+    text = re.sub(r"(\\[a-zA-Z]+)|I", lambda match: match[1] or r"\Upsilon ", text)
+    # A variable, not Euler's constant nor the function.
+    text = re.sub(r"\\gamma(?![a-zA-Z])", r"\\varrho ", text)
     text = re.sub(r"\\(log|ln)_([a-zA-Z0-9])(?![}a-zA-Z])", r"\\\1_{\2}", text)
     return text
 
@@ -88,7 +92,7 @@ def _reader() -> Any:
     )
 
     class Reader(latex2sympy2._Latex2Sympy):
-        """Multiplies what stands side by side, where the original adds "2(3)"; decimals stay exact."""
+        """Multiplies what stands side by side, where the original adds; decimals stay exact."""
 
         def convert_postfix_list(self, arr: Any, i: int = 0) -> Any:
             first = self.convert_postfix(arr[i])
@@ -107,16 +111,6 @@ def _reader() -> Any:
             if subexpr is not None and subexpr.subexpr() is not None:
                 raise UnreadableError("a number with an index")
             return super().convert_atom(atom)
-
-        def convert_atom_expr(self, atom_expr: Any) -> Any:
-            letter = atom_expr.LETTER_NO_E()
-            symbol = super().convert_atom_expr(atom_expr)
-            if symbol == sympy.I:  # what the parser makes of a capital I
-                return sympy.Symbol("I", real=self.is_real)
-            plain = letter is not None and letter.getText() == "i"
-            if plain and isinstance(symbol, sympy.Symbol) and symbol.name == "i":
-                return sympy.I
-            return symbol
 
     config = latex2sympy2.ConversionConfig(lowercase_symbols=False)
     rules = latex2sympy2.NormalizationConfig(malformed_operators=True, boxed="none")
@@ -146,7 +140,10 @@ def _parsed(text: str) -> Any:
         return UnreadableError("not an expression")
     if not isinstance(expression, sympy.Expr | sympy.MatrixBase | sympy.MatrixExpr):
         return UnreadableError("not an expression")
-    return expression
+    if expression.has(sympy.zoo, sympy.nan):
+        return UnreadableError("not a number")
+    imaginary = {s: sympy.I for s in expression.free_symbols if getattr(s, "name", "") == "i"}
+    return expression.xreplace(imaginary) if imaginary else expression
 
 
 def parse(text: str) -> Any:
@@ -247,7 +244,7 @@ _COORDINATES = [
 
 
 def _points(names: Any) -> Iterator[dict[Any, Any]]:
-    """Values for the variables. Variables of one name get one value, whatever is assumed of them."""
+    """Values for the variables; those of one name share one, whatever is assumed of them."""
     ordered = sorted({name.name for name in names})
     for shift in range(_POINTS):
         values = cycle(_COORDINATES[3 * shift % len(_COORDINATES) :] + _COORDINATES)

@@ -65,6 +65,8 @@ def same_answer(answer: str, gold: str) -> bool:
 
 def same_form(answer: Form, gold: Form) -> bool:
     """Is the form of an answer the same thing as the gold one?"""
+    if isinstance(answer, Scalar) != isinstance(gold, Scalar):
+        answer, gold = _as_list(answer), _as_list(gold)
     match answer, gold:
         case Words(a), Words(g):
             return same_text(a, g)
@@ -89,6 +91,13 @@ def same_form(answer: Form, gold: Form) -> bool:
         case _:
             return _same_mixed(answer, gold)
     return _same_mixed(answer, gold)
+
+
+def _as_list(form: Form) -> Form:
+    """Two numbers where "1,2" could be a decimal, but the other side says that it is not."""
+    if not isinstance(form, Scalar) or decimal_comma(form.text) is None:
+        return form
+    return Collection(tuple(Scalar(piece) for piece in form.text.split(",")), False)
 
 
 def _same_mixed(answer: Form, gold: Form) -> bool:

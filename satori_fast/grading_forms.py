@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What kind of thing an answer is: a list, a pair, a set, an interval, a chain of relations, a ratio,
-a matrix, a choice, words or a single expression.
+r"""What kind of thing an answer is: a list, a pair, a set, an interval, a chain of relations, a
+ratio, a matrix, a choice, words or a single expression.
 
 Read from the outside in, by brackets and separators alone, so that a list can never be taken for a
 number ("1,2,3" for 3) nor ``[3,3]`` for 3. Whether two forms are equal: `grading_equality`.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from satori_fast.grading_spelling import decimal_comma, key, number, unwrapped, words
+from satori_fast.grading_units import quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,9 @@ def _read(text: str, depth: int) -> Form:
         return Words(text)
     if number(text) is not None or decimal_comma(text) is not None:
         return Scalar(text)
+    split = quantity(text)
+    if split.binding or (split.value != text and number(split.value) is not None):
+        return Scalar(text)  # 1,200 dollars, 3:45 PM
     for reader in (
         _read_named_set,
         _read_words,
@@ -193,7 +197,7 @@ _ALL_REALS = re.compile(
     r"|all (?:values of \w|real values(?: of \w)?|numbers)"
 )
 _NOTHING = re.compile(
-    r"(?:there (?:is|are) )?(?:no (?:real )?(?:solutions?|values?|roots?)|the empty set|empty set|empty)"
+    r"(?:there (?:is|are) )?(?:no (?:real )?(?:solutions?|values?|roots?)|(?:the )?empty(?: set)?)"
     r"(?: exists?)?|none exist"
 )
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Sets of real numbers: intervals, inequalities, unions and set builders brought to one form.
 
-``x < 1 \text{ or } x > 2``, ``(-\infty,1) \cup (2,\infty)`` and ``\{x \mid x \notin [1,2]\}`` are the
-same set. Ends that are numbers are sorted and merged; others are compared as they stand.
+``x < 1 \text{ or } x > 2``, ``(-\infty,1) \cup (2,\infty)`` and ``\mathbb{R} \setminus [1,2]`` are
+the same set. Ends that are numbers are sorted and merged; others are compared as they stand.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def _piece(low: str, high: str, low_open: bool, high_open: bool) -> Piece:
 
 # --- putting sets together -----------------------------------------------------------------------
 
-# An end is (value, side): side -1 just below the value, 0 at it... kept as twice-open flags: a low
-# end that is open starts just above its value, a high end that is open stops just below it.
+# An end is (value, side): a low end that is open starts just above its value (side 1), a high end
+# that is open stops just below it (side -1).
 _Span = tuple[tuple[Any, int], tuple[Any, int], Piece]
 
 

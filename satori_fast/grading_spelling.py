@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""One spelling for the many ways to write an answer: Unicode, TeX markup, plain text.
 
-`clean` is what both sides of a comparison go through first: "½", "\dfrac12" and "{\bf \frac 1 2}"
-come out alike. It never changes what an answer says, and takes linear time, because it runs in the
-trainer's process. What an answer says is read by `grading_forms`.
+`clean` is what both sides of a comparison go through first: "\dfrac12", "$\frac 1 2$." and
+"{\bf \frac 1 2}" come out alike. It never changes what an answer says, and takes linear time,
+because it runs in the trainer's process. What an answer says is read by `grading_forms`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,18 @@ import unicodedata
 from fractions import Fraction
 from functools import lru_cache
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ", "0123456789+-=()nix")
-_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₙₘ", "0123456789+-=()aeoxnm")
-_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ]+")
-_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₙₘ]+")
+_SMALL = [chr(code) for code in (0xB2, 0xB3, 0xB9, 0x2E3, *range(0x2070, 0x209D))]
+
+
+def _small_letters(kind: str) -> dict[int, str]:
+    """Raised ("<super>") or lowered ("<sub>") characters and what they stand for."""
+    parts = {letter: unicodedata.decomposition(letter).split() for letter in _SMALL}
+    return {ord(k): chr(int(part[1], 16)) for k, part in parts.items() if part and part[0] == kind}
+
+
+_SUPERSCRIPTS, _SUBSCRIPTS = _small_letters("<super>"), _small_letters("<sub>")
+_RAISED = re.compile(f"[{''.join(map(chr, _SUPERSCRIPTS))}]+")
+_LOWERED = re.compile(f"[{''.join(map(chr, _SUBSCRIPTS))}]+")
 _GREEK = {
     chr(code): rf"\{unicodedata.name(chr(code)).rsplit(' ', 1)[1].lower()} "
     for code in range(0x3B1, 0x3CA)
@@ -25,60 +33,64 @@ _GREEK = {
 _SYMBOLS = str.maketrans(
     _GREEK
     | {
-        **dict.fromkeys("−–—‐‑‒―", "-"),
-        **dict.fromkeys("·⋅∙", r"\cdot "),
-        **dict.fromkeys("≤⩽", r"\leq "),
-        **dict.fromkeys("≥⩾", r"\geq "),
-        **dict.fromkeys("≈≃", r"\approx "),
-        **dict.fromkeys("∅⌀", r"\emptyset "),
-        **dict.fromkeys("‘’′", "'"),
-        **dict.fromkeys("“”″", '"'),
+        **dict.fromkeys("\u2212\u2013\u2014\u2010\u2011\u2012\u2015", "-"),
+        **dict.fromkeys("\u00b7\u22c5\u2219", r"\cdot "),
+        **dict.fromkeys("\u2264\u2a7d", r"\leq "),
+        **dict.fromkeys("\u2265\u2a7e", r"\geq "),
+        **dict.fromkeys("\u2248\u2243", r"\approx "),
+        **dict.fromkeys("\u2205\u2300", r"\emptyset "),
+        **dict.fromkeys("\u2018\u2019\u2032", "'"),
+        **dict.fromkeys("\u201c\u201d\u2033", '"'),
         **dict.fromkeys("\u200b\u200c\u200d\ufeff\u2060", ""),
-        "×": r"\times ",
-        "÷": "/",
-        "∕": "/",
-        "≠": r"\neq ",
-        "±": r"\pm ",
-        "∓": r"\mp ",
-        "∞": r"\infty ",
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-        "∈": r"\in ",
-        "∉": r"\notin ",
-        "∖": r"\setminus ",
-        "∣": r"\mid ",
-        "°": r"^\circ ",
-        "∘": r"\circ ",
-        "ℝ": r"\mathbb{R}",
-        "ℤ": r"\mathbb{Z}",
-        "ℕ": r"\mathbb{N}",
-        "ℚ": r"\mathbb{Q}",
-        "ℂ": r"\mathbb{C}",
-        "⟨": r"\langle ",
-        "⟩": r"\rangle ",
-        "〈": r"\langle ",
-        "〉": r"\rangle ",
-        "∠": r"\angle ",
-        "△": r"\triangle ",
-        "…": r"\ldots ",
-        "⋯": r"\ldots ",
-        "→": r"\to ",
-        "、": ",",
-        "。": ".",
-        "Δ": r"\Delta ",
-        "Σ": r"\Sigma ",
-        "Ω": r"\Omega ",
-        "Φ": r"\Phi ",
-        "Γ": r"\Gamma ",
-        "Θ": r"\Theta ",
-        "€": r"\text{euro}",
-        "£": r"\text{pound}",
-        "¢": r"\text{cent}",
+        "\u00d7": r"\times ",
+        "\u00f7": "/",
+        "\u2215": "/",
+        "\u2260": r"\neq ",
+        "\u00b1": r"\pm ",
+        "\u2213": r"\mp ",
+        "\u221e": r"\infty ",
+        "\u222a": r"\cup ",
+        "\u2229": r"\cap ",
+        "\u2208": r"\in ",
+        "\u2209": r"\notin ",
+        "\u2216": r"\setminus ",
+        "\u2223": r"\mid ",
+        "\u00b0": r"^\circ ",
+        "\u2218": r"\circ ",
+        "\u211d": r"\mathbb{R}",
+        "\u2124": r"\mathbb{Z}",
+        "\u2115": r"\mathbb{N}",
+        "\u211a": r"\mathbb{Q}",
+        "\u2102": r"\mathbb{C}",
+        "\u27e8": r"\langle ",
+        "\u27e9": r"\rangle ",
+        "\u3008": r"\langle ",
+        "\u3009": r"\rangle ",
+        "\u2220": r"\angle ",
+        "\u25b3": r"\triangle ",
+        "\u2026": r"\ldots ",
+        "\u22ef": r"\ldots ",
+        "\u2192": r"\to ",
+        "\u3001": ",",
+        "\uff5b": r"\{",
+        "\uff5d": r"\}",
+        "\u3002": ".",
+        "\u0394": r"\Delta ",
+        "\u03a3": r"\Sigma ",
+        "\u03a9": r"\Omega ",
+        "\u03a6": r"\Phi ",
+        "\u0393": r"\Gamma ",
+        "\u0398": r"\Theta ",
+        "\u20ac": r"\text{euro}",
+        "\u00a3": r"\text{pound}",
+        "\u00a2": r"\text{cent}",
     }
 )
-_VULGAR = re.compile("[¼½¾⅐-⅞]")
+_VULGAR = re.compile("[\u00bc\u00bd\u00be\u2150-\u215e]")
 _FRACTION_SLASH = re.compile(r"(\d+)\u2044(\d+)")
-_ROOT_SIGN = re.compile(r"([√∛])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[a-zA-Z]|\\pi ))")
+_ROOT_SIGN = re.compile(
+    r"([\u221a\u221b])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[a-zA-Z]|\\pi ))"
+)
 
 
 def _vulgar_fraction(match: re.Match[str]) -> str:
@@ -90,14 +102,14 @@ def _from_unicode(text: str) -> str:
     text = _RAISED.sub(lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _LOWERED.sub(lambda m: f"_{{{m[0].translate(_SUBSCRIPTS)}}}", text)
     text = _VULGAR.sub(_vulgar_fraction, text)
-    # Symbols before and after: some compose to others ("℃" to "°C"), some would lose their meaning.
-    text = text.replace("⟨", r"\langle ").replace("⟩", r"\rangle ").translate(_SYMBOLS)
+    # Symbols before and after: some are made of others, some would lose their meaning.
+    text = text.translate(_SYMBOLS)
     text = unicodedata.normalize("NFKC", text)
     text = _FRACTION_SLASH.sub(r"\\frac{\1}{\2}", text).translate(_SYMBOLS)
 
     def root(match: re.Match[str]) -> str:
         inside = match[2] or match[3] or match[4] or ""
-        return rf"\sqrt{'[3]' if match[1] == '∛' else ''}{{{inside}}}"
+        return (r"\sqrt" if match[1] == "\u221a" else r"\sqrt[3]") + f"{{{inside}}}"
 
     return _ROOT_SIGN.sub(root, text)
 
@@ -161,6 +173,7 @@ _RULES = _rules(
     (r"\\(?:mathrm|operatorname\*?)\s*\{\s*([eid])\s*\}", r"\1"),
     (r"\\(?:mathrm|operatorname\*?)(?![a-zA-Z])", r"\\text"),
     (r"\\text\s+\{", r"\\text{"),
+    (r"_\s*\{\s*\\text\{\s*(\w+)\s*\}\s*\}", r"_{\1}"),
     (r"\\imath(?![a-zA-Z])", "i"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
@@ -231,8 +244,8 @@ def _peeled(text: str) -> str:
     for _ in range(8):
         before = text
         text = _TRAILING.sub("", text.strip())
-        while text.endswith("\\\\"):
-            text = text[:-2].rstrip()
+        if text.endswith("\\"):
+            text = text.rstrip("\\").rstrip()
         if text.startswith("{") and _has_one_group(text):
             text = text[1:-1]
         if (marked := _MARKDOWN.fullmatch(text)) is not None:
@@ -247,7 +260,7 @@ def _peeled(text: str) -> str:
 def clean(answer: str) -> str:
     r"""The usual spelling of an answer.
 
-    >>> clean(r"**The answer is $\dfrac12$.**"), clean("２√3")
+    >>> clean(r"**The answer is $\dfrac12$.**"), clean("2\u221a3")
     ('\\frac{1}{2}', '2\\sqrt{3}')
     """
     text = answer if answer.isascii() else _from_unicode(answer)
@@ -276,34 +289,10 @@ def clean(answer: str) -> str:
 # --- keys and words ------------------------------------------------------------------------------
 
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z '-]*[a-zA-Z]")
+_DIFFERENCE = re.compile(r"(?<![a-zA-Z])[a-zA-Z]{1,2} ?- ?[a-zA-Z]{1,2}(?![a-zA-Z])")
 # Short words whose capital letters say nothing; "AB" and "ab" are different names.
-_SHORT_WORDS = frozenset(
-    [
-        "yes",
-        "no",
-        "odd",
-        "even",
-        "all",
-        "one",
-        "two",
-        "six",
-        "ten",
-        "not",
-        "any",
-        "none",
-        "never",
-        "true",
-        "false",
-        "a",
-        "an",
-        "the",
-        "it",
-        "is",
-        "he",
-        "she",
-        "of",
-    ]
-)
+_COMMON = "yes no odd even all one two six ten not any none never true false a an the it is of"
+_SHORT_WORDS = frozenset(_COMMON.split())
 
 
 def unwrapped(text: str) -> str:
@@ -318,7 +307,7 @@ def words(text: str) -> tuple[str, ...] | None:
     Capital letters count in names of up to three letters only.
     """
     text = unwrapped(text)
-    if _WORDS.fullmatch(text) is None:
+    if _WORDS.fullmatch(text) is None or _DIFFERENCE.search(text) is not None:
         return None
     return tuple(
         token.casefold() if len(token) > 3 or token.casefold() in _SHORT_WORDS else token
@@ -330,12 +319,18 @@ def words(text: str) -> tuple[str, ...] | None:
 def key(cleaned: str) -> str | tuple[str, ...]:
     """Two cleaned answers with the same key are the same answer."""
     as_words = words(cleaned)
-    if as_words is not None and (len(as_words) > 1 or len(as_words[0]) > 3):
+    if as_words and (len(as_words) > 1 or len(as_words[0]) > 3):
         return as_words
     text = unwrapped(cleaned)
-    if (short := words(text)) is not None:
+    if words(text):
         title = text[0] + text[1:].lower()
-        return title.casefold() if short[0] in _SHORT_WORDS else title if text == title else text
+        return (
+            title.casefold()
+            if title.casefold() in _SHORT_WORDS
+            else title
+            if text == title
+            else text
+        )
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     return re.sub(r"(?<![a-zA-Z0-9]) | (?![a-zA-Z0-9])", "", text)
 

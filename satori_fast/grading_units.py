@@ -99,119 +99,16 @@ _SCALES = {
     "millionth": Fraction(1, 10**6),
 }
 # Words that say more than a unit does: what they follow is not the answer.
-_NOT_UNITS = frozenset(
-    [
-        "not",
-        "or",
-        "and",
-        "than",
-        "less",
-        "more",
-        "least",
-        "most",
-        "greater",
-        "larger",
-        "smaller",
-        "bigger",
-        "higher",
-        "lower",
-        "fewer",
-        "plus",
-        "minus",
-        "times",
-        "over",
-        "factorial",
-        "mod",
-        "modulo",
-        "base",
-        "root",
-        "if",
-        "when",
-        "where",
-        "for",
-        "except",
-        "up",
-        "down",
-        "below",
-        "above",
-        "under",
-        "negative",
-        "positive",
-        "between",
-        "through",
-        "to",
-        "by",
-        "into",
-        "divided",
-        "multiplied",
-        "other",
-        "further",
-        "else",
-        "also",
-        "then",
-        "but",
-        "without",
-        "nor",
-        "either",
-        "both",
-        "remainder",
-        "odd",
-        "even",
-        "prime",
-        "percent",
-        "per-cent",
-        "ago",
-        "before",
-        "after",
-        "false",
-        "wrong",
-        "incorrect",
-        "north",
-        "south",
-        "east",
-        "west",
-        "left",
-        "right",
-        "squared",
-        "cubed",
-        "double",
-        "triple",
-        "twice",
-        "equals",
-        "equal",
-        "is",
-        "are",
-        "was",
-        "be",
-        "no",
-        "only",
-        "maybe",
-        "perhaps",
-        "possibly",
-        "probably",
-        "infinity",
-        "pi",
-        "sqrt",
-        "sin",
-        "cos",
-        "tan",
-        "log",
-        "ln",
-        "exp",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "max",
-        "min",
-        "lim",
-        "gcd",
-        "lcm",
-        "det",
-    ]
-)
+_MEANINGFUL_WORDS = """
+not or and than less more least most greater larger smaller bigger higher lower fewer plus minus
+times over factorial mod modulo base root if when where for except up down below above under
+negative positive between through to by into divided multiplied other further else also then but
+without nor either both remainder odd even prime percent ago before after false wrong incorrect
+north south east west left right squared cubed double triple twice equals equal is are was be no
+only maybe perhaps possibly probably infinity pi sqrt sin cos tan log ln exp cot sec csc arcsin
+arccos arctan lim gcd lcm det
+"""
+_NOT_UNITS = frozenset(_MEANINGFUL_WORDS.split())
 _BINDING = frozenset(("am", "pm", "bc", "ad", "bce", "ce"))
 _FILLERS = frozenset(("unit", "the", "a", "an", "of", "total", "each", "about", "approx"))
 
@@ -219,10 +116,13 @@ _TEXT = r"\\text\{[^{}]*\}"
 _POWER = r"(?:\s*\^\s*\{?-?\d\}?)?"
 _TEXT_UNIT = re.compile(
     rf"(?P<value>.*?[^\s])\s*(?P<unit>\\frac\{{{_TEXT}{_POWER}\}}\{{{_TEXT}{_POWER}\}}"
-    rf"|{_TEXT}{_POWER}(?:\s*(?:/|\\cdot|\\times)?\s*{_TEXT}{_POWER}){{0,5}})",
+    rf"|{_TEXT}{_POWER}(?:\s*(?:/|-|\\cdot|\\times)?\s*{_TEXT}{_POWER}){{0,5}})",
     re.DOTALL,
 )
-_PLAIN_VALUE = r"[+-]?\s?(?:\d+:\d\d|\d(?:[\d,. ]*\d)?|\\frac\{\d+\}\{\d+\}|\d+\s?/\s?\d+|\d*\\sqrt\{\d+\}|\d*\s?\\pi)"
+_PLAIN_VALUE = (
+    r"[+-]?\s?(?:\d+:\d\d|\d(?:[\d,. ]*\d)?|\\frac\{\d+\}\{\d+\}|\d+\s?/\s?\d+"
+    r"|\d*\\sqrt\{\d+\}|\d*\s?\\pi)"
+)
 _BARE_UNIT = re.compile(
     rf"(?P<value>{_PLAIN_VALUE}(?:\^\\circ)?)(?P<gap>\s*)"
     rf"(?P<unit>[a-zA-Z][a-zA-Z .'-]*{_POWER}(?:\s*/\s*[a-zA-Z]+{_POWER})?)"
@@ -233,7 +133,8 @@ _MONEY = re.compile(
     r"(?P<sign>[+-]?)\s?(?:\\\$|\\text\{\s*(?P<name>[a-z$]+)\s*\})\s?(?P<value>[\d.].*)"
 )
 _PERCENT = re.compile(
-    r"(?P<value>.*?[^\s\\])\s*(?:\\?%|\\text\{\s*(?:percent|per cent|\\?%)\s*\}|(?<=[\d\s])(?:percent|per cent))"
+    r"(?P<value>.*?[^\s\\])\s*(?:\\?%|\\text\{\s*(?:percent|per cent|\\?%)\s*\}"
+    r"|(?<=[\d\s])(?:percent|per cent))"
     r"(?:\\text\{[^{}\d]*\})?"
 )
 _ORDINAL = re.compile(r"(?P<value>\d+)(?:\^?\s?\{?(?:\\text\{\s*)?(?:st|nd|rd|th)\s*\}*)")
@@ -278,8 +179,11 @@ class _Reading:
 def _unit(text: str) -> _Reading | None:
     """What a unit says; None where the words are no unit."""
     text = (
-        re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace(r"\cdot", " ").replace(r"\times", " ")
+        re.sub(r"\\text\{\s*\(?([^{}()]*)\)?\s*\}", r" \1 ", text)
+        .replace(r"\cdot", " ")
+        .replace(r"\times", " ")
     )
+    text = re.sub(r"\s-\s|(?<=[A-Z])-(?=[a-z])", " ", text)
     text = re.sub(r"\\frac\{(.*)\}\{(.*)\}", r"\1/\2", text)
     text = re.sub(r"\b([ap])\s?\.\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE)
     text = re.sub(r"\s*\^\s*\{?(-?\d)\}?", r"^\1", text).replace("degrees ", "degrees")

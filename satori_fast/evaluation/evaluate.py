@@ -7,6 +7,7 @@ and does not sample by itself (`rollout.engine.collect`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +24,7 @@ from satori_fast.evaluation.analysis import (
     self_correction,
     verdict_quality,
 )
-from satori_fast.grading import Grader, extract_answer
+from satori_fast.grading import Grader, extract_answer, standing_answers
 from satori_fast.rollout.engine import Engine, SamplingParams, collect
 from satori_fast.types import Problem, RewardBreakdown, RolloutResult, Trajectory
 
@@ -44,6 +45,11 @@ class EvaluationResult:
     rollout: RolloutResult
     correct: tuple[bool, ...]
     attempts: tuple[tuple[Attempt, ...], ...]
+
+    @property
+    def no_answer(self) -> float:
+        """Share of responses without a final answer in a box; they count as wrong."""
+        return float(np.mean([not own or not own[-1].answer for own in self.attempts]))
 
     @property
     def self_correction(self) -> SelfCorrection:
@@ -91,6 +97,7 @@ class EvaluationResult:
             "eval/reflections_per_answer": self.reflections_per_answer,
             "eval/mean_response_tokens": self.mean_response_tokens,
             "eval/truncated": self.truncated,
+            "eval/no_answer": self.no_answer,
         }
 
 
@@ -139,11 +146,15 @@ def attempts_of(
 
     correct: verdicts on the final answers.
     """
-    parts = [answered_parts(full_response(t)) for t in trajectories]
-    pairs = [(part, _gold(t)) for t, own in zip(trajectories, parts, strict=True) for part in own]
+    answers = [reflected_answers(full_response(t)) for t in trajectories]
+    pairs = [
+        (rf"\boxed{{{answer}}}", _gold(t))
+        for t, own in zip(trajectories, answers, strict=True)
+        for answer in own
+    ]
     before = iter(pool.grade_many(pairs))
     attempts: list[tuple[Attempt, ...]] = []
-    for trajectory, own, is_right in zip(trajectories, parts, correct, strict=True):
+    for trajectory, own, is_right in zip(trajectories, answers, correct, strict=True):
         verdicts = [next(before) for _ in own]
         standing = [Attempt(v.extracted or "", v.correct) for v in verdicts]
         final = extract_answer(full_response(trajectory))
@@ -154,15 +165,14 @@ def attempts_of(
     return tuple(attempts)
 
 
-def answered_parts(response: str) -> list[str]:
-    """The response up to each reflection that comes after a boxed answer.
+def reflected_answers(response: str) -> list[str]:
+    """The boxed answer that stands before each reflection, where there is one.
 
-    >>> answered_parts(r"\\boxed{1}<|reflect|> no<|explore|> \\boxed{2}<|reflect|> yes")
-    ['\\\\boxed{1}', '\\\\boxed{1}<|reflect|> no<|explore|> \\\\boxed{2}']
+    >>> reflected_answers(r"\\boxed{1}<|reflect|> no<|explore|> \\boxed{2}<|reflect|> yes")
+    ['1', '2']
     """
-    pieces = response.split(REFLECT)
-    parts = [REFLECT.join(pieces[:end]) for end in range(1, len(pieces))]
-    return [part for part in parts if extract_answer(part) is not None]
+    cuts = [match.start() for match in re.finditer(re.escape(REFLECT), response)]
+    return [answer for answer in standing_answers(response, cuts) if answer is not None]
 
 
 def _gold(trajectory: Trajectory) -> str:

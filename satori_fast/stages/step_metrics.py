@@ -112,8 +112,11 @@ def importance_metrics(reweighted: Tensor) -> dict[str, float]:
 
 
 def pool_metrics(pool: GradingPool) -> dict[str, float]:
-    """Totals since the run was opened: a grader that kills answers must be seen."""
+    """Totals since the run was opened: a grader that kills answers must be seen, and a response
+    without a box is another fault than a wrong answer."""
     return {
+        "grading/graded": float(pool.graded),
+        "grading/no_answer": float(pool.no_answers),
         "grading/timeouts": float(pool.timeouts),
         "grading/crashes": float(pool.crashes),
     }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator, Mapping
 
 import pytest
@@ -13,10 +14,10 @@ from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.evaluation.analysis import Attempt, SelfCorrection, self_correction
 from satori_fast.evaluation.evaluate import (
     EvaluationResult,
-    answered_parts,
     attempts_of,
     evaluate,
     graded,
+    reflected_answers,
 )
 from satori_fast.grading import GradingPool
 from satori_fast.rollout.engine import SamplingParams, collect
@@ -187,25 +188,36 @@ def test_a_restart_is_judged_with_its_prefix(pool: GradingPool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("response", "parts"),
+    ("response", "answers"),
     [
         ("", []),
         ("p q", []),
         (box(4), []),
         ("p<|reflect|> q", []),
         (f"p<|reflect|> {box(4)}", []),
-        (f"{box(4)}<|reflect|>", [box(4)]),
-        (
-            f"{box(4)}<|reflect|> no<|explore|> {box(5)}<|reflect|> no",
-            [box(4), f"{box(4)}<|reflect|> no<|explore|> {box(5)}"],
-        ),
-        (f"p<|reflect|> q {box(4)}<|reflect|> no", [f"p<|reflect|> q {box(4)}"]),
-        (f"{box(4)}<|explore|> {box(5)}<|reflect|> no", [f"{box(4)}<|explore|> {box(5)}"]),
+        (f"{box(4)}<|reflect|>", ["4"]),
+        (f"{box(4)}<|reflect|> no<|explore|> {box(5)}<|reflect|> no", ["4", "5"]),
+        (f"{box(4)}<|reflect|> ok<|reflect|> ok", ["4", "4"]),
+        (f"p<|reflect|> q {box(4)}<|reflect|> no", ["4"]),
+        (f"{box(4)}<|explore|> {box(5)}<|reflect|> no", ["5"]),
+        (f"{box(4)}<|reflect|> \\boxed{{5<|reflect|>", ["4"]),
         ("\\boxed{ 4<|reflect|> }", []),
     ],
 )
-def test_answered_parts(response: str, parts: list[str]) -> None:
-    assert answered_parts(response) == parts
+def test_reflected_answers(response: str, answers: list[str]) -> None:
+    assert reflected_answers(response) == answers
+
+
+def test_thousands_of_reflections_copy_no_response() -> None:
+    response = f"{box(4)} " + "<|reflect|> hm " * 5_000
+    tracemalloc.start()
+    try:
+        answers = reflected_answers(response)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert answers == ["4"] * 5_000
+    assert peak < 20 * len(response)
 
 
 def test_nothing_to_evaluate(pool: GradingPool) -> None:
