@@ -136,9 +136,7 @@ def _statistics(
 
 
 @triton.jit(do_not_specialize=["num_shards", "num_tokens"])
-def _merge(
-    shards, logprobs, entropies, partitions, num_shards, num_tokens, BLOCK: tl.constexpr
-):
+def _merge(shards, logprobs, entropies, partitions, num_shards, num_tokens, BLOCK: tl.constexpr):
     """The statistics of all shards [num_shards, num_tokens, 4] to what the softmax is."""
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = token < num_tokens

@@ -77,9 +77,7 @@ def _rows(
         kl_slope = tl.where(kl_coefficient != 0, kl_coefficient * kl_slope, 0.0)
         g = weight * (kl_slope - slope)
         h = -entropy_coefficient * weight
-        head.write_gradient(
-            here, num_columns, scale, y, entropy, m, s, g, h, LANES, WIDTH, TYPE
-        )
+        head.write_gradient(here, num_columns, scale, y, entropy, m, s, g, h, LANES, WIDTH, TYPE)
 
 
 # One wide program a multiprocessor: the fewer rows are in flight, the more of the second pass finds
