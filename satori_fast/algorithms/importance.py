@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from satori_fast.kernels import MAX_LOG_RATIO
 from satori_fast.types import Advantages, PackedBatch
 
 
@@ -47,7 +48,9 @@ def weigh_sequences(
         return list(advantages), counts
     weighed: list[Advantages] = []
     for batch, advantage in zip(batches, advantages, strict=True):
-        ratio = batch.sequence_sums(_gaps(batch)).exp()
+        # Clamped as in the loss: the ratio of a broken sequence would be infinite.
+        log_ratio = batch.sequence_sums(_gaps(batch))
+        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         outside = (ratio < rule.low) | (ratio > rule.high)
         weight = ratio.clamp(rule.low, rule.high)
         if rule.kind == "mask":

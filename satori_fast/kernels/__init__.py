@@ -8,6 +8,7 @@ of its own, and the operations inside a transformer layer have two, `reference_l
 
 from satori_fast.kernels.layers import decode_attention, rms_norm, rope, swiglu
 from satori_fast.kernels.ops import (
+    MAX_LOG_RATIO,
     POLICY_STATS,
     gae,
     implementation,
@@ -21,6 +22,7 @@ from satori_fast.kernels.ops import (
 from satori_fast.kernels.sampling import sample_tokens
 
 __all__ = [
+    "MAX_LOG_RATIO",
     "POLICY_STATS",
     "decode_attention",
     "gae",

@@ -19,9 +19,15 @@ from torch.distributed import ProcessGroup
 from satori_fast.kernels import cpu, schemas
 from satori_fast.kernels.dispatch import implementation, implementation_of
 from satori_fast.kernels.head import stash_dtype
-from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
+from satori_fast.kernels.reference import (
+    MAX_LOG_RATIO,
+    POLICY_STATS,
+    PolicyInputs,
+    PolicyTerms,
+)
 
 __all__ = [
+    "MAX_LOG_RATIO",
     "POLICY_STATS",
     "gae",
     "implementation",
@@ -57,7 +63,7 @@ def linear_logprob(
     float32. The logits [T, V] are never stored in float32.
 
     targets:     [T], vocabulary indices.
-    temperature: > 0, a float or a tensor [T]; a constant for the gradient.
+    temperature: > 0 and finite, a float or a tensor [T]; a constant for the gradient.
     vocab_size:  true size of the (whole) vocabulary; columns beyond it never enter the softmax.
     vocab_start: vocabulary index of weight[0], for a shard.
     group:       tensor-parallel group whose ranks hold the other shards, of any sizes. Every rank
@@ -67,7 +73,11 @@ def linear_logprob(
                  product of four. "auto" stashes where a gradient may be asked for and this takes
                  no more than STASH_BYTES. On the host every mode recomputes.
 
-    ValueError for shapes that do not fit and, on the host, for targets out of range.
+    A word may have the logit -inf, by overflow for one: its probability is 0 and it has no part in
+    entropy or gradients. A token with a logit of NaN or +inf is NaN, and only that token.
+
+    ValueError for shapes that do not fit, for a temperature that is a number and, on the host, for
+    temperatures and targets out of range. On a GPU a wrong temperature is a device-side assertion.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}: one of {', '.join(MODES)}")
@@ -168,7 +178,9 @@ def policy_loss(
                 importance_high], "mask" is r inside that range and 0 outside.
 
     Every tensor is [T]; `logprobs` and `entropies` are differentiable. A token of weight 0 adds
-    nothing, even where its log-probability is infinite or NaN.
+    nothing, even where its log-probability is infinite or NaN. Where a ratio is exponentiated (rho,
+    r, and d in k3), its logarithm is clamped to MAX_LOG_RATIO, 20 nats, on either side, and a
+    clamped one has no gradient: no token can make the loss infinite.
 
     stats: float32 [len(POLICY_STATS)] in the order of `POLICY_STATS`, sums and maxima over tokens
     (`reference.policy_loss` tells what each is), so that the caller divides once.

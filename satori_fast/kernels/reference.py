@@ -239,11 +239,12 @@ def policy_loss(
     The loss, u, floor and the estimators k1, k2, k3 of "kl" are those of `ops.policy_loss`.
 
     stats: "clip_fraction_low", "_high" and "_dual" are tokens that a clip leaves without a
-    gradient; "approx_kl" is k3 of old against new; "num_clamped_ratios" are tokens with one of the
-    three log-ratios beyond MAX_LOG_RATIO, that of the KL where the estimator is k3. Trainer against engine: "rollout_abs_diff" is
+    gradient; "approx_kl" is k3 of old against new. Trainer against engine: "rollout_abs_diff" is
     |old_logprob - rollout_logprob|, "rollout_kl" k3 of engine against trainer,
-    "rollout_clip_fraction" tokens whose u was truncated or masked. A token of weight 0 adds nothing
-    to anything, whatever its other fields hold.
+    "rollout_clip_fraction" tokens whose u was truncated or masked. "num_clamped_ratios" counts the
+    tokens with a log-ratio beyond MAX_LOG_RATIO: to the old policy, trainer to engine, or, where
+    the estimator is k3, to the reference. A token of weight 0 adds nothing to anything, whatever
+    its other fields hold.
     """
     dtype = compute_dtype(logprobs)
     live = inputs.loss_weights != 0

@@ -21,8 +21,8 @@ from satori_fast.kernels.head import compute_dtype, stash_dtype, stash_width
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 from satori_fast.kernels.registration import define
 
-# linear_logprob: the partition [T, 2] and, with the mode "stash", a softmax are outputs that only the
-# backward needs.
+# linear_logprob: the partition [T, 2] and, with the mode "stash", a softmax are outputs that only
+# the backward needs.
 
 
 def _head_function(name: str, hidden: Tensor, mode: str) -> Callable[..., Any]:
@@ -46,6 +46,7 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     first = vocab_start if group is None else 0
     end = vocab_start + weight.shape[0] if group is None else None
+    _check_temperatures(temperatures, hidden)
     _check_target_range(targets, first, _smallest(vocab_size, end))
     stash = _new_stash(hidden, weight, vocab_size, vocab_start, mode)
     outputs = _head_function("linear_logprob", hidden, mode)(
@@ -180,6 +181,7 @@ def linear_policy_loss(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     end = weight.shape[0] if group is None else None
+    _check_temperatures(temperatures, hidden)
     _check_target_range(targets, 0, _smallest(vocab_size, end), loss_weights)
     compute = dispatch.function_for("linear_policy_loss", hidden)
     loss, stats, grad_hidden, grad_weight = compute(
@@ -368,6 +370,24 @@ def _group(name: str | None) -> ProcessGroup | None:
 
 def _smallest(*bounds: int | None) -> int | None:
     return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def _check_temperatures(temperatures: Tensor | None, hidden: Tensor) -> None:
+    if temperatures is None:
+        return
+    # In the type that is computed in: a float64 of 1e-50 is 0 there.
+    values = temperatures.to(compute_dtype(hidden))
+    is_right = (values > 0) & (values < torch.inf)
+    if temperatures.is_cuda:
+        # Two small kernels and no wait: reading a value would stop the host until the device has
+        # done all it was given. A wrong one stops the process at its next look at the device.
+        torch._assert_async(is_right.all(), "temperature must be positive and finite")
+    elif not is_right.all():
+        position = int((~is_right).nonzero()[0])
+        raise ValueError(
+            f"temperature[{position}] is {float(temperatures[position])}: it must be positive and "
+            "finite"
+        )
 
 
 def _check_target_range(

@@ -82,11 +82,13 @@ def advantage_metrics(
 
 
 def update_metrics(stats: dict[str, float]) -> dict[str, float]:
-    """What `update` returned, with two numbers under the names that people look for.
+    """What `update` returned, with some numbers under the names that people look for.
 
     "rollout/logprob_abs_diff" (and its max): |engine - trainer| under the same weights, nats;
     "rollout/logprob_kl" and "rollout/importance_clip_fraction" are of the same pair; the critic's
     four sums over returns become the share of their variance that it explains.
+    "update/clamp_fraction" is the share of loss tokens with a log-ratio beyond
+    `kernels.MAX_LOG_RATIO`.
     """
     metrics = dict(stats)
     for suffix in ("", "_max"):
@@ -96,6 +98,8 @@ def update_metrics(stats: dict[str, float]) -> dict[str, float]:
     renamed = {
         "update/rollout_kl": "rollout/logprob_kl",
         "update/rollout_clip_fraction": "rollout/importance_clip_fraction",
+        # Divided by the loss tokens, as all sums are.
+        "update/num_clamped_ratios": "update/clamp_fraction",
     }
     metrics = {renamed.get(name, name): value for name, value in metrics.items()}
     if "critic/return" in metrics:

@@ -194,6 +194,10 @@ def policy_tensors(num_tokens, dtype=torch.float64, spread=0.3, seed=0):
 def test_policy_loss_equals_the_reference(estimator, importance, terms, num_tokens):
     terms = terms._replace(kl_estimator=estimator, importance=importance)
     logprobs, entropies, inputs = policy_tensors(num_tokens, spread=0.8)
+    # Beyond what a log-ratio is clamped to, on either side.
+    logprobs[50::100] += 30
+    logprobs[51::100] -= 25
+    inputs.old_logprobs[52::100] -= 30
     ours = cpu.policy_loss(logprobs, entropies, inputs, terms)
     expected = reference.policy_loss(logprobs, entropies, inputs, terms)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-13 * num_tokens)

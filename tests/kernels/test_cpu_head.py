@@ -2,12 +2,20 @@
 """The compiled output head against dense float64 autograd, on every instruction set at hand."""
 
 import datetime
+import functools
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from satori_fast.kernels import cpu_head, implementation, linear_logprob, linear_policy_loss
+from tests.kernels.extremes import (
+    KINDS,
+    OFFSETS,
+    assert_broken_tokens_stay_alone,
+    assert_error_of_stored_logits,
+    assert_impossible_words_are_harmless,
+)
 
 pytestmark = pytest.mark.skipif(
     not cpu_head.OPERATIONS, reason="satori_fast._C is missing: install with a C++17 compiler"
@@ -24,6 +32,7 @@ SHAPES = [
     (16, 48, 192, 192),
     (300, 17, 1100, 1091),
 ]
+LOAD = functools.partial(getattr, cpu_head)
 POLICY = {"clip_dual": 3.0, "kl_coefficient": 0.1, "entropy_coefficient": 0.02}
 
 
@@ -176,6 +185,34 @@ def test_policy_loss_is_that_of_float64(instruction_set, shape, dtype):
     # Terms of both signs cancel in the loss.
     assert_close(ours, truths, dtype, output_error=2e-5)
     assert ours[2][weights == 0].eq(0).all()
+
+
+@pytest.mark.parametrize(("offset", "temperature"), OFFSETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_offset_of_all_logits_costs_no_digits(instruction_set, offset, temperature, kind):
+    assert_error_of_stored_logits(LOAD, offset, temperature, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_word_of_logit_minus_infinity(instruction_set, kind):
+    assert_impossible_words_are_harmless(LOAD, kind)
+
+
+def test_tokens_that_are_not_numbers(instruction_set):
+    assert_broken_tokens_stay_alone(LOAD)
+
+
+def test_an_infinite_weight_reaches_no_other_word(instruction_set):
+    """Tokens that fill up a vector have hidden states of 0: 0 times infinity."""
+    hidden, weight, targets, _ = problem((3, 4, 40, 40), torch.float32)
+    hidden[:, 0], weight[9] = 2.0, 0.0
+    weight[9, 0] = -torch.inf
+    targets[:] = torch.tensor([0, 5, 8])
+    weight.requires_grad_()
+    logprob, entropy = linear_logprob(hidden, weight, targets)
+    (grad_weight,) = torch.autograd.grad((logprob + entropy).sum(), weight)
+    assert logprob.isfinite().all() and entropy.isfinite().all() and grad_weight.isfinite().all()
+    assert grad_weight[9].eq(0).all()
 
 
 @pytest.mark.parametrize("shift", [-100.0, 100.0])

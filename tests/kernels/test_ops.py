@@ -3,6 +3,7 @@
 What they compute is tested in test_reference.py."""
 
 import datetime
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from satori_fast.kernels import (
+    MAX_LOG_RATIO,
     POLICY_STATS,
     gae,
     implementation,
@@ -142,6 +144,86 @@ def test_linear_policy_loss_equals_policy_loss_of_linear_logprob(head, policy):
         torch.autograd.grad(loss / 3, (hidden, weight)),
         torch.autograd.grad(two_steps / 3, (hidden, weight)),
     )
+
+
+# How far the first of 64 tokens has moved up since the rollout, in nats.
+DRIFTS = (5.0, 19.99, 60.0, 100.0, math.inf)
+
+
+def drifted(kind, drift, advantage, **keywords):
+    """loss, stats and the gradient [64] in the log-probabilities (kind "policy_loss") or [64, H] in
+    the hidden states, with all log-probabilities at -3 and old ones that lie `drift` lower."""
+    old = torch.full((64,), -3.0)
+    old[0] -= drift
+    advantages, weights = torch.full((64,), advantage), torch.ones(64)
+    if kind == "policy_loss":
+        x = torch.full((64,), -3.0, requires_grad=True)
+        loss, stats = policy_loss(x, torch.ones(64), old, advantages, weights, **keywords)
+    else:
+        # Word 0 has probability exp(-3) everywhere.
+        x = torch.zeros(64, 2)
+        x[:, 0] = math.log(4 * math.exp(-3.0) / (1 - math.exp(-3.0)))
+        x.requires_grad_()
+        w = torch.tensor([[1.0, 0.5], [0.0, 1.0], [0.0, 0.0], [0.0, -1.0], [0.0, 0.0]])
+        targets = torch.zeros(64, dtype=torch.long)
+        loss, stats = linear_policy_loss(x, w, targets, old, advantages, weights, **keywords)
+    (gradient,) = torch.autograd.grad(loss, x)
+    return loss.item(), dict(zip(POLICY_STATS, stats.tolist(), strict=True)), gradient
+
+
+@pytest.mark.parametrize("kind", ["policy_loss", "linear_policy_loss"])
+@pytest.mark.parametrize("drift", DRIFTS)
+def test_no_single_token_makes_the_loss_or_its_gradient_infinite(kind, drift):
+    clamped = drift > MAX_LOG_RATIO
+    top = math.exp(min(drift, MAX_LOG_RATIO))
+    loss, stats, gradient = drifted(kind, drift, -1.0)
+    # Negative advantages are not clipped above: 63 ratios of 1, and one of the drift.
+    assert loss == pytest.approx(63 + top, rel=1e-5) and gradient.isfinite().all()
+    assert stats["num_clamped_ratios"] == clamped
+    _, _, usual = drifted(kind, 0.0, -1.0)
+    assert gradient[1:].equal(usual[1:])
+    torch.testing.assert_close(gradient[0], usual[0] * (0.0 if clamped else top), rtol=1e-4, atol=0)
+    # Positive ones are clipped, far below the clamp.
+    loss, stats, gradient = drifted(kind, drift, 1.0)
+    assert loss == pytest.approx(-63 - 1.2, rel=1e-5) and gradient[0].eq(0).all()
+    assert stats["num_clamped_ratios"] == clamped and stats["clip_fraction_high"] == 1
+    # The other way: a ratio near 0.
+    loss, stats, gradient = drifted(kind, -drift, 1.0)
+    assert loss == pytest.approx(-63 - 1 / top, rel=1e-5) and gradient.isfinite().all()
+    assert stats["num_clamped_ratios"] == clamped
+
+
+@pytest.mark.parametrize("kind", ["policy_loss", "linear_policy_loss"])
+@pytest.mark.parametrize("drift", DRIFTS)
+def test_a_dual_clip_bounds_a_drifted_token(kind, drift):
+    loss, stats, gradient = drifted(kind, drift, -1.0, clip_dual=3.0)
+    assert loss == pytest.approx(63 + 3, rel=1e-5)
+    assert stats["clip_fraction_dual"] == 1 and gradient[0].eq(0).all()
+    # 63 tokens at ratio 1, whatever the drift is: not even the largest that 3 lets through.
+    _, _, largest = drifted(kind, math.log(2.99), -1.0, clip_dual=3.0)
+    assert gradient.isfinite().all() and gradient.norm() < largest.norm()
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("drift", [5.0, -5.0, 60.0, -100.0])
+def test_ratios_to_engine_and_reference_are_clamped_where_they_are_exponentiated(estimator, drift):
+    constant = torch.full((3,), -3.0)
+    moved = constant + torch.tensor([drift, 0.0, 0.0])
+    logprobs, zero, one = constant.clone().requires_grad_(), torch.zeros(3), torch.ones(3)
+    loss, stats = policy_loss(
+        logprobs, zero, constant, one, one, rollout_logprobs=moved, ref_logprobs=moved,
+        kl_coefficient=1.0, kl_estimator=estimator, importance="truncate",
+    )  # fmt: skip
+    d = max(-MAX_LOG_RATIO, min(drift, MAX_LOG_RATIO))
+    kl = {"k1": -drift, "k2": drift**2 / 2, "k3": math.exp(d) - 1 - d}[estimator]
+    kl_slope = {"k1": 1.0, "k2": -drift, "k3": (1 - math.exp(d)) * (d == drift)}[estimator]
+    assert loss.item() == pytest.approx(kl - math.exp(-d) - 2, rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    plain = 1.0 if estimator == "k1" else 0.0
+    expected = [kl_slope - math.exp(-d), plain - 1, plain - 1]
+    assert gradient.tolist() == pytest.approx(expected, rel=1e-5)
+    named = dict(zip(POLICY_STATS, stats.tolist(), strict=True))
+    assert named["num_clamped_ratios"] == (d != drift)
 
 
 def test_without_gradients_the_policy_loss_is_the_same(head, policy):
@@ -315,6 +397,11 @@ def test_errors_name_the_argument(head, policy):
     def loss(**keywords):
         return linear_policy_loss(hidden, weight, targets, old, advantages, weights, **keywords)
 
+    def temperatures(position, wrong):
+        values = torch.ones(NUM_TOKENS, dtype=torch.double)
+        values[position] = wrong
+        return values
+
     for message, call in {
         "weight": lambda: linear_logprob(hidden, weight[:, :-1], targets),
         "share a floating type": lambda: linear_logprob(hidden, weight.float(), targets),
@@ -325,6 +412,21 @@ def test_errors_name_the_argument(head, policy):
         "temperature": lambda: linear_logprob(hidden, weight, targets, temperature=0.0),
         "temperature has shape": lambda: linear_logprob(
             hidden, weight, targets, temperature=torch.ones(3)
+        ),
+        r"temperature\[3\] is 0.0: it must be positive and finite": lambda: linear_logprob(
+            hidden, weight, targets, temperature=temperatures(3, 0.0)
+        ),
+        r"temperature\[0\] is -1.0": lambda: loss(temperature=temperatures(0, -1.0)),
+        r"temperature\[6\] is inf": lambda: loss(temperature=temperatures(6, math.inf)),
+        r"temperature\[2\] is nan": lambda: linear_logprob(
+            hidden, weight, targets, temperature=temperatures(2, math.nan)
+        ),
+        r"temperature\[0\] is 0.0": lambda: loss(temperature=torch.tensor(0.0)),
+        "temperature is nan": lambda: loss(temperature=math.nan),
+        "temperature is inf": lambda: loss(temperature=math.inf),
+        "temperature is -1.0": lambda: loss(temperature=-1.0),
+        r"temperature\[1\] is 1e-50": lambda: linear_logprob(
+            hidden.float(), weight.float(), targets, temperature=temperatures(1, 1e-50)
         ),
         "mode": lambda: linear_logprob(hidden, weight, targets, mode="fast"),
         "ref_logprobs is needed": lambda: loss(kl_coefficient=0.1),

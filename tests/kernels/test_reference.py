@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The definitions against independent truth: dense autograd in float64, loops written out."""
 
+import functools
 import itertools
 import math
 
@@ -13,7 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from satori_fast.kernels import reference
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
+from tests.kernels.extremes import (
+    OFFSETS,
+    assert_broken_tokens_stay_alone,
+    assert_error_of_stored_logits,
+    assert_impossible_words_are_harmless,
+)
 
+# Operation, and whether it keeps a softmax.
+HEADS = [("logprob", False), ("logprob", True), ("policy", False)]
+LOAD = functools.partial(getattr, reference)
 TERMS = PolicyTerms(0.2, 0.3, math.inf, 0.1, 0.02, 0.0, math.inf, "k3", "none")
 
 
@@ -53,14 +63,15 @@ def dense_logprob(hidden, weight, targets, temperature=1.0, real=None):
 def dense_policy_loss(logprobs, entropies, inputs, terms):
     """The formula of `policy_loss`, written with torch functions that autograd follows."""
     old, advantages, weights, _, ref = inputs
-    ratio = (logprobs - old).exp()
+    ratio = (logprobs - old).clamp(-20, 20).exp()
     clipped = ratio.clamp(1 - terms.clip_low, 1 + terms.clip_high)
     loss = -torch.min(ratio * advantages, clipped * advantages)
     difference = ref - logprobs
+    bounded = difference.clamp(-20, 20)
     kl = {
         "k1": -difference,
         "k2": difference**2 / 2,
-        "k3": difference.exp() - 1 - difference,
+        "k3": bounded.exp() - 1 - bounded,
     }[terms.kl_estimator]
     loss = loss + terms.kl_coefficient * kl - terms.entropy_coefficient * entropies
     return (weights * loss).sum(), kl
@@ -181,6 +192,26 @@ def test_linear_policy_loss_equals_dense_autograd(estimator):
         named = dict(zip(POLICY_STATS, stats.tolist(), strict=True))
         assert named["num_tokens"] == int((inputs.loss_weights != 0).sum())
         assert named["clip_fraction_high"] > 0 and named["clip_fraction_low"] > 0
+
+
+@pytest.mark.parametrize(("offset", "temperature"), OFFSETS)
+@pytest.mark.parametrize(
+    ("kind", "keeps"), [("logprob", False), ("logprob", True), ("policy", False)]
+)
+def test_an_offset_of_all_logits_costs_no_digits(offset, temperature, kind, keeps):
+    assert_error_of_stored_logits(LOAD, offset, temperature, kind, keeps=keeps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keeps"), [("logprob", False), ("logprob", True), ("policy", False)]
+)
+def test_a_word_of_logit_minus_infinity(kind, keeps):
+    assert_impossible_words_are_harmless(LOAD, kind, keeps=keeps)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_tokens_that_are_not_numbers(keeps):
+    assert_broken_tokens_stay_alone(LOAD, keeps=keeps)
 
 
 def test_masked_tokens_may_hold_anything():

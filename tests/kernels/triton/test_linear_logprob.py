@@ -15,11 +15,18 @@ from satori_fast.kernels import (
     reference,
     schemas,
     segment_scan,
+    triton,
 )
 from satori_fast.kernels.head import kept_partition, stash_dtype, stash_width
 from satori_fast.kernels.triton import head as row_kernels
 from satori_fast.kernels.triton import linear_logprob as file
 from satori_fast.kernels.triton import stash as stashed
+from tests.kernels.extremes import (
+    OFFSETS,
+    assert_broken_tokens_stay_alone,
+    assert_error_of_stored_logits,
+    assert_impossible_words_are_harmless,
+)
 
 TILE = 32
 # Relative error of a gradient, in the norm. The interpreter cuts bfloat16 off where a GPU rounds,
@@ -153,6 +160,32 @@ def test_a_shift_of_all_logits_changes_nothing(shift, keeps):
         torch.testing.assert_close(value.double(), truth, atol=4e-5, rtol=0)
     for value, truth in zip(got[2:], expected[2:], strict=True):
         torch.testing.assert_close(value[:, :-1].double(), truth, atol=2e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def wide_tiles(small_tiles, resize):
+    """Few turns of a row over its tiles: the interpreter pays for each."""
+    rows = [row_kernels.STATISTICS, *row_kernels.GRADIENTS.values(), *stashed.CONFIGURATIONS]
+    resize(rows, LANES=128)
+
+
+@pytest.mark.usefixtures("wide_tiles")
+@pytest.mark.parametrize(("offset", "temperature"), OFFSETS)
+@pytest.mark.parametrize("keeps", [False, True])
+def test_an_offset_of_all_logits_costs_no_digits(offset, temperature, keeps):
+    assert_error_of_stored_logits(triton.load, offset, temperature, "logprob", keeps=keeps)
+
+
+@pytest.mark.usefixtures("wide_tiles")
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_word_of_logit_minus_infinity(keeps):
+    assert_impossible_words_are_harmless(triton.load, "logprob", keeps=keeps)
+
+
+@pytest.mark.usefixtures("wide_tiles")
+@pytest.mark.parametrize("keeps", [False, True])
+def test_tokens_that_are_not_numbers(keeps):
+    assert_broken_tokens_stay_alone(triton.load, keeps=keeps)
 
 
 @pytest.mark.parametrize("keeps", [False, True])

@@ -8,11 +8,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from satori_fast.kernels import reference
+from satori_fast.kernels import reference, triton
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
 from satori_fast.kernels.triton import head as row_kernels
 from satori_fast.kernels.triton import linear_policy_loss as file
 from satori_fast.kernels.triton import products
+from tests.kernels.extremes import (
+    OFFSETS,
+    assert_error_of_stored_logits,
+    assert_impossible_words_are_harmless,
+)
 from tests.kernels.triton.conftest import interpreted
 
 TERMS = PolicyTerms(0.2, 0.3, 3.0, 0.1, 0.02, 0.5, 2.0, "k3", "truncate")
@@ -106,6 +111,23 @@ def test_absent_inputs_and_terms_that_are_off():
     problem = make_problem(8, 40, absent=("rollout_logprobs", "ref_logprobs"))
     got = run(file.linear_policy_loss, *problem, terms)
     assert_close(got, in_float64(*problem, terms), torch.float32)
+
+
+@pytest.fixture
+def wide_tiles(small_tiles, resize):
+    """Few turns of a row over its tiles: the interpreter pays for each."""
+    resize(file.ROWS.values(), LANES=128)
+
+
+@pytest.mark.usefixtures("wide_tiles")
+@pytest.mark.parametrize(("offset", "temperature"), OFFSETS)
+def test_an_offset_of_all_logits_costs_no_digits(offset, temperature):
+    assert_error_of_stored_logits(triton.load, offset, temperature, "policy")
+
+
+@pytest.mark.usefixtures("wide_tiles")
+def test_a_word_of_logit_minus_infinity():
+    assert_impossible_words_are_harmless(triton.load, "policy")
 
 
 def test_only_what_is_needed():

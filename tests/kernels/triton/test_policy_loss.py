@@ -82,6 +82,30 @@ def test_sizes_and_absent_inputs(num_tokens, absent):
     assert all(a.equal(b) for a, b in zip(got, again, strict=True))
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("clip_dual", [3.0, math.inf])
+def test_log_ratios_are_clamped_and_keep_a_nan(estimator, clip_dual):
+    logprobs, entropies, inputs = make_problem(70)
+    # One log-ratio each, or two, of tokens that count; everything stays in one column of a block.
+    for start, (tensor, drift) in enumerate(
+        [(logprobs, 30), (logprobs, -math.inf), (inputs.old_logprobs, -60),
+         (inputs.rollout_logprobs, 100), (inputs.ref_logprobs, 25), (inputs.ref_logprobs, -25)]
+    ):  # fmt: skip
+        tensor[3 * start] += drift
+    # k1 and k2 of a log-probability of -inf are infinite: it is left out there.
+    terms = TERMS._replace(
+        kl_estimator=estimator, clip_dual=clip_dual, kl_coefficient=0.1 * (estimator == "k3")
+    )
+    got = file.policy_loss(logprobs, entropies, inputs, terms)
+    expected = in_float64(logprobs, entropies, inputs, terms)
+    assert_equal((got[0], *got[2:]), (expected[0], *expected[2:]))
+    assert got[0].isfinite() and got[2].isfinite().all()
+    named = dict(zip(POLICY_STATS, got[1].tolist(), strict=True))
+    assert named["num_clamped_ratios"] == (6 if estimator == "k3" else 4)
+    inputs.old_logprobs[30] = math.nan
+    assert file.policy_loss(logprobs, entropies, inputs, terms)[2][30].isnan()
+
+
 def test_no_limits_and_terms_that_are_off():
     terms = PolicyTerms(0.2, 0.2, math.inf, 0.0, 0.0, 0.0, math.inf, "k3", "mask")
     problem = make_problem(40)
