@@ -122,7 +122,7 @@ def _read_problems(
     """The problems of a data set, read anew; their answers are checked by killable workers."""
     data, reward = config.data, config.reward
     # Nothing else works now, so every core may check answers; 0 stays 0.
-    most = min(len(os.sched_getaffinity(0)), _MAX_CHECKING_PROCESSES)
+    most = min(os.cpu_count() or 1, _MAX_CHECKING_PROCESSES)
     num_workers = reward.num_workers and max(reward.num_workers, most)
     with GradingPool(num_workers, reward.timeout_s) as pool:
         load = partial(load_problems, check_answers=pool.check_golds)
