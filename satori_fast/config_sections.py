@@ -74,7 +74,7 @@ class TokenizerConfig(Section):
 
 class DataConfig(Section):
     source: str = "arithmetic"
-    """arithmetic (built in), or a .jsonl/.json/.parquet file, or the hub name of a data set"""
+    """arithmetic (built in), or a .jsonl, .json (also .gz) or .parquet file, or a hub data set's name"""
     mapping: str | None = None
     """field mapping of the source (see data.sources.FIELD_MAPPINGS); None: by name"""
     levels: tuple[int, ...] = Field(default=(3,), strict=False)  # TOML lists
@@ -259,7 +259,7 @@ class RewardConfig(Section):
     model: str | None = None
     """folder or hub name of a reward model; None: the one that the preference stage made"""
     num_workers: int = Field(default=1, ge=0)
-    """grading processes; 0 grades in the trainer, without a time limit"""
+    """grading processes (while data is loaded, up to 8); 0: in the trainer, without a time limit"""
     timeout_s: float = Field(default=5.0, gt=0)
     """seconds per answer; a grader over time is killed, the answer counts as wrong"""
 

@@ -258,7 +258,9 @@ class _Ids:
 
 
 def _problem(row: GoodRow, fields: FieldMapping, problem_id: str) -> Problem:
-    question = _PROMPT_SUFFIX.sub("", text_field(row, fields.question)).strip()
+    question = text_field(row, fields.question)
+    if question.endswith(("{}", "{}.")):  # the search is slow: not for every question
+        question = _PROMPT_SUFFIX.sub("", question).strip()
     if not question:
         raise BadRow(f"empty field {fields.question!r}")
     choices = _choices(row, fields.choices) if fields.choices is not None else []

@@ -43,6 +43,7 @@ _SENTINELS = frozenset(
 _NO_ANSWER_AT_ALL = re.compile(r"[-\u2010-\u2015?.\u2026_\s]*")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mbox|boxed)\s*\{([^{}]*)\}")
 _LIST_AS_TEXT = re.compile(r"\[\s*(['\"]).*\1\s*,?\s*\]", re.DOTALL)
+_LONGEST_SENTINEL = 60  # characters, with what wraps it
 _LONGEST_LIST = 10_000  # characters
 _LONGEST_DIGITS = 25  # a whole number with more is written with an exponent
 
@@ -96,6 +97,8 @@ def scalar_text(value: Any, name: str) -> str:
 
 def check_text(text: str, name: str) -> None:
     """`BadRow` for text that no tokenizer and no file can take: half of a surrogate pair."""
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -105,6 +108,8 @@ def check_text(text: str, name: str) -> None:
 
 def refuse_sentinel(answer: str, name: str) -> None:
     """`BadRow` for what stands where an answer is missing, such as "proof", "N/A" or "-"."""
+    if answer[:1].isdigit() or len(answer) > _LONGEST_SENTINEL:
+        return
     bare = _WRAPPED.sub(r"\1", answer).replace("$", "").strip().strip("'\"()[]*.:;!")
     known = bare == "NA" or " ".join(bare.casefold().split()) in _SENTINELS  # "Na" is sodium
     if known or _NO_ANSWER_AT_ALL.fullmatch(answer):

@@ -13,7 +13,7 @@ from tests.stages.test_run import take_back, timeless, tiny_config
 
 def test_a_buffer_reads_back_as_it_was_written(tmp_path: Path) -> None:
     restarts = [
-        Problem("1", "p 7 q 1", "p", Prefix("q<|reflect|>", "restart", correct=False)),
+        Problem("1", "p 7 q 1", "p", Prefix("q<|reflect|>", "restart", correct=False), level="3"),
         Problem("2", "p 7 q 1", "q", Prefix("q<|continue|> p<|reflect|>", "restart", correct=True)),
     ]
     write_restarts(tmp_path / "buffers" / "x.jsonl", restarts)

@@ -32,6 +32,7 @@ def test_a_file_holds_every_sample_with_its_verdict(tmp_path: Path) -> None:
         groups = list(sampled(run, "x"))
     assert [len(group) for group in groups] == [3] * 7
     questions = [group[0][0].problem.question for group in groups]
+    assert {trajectory.problem for group in groups for trajectory, _ in group} <= set(run.problems)
     assert len(set(questions)) == 7
     for group in groups:
         assert len({(t.group_id, t.problem.question) for t, _ in group}) == 1
