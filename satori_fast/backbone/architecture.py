@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from satori_fast.backbone.parallel import parallel_state
+from satori_fast.backbone.weight_files import refuse_pointer
 from satori_fast.types import ScoreStatistics
 
 # Where a reward model keeps its statistics in config.json. The names are those of OpenRLHF, and so
@@ -31,12 +32,19 @@ SUPPORTED = {
 
 
 def load_hf_config(folder: str | os.PathLike[str]) -> Any:
-    """The configuration in a Hugging Face model folder; ValueError when there is none."""
+    """The configuration in a Hugging Face model folder; ValueError when none can be read."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    if not (Path(folder) / "config.json").is_file():
+    path = Path(folder) / "config.json"
+    if not path.is_file():
         raise ValueError(f"model folder {os.fspath(folder)!r} has no config.json")
-    return AutoConfig.from_pretrained(folder)
+    refuse_pointer(path, path.read_bytes())
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise ValueError(f"{path} cannot be used: {reason}") from None
 
 
 def hf_architecture(hf_config: Any, kind: str) -> str:

@@ -286,7 +286,8 @@ class PolicyModel(PackedModel):
         assert 0 < num_tokens <= self.hf_config.vocab_size
         self.num_tokens = num_tokens
         if self.post_process:
-            self.output_layer.vocab_size = num_tokens
+            head: Any = self.output_layer
+            head.vocab_size = num_tokens
 
     def forward(self, batch: PackedBatch, head: PolicyHead | None = None) -> Any:  # type: ignore[override]
         """`head`'s result on the last stage; without a head, logits fp32 [T, V].

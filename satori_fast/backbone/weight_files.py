@@ -125,7 +125,7 @@ def _indexed(folder: Path) -> dict[str, str] | None:
     if (folder / _WHOLE).is_file() or not path.is_file():
         return None
     content = path.read_bytes()
-    _refuse_pointer(path, content)
+    refuse_pointer(path, content)
     try:
         weight_map = json.loads(content)["weight_map"]
         pairs = {str(tensor): PurePosixPath(name) for tensor, name in weight_map.items()}
@@ -148,7 +148,7 @@ def _indexed(folder: Path) -> dict[str, str] | None:
 def _opened(path: Path) -> Any:
     """A safetensors file; ValueError says what it is instead."""
     with path.open("rb") as file:
-        _refuse_pointer(path, file.read(len(_LFS)))
+        refuse_pointer(path, file.read(len(_LFS)))
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
@@ -156,7 +156,8 @@ def _opened(path: Path) -> Any:
         raise ValueError(f"{path} is damaged or cut short ({reason}): fetch it again") from None
 
 
-def _refuse_pointer(path: Path, begin: bytes) -> None:
+def refuse_pointer(path: Path, begin: bytes) -> None:
+    """ValueError where a file that begins so is empty, or a pointer to one that was not fetched."""
     if not begin:
         raise ValueError(f"{path} is empty: fetch it again")
     if begin.startswith(_LFS):

@@ -75,10 +75,12 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     after a text (some put the end there) has no place in a prompt.
     """
     anything: Any = tokenizer
+    if not anything.encode(""):
+        return ()
     text = anything.encode("a", add_special_tokens=False)
     whole = anything.encode("a")
     for start in range(len(whole) - len(text) + 1):
-        if text and whole[start : start + len(text)] == text:
+        if whole[start : start + len(text)] == text:
             return tuple(whole[:start])
     return ()
 

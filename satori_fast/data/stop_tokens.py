@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from satori_fast.data.coat import META_ACTION_TOKENS, PromptRenderer
 from satori_fast.storage import write_atomically
@@ -28,10 +28,10 @@ def stop_ids_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, 
     """
     named: dict[int, str] = {}
     for name in ("config.json", _GENERATION_CONFIG):
-        value = _read(folder / name).get("eos_token_id")
-        ids = [] if value is None else value if isinstance(value, list) else [value]
+        value: Any = _read(folder / name).get("eos_token_id")
+        ids = value if _is_list(value) else [] if value is None else [value]
         for i in ids:
-            if type(i) is not int or i < 0:
+            if not isinstance(i, int) or isinstance(i, bool) or i < 0:
                 raise ValueError(
                     f"{folder / name}: eos_token_id is {value!r}: it must be a token id or a list "
                     "of them"
@@ -73,9 +73,17 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
+    if not _is_object(content):
         raise ValueError(f"{path} does not hold a JSON object")
     return content
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)

@@ -113,7 +113,7 @@ def load_tokenizer(folder_or_name: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"model folder {name} does not exist")
     try:
         return loader.from_pretrained(Path(name).expanduser() if looks_local else name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library `tokenizers` raises nothing more special
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"no tokenizer can be loaded from {name}: {reason}") from error
 

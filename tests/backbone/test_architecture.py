@@ -53,6 +53,27 @@ def test_unsupported_feature_is_named(config: Any, feature: str) -> None:
         _convert(config)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is empty"),
+        ("{", "cannot be used: .*not a valid JSON file"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
+        ("[]", "cannot be used: .*model_type"),
+        ('{"model_type": "foo"}', "cannot be used: .*model type `foo`"),
+        ('{"model_type": "qwen2", "hidden_size": "x"}', "cannot be used: .*hidden_size"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_one_line(
+    tmp_path: Path, content: str, said: str
+) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=said) as refused:
+        load_hf_config(tmp_path)
+    text = str(refused.value)
+    assert text.startswith(str(tmp_path / "config.json")) and "\n" not in text
+
+
 def test_folder_without_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=str(tmp_path)):
         load_hf_config(tmp_path)

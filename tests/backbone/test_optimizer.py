@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,3 +115,19 @@ def test_settings_out_of_range_are_named(field: str, value: object) -> None:
 def test_decay_must_outlast_the_warm_up() -> None:
     with pytest.raises(ValueError, match="decay_steps"):
         OptimizerSettings(learning_rate=1e-3, schedule="cosine", warmup_steps=5, decay_steps=5)
+
+
+def test_master_weights_are_those_that_were_loaded(tmp_path: Path) -> None:
+    """In bfloat16 a step too small to see leaves the checkpoint's bits; masters made from other
+    weights would put theirs in their place."""
+    tiny_model("qwen2").bfloat16().save_pretrained(tmp_path)
+    learner = build_learner(
+        tiny_model("qwen2").config,
+        weights=tmp_path,
+        optimizer=OptimizerSettings(learning_rate=1e-12, weight_decay=0.0),
+        dtype=torch.bfloat16,
+    )
+    before = {name: tensor.clone() for name, tensor in learner.hf_weights()}
+    batch = random_batch([12, 7])
+    update(learner, None, [batch], ones([batch]), ImitationLoss())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.hf_weights())

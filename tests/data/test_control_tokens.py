@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
-from transformers import AddedToken
+from tokenizers import Tokenizer, processors
+from tokenizers.models import WordLevel
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from satori_fast.data.coat import (
     META_ACTION_TOKENS,
@@ -150,7 +151,11 @@ def test_begin_of_text_is_there_once_where_the_post_processor_puts_it(
 def test_a_begin_of_text_that_is_only_set_is_not_put_anywhere() -> None:
     tokenizer = train_tokenizer([SATORI_TEMPLATE] * 4, 400)
     tokenizer.add_special_tokens({"bos_token": BOS})
-    assert opening_ids(tokenizer) == opening_ids(build_word_tokenizer(["b"])) == ()
+    few_words: Any = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"<eos>": 0, "b": 1})), eos_token="<eos>"
+    )
+    for other in (tokenizer, build_word_tokenizer(["b"]), few_words):
+        assert opening_ids(other) == ()
     problem = Problem("1", "1 + 1", "2")
     renderer = PromptRenderer(tokenizer, PLAIN_TEMPLATE, 64)
     assert renderer.prompt_ids(problem) == plain_ids(renderer, "1 + 1\n")

@@ -137,3 +137,12 @@ def test_a_model_folder_does_not_change_how_its_tokenizer_splits(tmp_path: Path)
     Qwen2Config(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
     text = "p \\boxed{ p q } <|reflect|> q"
     assert load_tokenizer(tmp_path).encode(text) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("content", ["", "{", "version https://git-lfs.github.com/spec/v1\n"])
+def test_a_damaged_tokenizer_is_named_in_one_line(tmp_path: Path, content: str) -> None:
+    build_word_tokenizer(["a"]).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match="no tokenizer can be loaded from") as refused:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)

@@ -130,7 +130,7 @@ def test_padding_of_the_vocabulary_is_never_sampled_and_every_stop_token_stops(
 ) -> None:
     from tests.rollout.vllm_scenarios import requests
 
-    folder, num_tokens = checkpoints(tmp_path, "qwen2_tied"), 100
+    folder, num_tokens = checkpoints(tmp_path, "qwen2_tied"), 120
     result = run_scenario("padded", folder, "--num-tokens", str(num_tokens))
     initialize_parallel(seed=0)
     learner = build_learner(load_hf_config(folder / "new"), weights=folder / "new")

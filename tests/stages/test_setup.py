@@ -185,6 +185,7 @@ def by_transformers(folder: Path, trajectory: Trajectory) -> list[int]:
     return out[0, trajectory.prompt_len :].tolist()
 
 
+@pytest.mark.slow
 def test_a_run_stops_where_the_model_stops_and_so_do_its_exports(tmp_path: Path) -> None:
     free = model_in(tmp_path / "free", eos_token_id=0)
     with build_run(run_config(tmp_path, free, "--name", "first")) as run:
