@@ -187,11 +187,6 @@ def check_reinforcement(
             "reinforce.restarts.original_weight, correct_weight and incorrect_weight are all 0: "
             f"nothing is left to train on; raise one of them, or set enabled = false{where}"
         )
-    if has_critic and config.critic_warmup_steps >= config.num_steps:
-        raise ValueError(
-            f"reinforce.critic_warmup_steps = {config.critic_warmup_steps} leaves the policy no "
-            f"step of reinforce.num_steps = {config.num_steps}: lower it{where}"
-        )
     _check_schedule("reinforce.optimizer", config.optimizer, config, where=where)
     if has_critic:
         _check_schedule("reinforce.critic_optimizer", config.critic_optimizer, config, where=where)

@@ -51,10 +51,6 @@ CONTRADICTORY = [
         "--reinforce.restarts.incorrect_weight 0.0",
         "reinforce.restarts.original_weight, correct_weight and incorrect_weight are all 0",
     ),
-    (
-        "--reinforce.critic_warmup_steps 100",
-        "reinforce.critic_warmup_steps = 100 leaves the policy no step of reinforce.num_steps",
-    ),
     ("--solutions.num_samples 1", "solutions.num_samples = 1 leaves the preference stage no pair"),
     ("--solutions.num_problems 1", "solutions.num_problems = 1 leaves the preference stage"),
     ("--iterate.rounds []", "iterate.rounds is empty"),
@@ -164,7 +160,7 @@ def test_contradictory_settings(tmp_path: Path, overrides: str, text: str) -> No
         "--rollout.engine server --parallel.pipeline 2 --rollout.sync_route file",
         "--rollout.engine server --rollout.sync_route file --rollout.sync_folder /tmp/x",
         "--reinforce.importance_low 1.0 --reinforce.importance_high inf",
-        "--reinforce.recipe grpo --reinforce.critic_warmup_steps 100",
+        "--reinforce.critic_warmup_steps 100",
         "--evaluation.max_new_tokens 1024",
         # All updates may warm up where nothing decays.
         "--reinforce.optimizer.warmup_fraction 0.9 --reinforce.num_steps 1",

@@ -39,7 +39,7 @@ from satori_fast.stages.step_metrics import (
     update_metrics,
 )
 from satori_fast.stages.workload import count_decoding, count_scoring, count_training
-from satori_fast.types import RolloutResult, Trajectory
+from satori_fast.types import PackedBatch, RolloutResult, Trajectory
 
 
 @dataclass
@@ -69,6 +69,15 @@ class Actors:
         if self.critic is None or step >= self.config.critic_warmup_steps:
             return self.learners
         return {"critic": self.critic}
+
+    def informative(self, step: int, scored: list[Trajectory]) -> list[Trajectory]:
+        """Drop groups without signal, unless the recipe learns from all; no signal at all is an
+        alarm."""
+        kept = scored
+        if self.recipe.min_group_std is not None:
+            kept = drop_uninformative_groups(scored, self.recipe.min_group_std)
+        self.uninformative.look_at(step, scored, kept)
+        return kept
 
     @property
     def scorers(self) -> list[Learner]:
@@ -113,8 +122,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         preferences = actors.reward_model.rewards(run, rollout.trajectories)
     with run.spans.span("reward"):
         scored = score(rollout.trajectories, actors.rewards, run.grader, preferences=preferences)
-        kept = informative(scored, recipe)
-        actors.uninformative.look_at(step, scored, kept)
+        kept = actors.informative(step, scored)
     with run.spans.span("pack"):
         packing = run.packing(config.num_minibatches, run.seed(run.stage, "minibatches", step))
         batches = pack(kept, assign_credit(kept, recipe.credit), packing, recipe.weighting)
@@ -127,14 +135,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
             actors.critic,
             temperature=recipe.loss.temperature,
         )
-        check_logprobs(
-            batches,
-            kept,
-            version=rollout.policy_version,
-            limit=run.config.rollout.max_logprob_diff,
-            parallel=run.parallel,
-            tokenizer=run.renderer.tokenizer,
-        )
+        compare_logprobs(run, batches, kept, version=rollout.policy_version)
         advantages = estimate_advantages(batches, recipe.advantage, run.parallel.all_reduce_sum)
         advantages, reweighted = weigh_sequences(batches, advantages, importance_rule(config))
     trained = actors.trained(step)
@@ -280,11 +281,18 @@ def num_updates(config: ReinforceConfig) -> int:
     return config.num_steps * config.num_minibatches
 
 
-def informative(scored: list[Trajectory], recipe: Recipe) -> list[Trajectory]:
-    """Drop groups without signal, unless the recipe learns from all."""
-    if recipe.min_group_std is None:
-        return scored
-    return drop_uninformative_groups(scored, recipe.min_group_std)
+def compare_logprobs(
+    run: Run, batches: Sequence[PackedBatch], kept: Sequence[Trajectory], *, version: int
+) -> None:
+    """`check_logprobs` with the settings of the run."""
+    check_logprobs(
+        batches,
+        kept,
+        version=version,
+        limit=run.config.rollout.max_logprob_diff,
+        parallel=run.parallel,
+        tokenizer=run.renderer.tokenizer,
+    )
 
 
 def evenly_spread(scored: list[Trajectory], num: int) -> list[Trajectory]:

@@ -83,7 +83,7 @@ MISSING = [
     (("--synthesize.critic", "{kind='endpoint'}"), "synthesize.critic.model is missing"),
     (
         ("--synthesize.critic", "{kind='embedded',model='nowhere'}"),
-        "synthesize.critic.model = 'nowhere': model",
+        "synthesize.critic.model = 'nowhere': model folder",
     ),
 ]
 

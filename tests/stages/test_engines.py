@@ -59,7 +59,8 @@ def test_servers_elsewhere_need_no_vllm_here(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_urls_may_be_one_text(tmp_path: Path) -> None:
-    config = config_of(tmp_path, "--rollout.server_url", "http://127.0.0.1:1/, http://127.0.0.1:2")
+    urls = "http://127.0.0.1:1/, http://127.0.0.1:2"
+    config = config_of(tmp_path, "--rollout.server_url", urls, "--rollout.engine", "server")
     assert config.rollout.server_url == ("http://127.0.0.1:1", "http://127.0.0.1:2")
 
 
