@@ -46,6 +46,7 @@ from satori_fast.config_stages import (
     SupervisedConfig,
     SynthesizeConfig,
 )
+from satori_fast.redaction import redacted
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -296,7 +297,7 @@ def _first_line(error: ValidationError) -> str:
     detail = error.errors()[0]
     key = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{key} = {detail['input']!r}: {message}" if key else message
+    return redacted(f"{key} = {detail['input']!r}: {message}" if key else message)
 
 
 def _write_section(lines: list[str], values: Mapping[str, Any], path: list[str]) -> None:

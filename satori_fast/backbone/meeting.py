@@ -134,7 +134,8 @@ class Meeting:
         except Exception:  # the store is gone with the rank that kept it
             return "the process that keeps the ranks together is gone"
         if gone:
-            return f"{', '.join(map(self._described, gone))} is gone without a word (killed? of a full memory the kernel's log tells)"
+            who = ", ".join(map(self._described, gone))
+            return f"{who} is gone without a word: killed, maybe for memory (the kernel's log says)"
         return None
 
     def report(self, line: str, *, is_of_peers: bool) -> str | None:

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,3 +53,91 @@ def test_a_server_that_ends_while_it_starts_shows_the_end_of_its_log(tmp_path: P
 
 def test_nobody_answers_at_a_free_port() -> None:
     assert not is_healthy("http://127.0.0.1:9", timeout_s=5.0)
+
+
+class Scripted(ServerProcess):
+    """Starts a program instead of vLLM; `ports` are those that it was given."""
+
+    def __init__(self, command: ServerCommand, program: str) -> None:
+        super().__init__(command)
+        self.program = program
+        self.ports: list[int] = []
+
+    def _start_at(self, port: int) -> None:
+        self.ports.append(port)
+        self.url = f"http://127.0.0.1:{port}"
+        with self.command.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", self.program, str(port), str(len(self.ports))],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._wait_until_up(time.monotonic() + 60)
+
+
+TAKEN_AT_FIRST = """
+import http.server, sys
+if sys.argv[2] == "1":
+    raise SystemExit("OSError: [Errno 98] error while binding: Address already in use")
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+"""
+
+
+def test_a_port_that_was_taken_meanwhile_is_not_the_end(tmp_path: Path) -> None:
+    process = Scripted(ServerCommand(tmp_path, tmp_path / "engine.log"), TAKEN_AT_FIRST)
+    process.start()
+    assert len(process.ports) == 2 and process.is_running()
+    process.close()
+
+
+def test_another_error_is_not_tried_again_and_told_on_one_line(tmp_path: Path) -> None:
+    program = "import sys; sys.exit('starting\\nValueError: no such flag\\nbye')"
+    log = tmp_path / "engine.log"
+    process = Scripted(ServerCommand(tmp_path, log), program)
+    with pytest.raises(EngineDied) as caught:
+        process.start()
+    assert len(process.ports) == 1
+    assert str(caught.value) == (
+        "the vLLM server ended while it started. It said: ValueError: no such flag "
+        f"(all of it: {log})"
+    )
+    process.close()
+
+
+# A leader that is killed, and its child that ignores SIGTERM, as a resource tracker does, and still
+# cleans up when its pipe ends.
+TRACKED = """
+import os, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", '''
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("tracking", flush=True)
+sys.stdin.read()
+time.sleep(0.3)
+pathlib.Path(sys.argv[1]).unlink()
+''', sys.argv[1]], stdin=subprocess.PIPE)
+time.sleep(600)
+"""
+
+
+def test_what_a_dead_server_left_gets_a_moment_to_clean_up(tmp_path: Path) -> None:
+    left = tmp_path / "block"
+    left.touch()
+    process = Scripted(ServerCommand(tmp_path, tmp_path / "engine.log"), "")
+    leader = subprocess.Popen(
+        [sys.executable, "-c", TRACKED, str(left)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert leader.stdout is not None and leader.stdout.readline() == b"tracking\n"
+    process._process = leader
+    leader.kill()
+    leader.wait()
+    process.stop()
+    assert not left.exists()
+    process.close()
