@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,36 @@ def test_digests_find_a_bit_a_cut_and_a_missing_file(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(storage.DamagedFile, match="sub/weights is missing"):
         storage.check_digests(tmp_path, recorded)
+
+
+def test_json_is_read_or_its_file_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}')
+    assert storage.read_json(path) == {"a": 1}
+    for damage in (b"", b'{"a": ', b"\xff"):
+        path.write_bytes(damage)
+        with pytest.raises(storage.DamagedFile, match=f"{path} is damaged: not JSON"):
+            storage.read_json(path)
+
+
+def test_lines_are_read_or_the_wrong_one_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("1\n2\n")
+    assert list(storage.json_lines(path)) == [1, 2]
+    path.write_bytes(b'1\n"\xff"\n')
+    with pytest.raises(storage.DamagedFile, match=f"{path} is damaged: line 2"):
+        list(storage.json_lines(path))
+
+
+def test_a_file_that_shows_late_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "late"
+    timer = threading.Timer(0.3, path.touch)
+    timer.start()
+    assert storage.wait_for_file(path, patience_s=60.0).exists()
+    timer.join()
+
+
+def test_a_file_that_never_shows_is_waited_for_to_the_end(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    assert storage.wait_for_file(tmp_path / "no" / "file", patience_s=0.2).name == "file"
+    assert time.monotonic() >= begin + 0.2
