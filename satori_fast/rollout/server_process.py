@@ -17,13 +17,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
-from satori_fast.processes import group_lives
+from satori_fast.processes import group_members, is_resource_tracker
 from satori_fast.redaction import keep_secret, redacted
 from satori_fast.rollout.engine import EngineDied
 from satori_fast.rollout.server_owner import SECRET_VARIABLE
@@ -34,7 +34,6 @@ _LOOPBACK = "127.0.0.1"
 _LOG_TAIL_LINES = 60
 _PORT_TRIES = 3
 _PORT_IS_TAKEN = "address already in use"
-# Of a group whose leader is gone: its resource tracker removes what the others left in memory.
 _GROUP_PATIENCE_S = 5.0
 # A launcher's: vLLM would take them for its own.
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
@@ -181,15 +180,28 @@ class ServerProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            # The group outlives its leader: a killed server leaves its workers behind.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GROUP_PATIENCE_S)
-            deadline = time.monotonic() + _GROUP_PATIENCE_S
-            while group_lives(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.05)
+        # The group outlives its leader: a killed server leaves its workers behind.
+        self._end_group(process, signal.SIGTERM)
+        # Resource trackers ignore SIGTERM. When the others are gone they remove what those left.
+        self._end_group(process, signal.SIGKILL, spare=is_resource_tracker)
+        self._end_group(process, signal.SIGKILL)
+
+    def _end_group(
+        self,
+        leader: subprocess.Popen[bytes],
+        number: signal.Signals,
+        spare: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """Send a signal to the group of `leader`, and wait a while until it is gone."""
+        for pid in group_members(leader.pid):
+            if not spare(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        deadline = time.monotonic() + _GROUP_PATIENCE_S
+        while (leader.poll() is None or group_members(leader.pid)) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
 
     def close(self) -> None:
         self.stop()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from satori_fast.processes import group_members
 from satori_fast.rollout.engine import EngineDied
 from satori_fast.rollout.server_process import (
     ServerCommand,
@@ -109,35 +110,32 @@ def test_another_error_is_not_tried_again_and_told_on_one_line(tmp_path: Path) -
     process.close()
 
 
-# A leader that is killed, and its child that ignores SIGTERM, as a resource tracker does, and still
-# cleans up when its pipe ends.
+# A leader that is killed, its worker that does not hear SIGTERM, and a block that both share.
 TRACKED = """
-import os, signal, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", '''
-import pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("tracking", flush=True)
-sys.stdin.read()
-time.sleep(0.3)
-pathlib.Path(sys.argv[1]).unlink()
-''', sys.argv[1]], stdin=subprocess.PIPE)
+import signal, subprocess, sys, time
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
+block = SharedMemory(create=True, size=64)
+hold = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", hold], pass_fds=[resource_tracker._resource_tracker._fd])
+time.sleep(0.5)  # until the worker ignores it
+print(block.name, flush=True)
 time.sleep(600)
 """
 
 
-def test_what_a_dead_server_left_gets_a_moment_to_clean_up(tmp_path: Path) -> None:
-    left = tmp_path / "block"
-    left.touch()
+@pytest.mark.slow
+def test_what_a_dead_server_left_in_memory_is_removed(tmp_path: Path) -> None:
     process = Scripted(ServerCommand(tmp_path, tmp_path / "engine.log"), "")
     leader = subprocess.Popen(
-        [sys.executable, "-c", TRACKED, str(left)],
-        stdout=subprocess.PIPE,
-        start_new_session=True,
+        [sys.executable, "-c", TRACKED], stdout=subprocess.PIPE, start_new_session=True
     )
-    assert leader.stdout is not None and leader.stdout.readline() == b"tracking\n"
+    assert leader.stdout is not None
+    block = Path("/dev/shm") / leader.stdout.readline().decode().strip()
+    assert block.exists()
     process._process = leader
     leader.kill()
     leader.wait()
     process.stop()
-    assert not left.exists()
+    assert not block.exists() and group_members(leader.pid) == []
     process.close()
