@@ -182,6 +182,7 @@ class ServerEngine(Engine):
         self._failure = None
 
         def act() -> None:
+            self._tell_all("greet")  # a server that was taken over is left alone
             for client in self._clients:
                 client.drain()
             self._open_route().open(self._clients)

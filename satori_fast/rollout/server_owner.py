@@ -82,11 +82,10 @@ class Tenancy:
                 f"the message has another secret than the server: set {SECRET_VARIABLE} to the "
                 "same value for both"
             )
-        if message["do"] in _HARMLESS:
-            return
-        if self._owner is not None and message.get("token") != self._owner.token:
+        if self._owner is None or message.get("token") == self._owner.token:
+            self._heard = self._now()
+        elif message["do"] not in _HARMLESS:
             raise PermissionError(f"the server is used by {self._owner}")
-        self._heard = self._now()
 
     def claim(self, message: Message) -> dict[str, Any]:
         """Take the asker for the owner, or answer who is."""

@@ -46,6 +46,7 @@ class ServerExtension(SyncExtension):
         actions: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
             "describe": self._satori_describe,
             "claim": self._satori_tenancy.claim,
+            "greet": lambda _: None,  # answered with an error where another run is the owner
             "release": lambda _: self._satori_tenancy.release(),
             "join": self._satori_join,
             "map": self._satori_map,

@@ -75,7 +75,7 @@ def test_a_trainer_elsewhere_is_followed_after_a_silence(server: Server) -> None
     first, second = Owner("first", ELSEWHERE), Owner("second", ELSEWHERE)
     server.claim(first)
     server.time = 90.0
-    server.tell("receive", token=first.token)  # a sign of life
+    server.tell("describe", token=first.token)  # a sign of life
     server.time = 150.0
     with pytest.raises(ValueError, match="heard of 60 s ago"):
         server.claim(second)
