@@ -27,6 +27,7 @@ from satori_fast.stages.setup import ARITHMETIC, learner_for
 from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.synthesize import demonstrations_path
 from satori_fast.stages.workload import count_training
+from satori_fast.storage import wait_for_file
 from satori_fast.types import Demonstration, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -135,8 +136,8 @@ def _source(run: Run) -> tuple[str, str | None]:
     if config.source is not None:
         return config.source, config.mapping
     written = demonstrations_path(run)
-    if written.exists():
-        return str(written), "coat"
+    if run.parallel.from_main(written.exists):
+        return str(wait_for_file(written)), "coat"
     if data.source == ARITHMETIC:
         raise ConfigError(
             "supervised has no demonstrations: add synthesize to stages before it, or set "
