@@ -23,8 +23,8 @@ class AgentConfig(Section):
     url: str = "http://127.0.0.1:8000/v1"
     """endpoint: where it answers"""
     api_key_variable: str | None = None
-    """endpoint: environment variable with its key; None: OPENAI_API_KEY for api.openai.com and for
-    this machine, which needs none; other hosts get no key that was not named for them"""
+    """endpoint: variable with its key; None: OPENAI_API_KEY, for api.openai.com or this machine only
+    """
     temperature: float = Field(default=0.0, ge=0)
     """sampling temperature; 0: greedy"""
     top_p: float = Field(default=1.0, gt=0, le=1)
