@@ -23,7 +23,7 @@ class AgentConfig(Section):
     url: str = "http://127.0.0.1:8000/v1"
     """endpoint: where it answers"""
     api_key_variable: str | None = None
-    """endpoint: variable with its key; None: OPENAI_API_KEY, for api.openai.com or this machine only
+    """endpoint: variable with its key; None: OPENAI_API_KEY, to api.openai.com or this machine only
     """
     temperature: float = Field(default=0.0, ge=0)
     """sampling temperature; 0: greedy"""
