@@ -56,7 +56,7 @@ def _log_to_stderr() -> None:
 def _failed(error: Exception) -> int:
     """Say in one line what happened, to the user, the other ranks and their launcher."""
     rank = _environment_rank("RANK")
-    is_of_peers = failures.is_of_peers(error)
+    is_of_peers = bool(_rank_prefix()) and failures.is_of_peers(error)
     code, line = failures.code_of(error), failures.line_of(error)
     log = failures.write_log(error, rank)
     # Where the message was written by a library it may say too little.

@@ -57,6 +57,7 @@ from satori_fast.config_stages import (
     SupervisedConfig,
     SynthesizeConfig,
 )
+from satori_fast.redaction import redacted
 
 __all__ = [
     "KEYS_OF_ENGINES",
@@ -349,7 +350,8 @@ def _first_line(error: ValidationError) -> str:
         text = _toml_value(value)
         return f'{key} = {text}: a text is needed; put it in quotes: {key} = "{text}"'
     # What a whole section gets wrong is a message that names its keys.
-    return message if not key or isinstance(value, Mapping) else f"{key} = {value!r}: {message}"
+    whole = not key or isinstance(value, Mapping)
+    return redacted(message if whole else f"{key} = {value!r}: {message}")
 
 
 def _write_section(lines: list[str], values: Mapping[str, Any], path: list[str]) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from satori_fast.redaction import has_credentials
+
 
 class Section(BaseModel):
     """A frozen section that refuses unknown keys and values of another type (3.0, "3" for 3).
@@ -199,12 +201,35 @@ class RolloutConfig(Section):
     """server: folder of the file route, the same path for trainer and servers; None: in memory"""
     max_engine_restarts: int = Field(default=3, ge=0)
     """server: deaths of the engine in a row after which the run stops"""
+    server_lease_s: float = Field(default=3600.0, gt=0)
+    """server: silence, seconds, after which servers of another run, on another host, may be taken
+    """
 
     @field_validator("server_url", mode="before")
     @classmethod
     def _by_commas(cls, value: Any) -> Any:
         urls = value.split(",") if isinstance(value, str) else value
         return [url.strip().rstrip("/") for url in urls if url.strip()]
+
+    @field_validator("server_url")
+    @classmethod
+    def _without_credentials(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        if any(map(has_credentials, urls)):
+            raise ValueError(
+                "leave user and password out, they would be written to config.toml: vLLM takes a "
+                "key from the environment variable VLLM_API_KEY, on both sides"
+            )
+        return urls
+
+    @field_validator("server_args")
+    @classmethod
+    def _without_key(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        if any(flag.partition("=")[0] in ("--api-key", "--api_key") for flag in flags):
+            raise ValueError(
+                "leave --api-key out, it would be written to config.toml: set the environment "
+                "variable VLLM_API_KEY, which server and trainer read"
+            )
+        return flags
 
     @model_validator(mode="after")
     def _keys_of_this_engine(self) -> Self:

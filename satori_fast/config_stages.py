@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from satori_fast.config_sections import OptimizerConfig, RolloutConfig, Section
+from satori_fast.redaction import has_credentials
 
 RecipeName = Literal["grpo", "ppo", "rloo"]
 
@@ -21,8 +22,9 @@ class AgentConfig(Section):
     """endpoint: the model's name there; else its folder"""
     url: str = "http://127.0.0.1:8000/v1"
     """endpoint: where it answers"""
-    api_key_variable: str = "OPENAI_API_KEY"
-    """endpoint: environment variable with the key; a server on this machine needs none"""
+    api_key_variable: str | None = None
+    """endpoint: variable with its key; None: OPENAI_API_KEY, to api.openai.com or this machine only
+    """
     temperature: float = Field(default=0.0, ge=0)
     """sampling temperature; 0: greedy"""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -49,6 +51,16 @@ class AgentConfig(Section):
     """embedded, vllm, scalar: type of the weights"""
     gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
     """vllm: of a GPU, for its weights and cache"""
+
+    @field_validator("url")
+    @classmethod
+    def _without_credentials(cls, url: str) -> str:
+        if has_credentials(url):
+            raise ValueError(
+                "leave user and password out, they would be written to config.toml: put the key "
+                "into an environment variable and name it in api_key_variable"
+            )
+        return url
 
 
 class GeneratorConfig(AgentConfig):

@@ -51,13 +51,21 @@ def place() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-def group_lives(group: int) -> bool:
-    """Does a process of this process group run? One that ended and was not reaped does not."""
+def group_members(group: int) -> list[int]:
+    """Processes of a process group that run; one that ended and was not reaped does not."""
+    members = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             state, fields = _stat(int(entry.name))
             if fields and state != "Z" and int(fields[1]) == group:
-                return True
+                members.append(int(entry.name))
+    return members
+
+
+def is_resource_tracker(pid: int) -> bool:
+    """Is it what Python starts to remove the shared memory of processes that ended?"""
+    with suppress(OSError):
+        return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 

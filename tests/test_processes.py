@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import replace
 
-from satori_fast.processes import group_lives, this_process
+from satori_fast.processes import group_members, is_resource_tracker, this_process
 
 
 def test_this_process_lives() -> None:
@@ -39,12 +39,13 @@ def test_nothing_is_known_of_other_machines() -> None:
     assert not replace(this_process(), place="elsewhere", pid=2**22 + 1).is_gone()
 
 
-def test_a_group_lives_as_long_as_one_of_it() -> None:
+def test_a_group_members_as_long_as_one_of_it() -> None:
     child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    assert group_lives(child.pid)
+    assert group_members(child.pid) == [child.pid]
+    assert not is_resource_tracker(child.pid)
     os.killpg(child.pid, signal.SIGKILL)
     deadline = time.monotonic() + 60
-    while group_lives(child.pid) and time.monotonic() < deadline:
+    while group_members(child.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not group_lives(child.pid)  # though nobody has reaped it
+    assert not group_members(child.pid)  # though nobody has reaped it
     child.wait()

@@ -130,3 +130,22 @@ def test_a_file_that_does_not_come_is_named(tmp_path: Path) -> None:
     storage.write_atomically(tmp_path / "other", "text")
     with pytest.raises(storage.DamagedFile, match="other is not the file that was written"):
         storage.wait_for_file(tmp_path / "other", recorded="0", timeout_s=0.05)
+
+
+def test_json_is_read_or_its_file_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}')
+    assert storage.read_json(path) == {"a": 1}
+    for damage in (b"", b'{"a": ', b"\xff"):
+        path.write_bytes(damage)
+        with pytest.raises(storage.DamagedFile, match=f"{path} is damaged: not JSON"):
+            storage.read_json(path)
+
+
+def test_lines_are_read_or_the_wrong_one_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(storage.sealed_line({"a": 1}) + storage.sealed_line({"a": 2}))
+    assert list(storage.sealed_records(path)) == [{"a": 1}, {"a": 2}]
+    path.write_text(path.read_text().replace('{"a": 2', '{"a": 3'))
+    with pytest.raises(storage.DamagedFile, match=f"{path}:2 is damaged"):
+        list(storage.sealed_records(path))

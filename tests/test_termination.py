@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -108,3 +109,24 @@ def test_the_end_comes_though_the_step_goes_on(
 def test_two_signals_of_a_launcher_are_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     assert termination._same_request_s() > 2
+
+
+def test_an_event_loop_is_left_in_order() -> None:
+    closed = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            closed.append("work")
+
+    async def all_of_it() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work())
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_later(0.01, term)
+            await asyncio.sleep(600)
+
+    with pytest.raises(Terminated), sigterm_handled():
+        asyncio.run(all_of_it())
+    assert closed == ["work"]

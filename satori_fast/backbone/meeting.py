@@ -60,6 +60,7 @@ class Meeting:
         self.rank, self.size, self.limits = rank, size, limits
         self._store = store
         self._count = 0
+        self._known: dict[int, ProcessId] = {}
         self._pulse_s = min(_LONGEST_PULSE_S, limits.collective_s / 8)
         self._done = threading.Event()
         store.set(f"who/{rank}", json.dumps(asdict(this_process())))
@@ -72,7 +73,7 @@ class Meeting:
         """End the pulse."""
         termination.ask_whether_hopeless(lambda: None)
         self._done.set()
-        self._thread.join()
+        self._thread.join(_REASON_PATIENCE_S)  # no longer: the store may not answer any more
 
     # -- waiting ------------------------------------------------------------------------------
 
@@ -129,12 +130,13 @@ class Meeting:
         """Why this run cannot go on, as far as it is known: a rank that failed, or is gone."""
         try:
             if self._store.check([_FAILURE]):
-                return f"{self._store.get(_FAILURE).decode()}"
+                return self._store.get(_FAILURE).decode()
             gone = [rank for rank in self._others() if self._is_gone(rank)]
         except Exception:  # the store is gone with the rank that kept it
             return "the process that keeps the ranks together is gone"
         if gone:
-            return f"{', '.join(map(self._described, gone))} is gone without a word (killed? of a full memory the kernel's log tells)"
+            who = ", ".join(map(self._described, gone))
+            return f"{who} is gone without a word: killed, maybe for memory (the kernel's log says)"
         return None
 
     def report(self, line: str, *, is_of_peers: bool) -> str | None:
@@ -169,9 +171,9 @@ class Meeting:
         return [rank for rank in range(self.size) if rank != self.rank]
 
     def _who(self, rank: int) -> ProcessId | None:
-        if not self._store.check([f"who/{rank}"]):
-            return None
-        return ProcessId(**json.loads(self._store.get(f"who/{rank}")))
+        if rank not in self._known and self._store.check([f"who/{rank}"]):
+            self._known[rank] = ProcessId(**json.loads(self._store.get(f"who/{rank}")))
+        return self._known.get(rank)
 
     def _is_gone(self, rank: int) -> bool:
         who = self._who(rank)
@@ -186,14 +188,17 @@ class Meeting:
         before, silent = self._pulses(), self._others()
         deadline = time.monotonic() + max(2.5 * self._pulse_s, _SHORTEST_SILENCE_S)
         while silent and time.monotonic() < deadline:
-            self._done.wait(min(self._pulse_s, _GLANCE_S))
+            time.sleep(min(self._pulse_s, _GLANCE_S))
             now = self._pulses()
             silent = [rank for rank in silent if before[rank] == now[rank]]
         return silent
 
     def _pulses(self) -> list[str | None]:
-        keys = [f"pulse/{rank}" for rank in range(self.size)]
-        return [self._store.get(k).decode() if self._store.check([k]) else None for k in keys]
+        return [self._pulse_of(rank) for rank in range(self.size)]
+
+    def _pulse_of(self, rank: int) -> str | None:
+        key = f"pulse/{rank}"
+        return self._store.get(key).decode() if self._store.check([key]) else None
 
     def _behind(self) -> list[int]:
         """Ranks that have come to fewer waits than this one."""
@@ -220,7 +225,7 @@ class Meeting:
                 return
             try:
                 self._store.set(f"pulse/{self.rank}", str(beat))
-                theirs = self._pulses_of(neighbour)
+                theirs = self._pulse_of(neighbour)
             except Exception:  # the store is gone: the main thread will find out
                 return
             if theirs != seen:
@@ -232,10 +237,6 @@ class Meeting:
                     self._described(neighbour),
                     math.floor(patience_s),
                 )
-
-    def _pulses_of(self, rank: int) -> str | None:
-        key = f"pulse/{rank}"
-        return self._store.get(key).decode() if self._store.check([key]) else None
 
 
 def caller() -> str:

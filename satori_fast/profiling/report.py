@@ -17,7 +17,7 @@ from typing import Any
 from satori_fast.profiling import report_compare as compare
 from satori_fast.profiling.report_evaluation import stage_charts
 from satori_fast.profiling.report_plots import GROUPS, SERIES_COLOURS, curve_charts, curves
-from satori_fast.profiling.report_runs import RunRecord, read_run, run_facts
+from satori_fast.profiling.report_runs import RunRecord, formed, read_run, run_facts
 from satori_fast.profiling.report_samples import sample_browser
 from satori_fast.profiling.report_timeline import stage_bars, timeline
 from satori_fast.profiling.summary import COLUMNS, duration, number, percent, stage_cells
@@ -34,9 +34,13 @@ def write_report_html(run_folder: str | Path, *, output: str | Path | None = Non
     holds no run.
     """
     run = read_run(run_folder)
-    run_curves = curves(run.lines, run.times)
-    charts = curve_charts(run_curves["metrics"])
-    evaluations = stage_charts(run.analysis)
+    with formed(run.folder / "metrics.jsonl"):
+        run_curves = curves(run.lines, run.times)
+        charts = curve_charts(run_curves["metrics"])
+    with formed(run.folder / "analysis.json"):
+        evaluations = stage_charts(run.analysis)
+    with formed(run.folder / "samples.jsonl"):
+        browser = sample_browser(run.samples)
     data = {
         "runs": [{"name": run.name, "colour": SERIES_COLOURS[0], **run_curves}],
         "charts": charts,
@@ -54,7 +58,7 @@ def write_report_html(run_folder: str | Path, *, output: str | Path | None = Non
         groups=[group for group in GROUPS if any(c["group"] == group for c in charts)],
         curves=run_curves,
         evaluations=evaluations,
-        browser=sample_browser(run.samples),
+        browser=browser,
         config=run.config_text,
         plotly=_plotly_script() if charts or evaluations else "",
         data=data,

@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.profiling.summary import build_summary
+from satori_fast.redaction import redacted
 
 # Spans inside other spans, which count their time already: a rank's own part of the sampling.
 INNER_SPANS = frozenset({"sample"})
@@ -78,28 +80,68 @@ def read_run(folder: str | Path) -> RunRecord:
     folder = Path(folder)
     if not any((folder / name).exists() for name in _FILES):
         raise ValueError(f"{folder} holds no run: give a folder with summary.json or metrics.jsonl")
-    config_path = folder / "config.toml"
-    config_text = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
+    config_text = _read_config(folder / "config.toml")
     config = tomllib.loads(config_text)
     name = str(config.get("name") or folder.resolve().name)
     summary = _read_json(folder / "summary.json")
     finished = summary is not None
     if summary is None:
-        progress = _read_json(folder / "progress.json") or {"finished": [], "wall_s": 0.0}
+        with formed(folder / "progress.json") as path:
+            progress = _read_json(path)
+            progress = {"finished": [], "wall_s": 0.0} if progress is None else progress
+            summary = build_summary(
+                name, "", device={}, wall_s=progress["wall_s"], stages=progress["finished"]
+            )
+    with formed(folder / "summary.json"):
+        stages, wall_s = summary["stages"], summary["wall_s"]
         summary = build_summary(
-            name, "", device={}, wall_s=progress["wall_s"], stages=progress["finished"]
+            str(summary["name"]),
+            summary["version"],
+            device=summary["device"],
+            wall_s=wall_s,
+            stages=stages,
         )
+    with formed(folder / "analysis.json") as path:
+        analysis = _read_json(path)
+        entries = [] if analysis is None else [{**entry} for entry in analysis["stages"]]
+    lines = _read_lines(folder / "metrics.jsonl")
+    with formed(folder / "metrics.jsonl"):
+        stage_times(summary["stages"], lines)
     return RunRecord(
         folder=folder,
         name=str(summary["name"]),
         summary=summary,
         finished=finished,
-        analysis=(_read_json(folder / "analysis.json") or {"stages": []})["stages"],
-        lines=_read_lines(folder / "metrics.jsonl"),
+        analysis=entries,
+        lines=lines,
         samples=_read_lines(folder / "samples.jsonl"),
         config=config,
         config_text=config_text,
     )
+
+
+@contextmanager
+def formed(path: Path) -> Iterator[Path]:
+    """ValueError, naming `path`, where the block finds something else there than runs write."""
+    try:
+        yield path
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{path} does not hold what a run writes there ({reason}): remove it or mend it"
+        ) from error
+
+
+def _read_config(path: Path) -> str:
+    """The text of config.toml without secrets; "" where there is none."""
+    if not path.exists():
+        return ""
+    try:
+        text = redacted(path.read_text(encoding="utf-8"))
+        tomllib.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not TOML ({error}): remove it or mend it") from error
+    return text
 
 
 def stage_times(

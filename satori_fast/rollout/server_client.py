@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes over HTTP to a vLLM server: requests for completions, and messages to its workers.
 
+Messages carry the server's secret and the owner's token (`server_owner`); requests for completions
+carry VLLM_API_KEY, where the environment has one.
+
 Errors have three kinds. `EngineDied`: the server is gone, and a fresh one can be asked again.
 `SyncError`: a worker refused weights. ValueError: a server that was not started for training.
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,7 +21,9 @@ from typing import Any
 
 import httpx
 
+from satori_fast.redaction import redacted
 from satori_fast.rollout.engine import EngineDied
+from satori_fast.rollout.server_owner import SECRET_VARIABLE, Owner, claim
 from satori_fast.rollout.server_process import is_healthy
 from satori_fast.rollout.weight_sync import SyncError
 
@@ -28,33 +34,55 @@ _CONNECT_TIMEOUT_S = 30.0
 # Silence after which the server's health is asked for.
 _SILENCE_S = 15.0
 _HEALTH_TIMEOUT_S = 60.0
+_RELEASE_TIMEOUT_S = 5.0
 _HINT = "start it with `python -m satori_fast.rollout.vllm_server`"
 
 Answer = dict[str, Any]
 
 
 class ServerClient:
-    """One server. timeout_s: longest wait for an answer to a message."""
+    """One server. timeout_s: longest wait for an answer to a message.
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    secret: of a server that was started with it; None: what the environment says.
+    """
+
+    def __init__(self, url: str, timeout_s: float, *, secret: str | None = None) -> None:
         self.url = url
+        self._secret = secret or os.environ.get(SECRET_VARIABLE, "")
+        self._token = ""
         self.host = httpx.URL(url).host
         self._http = httpx.Client(
             base_url=url,
             limits=_LIMITS,
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
             trust_env=False,  # a proxy has no business between a trainer and its engine
+            headers=api_headers(),
         )
 
-    def message(self, do: str, **fields: Any) -> list[Answer]:
-        """Have every worker do something (`server_worker`); their answers in rank order."""
-        text = json.dumps({"do": do, **fields})
-        body = {"method": "satori_message", "args": [text]}
-        answers: list[Answer] = self._post("/collective_rpc", body)["results"]
+    def message(self, do: str, *, within_s: float | None = None, **fields: Any) -> list[Answer]:
+        """Have every worker do something (`server_worker`); their answers in rank order.
+
+        within_s: longest wait for the answer, where it is not the client's.
+        """
+        sent = {"do": do, "secret": self._secret, "token": self._token, **fields}
+        body = {"method": "satori_message", "args": [json.dumps(sent)]}
+        answers: list[Answer] = self._post("/collective_rpc", body, within_s)["results"]
         for answer in answers:
             if answer["error"] is not None:
                 raise SyncError(f"{answer['error']} (engine rank {answer['rank']} of {self.url})")
         return answers
+
+    def claim(self, owner: Owner, *, lease_s: float) -> None:
+        """See `server_owner.claim`; messages are the owner's from now on."""
+        claim(self.message, self.url, owner, lease_s=lease_s)
+        self._token = owner.token
+
+    def release(self) -> None:
+        """Let others use the server, as far as it can still be told."""
+        if self._token:
+            with contextlib.suppress(EngineDied, SyncError, ValueError, RuntimeError):
+                self.message("release", within_s=_RELEASE_TIMEOUT_S)
+            self._token = ""
 
     def reset_prefix_cache(self) -> bool:
         """False while requests run: the server then keeps its cache."""
@@ -66,9 +94,10 @@ class ServerClient:
         self._post("/pause?mode=abort&clear_cache=false", None)
         self._post("/resume", None)
 
-    def _post(self, path: str, body: Any) -> Any:
+    def _post(self, path: str, body: Any, within_s: float | None = None) -> Any:
+        timeout = self._http.timeout if within_s is None else httpx.Timeout(within_s)
         try:
-            response = self._http.post(path, json=body)
+            response = self._http.post(path, json=body, timeout=timeout)
         except httpx.ReadTimeout as error:
             raise SyncError(
                 f"weight sync: {self.url}{path} did not answer within rollout.sync_timeout_s"
@@ -85,8 +114,15 @@ class ServerClient:
         self._http.close()
 
 
+def api_headers() -> dict[str, str]:
+    """What vLLM asks for where it was started with a key (VLLM_API_KEY)."""
+    key = os.environ.get("VLLM_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def server_error(url: str, text: str) -> Exception:
     """What an answer that is no success means: a dead engine, or an error in a living one."""
+    text = redacted(text)
     if not is_healthy(url, _HEALTH_TIMEOUT_S):
         return EngineDied(f"the engine of the server at {url} is gone: {text}")
     return RuntimeError(f"the server at {url} failed: {text}")
@@ -151,7 +187,9 @@ class Flight:
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
         slots = min(self._slots, len(self._bodies))
         async with (
-            httpx.AsyncClient(limits=_LIMITS, timeout=timeout, trust_env=False) as http,
+            httpx.AsyncClient(
+                limits=_LIMITS, timeout=timeout, trust_env=False, headers=api_headers()
+            ) as http,
             asyncio.TaskGroup() as group,
         ):
             for _ in range(slots):

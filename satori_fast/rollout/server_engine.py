@@ -25,6 +25,7 @@ from torch import Tensor
 from satori_fast.data.coat import PromptRenderer
 from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, SamplingParams
 from satori_fast.rollout.server_client import Flight, ServerClient
+from satori_fast.rollout.server_owner import Owner
 from satori_fast.rollout.server_process import ServerProcess, is_healthy, is_loopback
 from satori_fast.rollout.server_routes import (
     BroadcastRoute,
@@ -62,6 +63,8 @@ class ServerSettings:
     device:        where the trainer's weights are.
     has_peers:     the trainer has other processes, and making the weights is collective: an error
                    of a server is raised when all have come through.
+    run_name:      what another trainer that wants these servers is told.
+    lease_s:       silence of another trainer after which its servers may be taken over.
     """
 
     max_seqlen: int = 2048
@@ -74,6 +77,8 @@ class ServerSettings:
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
     timeout_s: float = DEFAULT_TIMEOUT_S
     start_timeout_s: float = 600.0
+    run_name: str = "without a name"
+    lease_s: float = 3600.0
 
 
 class ServerEngine(Engine):
@@ -106,6 +111,7 @@ class ServerEngine(Engine):
         # Names the weights in the workers, so that a server that came back empty, or that another
         # trainer synced, is found out.
         self._session = secrets.token_hex(8)
+        self._owner = Owner(settings.run_name)
         self._weights = ""
         self._syncing = ""
         self._failure: Exception | None = None
@@ -161,7 +167,8 @@ class ServerEngine(Engine):
                 if answer["weights"] != self._weights:
                     raise EngineDied(
                         f"the server at {client.url} does not hold the weights that were synced: "
-                        "it was started again, or another trainer uses it"
+                        "it was started again, or another trainer uses it "
+                        f"(its owner: {answer['owner'] or 'none'})"
                     )
 
     # -- weights: the WeightSink protocol -------------------------------------------------------
@@ -175,6 +182,7 @@ class ServerEngine(Engine):
         self._failure = None
 
         def act() -> None:
+            self._tell_all("greet")  # a server that was taken over is left alone
             for client in self._clients:
                 client.drain()
             self._open_route().open(self._clients)
@@ -274,9 +282,13 @@ class ServerEngine(Engine):
         else:
             self._await_servers()
         timeout_s = self.timeout_s + _MESSAGE_SLACK_S
-        self._clients = [ServerClient(url, timeout_s) for url in self._urls]
+        secret = None if self._process is None else self._process.secret
+        self._clients = [ServerClient(url, timeout_s, secret=secret) for url in self._urls]
         for client in self._clients:
             check_server(client, self._settings)
+        # Before anything is changed there: a second trainer would break the engine of the first.
+        for client in self._clients:
+            client.claim(self._owner, lease_s=self._settings.lease_s)
 
     def _await_servers(self) -> None:
         deadline = time.monotonic() + self._settings.start_timeout_s
@@ -299,6 +311,8 @@ class ServerEngine(Engine):
         self._weights = ""
         self._close_route()
         for client in self._clients:
+            if self._process is None:
+                client.release()
             client.close()
         self._clients = []
 

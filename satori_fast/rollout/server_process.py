@@ -11,23 +11,30 @@ import contextlib
 import ipaddress
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from satori_fast.processes import group_members, is_resource_tracker
+from satori_fast.redaction import keep_secret, redacted
 from satori_fast.rollout.engine import EngineDied
+from satori_fast.rollout.server_owner import SECRET_VARIABLE
 
 logger = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
-_LOG_TAIL_LINES = 25
+_LOG_TAIL_LINES = 60
+_PORT_TRIES = 3
+_PORT_IS_TAKEN = "address already in use"
+_GROUP_PATIENCE_S = 5.0
 # A launcher's: vLLM would take them for its own.
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 _LAUNCHER_PREFIXES = ("TORCHELASTIC_", "MASTER_", "ROLE_", "GROUP_")
@@ -81,18 +88,33 @@ class ServerCommand:
 
 
 class ServerProcess:
-    """A server on this machine, loopback only. It ends with this process, however that ends."""
+    """A server on this machine, loopback only. It ends with this process, however that ends.
+
+    secret: what its workers ask of a message (`server_owner`).
+    """
 
     def __init__(self, command: ServerCommand) -> None:
         self.command = command
         self.url = ""
+        self.secret = os.environ.get(SECRET_VARIABLE) or secrets.token_hex(16)
+        keep_secret(self.secret)
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.stop)
 
     def start(self) -> None:
         """Start it anew, on a new port, and wait until it answers. EngineDied when it does not."""
-        self.stop()
-        port = _free_port()
+        for tries_left in reversed(range(_PORT_TRIES)):
+            self.stop()
+            begin = self.command.log.stat().st_size if self.command.log.exists() else 0
+            try:
+                self._start_at(_free_port())
+                return
+            except EngineDied:
+                # Somebody took the port between our look and the server's bind.
+                if not tries_left or not self._says(_PORT_IS_TAKEN, begin):
+                    raise
+
+    def _start_at(self, port: int) -> None:
         self.url = f"http://{_LOOPBACK}:{port}"
         arguments = [sys.executable, "-m", "satori_fast.rollout.vllm_server"]
         arguments += [str(self.command.folder), "--port", str(port), "--parent", str(os.getpid())]
@@ -116,6 +138,7 @@ class ServerProcess:
         kept.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.command.cpu_cache_gib))
         # The trainer's own setting (`vllm_engine`), if both engines were used in one process.
         kept.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+        kept[SECRET_VARIABLE] = self.secret
         if self.command.devices is not None:
             kept["CUDA_VISIBLE_DEVICES"] = self.command.devices
         return kept
@@ -141,22 +164,44 @@ class ServerProcess:
         return self._process is not None and self._process.poll() is None
 
     def log_tail(self) -> str:
-        """The last lines of its log, for an error."""
-        lines = self.command.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        tail = "\n  ".join(lines[-_LOG_TAIL_LINES:])
-        return f"The end of {self.command.log}:\n  {tail}"
+        """What its log says last of an error, on one line, and where the rest is."""
+        text = redacted(self.command.log.read_text(encoding="utf-8", errors="replace"))
+        lines = [line.strip() for line in text.splitlines()[-_LOG_TAIL_LINES:] if line.strip()]
+        errors = [line for line in lines if "error" in line.lower()]
+        said = (errors or lines or ["nothing"])[-1]
+        return f"It said: {said} (all of it: {self.command.log})"
+
+    def _says(self, text: str, begin: int) -> bool:
+        """Is `text` in the log behind byte `begin`?"""
+        return text in self.command.log.read_bytes()[begin:].decode(errors="replace").lower()
 
     def stop(self) -> None:
         """End it and everything that it started. Harmless when there is none."""
         process, self._process = self._process, None
         if process is None:
             return
-        for number, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-            # The group outlives its leader: a killed server leaves its workers behind.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(patience_s)
+        # The group outlives its leader: a killed server leaves its workers behind.
+        self._end_group(process, signal.SIGTERM)
+        # Resource trackers ignore SIGTERM. When the others are gone they remove what those left.
+        self._end_group(process, signal.SIGKILL, spare=is_resource_tracker)
+        self._end_group(process, signal.SIGKILL)
+
+    def _end_group(
+        self,
+        leader: subprocess.Popen[bytes],
+        number: signal.Signals,
+        spare: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """Send a signal to the group of `leader`, and wait a while until it is gone."""
+        for pid in group_members(leader.pid):
+            if not spare(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        deadline = time.monotonic() + _GROUP_PATIENCE_S
+        while (leader.poll() is None or group_members(leader.pid)) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
 
     def close(self) -> None:
         self.stop()

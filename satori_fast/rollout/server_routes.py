@@ -8,8 +8,6 @@ all ways carry the same records.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -22,7 +20,12 @@ from torch import Tensor
 
 from satori_fast.rollout.engine import EngineDied
 from satori_fast.rollout.server_client import ServerClient
-from satori_fast.rollout.shared_memory import SharedBlock, memory_folder, num_bytes_of
+from satori_fast.rollout.shared_memory import (
+    OwnedFolder,
+    SharedBlock,
+    memory_folder,
+    num_bytes_of,
+)
 from satori_fast.rollout.weight_group import GroupSeat, WeightGroup, address_towards, open_store
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord, rows_of
 
@@ -90,18 +93,18 @@ class FileRoute:
 
     def __init__(self, folder: Path | None) -> None:
         self._parent = folder or memory_folder()
-        self._folder: Path | None = None
+        self._folder: OwnedFolder | None = None
         self._clients: Sequence[ServerClient] = ()
 
     def open(self, clients: Sequence[ServerClient]) -> None:
         self._clients = clients
         if self._folder is None:
             self._parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="satori-weights-", dir=self._parent))
+            self._folder = OwnedFolder(self._parent)
 
     def send(self, records: Sequence[TensorRecord], tensors: Sequence[Tensor]) -> None:
         assert self._folder is not None
-        path = self._folder / "bucket.safetensors"
+        path = self._folder.path / "bucket.safetensors"
         # Copies: a file may not hold two tensors that share memory, as slices of one weight do.
         held = {
             record.name: tensor.detach().to("cpu", copy=True).contiguous()
@@ -117,7 +120,7 @@ class FileRoute:
     def close(self) -> None:
         folder, self._folder = self._folder, None
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.close()
 
 
 class BroadcastRoute:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from satori_fast.rollout.server_owner import Tenancy
 from satori_fast.rollout.shared_memory import map_block, views, wait_for
 from satori_fast.rollout.vllm_worker import SyncExtension
 from satori_fast.rollout.weight_group import GroupSeat, WeightGroup
@@ -34,11 +36,18 @@ class ServerExtension(SyncExtension):
     _satori_group: WeightGroup | None = None
     _satori_block: Tensor | None = None
 
+    @cached_property
+    def _satori_tenancy(self) -> Tenancy:
+        return Tenancy()
+
     def satori_message(self, text: str) -> dict[str, Any]:
         """Do what one message asks. The answer has this worker's rank and "error", None if none."""
         message = json.loads(text)
         actions: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
             "describe": self._satori_describe,
+            "claim": self._satori_tenancy.claim,
+            "greet": lambda _: None,  # answered with an error where another run is the owner
+            "release": lambda _: self._satori_tenancy.release(),
             "join": self._satori_join,
             "map": self._satori_map,
             "begin": self._satori_begin,
@@ -48,6 +57,7 @@ class ServerExtension(SyncExtension):
             "abort": self._satori_give_up,
         }
         try:
+            self._satori_tenancy.check(message)
             answer = actions[message["do"]](message) or {}
         except Exception as error:
             return {"rank": self.rank, "error": f"{error}" or type(error).__name__}
@@ -57,6 +67,7 @@ class ServerExtension(SyncExtension):
         config = self.vllm_config
         return {
             "weights": self._satori_weights,
+            "owner": str(self._satori_tenancy),
             "logprobs_mode": config.model_config.logprobs_mode,
             "max_seqlen": config.model_config.max_model_len,
             "chunked_prefill": config.scheduler_config.enable_chunked_prefill,

@@ -3,11 +3,16 @@
 
 The trainer owns a `SharedBlock`, fills it and tells its handle, which is JSON; a worker maps it by
 `map_block` and reads. Nothing here waits for the other side: messages do that (`server_routes`).
+Files in memory lie in an `OwnedFolder`, whose name says whose it is: what a killed trainer leaves
+there, the next one removes.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
+import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from itertools import accumulate
@@ -19,8 +24,13 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
+from satori_fast import termination
+from satori_fast.processes import ProcessId, this_process
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord
 
+logger = logging.getLogger(__name__)
+
+_OWNED = re.compile(r"satori-(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-")
 _MEMORY = Path("/dev/shm")
 # Every tensor starts at a multiple: any dtype can be viewed there.
 _ALIGNMENT = 64
@@ -41,6 +51,38 @@ def memory_folder() -> Path:
     return _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
 
 
+class OwnedFolder:
+    """A folder of this process alone in `parent`; nobody else may open it.
+
+    It goes with `close`, at a sudden end too (`termination`); after a kill the next one made in
+    `parent` removes it.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        remove_orphans(parent)
+        own = this_process()
+        prefix = f"satori-{own.place}-{own.pid}-{own.start}-"
+        self._folder = tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
+        self.path = Path(self._folder.name)
+        termination.at_sudden_end(self._folder.cleanup)
+
+    def close(self) -> None:
+        termination.forget(self._folder.cleanup)
+        self._folder.cleanup()
+
+
+def remove_orphans(parent: Path) -> None:
+    """Remove the owned folders in `parent` whose process has ended."""
+    for folder in parent.glob("satori-*"):
+        match = _OWNED.match(folder.name)
+        if match is None:
+            continue
+        owner = ProcessId(match["place"], int(match["pid"]), int(match["start"]))
+        if owner.is_gone():
+            logger.info("removed %s, which a trainer that was killed left behind", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class SharedBlock:
     """Memory of `num_bytes` on `device` that other processes of this machine can map.
 
@@ -48,16 +90,15 @@ class SharedBlock:
     """
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: OwnedFolder | None = None
         self.data: Tensor
         self.handle: dict[str, Any]
         if device.type == "cuda":
             self.data = torch.empty(num_bytes, dtype=torch.uint8, device=device)
             self.handle = _export(self.data)
         else:
-            # In a folder of our own: nobody else may open it.
-            self._folder = tempfile.TemporaryDirectory(prefix="satori-", dir=memory_folder())
-            self.handle = {"path": f"{self._folder.name}/weights", "num_bytes": num_bytes}
+            self._folder = OwnedFolder(memory_folder())
+            self.handle = {"path": str(self._folder.path / "weights"), "num_bytes": num_bytes}
             self.data = _open_file(self.handle)
 
     def write(self, records: Sequence[TensorRecord], tensors: Sequence[Tensor]) -> None:
@@ -70,7 +111,7 @@ class SharedBlock:
         """Let go; memory that a worker still maps lives until it lets go too."""
         self.data = torch.empty(0, dtype=torch.uint8)
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
         elif torch.cuda.is_initialized():
             torch.cuda.ipc_collect()
 

@@ -24,12 +24,13 @@ from satori_fast.data.control_tokens import ControlTokens
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.stop_tokens import stop_ids_of
 from satori_fast.data.tokenizer import load_tokenizer
+from satori_fast.redaction import keep_secret
 from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Engine
 from satori_fast.rollout.server_process import is_loopback
 from satori_fast.rollout.vllm_engine import INSTALL_HINT
 from satori_fast.rollout.weight_sync import push_weights
-from satori_fast.stages.engines import write_engine_folder
+from satori_fast.stages.engines import has_port, write_engine_folder
 from satori_fast.stages.run import Run
 from satori_fast.stages.scoring import score_trajectories
 from satori_fast.stages.setup import ARITHMETIC, limit_vocabulary
@@ -52,6 +53,8 @@ from satori_fast.synthesis.language_agents import (
 )
 from satori_fast.synthesis.pipeline import SynthesisAgents
 from satori_fast.types import Problem, Segment, SegmentKind, Trajectory
+
+OPENAI_HOST = "api.openai.com"
 
 
 def agent_configs(config: Config) -> dict[str, AgentConfig]:
@@ -210,12 +213,20 @@ def endpoint_settings(
 ) -> EndpointSettings:
     """ConfigError where a key is needed and `environment` does not have it."""
     parts = urlsplit(agent.url)
-    if parts.scheme not in ("http", "https") or parts.hostname is None:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not has_port(agent.url):
         raise ConfigError(f"{section}.url: {agent.url!r} is not of the form http://HOST:PORT/v1")
-    key = environment.get(agent.api_key_variable)
-    if not key and not is_loopback(parts.hostname):
+    is_elsewhere = not is_loopback(parts.hostname)
+    if agent.api_key_variable is None and is_elsewhere and parts.hostname != OPENAI_HOST:
         raise ConfigError(
-            f"{section}.api_key_variable: the environment has no {agent.api_key_variable}, and "
+            f"{section}.api_key_variable is missing: name the environment variable whose key "
+            f"{parts.hostname} may have; OPENAI_API_KEY goes to {OPENAI_HOST} by itself"
+        )
+    variable = agent.api_key_variable or "OPENAI_API_KEY"
+    key = environment.get(variable)
+    keep_secret(key)
+    if not key and is_elsewhere:
+        raise ConfigError(
+            f"{section}.api_key_variable: the environment has no {variable}, and "
             f"{parts.hostname} is not this machine"
         )
     assert agent.model is not None

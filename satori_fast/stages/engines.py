@@ -136,12 +136,20 @@ def check_engine(rollout: RolloutConfig) -> None:
         return
     for url in rollout.server_url:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or parts.hostname is None:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not has_port(url):
             raise ConfigError(f"rollout.server_url: {url!r} is not of the form http://HOST:PORT")
         try:
             check_address(parts.hostname, allowed=rollout.server_allow_public)
         except ValueError as error:
             raise ConfigError(f"rollout.server_url: {error}") from None
+
+
+def has_port(url: str) -> bool:
+    """Is what stands where a port does one, or nothing?"""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def try_push(policy: Learner, engine: Engine, version: int) -> SyncReport | Exception:
@@ -215,6 +223,8 @@ def server_engine(run: Run, policy: Learner) -> ServerEngine | IdleEngine:
         bucket_bytes=rollout.sync_bucket_mib * 2**20,
         timeout_s=rollout.sync_timeout_s,
         start_timeout_s=rollout.server_start_timeout_s,
+        run_name=run.config.name,
+        lease_s=rollout.server_lease_s,
     )
     command = ServerCommand(
         folder=folder,

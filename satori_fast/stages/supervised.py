@@ -143,8 +143,8 @@ def demonstration_source(run: Run) -> tuple[str, str | None]:
     if config.source is not None:
         return config.source, config.mapping
     written = demonstrations_path(run)
-    if written.exists():
-        return str(written), "coat"
+    if run.parallel.from_main(written.exists):
+        return str(wait_for_file(written)), "coat"
     if data.source == ARITHMETIC:
         raise ConfigError(
             "supervised has no demonstrations: add synthesize to stages before it, or set "

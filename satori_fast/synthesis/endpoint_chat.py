@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from satori_fast.redaction import redacted
 from satori_fast.synthesis.chat import ChatError, ChatFinish, ChatReply, ChatRequest
 from satori_fast.synthesis.rate_limit import RateLimit
 
@@ -173,7 +174,8 @@ def _said(error: Any) -> str:
     """What went wrong, with what the server wrote about it, on one line."""
     response = getattr(error, "response", None)
     said = error if response is None else f"{error.status_code} {response.text}"
-    return " ".join(f"{type(error).__name__} {said}".split())[:300]
+    # A server may echo the key that it refuses, or a part of the request's headers.
+    return " ".join(redacted(f"{type(error).__name__} {said}").split())[:300]
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -26,6 +26,7 @@ from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, 
 from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.rollout.server_client import ServerClient
 from satori_fast.rollout.server_engine import IdleEngine, ServerEngine, ServerSettings
+from satori_fast.rollout.server_owner import SECRET_VARIABLE
 from satori_fast.rollout.server_process import ServerCommand, ServerProcess
 from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, MemoryRoute, Route
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord, push_weights
@@ -65,7 +66,8 @@ def policy_of(*, tied: bool, seed: int = 0) -> Learner:
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ServerProcess, bool]]:
-    """A running server, and whether its embeddings are tied."""
+    """A running server, and whether its embeddings are tied. Its secret is in the environment, as
+    for one that a person started."""
     initialize_parallel(seed=0)
     folder = tmp_path_factory.mktemp("server")
     policy = policy_of(tied=request.param)
@@ -73,7 +75,9 @@ def served(
     flags = server_flags(ROLLOUT, dtype="float32")
     process = ServerProcess(ServerCommand(folder / "engine", folder / "engine.log", flags))
     process.start()
-    yield process, request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SECRET_VARIABLE, process.secret)
+        yield process, request.param
     process.close()
 
 
@@ -266,12 +270,29 @@ class TestServer:
     ) -> None:
         process, tied = served
         weights = dict(policy_of(tied=tied).hf_weights())
-        with connected(process) as mine, connected(process) as other:
+        with connected(process, run_name="mine") as mine:
             push_weights(weights.items(), mine, version=0)
-            push_weights(weights.items(), other, version=0)
-            with pytest.raises(EngineDied, match="does not hold the weights that were synced"):
-                sample(mine)
-            assert len(sample(other)) == len(requests())
+            with (
+                pytest.raises(ValueError, match=r"is used by run 'mine' on .*\(pid \d+\)"),
+                connected(process, run_name="other"),
+            ):
+                pytest.fail("two owners")
+            assert len(sample(mine)) == len(requests())
+            # After a silence it may be taken, and the first trainer is told by whom.
+            with connected(process, run_name="other", lease_s=0.0) as other:
+                with pytest.raises(SyncError, match="is used by run 'other'"):
+                    push_weights(weights.items(), mine, version=1)
+                push_weights(weights.items(), other, version=0)
+                with pytest.raises(SyncError, match="push_weights first"):
+                    sample(mine)
+                assert len(sample(other)) == len(requests())
+
+    def test_a_message_without_the_servers_secret_is_refused(
+        self, served: tuple[ServerProcess, bool]
+    ) -> None:
+        stranger = ServerClient(served[0].url, 30.0, secret="guessed")
+        with pytest.raises(SyncError, match=f"another secret.*{SECRET_VARIABLE}"):
+            stranger.message("describe")
 
     def test_a_server_that_does_not_fit_is_refused(
         self, served: tuple[ServerProcess, bool]

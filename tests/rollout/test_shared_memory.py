@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from satori_fast.processes import place
 from satori_fast.rollout.shared_memory import (
     SharedBlock,
     _import,
     map_block,
     num_bytes_of,
+    remove_orphans,
     views,
 )
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord, check_bucket, describe, rows_of
@@ -105,3 +107,39 @@ def test_a_gpu_that_is_not_seen_is_named_with_the_way_out() -> None:
     handle = {"gpu": "GPU-0", "num_bytes": 4, "offset": 0}
     with pytest.raises(SyncError, match=r'GPU-0: set rollout\.sync_route = "broadcast"'):
         _import(handle)
+
+
+LEAVER = """
+import os, sys, torch
+from satori_fast.rollout.shared_memory import SharedBlock
+block = SharedBlock(4096, torch.device("cpu"))
+print(block.handle["path"], flush=True)
+sys.stdin.readline()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_next_one_removes_what_a_killed_trainer_left() -> None:
+    killed = subprocess.Popen(
+        [sys.executable, "-c", LEAVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert killed.stdout is not None
+    theirs = Path(killed.stdout.readline().strip())
+    assert theirs.exists()
+    remove_orphans(theirs.parent.parent)
+    assert theirs.exists()  # its owner lives
+    killed.communicate("\n")
+    assert theirs.exists() and killed.returncode == -9
+    block = SharedBlock(64, HOST)
+    own = Path(block.handle["path"])
+    assert not theirs.parent.exists() and own.exists()
+    block.close()
+    assert not own.parent.exists()
+
+
+def test_folders_of_other_machines_and_of_other_makers_stay(tmp_path: Path) -> None:
+    names = ["satori-00000000-1-1-x", "satori-old", "other", f"satori-{place()}-4194305-1-x"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    remove_orphans(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[:3])

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.config import AgentConfig, ConfigError
 from satori_fast.data.tokenizer import load_tokenizer, train_tokenizer
-from satori_fast.stages.agents import ScalarRewardModel, endpoint_settings
+from satori_fast.stages.agents import OPENAI_HOST, ScalarRewardModel, endpoint_settings
 from satori_fast.synthesis.agents import Unusable
 from satori_fast.types import Problem
 from tests.synthesis.test_engine_chat import CHAT_TEMPLATE
@@ -28,6 +28,13 @@ PROBLEM = Problem("p", "What is 2 + 2?", "4")
 def test_keys_come_from_the_named_variable() -> None:
     assert endpoint_settings(AGENT, "critic", {}).api_key == "none"
     assert endpoint_settings(AGENT, "critic", {"OPENAI_API_KEY": "k"}).api_key == "k"
+    public = AGENT.model_copy(update={"url": f"https://{OPENAI_HOST}/v1"})
+    assert endpoint_settings(public, "critic", {"OPENAI_API_KEY": "k"}).api_key == "k"
+    stranger = AGENT.model_copy(update={"url": "https://192.0.2.1/v1"})
+    with pytest.raises(ConfigError, match=r"critic.api_key_variable is missing: .*192.0.2.1"):
+        endpoint_settings(stranger, "critic", {"OPENAI_API_KEY": "k"})
+    named = stranger.model_copy(update={"api_key_variable": "OPENAI_API_KEY"})
+    assert endpoint_settings(named, "critic", {"OPENAI_API_KEY": "k"}).api_key == "k"
     other = AGENT.model_copy(update={"api_key_variable": "KEY", "url": "https://192.0.2.1/v1"})
     assert endpoint_settings(other, "critic", {"KEY": "k"}).api_key == "k"
     with pytest.raises(ConfigError, match=r"critic.api_key_variable: the environment has no KEY"):

@@ -22,6 +22,7 @@ from satori_fast.rollout.server_engine import IdleEngine, ServerEngine, ServerSe
 from satori_fast.stages import run_stages
 from satori_fast.stages.engines import EngineRoom, check_engine, server_flags
 from satori_fast.stages.run import build_run
+from satori_fast.termination import Terminated, deferred, sigterm_handled
 from tests.rollout.test_embedded_engine import renderer
 from tests.stages.test_run import TINY, timeless
 
@@ -161,6 +162,20 @@ def test_deaths_in_a_row_have_a_limit_and_success_starts_a_new_count() -> None:
     ):
         room.keep_trying(run, engine.work)
     assert room.num_restarts == 6
+
+
+def test_an_engine_that_a_scheduler_ended_too_is_not_started_again() -> None:
+    engine = Mortal(deaths=1)
+    room, run = room_with(engine, limit=3)
+
+    def work() -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return engine.work()
+
+    ended = pytest.raises(Terminated, match="and the rollout engine with it")
+    with ended, sigterm_handled(), deferred():
+        room.keep_trying(run, work)
+    assert engine.told == ["push 7"]
 
 
 def test_an_engine_that_dies_during_a_sync_is_synced_again() -> None:

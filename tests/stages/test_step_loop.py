@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +15,13 @@ from rich.console import Console
 
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import NonFiniteUpdate
+from satori_fast.cli import main
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.alarms import TrainingStopped
 from satori_fast.stages.run import Run, StageProgress
 from satori_fast.stages.step_loop import StepLoop
+from satori_fast.termination import Terminated, sigterm_handled
+from tests.stages.test_run import TINY
 from tests.tiny_models import random_batch
 
 
@@ -130,3 +135,50 @@ def test_a_skipped_update_is_told_and_too_many_leave_their_batch(
     assert caplog.text.count("reinforce step 4: 1 updates of the policy were skipped") == 1
     path = tmp_path / "failures" / "reinforce-step-5.safetensors"
     assert path.exists() and str(path) in str(e.value)
+
+
+def test_a_sigterm_ends_the_loop_after_its_step_with_a_checkpoint() -> None:
+    run = RecordingRun()
+    with (
+        pytest.raises(Terminated, match="saved at step 2 of reinforce; --resume continues"),
+        sigterm_handled(),
+        StepLoop(cast(Run, run), {}, 5, StageProgress(), checkpoint_every=0) as loop,
+    ):
+        for step in loop:
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                run.calls.append(("the step goes on",))
+            loop.finish_step({"loss": 0.0}, {"at": step + 1}, shown={})
+    assert [call[0] for call in run.calls] == [
+        *("start", "record", "the step goes on", "record", "save")
+    ]
+    assert run.calls[-1][:3] == ("save", 2, {"at": 2})
+
+
+@pytest.mark.slow
+def test_a_run_ended_by_sigterm_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tiny.toml"
+    config.write_text(TINY.replace('["synthesize", "supervised", "reinforce"]', '["reinforce"]'))
+    command = ["run", str(config), "--rollout.max_new_tokens", "8", "--output_dir"]
+    assert main([*command, f"'{tmp_path / 'quiet'}'"]) == 0
+
+    record = Run.record
+
+    def ending(self: Run, step: int, metrics: Any) -> StepTimes:
+        if step == 2 and not (tmp_path / "disturbed" / "tiny" / "checkpoints").exists():
+            pytest.fail("no checkpoint yet")
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record(self, step, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", ending)
+        assert main([*command, f"'{tmp_path / 'disturbed'}'"]) == 143
+    assert "terminated; saved at step 3 of reinforce" in capsys.readouterr().err
+    assert main([*command, f"'{tmp_path / 'disturbed'}'", "--resume"]) == 0
+    weights, samples = "models/reinforce/model.safetensors", "samples.jsonl"
+    for name in (weights, samples):
+        ours, theirs = (tmp_path / run / "tiny" / name for run in ("disturbed", "quiet"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
