@@ -76,7 +76,7 @@ class TokenizerConfig(Section):
 
 class DataConfig(Section):
     source: str = "arithmetic"
-    """arithmetic (built in), or a .jsonl, .json (also .gz) or .parquet file, or a hub data set's name"""
+    """arithmetic (built in), a .jsonl, .json (both also .gz) or .parquet file, or a hub name"""
     mapping: str | None = None
     """field mapping of the source (see data.sources.FIELD_MAPPINGS); None: by name"""
     levels: tuple[int, ...] = Field(default=(3,), strict=False)  # TOML lists

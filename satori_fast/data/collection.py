@@ -142,6 +142,9 @@ def collect(
     said = time.monotonic()
     for number, row in rows:
         report.num_rows += 1
+        if time.monotonic() - said > _PROGRESS_S:
+            said = time.monotonic()
+            logger.info("%s: %d rows read, %d taken", report.source, report.num_rows, len(items))
         try:
             if isinstance(row, BadRow):
                 raise row
@@ -160,9 +163,6 @@ def collect(
             pending = []
             if selection.is_full:
                 break
-        if time.monotonic() - said > _PROGRESS_S:
-            said = time.monotonic()
-            logger.info("%s: %d rows read, %d taken", report.source, report.num_rows, len(items))
     items += checker.gradable(pending)
     report.num_used = len(items)
     if telling:

@@ -66,7 +66,8 @@ def keep_problems(
     """
     kept = _kept(folder)
     if kept is not None:
-        changed = [name for name in key if kept["key"].get(name) != key[name]]
+        old = kept["key"]
+        changed = [name for name in {**key, **old} if old.get(name) != key.get(name)]
         if not changed and all(_is_whole(folder / n, d) for n, d in kept["files"].items()):
             return kept["files"]
         what = ", ".join(changed) or "a file is damaged"
