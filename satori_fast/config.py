@@ -349,7 +349,8 @@ def _first_line(error: ValidationError) -> str:
         text = _toml_value(value)
         return f'{key} = {text}: a text is needed; put it in quotes: {key} = "{text}"'
     # What a whole section gets wrong is a message that names its keys.
-    return message if not key or isinstance(value, Mapping) else f"{key} = {value!r}: {message}"
+    names_its_keys = detail["type"] == "value_error" and isinstance(value, Mapping)
+    return message if not key or names_its_keys else f"{key} = {value!r}: {message}"
 
 
 def _write_section(lines: list[str], values: Mapping[str, Any], path: list[str]) -> None:
