@@ -350,7 +350,8 @@ def _first_line(error: ValidationError) -> str:
         text = _toml_value(value)
         return f'{key} = {text}: a text is needed; put it in quotes: {key} = "{text}"'
     # What a whole section gets wrong is a message that names its keys.
-    whole = not key or isinstance(value, Mapping)
+    names_its_keys = detail["type"] == "value_error" and isinstance(value, Mapping)
+    whole = not key or names_its_keys
     return redacted(message if whole else f"{key} = {value!r}: {message}")
 
 

@@ -208,7 +208,8 @@ def _join(sizes: dict[str, int], limits: Limits) -> ParallelState:
     if world_size % model_size:
         raise ValueError(
             f"world size {world_size} is not a multiple of parallel.tensor * parallel.pipeline * "
-            f"parallel.context = {' * '.join(map(str, sizes.values()))} = {model_size}"
+            f"parallel.context = {' * '.join(map(str, sizes.values()))} = {model_size}: "
+            "start that many processes with torchrun, or lower a size"
         )
     device = _device()
     _start_process_group(device, world_size, limits)

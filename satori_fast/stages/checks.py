@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.architecture import load_hf_config, transformer_config
@@ -28,6 +28,9 @@ from satori_fast.stages.scoring import check_same_tokens, statistics_of
 from satori_fast.stages.setup import hf_config_for, model_folder
 from satori_fast.stages.supervised import demonstration_source
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def check_stages(run: Run) -> None:
     """ConfigError, on every rank, for a stage still to come that could not start."""
@@ -39,8 +42,9 @@ def _check(run: Run, plans: tuple[StagePlan, ...]) -> None:
     kinds = [plan.kind for plan in plans]
     if set(kinds) - {"synthesize"}:
         _check_starting_model(run)
-    # Of the policy, and of the reward model that a stage before leaves.
-    tokenizer = scored_tokenizer = run.renderer.tokenizer
+    # Of the policy, and of the reward model that a stage before leaves, if one does.
+    tokenizer = run.renderer.tokenizer
+    scored_tokenizer = tokenizer if "reward" in run.models else None
     for number, plan in enumerate(plans):
         if plan.kind == "synthesize":
             check_agents(plan.config, world_size=run.parallel.world_size, environment=os.environ)
@@ -53,10 +57,10 @@ def _check(run: Run, plans: tuple[StagePlan, ...]) -> None:
         elif plan.kind == "reinforce" and _uses_reward_model(plan.config):
             if plan.config.reward.model is not None:
                 _check_reward_model(run, plan.config, plan.config.reward.model, tokenizer)
-            elif scored_tokenizer is not tokenizer:
+            elif scored_tokenizer is not None:
                 with _naming("distill.student"):
                     known = scored_tokenizer.get_vocab()
-                    check_same_tokens("the reward model of the run", known, tokenizer)
+                    check_same_tokens("models/preference", known, tokenizer)
 
 
 def _check_starting_model(run: Run) -> None:

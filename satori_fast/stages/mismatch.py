@@ -7,15 +7,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from satori_fast.algorithms.importance import count_non_finite, first_gap, logprob_gap
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.types import PackedBatch, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class MismatchError(RuntimeError):

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from satori_fast.algorithms.credit import assign_credit
 from satori_fast.backbone.architecture import load_hf_config, score_statistics
@@ -27,6 +27,9 @@ from satori_fast.rewards.preference import preference_rewards
 from satori_fast.stages.run import Run
 from satori_fast.stages.setup import learner_for, model_folder
 from satori_fast.types import ScoreStatistics, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Microbatches on the device at once.
 _CHUNK = 64

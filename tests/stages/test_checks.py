@@ -166,11 +166,13 @@ def test_models_of_other_token_ids(run: Run, tmp_path: Path) -> None:
     add_meta_action_tokens(other)
     options = ("--distill.student", student, *PREFERRED)
     own = ("--stages", "['preference','distill','reinforce']", *options)
-    assert "distill.student: reward model the reward model of the run" in refusal(
+    assert "distill.student: reward model models/preference has another" in refusal(
         run, tmp_path, *own
     )
     again = ("--stages", "['distill','preference','reinforce']", *options)
     check(run, tmp_path, *again)
+    # Without a reward model the critic starts from the student.
+    check(run, tmp_path, "--stages", "['distill','reinforce']", "--distill.student", student)
     # A checkpoint under a tokenizer that is not its own.
     start = replace(run, models={**run.models, "policy": tmp_path / "student"})
     message = refusal(start, tmp_path, "--model.path", student)
