@@ -159,8 +159,7 @@ def eager_policy_loss(
     importance_high: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """`kernels.policy_loss` as a trainer without a fused loss writes it: loss and metrics, in the
-    order of POLICY_STATS, with the gradient left to autograd. KL is k3, `importance` "none" or
-    "truncate"."""
+    order of POLICY_STATS, the gradient left to autograd. KL is k3, never `importance` "mask"."""
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)

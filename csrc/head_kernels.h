@@ -131,8 +131,9 @@ inline int64_t count_columns(const Head& head, const HeadBlocking& blocking, int
     return left < blocking.block_columns ? left : blocking.block_columns;
 }
 
-// A logit of -inf has p = 0 and must not make p log p a NaN; a logit that is NaN must.
-SATORI_INLINE Floats finite(Floats shifted) { return maximum(splat(kNoLogit), shifted); }
+// Whether exp(l - m) is 0: then p log p is 0, also where the logit is -inf; that of a NaN is NaN. The
+// compiler shares the comparison with exp.
+SATORI_INLINE Ints is_impossible(Floats shifted) { return shifted < splat(kExpIsZeroBelow); }
 
 // Forward.
 
@@ -150,7 +151,7 @@ inline void add_statistics(const float* logits, int64_t count, int64_t token,
             const Floats shifted = load(logits + column * kTileTokens) - new_top;
             const Floats p = exp(shifted);
             total += p;
-            weighted += p * finite(shifted);
+            weighted = is_impossible(shifted) ? weighted : weighted + p * shifted;
         }
         // Moving the centre of the weighted sum by `below` adds below * total.
         const Floats below = top - new_top;
@@ -207,7 +208,8 @@ inline void panel_gradients(const Head& head, const HeadTokens& tokens, const fl
         for (int64_t column = 0; column < count; ++column) {
             const int64_t at = column * kTileTokens + j * kLanes;
             const Floats shifted = load(logits + at) - top;
-            store(d + at, -exp(shifted) * (offset + slope * finite(shifted)));
+            const Floats log_p = is_impossible(shifted) ? Floats{} : shifted;
+            store(d + at, exp(shifted) * (offset + slope * log_p));
         }
     }
     for (int64_t lane = 0; lane < kTileTokens; ++lane) {

@@ -53,8 +53,8 @@ struct HeadItem {
 struct HeadTokens {
     const float* inverse_temperature;
     const int32_t* targets; // a column of the shard, or -1
-    // Of the way back, dLoss/dl_j = -exp(l_j - m) (offset + slope (l_j - m)) + [j = y] at_target.
-    // The three carry 1 / temperature, the first two 1 / S as well: m + log S in one number would
+    // Of the way back, dLoss/dl_j = exp(l_j - m) (offset + slope (l_j - m)) + [j = y] at_target.
+    // The three carry 1 / temperature, the first two -1 / S as well: m + log S in one number would
     // lose the digits that m has in front.
     const float* maximum;
     const float* offset;

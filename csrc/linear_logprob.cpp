@@ -99,12 +99,13 @@ class TokenArrays {
         for (int64_t t = 0; t < task.num_rows; ++t) {
             const float scale = array(0)[t];
             const double total = g.partition[2 * t + 1];
+            const double factor = -scale / total;
             // log p + H is l - m + (H - log S).
             const double rest = g.entropy[t] - std::log(total);
             array(1)[t] = g.partition[2 * t];
-            array(2)[t] = static_cast<float>(
-                (g.grad_logprob[t] + g.grad_entropy[t] * rest) * scale / total);
-            array(3)[t] = static_cast<float>(g.grad_entropy[t] * scale / total);
+            array(2)[t] =
+                static_cast<float>((g.grad_logprob[t] + g.grad_entropy[t] * rest) * factor);
+            array(3)[t] = static_cast<float>(g.grad_entropy[t] * factor);
             array(4)[t] = g.grad_logprob[t] * scale;
         }
     }

@@ -38,8 +38,11 @@ SATORI_INLINE void store(float* p, Floats x) { *reinterpret_cast<StoredFloats*>(
 SATORI_INLINE Floats splat(float x) { return x - Floats{}; }
 SATORI_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
-// exp(x) for x <= 88, within 1e-7 of it relatively, and exp(0) = 1. Below -64 it is 0: a probability
-// that small is lost in any sum, and its products would be denormal, which is slow.
+// Below this exp is 0: a probability that small is lost in any sum, and its products would be
+// denormal, which is slow.
+constexpr float kExpIsZeroBelow = -64.0f;
+
+// exp(x) for x <= 88, within 1e-7 of it relatively, and exp(0) = 1.
 SATORI_INLINE Floats exp(Floats x) {
     // Adding 1.5 * 2^23 rounds to an integer n, which then lies in the lowest bits.
     const Floats round = splat(12582912.0f);
@@ -55,7 +58,7 @@ SATORI_INLINE Floats exp(Floats x) {
     y = y * f + splat(1.0f);
     y = y * f + splat(1.0f);
     const Floats scaled = (Floats)((Ints)y + ((Ints)shifted << 23)); // y 2^n
-    return x < splat(-64.0f) ? Floats{} : scaled;
+    return x < splat(kExpIsZeroBelow) ? Floats{} : scaled;
 }
 
 #if defined(__AVX512BF16__)

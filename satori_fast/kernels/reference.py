@@ -252,24 +252,21 @@ def policy_loss(
     def clean(tensor: Tensor) -> Tensor:
         return torch.where(live, tensor, 0.0).to(dtype)
 
-    logprobs, entropies = clean(logprobs), clean(entropies)
-    old, advantages, weights = (clean(tensor) for tensor in inputs[:3])
+    logprobs, entropies, old, advantages, weights = map(clean, (logprobs, entropies, *inputs[:3]))
     rollout = old if inputs.rollout_logprobs is None else clean(inputs.rollout_logprobs)
     importance, is_reweighted = _importance(old - rollout, terms)
-    log_ratio = logprobs - old
+    log_ratio, gap = logprobs - old, old - rollout
     ratio = _exp(log_ratio)
     surrogate, clips = _surrogate(ratio, advantages, terms)
-    is_clamped = _is_clamped(log_ratio)
     # A masked token has no gradient even where its ratio is NaN.
-    is_flat = clips.any(dim=0) | is_clamped | (importance == 0)
-    is_clamped = is_clamped | _is_clamped(old - rollout)
+    is_flat = clips.any(dim=0) | _is_clamped(log_ratio) | (importance == 0)
+    exponents = [log_ratio, gap]
     gradient = torch.where(is_flat, 0.0, -importance * ratio * advantages)
     kl = torch.zeros_like(logprobs)
     if inputs.ref_logprobs is not None:
         ref_log_ratio = clean(inputs.ref_logprobs) - logprobs
         kl, kl_gradient = _kl_estimate(ref_log_ratio, terms.kl_estimator)
-        if terms.kl_estimator == "k3":
-            is_clamped = is_clamped | _is_clamped(ref_log_ratio)
+        exponents += [ref_log_ratio] if terms.kl_estimator == "k3" else []
         if terms.kl_coefficient:
             gradient = gradient + terms.kl_coefficient * kl_gradient
     sums = {
@@ -281,8 +278,8 @@ def policy_loss(
         "clip_fraction_high": clips[1],
         "clip_fraction_dual": clips[2],
         "approx_kl": _k3(log_ratio),
-        "rollout_abs_diff": (old - rollout).abs(),
-        "rollout_kl": _k3(old - rollout),
+        "rollout_abs_diff": gap.abs(),
+        "rollout_kl": _k3(gap),
         "rollout_clip_fraction": is_reweighted & live,
     }
     gradient = torch.where(live, gradient, 0.0)
@@ -291,8 +288,8 @@ def policy_loss(
     stats["ratio_max"] = _maximum(torch.where(live, ratio, 0.0))
     stats["rollout_abs_diff_max"] = _maximum(sums["rollout_abs_diff"])
     stats["num_tokens"] = live.sum()
-    stats["num_clamped_ratios"] = is_clamped.sum()
-    stacked = torch.stack([stats[name].to(torch.float32) for name in POLICY_STATS])
+    stats["num_clamped_ratios"] = _is_clamped(torch.stack(exponents)).any(dim=0).sum()
+    stacked = torch.stack([stats[name].float() for name in POLICY_STATS])
     return loss, stacked, weights * gradient, -terms.entropy_coefficient * weights
 
 

@@ -16,6 +16,7 @@ from satori_fast.algorithms.importance import (
     logprob_gap,
     weigh_sequences,
 )
+from satori_fast.kernels import MAX_LOG_RATIO
 from satori_fast.types import Advantages, PackedBatch
 from tests.algorithms.test_advantages import make_batch
 
@@ -51,6 +52,17 @@ def test_every_token_gets_the_weight_of_its_sequence(kind, weights) -> None:
     assert weighed.advantages[batch.loss_mask].tolist() == pytest.approx(expected)
     assert not weighed.advantages[~batch.loss_mask].any()
     assert counts.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("gap", [800.0, -800.0])
+def test_a_broken_token_leaves_its_sequence_a_finite_weight(gap: float) -> None:
+    batch = batch_with_gaps([[gap, 0.0, 0.0], *GAPS[1:]])
+    advantages = Advantages(batch.loss_mask.float())
+    (weighed,), _ = weigh_sequences([batch], [advantages], ImportanceRule("mask", "sequence"))
+    weights = math.exp(math.copysign(MAX_LOG_RATIO, gap)), 4.0, 1.0
+    rows = [[w] * len(row) for w, row in zip(weights, GAPS, strict=True)]
+    expected = pytest.approx(in_packing_order(batch, rows))
+    assert weighed.advantages[batch.loss_mask].tolist() == expected
 
 
 @pytest.mark.parametrize("rule", [ImportanceRule(), ImportanceRule("mask", "token", 0.9, 1.1)])

@@ -11,7 +11,7 @@ import torch
 
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL
 from satori_fast.data.packing import PackingSpec, Weighting, pack
-from satori_fast.stages.step_metrics import advantage_metrics
+from satori_fast.stages.step_metrics import advantage_metrics, update_metrics
 from satori_fast.types import (
     Advantages,
     Credit,
@@ -91,6 +91,11 @@ def test_ranks_are_added_before_the_division() -> None:
         batches = pack(answers, [CREDIT] * 2, spec, "token")
         metrics = advantage_metrics(batches, estimates(batches, [1.0, 4.0]), answers, added)
     assert metrics == pytest.approx({"advantage/right_original": (4 * 1.0 + 2 * 4.0) / 6})
+
+
+def test_clamped_ratios_are_a_share_of_the_loss_tokens() -> None:
+    # `update` divides every sum by the loss tokens.
+    assert update_metrics({"update/num_clamped_ratios": 0.25}) == {"update/clamp_fraction": 0.25}
 
 
 def test_nothing_kept_leaves_no_metric() -> None:
