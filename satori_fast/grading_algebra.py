@@ -262,7 +262,7 @@ def _value(expression: Any, point: dict[Any, Any]) -> Any:
 
     try:
         value = expression.subs(point).evalf(_DIGITS) if point else expression.evalf(_DIGITS)
-    except (ValueError, TypeError, ZeroDivisionError, AttributeError, NotImplementedError):
+    except (ValueError, TypeError, ZeroDivisionError, AttributeError, RuntimeError):
         return None
     if value.is_number and value.is_finite:
         real, imaginary = value.as_real_imag()

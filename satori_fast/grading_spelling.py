@@ -296,7 +296,7 @@ def clean(answer: str) -> str:
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z '-]*[a-zA-Z]")
 _DIFFERENCE = re.compile(r"(?<![a-zA-Z])[a-zA-Z]{1,2} ?- ?[a-zA-Z]{1,2}(?![a-zA-Z])")
 # Short words whose capital letters say nothing; "AB" and "ab" are different names.
-_COMMON = "yes no odd even all one two six ten not any none never true false a an the it is of"
+_COMMON = "yes no odd even all one two six ten not any none never true false an the it is of"
 _SHORT_WORDS = frozenset(_COMMON.split())
 
 

@@ -106,5 +106,5 @@ def test_numbers() -> None:
     assert is_number(r"2\pi")
     assert not is_number("2x")
     assert not is_number("1 2")
-    assert ordering_value(r"\sqrt{4}") == 2
+    assert ordering_value(r"\sqrt{4}") == ordering_value("2")
     assert ordering_value("x") is None

@@ -62,11 +62,9 @@ def test_extraction(text: str, answer: str | None, answers: list[str]) -> None:
 PIECES = [r"\boxed{", r"\boxed 7", r"\fbox{", "{", "}", "\\", "1", "x ", "<|reflect|>", " "]
 
 
-@given(st.lists(st.sampled_from(PIECES), max_size=30), st.data())
+@given(st.lists(st.sampled_from(PIECES), max_size=30))
 @settings(max_examples=200, deadline=None)
-def test_standing_answers_are_those_of_the_text_so_far(
-    pieces: list[str], data: st.DataObject
-) -> None:
+def test_standing_answers_are_those_of_the_text_so_far(pieces: list[str]) -> None:
     text = "".join(pieces)
     starts = [len("".join(pieces[:place])) for place, p in enumerate(pieces) if p.startswith("<")]
     assert standing_answers(text, starts) == [extract_answer(text[:start]) for start in starts]
