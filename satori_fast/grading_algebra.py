@@ -21,7 +21,7 @@ from typing import Any
 from satori_fast.grading_spelling import number
 
 # The parser recurses; a deep answer must not end the process.
-_DEEPEST = 25
+_DEEPEST = 14
 _LONGEST = 4000
 # Numbers side by side are not a product and not a sum, the parser's idea: "5 10 15" is a list.
 _SIDE_BY_SIDE = re.compile(r"\d\s+\.?\d")
@@ -71,6 +71,7 @@ def _prepared(text: str) -> str:
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     text = _MIXED.sub(_mixed, text)
     text = _DEGREES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
+    text = re.sub(r"\\(log|ln)_([a-zA-Z0-9])(?![}a-zA-Z])", r"\\\1_{\2}", text)
     if _SIDE_BY_SIDE.search(text) or _UNREADABLE.search(text):
         raise UnreadableError("not an expression")
     text = re.sub(r"\\text\{\s*([a-zA-Z]+)\s*\}", r"\\text{\1}", text)
@@ -78,7 +79,6 @@ def _prepared(text: str) -> str:
     text = re.sub(r"(\\[a-zA-Z]+)|I", lambda match: match[1] or r"\Upsilon ", text)
     # A variable, not Euler's constant nor the function.
     text = re.sub(r"\\gamma(?![a-zA-Z])", r"\\varrho ", text)
-    text = re.sub(r"\\(log|ln)_([a-zA-Z0-9])(?![}a-zA-Z])", r"\\\1_{\2}", text)
     return text
 
 
@@ -262,7 +262,7 @@ def _value(expression: Any, point: dict[Any, Any]) -> Any:
 
     try:
         value = expression.subs(point).evalf(_DIGITS) if point else expression.evalf(_DIGITS)
-    except (ValueError, TypeError, ZeroDivisionError, AttributeError, NotImplementedError):
+    except (ValueError, TypeError, ZeroDivisionError, AttributeError, RuntimeError):
         return None
     if value.is_number and value.is_finite:
         real, imaginary = value.as_real_imag()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # A doubled backslash before "boxed" is an escape too many, not a row's end.
-_BOX_TOKENS = re.compile(r"\\+(?P<box>f?boxed(?![a-zA-Z]))?|[{}]")
+_BOX_TOKENS = re.compile(r"\\+(?P<box>(?:boxed|fbox)(?![a-zA-Z]))?|[{}]")
 # What a box without braces takes in: a number, a command with its arguments, a letter.
 _UNBRACED = re.compile(
     r"\s*(?P<answer>[-+]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[a-zA-Z]+\s*(?:\{[^{}]*\}){1,2}"

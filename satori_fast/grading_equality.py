@@ -71,7 +71,7 @@ def same_form(answer: Form, gold: Form) -> bool:
         case Words(a), Words(g):
             return same_text(a, g)
         case Scalar(a), Scalar(g):
-            return _same_scalar(a, g)
+            return same_text(a, g) or _same_scalar(a, g)
         case NamedSet(a), NamedSet(g):
             return a == g
         case Matrix(a), Matrix(g):

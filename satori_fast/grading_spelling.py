@@ -126,11 +126,14 @@ _BOLD_COMMANDS = (
     r"math(?:bf|it|sf|tt|normal|cal|scr)|bm|boldsymbol|pmb|underline|uline|ensuremath|fbox|boxed"
 )
 
+# A backslash that a JSON reader took for an escape.
+_ESCAPES = _rules(
+    (r"\x0c(?=rac)", r"\\f"),
+    (r"\x08(?=inom|egin|ar)", r"\\b"),
+    (r"\t(?=ext\{|imes|heta|frac|an[ ({])", r"\\t"),
+)
 # Applied in this order to every answer.
 _RULES = _rules(
-    (r"\x0crac", r"\\frac"),  # a backslash that a JSON reader took for an escape
-    (r"\x08(?=inom|egin|ar)", r"\\b"),
-    (r"\t(?=ext|imes|heta|frac|an[ ({])", r"\\t"),
     (r",\s?\\!\s*", ","),  # 11,\! 111
     (r"(?<!\\)\\[,;:> ]|~|\\(?:q?quad|enspace|thinspace|space|hfill)(?![a-zA-Z])", " "),
     (r"\\[hv]space\*?\s*\{[^{}]*\}|\\(?:tag|label|phantom|vphantom)\s*\{[^{}]*\}", " "),
@@ -264,6 +267,8 @@ def clean(answer: str) -> str:
     ('\\frac{1}{2}', '2\\sqrt{3}')
     """
     text = answer if answer.isascii() else _from_unicode(answer)
+    for pattern, replacement in _ESCAPES:
+        text = pattern.sub(replacement, text)
     if r"\\" in text:
         if r"\\begin" in text:
             text = text.replace(r"\\", "\\")
@@ -291,7 +296,7 @@ def clean(answer: str) -> str:
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z '-]*[a-zA-Z]")
 _DIFFERENCE = re.compile(r"(?<![a-zA-Z])[a-zA-Z]{1,2} ?- ?[a-zA-Z]{1,2}(?![a-zA-Z])")
 # Short words whose capital letters say nothing; "AB" and "ab" are different names.
-_COMMON = "yes no odd even all one two six ten not any none never true false a an the it is of"
+_COMMON = "yes no odd even all one two six ten not any none never true false an the it is of"
 _SHORT_WORDS = frozenset(_COMMON.split())
 
 
@@ -318,19 +323,12 @@ def words(text: str) -> tuple[str, ...] | None:
 
 def key(cleaned: str) -> str | tuple[str, ...]:
     """Two cleaned answers with the same key are the same answer."""
-    as_words = words(cleaned)
-    if as_words and (len(as_words) > 1 or len(as_words[0]) > 3):
-        return as_words
     text = unwrapped(cleaned)
-    if words(text):
-        title = text[0] + text[1:].lower()
-        return (
-            title.casefold()
-            if title.casefold() in _SHORT_WORDS
-            else title
-            if text == title
-            else text
-        )
+    as_words = words(text)
+    if as_words is not None and (len(as_words) != 1 or len(text) > 3):
+        return as_words
+    if text.casefold() in _SHORT_WORDS:
+        return text.casefold()
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     return re.sub(r"(?<![a-zA-Z0-9]) | (?![a-zA-Z0-9])", "", text)
 

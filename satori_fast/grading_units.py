@@ -112,6 +112,8 @@ _NOT_UNITS = frozenset(_MEANINGFUL_WORDS.split())
 _BINDING = frozenset(("am", "pm", "bc", "ad", "bce", "ce"))
 _FILLERS = frozenset(("unit", "the", "a", "an", "of", "total", "each", "about", "approx"))
 
+_MOST_WORDS = 6  # of a unit
+
 _TEXT = r"\\text\{[^{}]*\}"
 _POWER = r"(?:\s*\^\s*\{?-?\d\}?)?"
 _TEXT_UNIT = re.compile(
@@ -191,7 +193,10 @@ def _unit(text: str) -> _Reading | None:
         text = re.sub(rf"\b{name}\b", rate, text, flags=re.IGNORECASE)
     reading = _Reading()
     sign, power = 1, 1
-    for token in re.findall(r"[a-zA-Z$.'-]+(?:\^-?\d)?|/|\S", text):
+    tokens = re.findall(r"[a-zA-Z$.'-]+(?:\^-?\d)?|/|\S", text)
+    if len(tokens) > _MOST_WORDS:
+        return None
+    for token in tokens:
         if token == "/" or token.casefold() == "per":
             sign = -1
             continue
