@@ -33,8 +33,8 @@ from satori_fast.stages.setup import learner_for
 from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.step_metrics import (
     advantage_metrics,
+    grading_metrics,
     importance_metrics,
-    pool_metrics,
     rollout_metrics,
     update_metrics,
 )
@@ -120,6 +120,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     preferences = None
     if actors.reward_model is not None:
         preferences = actors.reward_model.rewards(run, rollout.trajectories)
+    run.grader.reasons.clear()
     with run.spans.span("reward"):
         scored = score(rollout.trajectories, actors.rewards, run.grader, preferences=preferences)
         kept = actors.informative(step, scored)
@@ -161,7 +162,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         **advantage_metrics(batches, advantages, kept, run.parallel.all_reduce_sum),
         **update_metrics(stats),
         **importance_metrics(run.parallel.all_reduce_sum(reweighted)),
-        **pool_metrics(run.grader.pool),
+        **grading_metrics(run.grader.reasons),
         **run.engines.metrics(),
         "sync/bytes": float(report.num_bytes),
     }

@@ -7,10 +7,11 @@ place in the list: so a run of several processes takes the same steps as a run o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from satori_fast.backbone.parallel import ParallelState
-from satori_fast.grading import GradingPool, Verdict
+from satori_fast.grading import GradingPool, Reason, Verdict
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams, collect
 from satori_fast.types import Problem, RolloutResult
@@ -20,14 +21,20 @@ class SharedGrader:
     """A `GradingPool` on every data-parallel rank, each with its share of the answers.
 
     All ranks get the same verdicts, also where a time limit decides: rewards must not differ
-    between processes that then step together.
+    between processes that then step together. reasons: of all verdicts since it was last cleared.
     """
 
     def __init__(self, pool: GradingPool, parallel: ParallelState) -> None:
         self.pool = pool
+        self.reasons: Counter[Reason] = Counter()
         self._parallel = parallel
 
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
+        verdicts = self._grade_many(pairs)
+        self.reasons.update(verdict.reason for verdict in verdicts)
+        return verdicts
+
+    def _grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         size, rank = self._parallel.data_size, self._parallel.data_rank
         if size == 1:
             return self.pool.grade_many(pairs)

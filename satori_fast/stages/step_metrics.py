@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from satori_fast.algorithms.losses import explained_variance
 from satori_fast.data.coat import count_reflections
 from satori_fast.data.mixture import ORIGINS, origin_of
-from satori_fast.grading import GradingPool
+from satori_fast.grading import Reason
 from satori_fast.stages.mismatch import token_versions
 from satori_fast.types import Advantages, PackedBatch, RolloutResult, Trajectory
 
@@ -115,12 +116,12 @@ def importance_metrics(reweighted: Tensor) -> dict[str, float]:
     return {"rollout/sequence_clip_fraction": changed / total} if total else {}
 
 
-def pool_metrics(pool: GradingPool) -> dict[str, float]:
-    """Totals since the run was opened: a grader that kills answers must be seen, and a response
-    without a box is another fault than a wrong answer."""
+def grading_metrics(reasons: Counter[Reason]) -> dict[str, float]:
+    """How many answers of the step were graded, and how: a grader that kills answers must be seen,
+    and a response without a box is another fault than a wrong answer."""
     return {
-        "grading/graded": float(pool.graded),
-        "grading/no_answer": float(pool.no_answers),
-        "grading/timeouts": float(pool.timeouts),
-        "grading/crashes": float(pool.crashes),
+        "grading/graded": float(reasons.total()),
+        "grading/no_answer": float(reasons["no_answer"]),
+        "grading/timeouts": float(reasons["timeout"]),
+        "grading/crashes": float(reasons["crash"]),
     }

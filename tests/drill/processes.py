@@ -98,7 +98,7 @@ class _Launch:
 
 
 def _launched(scene: Scene, place: Path, *more: str) -> _Launch:
-    limits = ("--parallel.timeout_s", "20.0", "--parallel.main_timeout_s", "20.0")
+    limits = ("--parallel.timeout_s", "60.0", "--parallel.main_timeout_s", "60.0")
     return _Launch(scene.arguments(place, *limits, *more), place / f"{time.monotonic_ns()}.log")
 
 
