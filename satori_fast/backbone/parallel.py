@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,6 +31,7 @@ Item = TypeVar("Item")
 _state: ParallelState | None = None
 _owns_process_group = False
 _num_meetings = 0
+_acting = threading.local()
 
 
 @dataclass(frozen=True)
@@ -110,16 +112,17 @@ class ParallelState:
 
         An error there is raised on every rank, with `failed_rank` = 0. The others wait `limit_s`
         (None: `Limits.main_s`) while the main process shows signs of life; then RankLost.
+        `action` must not meet the other ranks, which are not there.
         """
         meeting = self.meeting
         if meeting is None:
-            return action()
+            return _alone(action)
         name = caller()
         number = meeting.at(name)
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                outcome[0] = action()
+                outcome[0] = _alone(action)
             except Exception as error:
                 outcome[1] = _picklable(error)
             except BaseException as error:  # the others are still waiting
@@ -263,6 +266,17 @@ def _leave_meeting() -> None:
     if _state is not None and _state.meeting is not None:
         atexit.unregister(_state.meeting.close)
         _state.meeting.close()
+
+
+def _alone(action: Callable[[], Item]) -> Item:
+    """What `action` returns. Inside it the other ranks cannot be met: said with one rank too, where
+    nothing would hang."""
+    assert not getattr(_acting, "is_acting", False), "from_main inside an action of from_main"
+    _acting.is_acting = True
+    try:
+        return action()
+    finally:
+        _acting.is_acting = False
 
 
 def _picklable(error: Exception) -> Exception:

@@ -189,6 +189,8 @@ def _template(name: str) -> str:
 
 
 def _write(page: str, path: Path) -> Path:
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
     write_atomically(path, page)
     return path
 

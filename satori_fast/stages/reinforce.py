@@ -120,7 +120,6 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     preferences = None
     if actors.reward_model is not None:
         preferences = actors.reward_model.rewards(run, rollout.trajectories)
-    run.grader.reasons.clear()
     with run.spans.span("reward"):
         scored = score(rollout.trajectories, actors.rewards, run.grader, preferences=preferences)
         kept = actors.informative(step, scored)

@@ -21,7 +21,7 @@ class SharedGrader:
     """A `GradingPool` on every data-parallel rank, each with its share of the answers.
 
     All ranks get the same verdicts, also where a time limit decides: rewards must not differ
-    between processes that then step together. reasons: of all verdicts since it was last cleared.
+    between processes that then step together. reasons: of the verdicts of the last call.
     """
 
     def __init__(self, pool: GradingPool, parallel: ParallelState) -> None:
@@ -31,7 +31,7 @@ class SharedGrader:
 
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         verdicts = self._grade_many(pairs)
-        self.reasons.update(verdict.reason for verdict in verdicts)
+        self.reasons = Counter(verdict.reason for verdict in verdicts)
         return verdicts
 
     def _grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:

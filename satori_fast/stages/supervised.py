@@ -57,11 +57,7 @@ def supervised_step(
 
 def supervised(run: Run) -> StageOutcome:
     """Imitate the demonstrations for `supervised.num_epochs`; evaluate and export."""
-    # One process looks for files.
-    source, mapping = run.parallel.from_main(lambda: demonstration_source(run))
-    if source == str(demonstrations_path(run)):
-        wait_for_file(demonstrations_path(run))
-    trajectories = load_trajectories(run, source, mapping)
+    trajectories = load_trajectories(run, *demonstration_source(run))
     return imitate(run, trajectories, run.config.supervised, start=run.model_folder)
 
 

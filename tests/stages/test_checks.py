@@ -20,6 +20,7 @@ from satori_fast.data.tokenizer import add_meta_action_tokens, load_tokenizer
 from satori_fast.stages import run_stages
 from satori_fast.stages.checks import check_stages
 from satori_fast.stages.run import Run, build_run
+from satori_fast.stages.run_folder import RunFolder
 from tests.stages.test_run import tiny_config
 from tests.tiny_models import tiny_model
 
@@ -97,8 +98,9 @@ def test_a_stage_that_is_done_needs_nothing_more(run: Run, tmp_path: Path) -> No
     config = tiny_config(tmp_path, "--synthesize.critic", ENDPOINT)
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         check_stages(replace(run, config=config))
-    done = [{"stage": "synthesize"}, {"stage": "supervised"}]
-    check_stages(replace(run, config=config, finished=done))
+    place = RunFolder(run.folder)
+    place.progress["finished"] = [{"stage": "synthesize"}, {"stage": "supervised"}]
+    check_stages(replace(run, config=config, place=place))
 
 
 def test_nothing_has_begun_and_the_mended_config_starts(tmp_path: Path) -> None:
