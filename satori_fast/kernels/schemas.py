@@ -381,8 +381,7 @@ def _check_temperatures(temperatures: Tensor | None, hidden: Tensor) -> None:
     if temperatures.is_cuda:
         # Two small kernels and no wait: reading a value would stop the host until the device has
         # done all it was given. A wrong one stops the process at its next look at the device.
-        look = torch._assert_async  # pyright: ignore[reportPrivateImportUsage]
-        look(is_right.all(), "temperature must be positive and finite")
+        torch.ops.aten._assert_async.msg(is_right.all(), "temperature must be positive and finite")
     elif not is_right.all():
         position = int((~is_right).nonzero()[0])
         raise ValueError(
