@@ -156,7 +156,9 @@ def _check_supported(
     model_type = hf_config.model_type
     if model_type not in SUPPORTED:
         name = (getattr(hf_config, "architectures", None) or [model_type])[0]
-        raise ValueError(f"architecture {name} is not supported; supported: {supported}")
+        place = getattr(hf_config, "name_or_path", "")
+        where = f" (model folder {place})" if place else ""
+        raise ValueError(f"architecture {name}{where} is not supported; supported: {supported}")
     sliding = "sliding_attention" in (getattr(hf_config, "layer_types", None) or ())
     biased = model_type != "qwen2" and getattr(hf_config, "attention_bias", False)
     unsupported = {

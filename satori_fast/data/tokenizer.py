@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 UNKNOWN = "<|unknown|>"
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
 
 def build_word_tokenizer(
@@ -111,6 +112,10 @@ def load_tokenizer(folder_or_name: str | Path) -> PreTrainedTokenizerBase:
     looks_local = isinstance(folder_or_name, Path) or name.startswith((".", "~", "/"))
     if (looks_local or name.count("/") > 1) and not Path(name).expanduser().is_dir():
         raise ValueError(f"model folder {name} does not exist")
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARY_FILES):
+        # AutoTokenizer would make one of the config's family that knows no word.
+        raise ValueError(f"model folder {name} holds no tokenizer: copy its tokenizer.json there")
     try:
         return loader.from_pretrained(Path(name).expanduser() if looks_local else name)
     except Exception as error:  # the library `tokenizers` raises nothing more special

@@ -79,8 +79,10 @@ class RunFolder:
         else's or of another process, a run where none is to be resumed, one that went by other
         settings or files, and files that are not what the run wrote.
         """
-        self._claim()
-        began = any(path.stat().st_size for name in _WORK for path in self.path.glob(name))
+        is_ours = self._claim()
+        began = is_ours and any(
+            path.stat().st_size for name in _WORK for path in self.path.glob(name)
+        )
         if resume and (began or (self.path / "config.toml").exists()):
             self._go_on(config)
             return
@@ -98,12 +100,17 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def _claim(self) -> None:
-        """Make sure that the folder is ours and that no other process works in it."""
+    def _claim(self) -> bool:
+        """Make sure that the folder is ours and that no other process works in it; was it before?
+
+        A new run may be given samples of another one: a folder with `solutions` alone is taken.
+        """
         lock = self.path / "run.lock"
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file: choose another --name or --output_dir")
-        if self.path.is_dir() and not lock.exists() and any(self.path.iterdir()):
+        is_ours = lock.exists()
+        found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set[str]()
+        if not is_ours and found - {"solutions"}:
             raise ConfigError(
                 f"{self.path} is not empty and no run folder of this version (it has no "
                 f"{lock.name}): choose another --name or --output_dir"
@@ -131,6 +138,7 @@ class RunFolder:
             file,
         )
         file.flush()
+        return is_ours
 
     def _start(self, config: Config) -> None:
         with contextlib.suppress(DamagedFile):

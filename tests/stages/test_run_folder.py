@@ -133,6 +133,16 @@ def test_a_run_that_did_nothing_leaves_its_folder_to_the_next(tmp_path: Path) ->
         assert "seed = 7" in (place.path / "config.toml").read_text()
 
 
+def test_a_new_run_may_be_given_samples_of_another(tmp_path: Path) -> None:
+    samples = tmp_path / "run" / "solutions" / "supervised.jsonl"
+    samples.parent.mkdir(parents=True)
+    samples.write_text("given")
+    with opened(tmp_path):
+        assert samples.read_text() == "given"
+    with pytest.raises(ConfigError, match="holds a run: pass --resume"), opened(tmp_path):
+        pass
+
+
 def test_a_folder_with_a_run_is_not_started_again(tmp_path: Path) -> None:
     with opened(tmp_path):
         work(tmp_path)
