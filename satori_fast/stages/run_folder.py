@@ -103,7 +103,7 @@ class RunFolder:
     def _claim(self) -> bool:
         """Make sure that the folder is ours and that no other process works in it; was it before?
 
-        A new run may be given samples of another one: a folder with `solutions` alone is taken.
+        A new run may be given samples of another: a folder with `solutions` alone is taken.
         """
         lock = self.path / "run.lock"
         if self.path.exists() and not self.path.is_dir():
