@@ -167,7 +167,7 @@ _RULES = _rules(
         " ",
     ),
     (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
-    (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])", r"^\\circ "),
+    (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\?circ(?![a-zA-Z])|\\degree(?![a-zA-Z])", r"^\\circ "),
     (r"\^\s*\{\s*\\prime\s*\}|\^\s*\\prime(?![a-zA-Z])", "'"),
     (r"(?<=\d)\.(?=\s*/)", ""),  # 3./2
     (rf"\\operatorname\*?\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
@@ -284,7 +284,7 @@ def clean(answer: str) -> str:
             if not changes:
                 break
         text = _BOLD_LETTER.sub(r"\1", text)
-        text = re.sub(r"(?<![a-zA-Z}\]_^])\{([a-zA-Z0-9]|-?\d+)\}(?!\{)", r"\1", text)
+        text = re.sub(r"(?<![a-zA-Z0-9}\]_^])\{([a-zA-Z0-9]|-?\d+)\}(?!\{)", r"\1", text)
         for pattern, replacement in _PLAIN:
             text = pattern.sub(replacement, text)
         text = re.sub(r"\s+", " ", text)

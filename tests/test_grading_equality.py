@@ -160,6 +160,8 @@ eq | 5 | x=5
 eq | 5 | x = \frac{10}{2} = 5
 eq | 5 | \frac{10}{2} = 5
 eq | 5 | n = 5
+eq | 9\pi | A = \pi r^2 = 9\pi
+eq | A = 3^2\pi = 9\pi | 9\pi
 eq | 7 | m+n=7
 eq | 5 | AB = 5
 eq | 60 | \angle ABC = 60^\circ
@@ -471,6 +473,7 @@ eq | x+2y=3 | 0
 eq | x+2y=3 | 3
 eq | f(x)=2x | g(x)=3x
 eq | k=2m | 2
+eq | y_1 = x + 4 y_2 = 3x | y_1 = x + 5 y_2 = 3x
 approx | 3 | \approx 4
 approx | 3 | x \approx 4
 pm | \pm 2 | 2

@@ -11,7 +11,8 @@ import torch
 
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL
 from satori_fast.data.packing import PackingSpec, Weighting, pack
-from satori_fast.stages.step_metrics import advantage_metrics
+from satori_fast.grading import GradingPool
+from satori_fast.stages.step_metrics import advantage_metrics, pool_metrics
 from satori_fast.types import (
     Advantages,
     Credit,
@@ -95,3 +96,14 @@ def test_ranks_are_added_before_the_division() -> None:
 
 def test_nothing_kept_leaves_no_metric() -> None:
     assert advantage_metrics([], [], [], alone) == {}
+
+
+def test_responses_without_an_answer_are_not_among_the_wrong_ones() -> None:
+    with GradingPool(0) as pool:
+        pool.grade_many([("5", "5"), (r"\boxed{6}", "5"), (r"\boxed{5}", "5")])
+        assert pool_metrics(pool) == {
+            "grading/graded": 3.0,
+            "grading/no_answer": 1.0,
+            "grading/timeouts": 0.0,
+            "grading/crashes": 0.0,
+        }
