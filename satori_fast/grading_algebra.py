@@ -32,7 +32,7 @@ _REPEATING = re.compile(r"\d*\.\d*\\(?:overline|bar|dot)\{?\d+\}?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|(?<![a-zA-Z\\])[a-zA-Z]|\([^()]*\))\s*\^\\circ")
 _UNREADABLE = re.compile(
-    r"\\ldots|\\(?:circ|mid|to|text\{[^{}]*[ ,][^{}]*\})(?![a-zA-Z])|[\"?!]{2}|#"
+    r"\\ldots|\\(?:circ|mid|to|text\{[^{}]*[ ,][^{}]*\})(?![a-zA-Z])|[\"?!]{2}|#|\d'"
 )
 _POINTS = 4
 

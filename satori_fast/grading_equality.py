@@ -20,6 +20,7 @@ from satori_fast.grading_algebra import (
     UnreadableError,
     check,
     is_number,
+    ordering_value,
     same_equation,
     same_expression,
 )
@@ -305,6 +306,8 @@ def _named_value(chain: Chain, *, strict: bool = False) -> Form | None:
         # x \approx 3 is 3; in \frac{22}{7} \approx 3.14 the value comes first.
         cut = chain.relations.index("~")
         exact = chain.members[: cut + 1]
+        if not _roughly(exact[-1], chain.members[cut + 1]):
+            return None
         if len(exact) == 1 and not is_name(exact[0]):
             return read(exact[0])
         if len(exact) > 1:
@@ -321,6 +324,12 @@ def _named_value(chain: Chain, *, strict: bool = False) -> Form | None:
         if strict and place > 0:
             return None
     return value
+
+
+def _roughly(a: str, b: str) -> bool:
+    """Within 5 %, where both are numbers: "4 \\approx 5" hedges."""
+    x, y = (ordering_value(quantity(text).value) for text in (a, b))
+    return x is None or y is None or bool(abs(x - y) <= abs(x) / 20)
 
 
 def _same_chain(answer: Chain, gold: Chain) -> bool:

@@ -436,9 +436,10 @@ def choice(text: str) -> tuple[str, str] | None:
 
 # --- names ---------------------------------------------------------------------------------------
 
-_INDEX = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'+")
+_INDEX = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'+|\^\s*\{\s*-1\s*\}(?=\s*\()")
 _NAME = re.compile(
     r"\\?[a-zA-Z]+|\\text\{[^{}\d]*\}|[a-zA-Z]\s*\([^()]*\)"
+    r"|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*){1,3}\)"
     r"|(?:m\s*)?\\(?:angle|triangle|measuredangle|overline|vec|hat|bar|tilde)\s*\{?\s*[a-zA-Z]+\s*\}?"
     r"|\|\s*(?:\\vec\s*\{)?[A-Z]{2}\}?\s*\||\\frac\{[a-zA-Z]+\}\{[a-zA-Z]+\}"
     r"|\\(?:sin|cos|tan|cot|log|ln|arg|deg|det)\s*\(?(?:\\?[a-zA-Z]+|\\angle [A-Z]+)\)?"

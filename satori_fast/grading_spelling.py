@@ -176,6 +176,7 @@ _RULES = _rules(
     (r"\\(?:mathrm|operatorname\*?)\s*\{\s*([eid])\s*\}", r"\1"),
     (r"\\(?:mathrm|operatorname\*?)(?![a-zA-Z])", r"\\text"),
     (r"\\text\s+\{", r"\\text{"),
+    (r"\\text\{[\s.,;:]*\}", " "),
     (r"_\s*\{\s*\\text\{\s*(\w+)\s*\}\s*\}", r"_{\1}"),
     (r"\\imath(?![a-zA-Z])", "i"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
@@ -206,6 +207,10 @@ _PLAIN = _rules(
     (r"_\s*(\d{2,})", r"_{\1}"),
     (r"\{\s*(\d+|[a-z])\s*\\choose\s*(\d+|[a-z])\s*\}", r"\\binom{\1}{\2}"),
     (r"(?:\{\s*\})?\s*_\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+    (
+        r"(?:\{\s*\})?\s*_\s*\{?(\d+)\}?\s*P\s*_\s*\{?(\d+)\}?",
+        r"\\frac{\1!}{(\1-\2)!}",
+    ),
     (r"(?:\{\s*\})?\s*\^\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?", r"\\binom{\1}{\2}"),
 )
 _LEAD = re.compile(
@@ -233,6 +238,9 @@ def _has_one_group(text: str) -> bool:
 
 def _without_lead(text: str) -> str:
     """`text` without "The answer is" and the like, if something follows."""
+    whole = _WHOLE_TEXT.fullmatch(text)
+    if whole is not None and (inner := _without_lead(whole[1].strip())) != whole[1].strip():
+        return inner
     leading = _LEADING_TEXT.match(text)
     if leading is not None and _LEAD.fullmatch(leading[1].strip() or "="):
         return text[leading.end() :]
