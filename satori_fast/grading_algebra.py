@@ -23,8 +23,9 @@ from satori_fast.grading_spelling import number
 # The parser recurses; a deep answer must not end the process.
 _DEEPEST = 14
 _LONGEST = 4000
-# Numbers side by side are not a product and not a sum, the parser's idea: "5 10 15" is a list.
-_SIDE_BY_SIDE = re.compile(r"\d\s+\.?\d")
+# Numbers side by side are not a product and not a sum, the parser's idea: "5 10 15" is a list, and
+# nobody writes a product as "x 5".
+_SIDE_BY_SIDE = re.compile(r"\d\s+\.?\d|(?<![a-zA-Z\\])[a-zA-Z]\s+\d+(?!\s*[\^\d.])")
 _MIXED = re.compile(
     r"(?<![\d.}^_a-zA-Z])(\d+)\s*(?:\\frac\{(\d+)\}\{(\d+)\}|(?<=\s)(\d+)\s?/\s?(\d+)(?![\d.]))"
 )

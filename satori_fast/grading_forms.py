@@ -306,7 +306,7 @@ def _read_chain(text: str, depth: int) -> Form | None:
         return None
     if relations[0] == "~" and not members[0]:  # \approx 3
         return _read(members[1], depth + 1) if len(members) == 2 else Words(text)
-    if relations[0] == "=" and not members[0] and len(members) > 1:
+    if relations[0] == "=" and not members[0] and re.search(r"[\d\\]", text):  # = 5
         return _read(text.split("=", 1)[1].strip(), depth + 1)
     if not all(members) or len(members) > 20:
         return Words(text)

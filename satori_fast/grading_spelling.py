@@ -168,6 +168,7 @@ _RULES = _rules(
     ),
     (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
     (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\?circ(?![a-zA-Z])|\\degree(?![a-zA-Z])", r"^\\circ "),
+    (r"\^\s*\{\s*\\prime\s*\\prime\s*\}", "''"),
     (r"\^\s*\{\s*\\prime\s*\}|\^\s*\\prime(?![a-zA-Z])", "'"),
     (r"(?<=\d)\.(?=\s*/)", ""),  # 3./2
     (rf"\\operatorname\*?\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
@@ -303,6 +304,7 @@ def clean(answer: str) -> str:
 
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z '-]*[a-zA-Z]")
 _DIFFERENCE = re.compile(r"(?<![a-zA-Z])[a-zA-Z]{1,2} ?- ?[a-zA-Z]{1,2}(?![a-zA-Z])")
+_LETTERS = re.compile(r"[a-z](?: [a-z])+")
 # Short words whose capital letters say nothing; "AB" and "ab" are different names.
 _COMMON = "yes no odd even all one two six ten not any none never true false an the it is of"
 _SHORT_WORDS = frozenset(_COMMON.split())
@@ -321,6 +323,8 @@ def words(text: str) -> tuple[str, ...] | None:
     """
     text = unwrapped(text)
     if _WORDS.fullmatch(text) is None or _DIFFERENCE.search(text) is not None:
+        return None
+    if _LETTERS.fullmatch(text) is not None:  # "p q s" is a product: the order is free
         return None
     return tuple(
         token.casefold() if len(token) > 3 or token.casefold() in _SHORT_WORDS else token

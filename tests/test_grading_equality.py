@@ -370,6 +370,7 @@ degrees | \frac{\pi}{4} | 45
 degrees | 45 | \frac{\pi}{4}
 degrees | 45^\circ | 45\text{ radians}
 degrees | 45^\circ | 46^\circ
+degrees | 4 | 4^\circ 30'
 degrees | 100^\circ\text{C} | 100^\circ\text{F}
 degrees | \sin 30 | \frac{1}{2}
 scale | 3 | 3\text{ thousand}
