@@ -23,8 +23,9 @@ from satori_fast.grading_spelling import number
 # The parser recurses; a deep answer must not end the process.
 _DEEPEST = 14
 _LONGEST = 4000
-# Numbers side by side are not a product and not a sum, the parser's idea: "5 10 15" is a list.
-_SIDE_BY_SIDE = re.compile(r"\d\s+\.?\d")
+# Numbers side by side are not a product and not a sum, the parser's idea: "5 10 15" is a list, and
+# nobody writes a product as "x 5".
+_SIDE_BY_SIDE = re.compile(r"\d\s+\.?\d|(?<![a-zA-Z\\])[a-zA-Z]\s+\d+(?!\s*[\^\d.])")
 _MIXED = re.compile(
     r"(?<![\d.}^_a-zA-Z])(\d+)\s*(?:\\frac\{(\d+)\}\{(\d+)\}|(?<=\s)(\d+)\s?/\s?(\d+)(?![\d.]))"
 )
@@ -32,7 +33,7 @@ _REPEATING = re.compile(r"\d*\.\d*\\(?:overline|bar|dot)\{?\d+\}?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|(?<![a-zA-Z\\])[a-zA-Z]|\([^()]*\))\s*\^\\circ")
 _UNREADABLE = re.compile(
-    r"\\ldots|\\(?:circ|mid|to|text\{[^{}]*[ ,][^{}]*\})(?![a-zA-Z])|[\"?!]{2}|#"
+    r"\\ldots|\\(?:circ|mid|to|text\{[^{}]*[ ,][^{}]*\})(?![a-zA-Z])|[\"?!]{2}|#|\d'"
 )
 _POINTS = 4
 

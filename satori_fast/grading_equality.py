@@ -20,6 +20,7 @@ from satori_fast.grading_algebra import (
     UnreadableError,
     check,
     is_number,
+    ordering_value,
     same_equation,
     same_expression,
 )
@@ -84,9 +85,9 @@ def same_form(answer: Form, gold: Form) -> bool:
             return True
         case Chain(), Chain():
             return _same_chain(answer, gold) or _same_mixed(answer, gold)
-        case Chain(), _ if (value := _named_value(answer, gold)) is not None:
+        case Chain(), _ if (value := _named_value(answer)) is not None:
             return same_form(value, gold)
-        case _, Chain() if (value := _named_value(gold, answer)) is not None:
+        case _, Chain() if (value := _named_value(gold, strict=True)) is not None:
             return same_form(answer, value)
         case _:
             return _same_mixed(answer, gold)
@@ -287,11 +288,13 @@ def _names(items: Many[Form]) -> frozenset[str]:
 # --- relations -----------------------------------------------------------------------------------
 
 
-def _named_value(chain: Chain, other: Form) -> Form | None:
+def _named_value(chain: Chain, *, strict: bool = False) -> Form | None:
     r"""What a chain of equalities gives as its value, None where it gives none.
 
     Its first member is a name or the same number as the last; numbers in between must be the last
     one too, so that "x = 2 = 3" is not 3.
+
+    strict: expressions in between must be the last one as well, else the chain is kept whole.
     """
     *before, last = chain.members
     if len(before) == 1 and is_name(last) and not is_name(before[0]):  # 3 = x
@@ -303,10 +306,12 @@ def _named_value(chain: Chain, other: Form) -> Form | None:
         # x \approx 3 is 3; in \frac{22}{7} \approx 3.14 the value comes first.
         cut = chain.relations.index("~")
         exact = chain.members[: cut + 1]
+        if not _roughly(exact[-1], chain.members[cut + 1]):
+            return None
         if len(exact) == 1 and not is_name(exact[0]):
             return read(exact[0])
         if len(exact) > 1:
-            return _named_value(Chain(exact, chain.relations[:cut]), other)
+            return _named_value(Chain(exact, chain.relations[:cut]), strict=strict)
         *before, last = chain.members[: cut + 2]
     value = read(last)
     if not isinstance(value, Scalar):
@@ -316,7 +321,15 @@ def _named_value(chain: Chain, other: Form) -> Form | None:
             continue
         if is_number(quantity(member).value) or (place == 0 and not is_name(member)):
             return None
+        if strict and place > 0:
+            return None
     return value
+
+
+def _roughly(a: str, b: str) -> bool:
+    """Within 5 %, where both are numbers: "4 \\approx 5" hedges."""
+    x, y = (ordering_value(quantity(text).value) for text in (a, b))
+    return x is None or y is None or bool(abs(x - y) <= abs(x) / 20)
 
 
 def _same_chain(answer: Chain, gold: Chain) -> bool:
@@ -341,7 +354,7 @@ def _same_values(answer: Chain, gold: Chain) -> bool:
         return False
     if not same_text(answer.members[0], gold.members[0]) or not is_name(gold.members[0]):
         return False
-    a, g = _named_value(answer, gold), _named_value(gold, answer)
+    a, g = _named_value(answer), _named_value(gold, strict=True)
     return a is not None and g is not None and same_form(a, g)
 
 

@@ -306,7 +306,7 @@ def _read_chain(text: str, depth: int) -> Form | None:
         return None
     if relations[0] == "~" and not members[0]:  # \approx 3
         return _read(members[1], depth + 1) if len(members) == 2 else Words(text)
-    if relations[0] == "=" and not members[0] and len(members) > 1:
+    if relations[0] == "=" and not members[0] and re.search(r"[\d\\]", text):  # = 5
         return _read(text.split("=", 1)[1].strip(), depth + 1)
     if not all(members) or len(members) > 20:
         return Words(text)
@@ -436,9 +436,10 @@ def choice(text: str) -> tuple[str, str] | None:
 
 # --- names ---------------------------------------------------------------------------------------
 
-_INDEX = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'+")
+_INDEX = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'+|\^\s*\{\s*-1\s*\}(?=\s*\()")
 _NAME = re.compile(
     r"\\?[a-zA-Z]+|\\text\{[^{}\d]*\}|[a-zA-Z]\s*\([^()]*\)"
+    r"|\(\s*[a-zA-Z]\s*(?:,\s*[a-zA-Z]\s*){1,3}\)"
     r"|(?:m\s*)?\\(?:angle|triangle|measuredangle|overline|vec|hat|bar|tilde)\s*\{?\s*[a-zA-Z]+\s*\}?"
     r"|\|\s*(?:\\vec\s*\{)?[A-Z]{2}\}?\s*\||\\frac\{[a-zA-Z]+\}\{[a-zA-Z]+\}"
     r"|\\(?:sin|cos|tan|cot|log|ln|arg|deg|det)\s*\(?(?:\\?[a-zA-Z]+|\\angle [A-Z]+)\)?"

@@ -167,7 +167,8 @@ _RULES = _rules(
         " ",
     ),
     (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
-    (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])", r"^\\circ "),
+    (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\?circ(?![a-zA-Z])|\\degree(?![a-zA-Z])", r"^\\circ "),
+    (r"\^\s*\{\s*\\prime\s*\\prime\s*\}", "''"),
     (r"\^\s*\{\s*\\prime\s*\}|\^\s*\\prime(?![a-zA-Z])", "'"),
     (r"(?<=\d)\.(?=\s*/)", ""),  # 3./2
     (rf"\\operatorname\*?\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
@@ -176,6 +177,7 @@ _RULES = _rules(
     (r"\\(?:mathrm|operatorname\*?)\s*\{\s*([eid])\s*\}", r"\1"),
     (r"\\(?:mathrm|operatorname\*?)(?![a-zA-Z])", r"\\text"),
     (r"\\text\s+\{", r"\\text{"),
+    (r"\\text\{[\s.,;:]*\}", " "),
     (r"_\s*\{\s*\\text\{\s*(\w+)\s*\}\s*\}", r"_{\1}"),
     (r"\\imath(?![a-zA-Z])", "i"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
@@ -206,6 +208,10 @@ _PLAIN = _rules(
     (r"_\s*(\d{2,})", r"_{\1}"),
     (r"\{\s*(\d+|[a-z])\s*\\choose\s*(\d+|[a-z])\s*\}", r"\\binom{\1}{\2}"),
     (r"(?:\{\s*\})?\s*_\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+    (
+        r"(?:\{\s*\})?\s*_\s*\{?(\d+)\}?\s*P\s*_\s*\{?(\d+)\}?",
+        r"\\frac{\1!}{(\1-\2)!}",
+    ),
     (r"(?:\{\s*\})?\s*\^\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?", r"\\binom{\1}{\2}"),
 )
 _LEAD = re.compile(
@@ -233,6 +239,9 @@ def _has_one_group(text: str) -> bool:
 
 def _without_lead(text: str) -> str:
     """`text` without "The answer is" and the like, if something follows."""
+    whole = _WHOLE_TEXT.fullmatch(text)
+    if whole is not None and (inner := _without_lead(whole[1].strip())) != whole[1].strip():
+        return inner
     leading = _LEADING_TEXT.match(text)
     if leading is not None and _LEAD.fullmatch(leading[1].strip() or "="):
         return text[leading.end() :]
@@ -284,7 +293,7 @@ def clean(answer: str) -> str:
             if not changes:
                 break
         text = _BOLD_LETTER.sub(r"\1", text)
-        text = re.sub(r"(?<![a-zA-Z}\]_^])\{([a-zA-Z0-9]|-?\d+)\}(?!\{)", r"\1", text)
+        text = re.sub(r"(?<![a-zA-Z0-9}\]_^])\{([a-zA-Z0-9]|-?\d+)\}(?!\{)", r"\1", text)
         for pattern, replacement in _PLAIN:
             text = pattern.sub(replacement, text)
         text = re.sub(r"\s+", " ", text)
@@ -295,6 +304,7 @@ def clean(answer: str) -> str:
 
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z '-]*[a-zA-Z]")
 _DIFFERENCE = re.compile(r"(?<![a-zA-Z])[a-zA-Z]{1,2} ?- ?[a-zA-Z]{1,2}(?![a-zA-Z])")
+_LETTERS = re.compile(r"[a-z](?: [a-z])+")
 # Short words whose capital letters say nothing; "AB" and "ab" are different names.
 _COMMON = "yes no odd even all one two six ten not any none never true false an the it is of"
 _SHORT_WORDS = frozenset(_COMMON.split())
@@ -313,6 +323,8 @@ def words(text: str) -> tuple[str, ...] | None:
     """
     text = unwrapped(text)
     if _WORDS.fullmatch(text) is None or _DIFFERENCE.search(text) is not None:
+        return None
+    if _LETTERS.fullmatch(text) is not None:  # "p q s" is a product: the order is free
         return None
     return tuple(
         token.casefold() if len(token) > 3 or token.casefold() in _SHORT_WORDS else token

@@ -139,6 +139,9 @@ _PERCENT = re.compile(
     r"|(?<=[\d\s])(?:percent|per cent))"
     r"(?:\\text\{[^{}\d]*\})?"
 )
+_MINUTES = re.compile(
+    r"(-?)\s*(\d{1,6})\s*\^\\circ\s*(\d\d?)\s*'(?:\s*(\d\d?(?:\.\d{1,9})?)\s*(?:''|\"))?"
+)
 _ORDINAL = re.compile(r"(?P<value>\d+)(?:\^?\s?\{?(?:\\text\{\s*)?(?:st|nd|rd|th)\s*\}*)")
 # Single letters that may be a unit of an answer to a gold answer that is a plain number.
 LETTER_UNITS = frozenset("msghLlJNVW")
@@ -246,6 +249,11 @@ def quantity(text: str, *, letters: bool = False) -> Quantity:
             return Quantity(inner.value, inner.words, ((unit, 1),), inner.words)
     if (percent := _PERCENT.fullmatch(text)) is not None:
         return Quantity(percent["value"], percent=True)
+    if (angle := _MINUTES.fullmatch(text)) is not None:  # 63^\circ 45'
+        sign, whole, minutes, seconds = angle.groups()
+        value = int(whole) + Fraction(minutes) / 60 + Fraction(seconds or 0) / 3600
+        fraction = rf"{sign}\frac{{{value.numerator}}}{{{value.denominator}}}"
+        return Quantity(fraction, unit=(("degree", 1),))
     degrees = _DEGREES.fullmatch(text)
     if degrees is not None and _ANGLE_INSIDE.search(degrees["value"]) is None:
         name = degrees["letter"] and f"degree {degrees['letter']}"

@@ -159,6 +159,10 @@ def test_bare_letters_are_never_read_as_units() -> None:
         for name in "rstuvw":
             answer = f"{gold[:-1]}{name}"
             assert equivalent(answer, gold) is (answer == gold)
+    assert equivalent("q p s", "p q s")
+    assert not equivalent("p p s", "p s")
+    assert not equivalent("p s 1", "p s")
+    assert not equivalent("= p s", "p s")
     assert equivalent("5 s", "5")
     assert equivalent(r"\pi \text{ cm}", r"\pi")
     check_gold("b > a > c")

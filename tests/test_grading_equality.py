@@ -160,6 +160,10 @@ eq | 5 | x=5
 eq | 5 | x = \frac{10}{2} = 5
 eq | 5 | \frac{10}{2} = 5
 eq | 5 | n = 5
+eq | (1,2) | (x,y) = (1,2)
+eq | f^{-1}(x) = 2x | 2x
+eq | 9\pi | A = \pi r^2 = 9\pi
+eq | A = 3^2\pi = 9\pi | 9\pi
 eq | 7 | m+n=7
 eq | 5 | AB = 5
 eq | 60 | \angle ABC = 60^\circ
@@ -189,6 +193,7 @@ choice | 12 | \textbf{(B)}\ 12
 choice | C | \text{C. } x^2
 choice | C | The answer is C
 choice | C | Option C
+choice | C | \text{Option C}
 text | \text{Monday} | Monday
 text | Monday | \text{monday}
 text | \text{True} | true
@@ -235,6 +240,7 @@ log | \log 1000 | 3
 log | \ln 8 | 3\ln 2
 binom | \binom{5}{2} | 10
 binom | \binom52 | 10
+binom | 20 | {}_5P_2
 binom | 10 | {}_5C_2
 binom | \frac{10!}{5!5!} | 252
 complex | 2+3i | 3i+2
@@ -364,6 +370,7 @@ degrees | \frac{\pi}{4} | 45
 degrees | 45 | \frac{\pi}{4}
 degrees | 45^\circ | 45\text{ radians}
 degrees | 45^\circ | 46^\circ
+degrees | 4 | 4^\circ 30'
 degrees | 100^\circ\text{C} | 100^\circ\text{F}
 degrees | \sin 30 | \frac{1}{2}
 scale | 3 | 3\text{ thousand}
@@ -471,8 +478,10 @@ eq | x+2y=3 | 0
 eq | x+2y=3 | 3
 eq | f(x)=2x | g(x)=3x
 eq | k=2m | 2
+eq | y_1 = x + 4 y_2 = 3x | y_1 = x + 5 y_2 = 3x
 approx | 3 | \approx 4
 approx | 3 | x \approx 4
+approx | 3 | 3 \approx 4
 pm | \pm 2 | 2
 pm | 2 | \pm 2
 pm | \pm 2 | 2, 2
@@ -578,6 +587,7 @@ hack | 3 | 3 \to 4
 hack | 3 | \text{3 or 4}
 hack | 3 | \text{3, 4}
 hack | 3 | 3 4
+hack | 3 | 3'
 hack | 3 | 3\text{ }4
 hack | 3 | x
 hack | 3 | \text{x}
