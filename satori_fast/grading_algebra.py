@@ -156,10 +156,13 @@ def parse(text: str) -> Any:
 
 
 def check(text: str) -> None:
-    """Raise UnreadableError unless `text` can be parsed and compared."""
+    """Raise UnreadableError unless `text` can be parsed; evaluate it once, which may take for ever.
+
+    Where comparing would hang, so must this: the caller has the time limit.
+    """
     expression = parse(text)
-    if not _same(expression, expression + 0 * expression if _is_matrix(expression) else expression):
-        raise UnreadableError("cannot be compared")
+    if not _is_matrix(expression):
+        _value(expression, next(_points(expression.free_symbols)))
 
 
 def is_number(text: str) -> bool:
