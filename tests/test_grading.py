@@ -283,12 +283,13 @@ HANGING_GOLD = r"\binom{2000000}{1000000}+\sin(9^{9^{9^{9}}})"
 
 def test_golds_are_checked_under_the_limit_in_order() -> None:
     deep = "(" * 5_000 + "1" + ")" * 5_000
-    golds = ["5", "", HANGING_GOLD, r"\frac{1}{", r"2\sqrt{3}", deep, "yes"]
+    golds = ["5", "", HANGING_GOLD, RUNAWAY, r"\frac{1}{", r"2\sqrt{3}", deep, "yes"]
     with GradingPool(2, timeout_s=2.0) as pool:
         faults = pool.check_golds(golds)
         assert faults == [
             None,
             "is empty",
+            "takes longer than 2 s to read",
             "takes longer than 2 s to read",
             "cannot be read as an expression",
             None,

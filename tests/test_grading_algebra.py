@@ -37,6 +37,9 @@ from satori_fast.grading_algebra import (
         (r"\gamma+1", r"1+\gamma"),
         (r"\ln e^3", "3"),
         (r"\log_2 8", "3"),
+        (r"\sum_{k=1}^{4} k", "10"),
+        (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}"),
+        (r"\int_0^1 x^2 dx", r"\frac{1}{3}"),
     ],
 )
 def test_same_expressions(a: str, b: str) -> None:
