@@ -27,9 +27,9 @@ from satori_fast.grading import (
     equivalent,
     grade,
 )
-from satori_fast.grading_equality import same_form
-from satori_fast.grading_forms import read
-from satori_fast.grading_spelling import clean
+from satori_fast.grading.equality import same_form
+from satori_fast.grading.forms import read
+from satori_fast.grading.spelling import clean
 
 RUNAWAY = "9^{9^{9^{9}}}"
 

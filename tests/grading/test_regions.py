@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from satori_fast.grading_forms import read
-from satori_fast.grading_regions import region_of, same_region
-from satori_fast.grading_spelling import clean
+from satori_fast.grading.forms import read
+from satori_fast.grading.regions import region_of, same_region
+from satori_fast.grading.spelling import clean
 
 
 def same(a: str, b: str) -> bool:

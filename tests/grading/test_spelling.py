@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satori_fast.grading_spelling import clean, decimal_comma, key, number, words
+from satori_fast.grading.spelling import clean, decimal_comma, key, number, words
 
 
 @pytest.mark.parametrize(

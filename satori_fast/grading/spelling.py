@@ -3,7 +3,7 @@ r"""One spelling for the many ways to write an answer: Unicode, TeX markup, plai
 
 `clean` is what both sides of a comparison go through first: "\dfrac12", "$\frac 1 2$." and
 "{\bf \frac 1 2}" come out alike. It never changes what an answer says, and takes linear time,
-because it runs in the trainer's process. What an answer says is read by `grading_forms`.
+because it runs in the trainer's process. What an answer says is read by `forms`.
 """
 
 from __future__ import annotations

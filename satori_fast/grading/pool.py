@@ -1,17 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Final answers: finding them in a response and deciding whether they equal the gold answer.
+"""Many answers graded in processes that can be killed.
 
-This is the only grader: training rewards and evaluation call the same functions. The answer is the
-content of the last ``\\boxed{}`` of the whole response; there is no fallback to the last number.
-
-Two cheap tests (the same text, the same plain number) settle most answers in the caller. The others
-are read form by form (`grading_forms`, `grading_equality`), their expressions by math-verify's
-parser (`grading_algebra`); `grading_spelling` brings both sides to one spelling first.
-
-Sampled answers can keep a computer algebra system busy for ever (``9^{9^{9^{9}}}``), so
-`GradingPool` grades in killable processes (`grading_worker`).
-
-Not here: rewards (`rewards.outcome`) and running code that a model wrote (`evaluation.sandbox`).
+Sampled answers can keep a computer algebra system busy for ever (``9^{9^{9^{9}}}``). What counts as
+right is `verdict`; a process and its time limit are `worker`.
 """
 
 from __future__ import annotations
@@ -20,117 +11,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal, Protocol
 
-from satori_fast.grading_algebra import UnreadableError
-from satori_fast.grading_boxes import extract_answer, extract_answers, standing_answers
-from satori_fast.grading_equality import check_readable, same_answer
-from satori_fast.grading_spelling import clean, key, number
-from satori_fast.grading_worker import Worker
-
-__all__ = [
-    "Grader",
-    "GradingPool",
-    "Verdict",
-    "check_gold",
-    "equivalent",
-    "extract_answer",
-    "extract_answers",
-    "grade",
-    "standing_answers",
-]
-
-Reason = Literal["match", "mismatch", "no_answer", "timeout", "crash"]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The grade of one response.
-
-    extracted: content of the last box, None when there is none.
-    reason:    only "match" is right; "timeout" and "crash": the grading had to be killed, or died.
-    """
-
-    correct: bool
-    extracted: str | None
-    reason: Reason
-
-
-class Grader(Protocol):
-    """Grades many responses; `GradingPool` is one."""
-
-    def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]: ...
-
-
-# An answer that is much longer than the gold one is wrong: nobody writes it, and reading it costs
-# seconds ("1,1,1,..." to the end of the response).
-_SHORT_ANSWER, _LONGER_THAN_GOLD = 1_000, 4
-
-
-def _decide(answer: str, gold: str) -> bool | None:
-    """Equality where it is cheap to see; None where the answers must be read."""
-    if not gold.strip() or not answer.strip():
-        return False
-    if len(answer) > _SHORT_ANSWER + _LONGER_THAN_GOLD * len(gold):
-        return False
-    answer, gold = clean(answer), clean(gold)
-    if not gold or not answer:
-        return False
-    if key(answer) == key(gold):
-        return True
-    answer_number, gold_number = number(answer), number(gold)
-    if answer_number is not None and gold_number is not None:
-        return answer_number == gold_number
-    return None
-
-
-@lru_cache(maxsize=65_536)
-def equivalent(answer: str, gold: str) -> bool:
-    """Does `answer` equal `gold`? Both are bare answers, without box or dollar signs (allowed).
-
-    Runs in the caller, without a time limit: use `GradingPool` for answers that a model wrote.
-    """
-    decided = _decide(answer, gold)
-    return same_answer(clean(answer), clean(gold)) if decided is None else decided
-
-
-def check_gold(gold: str) -> None:
-    """Raise ValueError unless `gold` can be graded: a plain number, plain words or an expression.
-
-    Meant for load time: an answer that cannot be read would count every response as wrong. Runs in
-    the caller, without a time limit: `GradingPool.check_golds` for many.
-    """
-    fault = gold_fault(gold)
-    if fault is not None:
-        raise ValueError(f"the gold answer {gold[:200]!r} {fault}")
-
-
-def gold_fault(gold: str) -> str | None:
-    """Why `gold` cannot be graded, None where it can."""
-    cleaned = clean(gold)
-    if not cleaned:
-        return "is empty"
-    try:
-        check_readable(cleaned)
-    except UnreadableError:
-        return "cannot be read as an expression"
-    except RecursionError:
-        return "is too deep to read"
-    return None
-
-
-def grade(response: str, gold: str) -> Verdict:
-    """Grade a whole response in the caller, without a time limit (see `GradingPool`)."""
-    answer = extract_answer(response)
-    if answer is None:
-        return Verdict(False, None, "no_answer")
-    return _verdict(answer, equivalent(answer, gold))
-
-
-def _verdict(answer: str, same: bool) -> Verdict:
-    return Verdict(same, answer, "match" if same else "mismatch")
+from satori_fast.grading.boxes import extract_answer
+from satori_fast.grading.spelling import clean, number
+from satori_fast.grading.verdict import Verdict, decided_cheaply, equivalent, gold_fault, verdict_of
+from satori_fast.grading.worker import Worker
 
 
 def _completed(verdict: Verdict) -> Future[Verdict]:
@@ -185,8 +70,8 @@ class GradingPool:
         answer = extract_answer(response)
         if answer is None:
             graded = _completed(Verdict(False, None, "no_answer"))
-        elif (same := _decide(answer, gold)) is not None:
-            graded = _completed(_verdict(answer, same))
+        elif (same := decided_cheaply(answer, gold)) is not None:
+            graded = _completed(verdict_of(answer, same))
         else:
             graded = self._look_up(answer, gold)
         # Answers in flight share one grading; each response still has a future of its own, which
@@ -236,7 +121,7 @@ class GradingPool:
             if self._threads is not None:
                 future = self._threads.submit(self._grade_in_worker, answer, gold)
             else:
-                future = _completed(_verdict(answer, equivalent(answer, gold)))
+                future = _completed(verdict_of(answer, equivalent(answer, gold)))
             self._cache[answer, gold] = future
             if len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)

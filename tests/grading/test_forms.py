@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satori_fast import grading_forms as forms
-from satori_fast.grading_forms import choice, is_name, read, split_top
-from satori_fast.grading_spelling import clean
+from satori_fast.grading import forms
+from satori_fast.grading.forms import choice, is_name, read, split_top
+from satori_fast.grading.spelling import clean
 
 
 @pytest.mark.parametrize(

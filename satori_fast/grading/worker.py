@@ -3,7 +3,7 @@
 
 A plain subprocess, not a `multiprocessing` one: nothing of the caller's ``__main__`` is imported
 again, so a worker holds sympy and no torch, starts in a third of a second, and can be started from
-a threaded parent. What counts as equal is decided in `grading`; this module only runs it.
+a threaded parent. What counts as equal is decided in `verdict`; this module only runs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Literal
 # "match", "mismatch", "readable" or what is wrong with a gold answer.
 _WORKER_PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]);"
-    "from satori_fast.grading_worker import serve; serve(float(sys.argv[2]))"
+    "from satori_fast.grading.worker import serve; serve(float(sys.argv[2]))"
 )
 _KILLED_BY_TIMER = (-signal.SIGPROF, -signal.SIGALRM)
 _WALL_FACTOR = 10  # wall-clock limit over CPU limit: a backstop for a worker that waits or starves
@@ -47,8 +47,8 @@ def serve(timeout_s: float) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, _MEMORY_LIMIT_BYTES))
-    # Here, because that module imports this one.
-    from satori_fast.grading import equivalent, gold_fault
+    # Here, so that the caller's end of a worker stays light.
+    from satori_fast.grading.verdict import equivalent, gold_fault
 
     equivalent(r"\frac{1}{2}", r"\sqrt{2}")  # loads sympy and warms the parser, outside the limit
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

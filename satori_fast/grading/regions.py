@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from satori_fast.grading_algebra import ordering_value, same_expression
-from satori_fast.grading_forms import (
+from satori_fast.grading.algebra import ordering_value, same_expression
+from satori_fast.grading.forms import (
     Chain,
     Collection,
     Condition,

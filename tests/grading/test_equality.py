@@ -8,9 +8,9 @@ from collections import defaultdict
 import pytest
 
 from satori_fast.grading import equivalent
-from satori_fast.grading_algebra import UnreadableError
-from satori_fast.grading_equality import check_readable, same_answer
-from satori_fast.grading_spelling import clean
+from satori_fast.grading.algebra import UnreadableError
+from satori_fast.grading.equality import check_readable, same_answer
+from satori_fast.grading.spelling import clean
 
 # kind | gold answer | answer
 SAME = r"""

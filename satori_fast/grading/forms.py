@@ -3,7 +3,7 @@ r"""What kind of thing an answer is: a list, a pair, a set, an interval, a chain
 ratio, a matrix, a choice, words or a single expression.
 
 Read from the outside in, by brackets and separators alone, so that a list can never be taken for a
-number ("1,2,3" for 3) nor ``[3,3]`` for 3. Whether two forms are equal: `grading_equality`.
+number ("1,2,3" for 3) nor ``[3,3]`` for 3. Whether two forms are equal: `equality`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from satori_fast.grading_spelling import decimal_comma, key, number, unwrapped, words
-from satori_fast.grading_units import quantity
+from satori_fast.grading.spelling import decimal_comma, key, number, unwrapped, words
+from satori_fast.grading.units import quantity
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence as Many
 from fractions import Fraction
 
-from satori_fast.grading_algebra import (
+from satori_fast.grading.algebra import (
     UnreadableError,
     check,
     is_number,
@@ -24,7 +24,7 @@ from satori_fast.grading_algebra import (
     same_equation,
     same_expression,
 )
-from satori_fast.grading_forms import (
+from satori_fast.grading.forms import (
     Chain,
     Collection,
     Condition,
@@ -41,9 +41,9 @@ from satori_fast.grading_forms import (
     read,
     same_text,
 )
-from satori_fast.grading_regions import region_of, same_region
-from satori_fast.grading_spelling import decimal_comma, number
-from satori_fast.grading_units import Quantity, quantity, same_unit
+from satori_fast.grading.regions import region_of, same_region
+from satori_fast.grading.spelling import decimal_comma, number
+from satori_fast.grading.units import Quantity, quantity, same_unit
 
 _MOST_PAIRS = 40  # items of a collection that are matched in pairs; longer ones must look alike
 

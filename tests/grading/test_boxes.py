@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satori_fast.grading_boxes import extract_answer, extract_answers, standing_answers
+from satori_fast.grading.boxes import extract_answer, extract_answers, standing_answers
 
 
 @pytest.mark.parametrize(

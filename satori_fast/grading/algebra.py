@@ -18,7 +18,7 @@ from functools import cache, lru_cache
 from itertools import cycle
 from typing import Any
 
-from satori_fast.grading_spelling import number
+from satori_fast.grading.spelling import number
 
 # The parser recurses; a deep answer must not end the process.
 _DEEPEST = 14

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satori_fast.grading_algebra import (
+from satori_fast.grading.algebra import (
     UnreadableError,
     check,
     is_number,

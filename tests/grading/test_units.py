@@ -7,8 +7,8 @@ from fractions import Fraction
 
 import pytest
 
-from satori_fast.grading_spelling import clean
-from satori_fast.grading_units import quantity, same_unit
+from satori_fast.grading.spelling import clean
+from satori_fast.grading.units import quantity, same_unit
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Final answers: finding them in a response and deciding whether they equal the gold answer.
+
+This is the only grader: training rewards and evaluation call the same functions. The answer is the
+content of the last ``\\boxed{}`` of the whole response; there is no fallback to the last number.
+
+Not here: rewards (`rewards.outcome`) and running code that a model wrote (`evaluation.sandbox`).
+"""
+
+from satori_fast.grading.boxes import extract_answer, extract_answers, standing_answers
+from satori_fast.grading.pool import GradingPool
+from satori_fast.grading.verdict import (
+    Grader,
+    Reason,
+    Verdict,
+    check_gold,
+    equivalent,
+    gold_fault,
+    grade,
+)
+
+__all__ = [
+    "Grader",
+    "GradingPool",
+    "Reason",
+    "Verdict",
+    "check_gold",
+    "equivalent",
+    "extract_answer",
+    "extract_answers",
+    "gold_fault",
+    "grade",
+    "standing_answers",
+]
