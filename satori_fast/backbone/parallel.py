@@ -142,11 +142,12 @@ class ParallelState:
 
     def _all_reduce(self, value: Number, operation: dist.ReduceOp.RedOpType) -> Number:
         if isinstance(value, Tensor):
-            reduced = value.detach().clone()
+            # NCCL reduces what lies on the device; counts are made on the host.
+            reduced = value.detach().to(self.device, copy=True)
             if self.data_size * self.context_size > 1:
                 group = mpu.get_data_parallel_group(with_context_parallel=True)
                 dist.all_reduce(reduced, op=operation, group=group)
-            return reduced
+            return reduced.to(value.device)
         scalar = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self._all_reduce(scalar, operation))
 
