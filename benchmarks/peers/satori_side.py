@@ -6,9 +6,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks.peers.contestant import Line, StepRecord, arguments, settle
 from benchmarks.peers.workload import Workload, reward_of
@@ -65,6 +66,7 @@ class GivenVerdicts:
     """The workload's reward where the grader stands."""
 
     pool = GradingPool(0)
+    reasons: ClassVar[Counter[str]] = Counter()
 
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         right = [reward_of(text) for text, _ in pairs]

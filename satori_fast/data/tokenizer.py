@@ -115,7 +115,9 @@ def load_tokenizer(folder_or_name: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(name).expanduser()
     if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARY_FILES):
         # AutoTokenizer would make one of the config's family that knows no word.
-        raise ValueError(f"model folder {name} holds no tokenizer: copy its tokenizer.json there")
+        raise ValueError(
+            f"no tokenizer can be loaded from {name}: the folder holds none, copy tokenizer.json there"
+        )
     try:
         return loader.from_pretrained(Path(name).expanduser() if looks_local else name)
     except Exception as error:  # the library `tokenizers` raises nothing more special

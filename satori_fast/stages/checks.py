@@ -27,6 +27,7 @@ from satori_fast.stages.run import Run
 from satori_fast.stages.scoring import check_same_tokens, statistics_of
 from satori_fast.stages.setup import hf_config_for, model_folder
 from satori_fast.stages.supervised import demonstration_source
+from satori_fast.stages.synthesize import demonstrations_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,7 +84,9 @@ def _check_starting_model(run: Run) -> None:
 
 def _check_demonstrations(run: Run) -> None:
     """One demonstration can be read."""
-    source, mapping = demonstration_source(run)
+    written = demonstrations_path(run)
+    found = written if written.exists() else None
+    source, mapping = demonstration_source(run.config, found)
     with _naming("supervised.source"):
         if not load_demonstrations(source, mapping, limit=1)[0]:
             raise ConfigError(f"{source} has no demonstration")

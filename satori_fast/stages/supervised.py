@@ -15,7 +15,7 @@ from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.credit import assign_credit
 from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.step import Learner, update
-from satori_fast.config import ConfigError, ImitationConfig
+from satori_fast.config import Config, ConfigError, ImitationConfig
 from satori_fast.data.coat import encode_demonstration
 from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import pack
@@ -57,7 +57,10 @@ def supervised_step(
 
 def supervised(run: Run) -> StageOutcome:
     """Imitate the demonstrations for `supervised.num_epochs`; evaluate and export."""
-    trajectories = load_trajectories(run, *demonstration_source(run))
+    written = demonstrations_path(run)
+    # One process looks for files.
+    found = wait_for_file(written) if run.parallel.from_main(written.exists) else None
+    trajectories = load_trajectories(run, *demonstration_source(run.config, found))
     return imitate(run, trajectories, run.config.supervised, start=run.model_folder)
 
 
@@ -133,14 +136,16 @@ def load_trajectories(run: Run, source: str, mapping: str | None) -> list[Trajec
     return kept
 
 
-def demonstration_source(run: Run) -> tuple[str, str | None]:
-    """Where the demonstrations of format tuning are, and their field mapping."""
-    config, data = run.config.supervised, run.config.data
-    if config.source is not None:
-        return config.source, config.mapping
-    written = demonstrations_path(run)
-    if run.parallel.from_main(written.exists):
-        return str(wait_for_file(written)), "coat"
+def demonstration_source(config: Config, written: Path | None) -> tuple[str, str | None]:
+    """Where the demonstrations of format tuning are, and their field mapping.
+
+    written: those of the run's own synthesis, if there are any.
+    """
+    data = config.data
+    if config.supervised.source is not None:
+        return config.supervised.source, config.supervised.mapping
+    if written is not None:
+        return str(written), "coat"
     if data.source == ARITHMETIC:
         raise ConfigError(
             "supervised has no demonstrations: add synthesize to stages before it, or set "

@@ -32,10 +32,13 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 needed = ("playwright", "plotly")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or not all(map(importlib.util.find_spec, needed)),
-    reason="needs Chromium, and playwright and plotly (pip install 'satori_fast[dev,report]')",
-)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None or not all(map(importlib.util.find_spec, needed)),
+        reason="needs Chromium, and playwright and plotly (pip install 'satori_fast[dev,report]')",
+    ),
+]
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",

@@ -130,7 +130,7 @@ def room_with(engine: Mortal, limit: int) -> tuple[EngineRoom, Any]:
     run: Any = SimpleNamespace(
         config=SimpleNamespace(rollout=rollout), parallel=initialize_parallel(seed=0)
     )
-    policy: Any = SimpleNamespace(hf_weights=lambda: iter(()))
+    policy: Any = SimpleNamespace(served_weights=lambda: iter(()))
     room = EngineRoom()
     room._engine = engine
     room.push(run, engine, policy, version=7)
@@ -188,7 +188,7 @@ def test_an_engine_that_dies_during_a_sync_is_synced_again() -> None:
         push(version)
 
     engine.begin = begin
-    report = room.push(run, engine, SimpleNamespace(hf_weights=lambda: iter(())), version=8)
+    report = room.push(run, engine, SimpleNamespace(served_weights=lambda: iter(())), version=8)
     assert report.version == 8 and engine.policy_version == 8
     assert engine.told[:2] == ["push 7", "restart"]
 
