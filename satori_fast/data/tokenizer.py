@@ -116,7 +116,7 @@ def load_tokenizer(folder_or_name: str | Path) -> PreTrainedTokenizerBase:
     if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARY_FILES):
         # AutoTokenizer would make one of the config's family that knows no word.
         raise ValueError(
-            f"no tokenizer can be loaded from {name}: the folder holds none, copy tokenizer.json there"
+            f"no tokenizer can be loaded from {name}: it holds none, copy its tokenizer.json there"
         )
     try:
         return loader.from_pretrained(Path(name).expanduser() if looks_local else name)
