@@ -148,9 +148,7 @@ class Config(Section):
         if "iterate" in self.stages and not self.iterate.rounds:
             raise ValueError("iterate.rounds is empty: list a round, or take iterate out of stages")
         check_inputs(self.stages, self.model, self.tokenizer, self.data, supervised=self.supervised)
-        check_lengths(
-            self.stages, self.rollout, self.packing, self.data, evaluation=self.evaluation
-        )
+        check_lengths(self.stages, self.rollout, self.packing, self.data)
         check_layout(self.rollout, self.parallel)
         check_samples(self.stages, self.rollout, self.solutions)
         check_reward_model(self.stages, self.reward, self.reinforce)

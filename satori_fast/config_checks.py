@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from satori_fast.config_sections import (
     DataConfig,
-    EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
     PackingConfig,
@@ -61,8 +60,6 @@ def check_lengths(
     rollout: RolloutConfig,
     packing: PackingConfig,
     data: DataConfig,
-    *,
-    evaluation: EvaluationConfig,
 ) -> None:
     """Prompt and response fit into the context, sequences into a microbatch."""
     room, capacity = rollout.max_seqlen, packing.max_tokens_per_microbatch
@@ -81,16 +78,6 @@ def check_lengths(
             f"data.max_prompt_tokens = {data.max_prompt_tokens} leaves no room for a response in "
             f"rollout.max_seqlen = {room}"
         )
-    if set(stages) <= {"synthesize"}:  # samples from models with a context of their own
-        return
-    limits = {"rollout": rollout.max_new_tokens, "evaluation": evaluation.max_new_tokens or 0}
-    for section, limit in limits.items():
-        if data.max_prompt_tokens + limit > room:
-            raise ValueError(
-                f"data.max_prompt_tokens = {data.max_prompt_tokens} and {section}.max_new_tokens = "
-                f"{limit} exceed rollout.max_seqlen = {room} together: long prompts would cut "
-                "responses short; raise it, or lower one of the two"
-            )
 
 
 def check_layout(rollout: RolloutConfig, parallel: ParallelConfig) -> None:

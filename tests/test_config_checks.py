@@ -117,15 +117,6 @@ CONTRADICTORY = [
     ("--model.num_attention_heads 3", "must be a multiple of num_attention_heads = 3"),
     ("--supervised.source x.jsonl", "leaves the demonstrations of the stage synthesize unused"),
     # Lengths.
-    (
-        "--evaluation.max_new_tokens 1025",
-        "data.max_prompt_tokens = 1024 and evaluation.max_new_tokens = 1025 exceed "
-        "rollout.max_seqlen = 2048 together",
-    ),
-    (
-        "--rollout.max_new_tokens 1025",
-        "and rollout.max_new_tokens = 1025 exceed rollout.max_seqlen",
-    ),
     ("--packing.max_tokens_per_microbatch 4095", "two sequences of rollout.max_seqlen must fit"),
 ]
 

@@ -8,6 +8,7 @@ looked at when they are loaded (`backbone.weights`).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from satori_fast.stages.setup import hf_config_for, model_folder
 from satori_fast.stages.supervised import demonstration_source
 from satori_fast.stages.synthesize import demonstrations_path
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -43,6 +46,7 @@ def _check(run: Run, plans: tuple[StagePlan, ...]) -> None:
     kinds = [plan.kind for plan in plans]
     if set(kinds) - {"synthesize"}:
         _check_starting_model(run)
+        _warn_of_short_room(run.config)
     # Of the policy, and of the reward model that a stage before leaves, if one does.
     tokenizer = run.renderer.tokenizer
     scored_tokenizer = tokenizer if "reward" in run.models else None
@@ -62,6 +66,23 @@ def _check(run: Run, plans: tuple[StagePlan, ...]) -> None:
                 with _naming("distill.student"):
                     known = scored_tokenizer.get_vocab()
                     check_same_tokens("models/preference", known, tokenizer)
+
+
+def _warn_of_short_room(config: Config) -> None:
+    """Say where the longest prompts leave responses less room than their limit."""
+    prompt, room = config.data.max_prompt_tokens, config.rollout.max_seqlen
+    limits = {"rollout": config.rollout.max_new_tokens}
+    limits |= {"evaluation": config.evaluation.max_new_tokens or 0}
+    for section, limit in limits.items():
+        if prompt + limit > room:
+            logger.warning(
+                "data.max_prompt_tokens = %d and %s.max_new_tokens = %d exceed "
+                "rollout.max_seqlen = %d together: responses to the longest prompts are cut earlier",
+                prompt,
+                section,
+                limit,
+                room,
+            )
 
 
 def _check_starting_model(run: Run) -> None:

@@ -190,3 +190,13 @@ def test_a_policy_that_the_layout_does_not_divide(run: Run, tmp_path: Path) -> N
     message = refusal(broken, tmp_path)
     assert message.startswith(f"model {folder}: qwen2 with hidden_act 'gelu' is not supported")
     check(broken, tmp_path, "--stages", "['synthesize']")
+
+
+def test_short_room_for_responses_is_said(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_stages(replace(run, config=tiny_config(tmp_path, "--rollout.max_new_tokens", "39")))
+    assert "data.max_prompt_tokens = 90 and rollout.max_new_tokens = 39 exceed" in caplog.text
+    caplog.clear()
+    check_stages(replace(run, config=tiny_config(tmp_path)))
+    assert "exceed rollout.max_seqlen" not in caplog.text
