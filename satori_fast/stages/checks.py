@@ -77,7 +77,7 @@ def _warn_of_short_room(config: Config) -> None:
         if prompt + limit > room:
             logger.warning(
                 "data.max_prompt_tokens = %d and %s.max_new_tokens = %d exceed "
-                "rollout.max_seqlen = %d together: responses to the longest prompts are cut earlier",
+                "rollout.max_seqlen = %d together: responses to the longest prompts are cut short",
                 prompt,
                 section,
                 limit,
