@@ -201,7 +201,7 @@ class Scene:
 
 
 def _compared(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics but for what a clock decides, and for how often a server had to be started."""
+    """Lines of metrics, but for times and for how often a server had to be started."""
     return [
         {name: value for name, value in line.items() if name != "rollout/engine_restarts"}
         for line in timeless(path)
