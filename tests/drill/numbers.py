@@ -38,7 +38,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *("--reinforce.optimizer.learning_rate", "1e20"),
             *("--reinforce.optimizer.clip_grad", "0.0", "--reinforce.num_steps", "40"),
         ),
-        ("reinforce",),
+        ("the policy", "log-prob"),
     ),
 }
 
