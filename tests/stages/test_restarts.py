@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from satori_fast.stages import run_stages
 from satori_fast.stages.restarts import read_restarts, write_restarts
 from satori_fast.types import Prefix, Problem
@@ -22,7 +20,6 @@ def test_a_buffer_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_restarts(tmp_path / "buffers" / "x.jsonl") == restarts
 
 
-@pytest.mark.slow
 def test_refreshed_buffers_come_from_the_policy_of_the_day(tmp_path: Path) -> None:
     options = ("--reinforce.restarts.refresh_every", "2", "--reinforce.num_steps", "5")
     options += ("--reinforce.checkpoint_every", "3", "--supervised.num_epochs", "3.0")

@@ -235,7 +235,6 @@ def reinforce_lines(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["stage"] == "reinforce"]
 
 
-@pytest.mark.slow
 def test_partial_rollouts_resume_to_the_same_bits(tmp_path: Path) -> None:
     options = ("--rollout.max_step_tokens", "10", "--reinforce.num_steps", "6")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -255,7 +254,6 @@ def test_partial_rollouts_resume_to_the_same_bits(tmp_path: Path) -> None:
     assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
 
 
-@pytest.mark.slow
 def test_critic_warm_up_trains_the_critic_alone(tmp_path: Path) -> None:
     options = ("--reinforce.critic_warmup_steps", "2", "--reinforce.num_steps", "3")
     run_stages(tiny_config(tmp_path, *options))
