@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nouns of the project: one frozen type for each stage that the data passes through.
 
-    Problem -> Trajectory -> (RewardBreakdown) -> Credit -> PackedBatch -> Advantages -> StepReport
+    Problem -> Trajectory -> (RewardBreakdown, Credit) -> Experience -> PackedBatch -> Advantages
 
 Letters in shapes: ``L`` tokens in a trajectory (prompt and response), ``R`` response tokens,
 ``S`` segments, ``T`` tokens in a packed batch (padding included), ``N`` sequences in it,
@@ -14,7 +14,8 @@ what its fields mean and checks that they fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import Literal
@@ -211,6 +212,21 @@ class RolloutResult:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredRollouts:
+    """Sampled groups on their way to or from a file, and what made them.
+
+    groups:      siblings of a problem each; log-probs are those of the sampler, at `temperature`.
+    format:      name of the response format that cut them into segments.
+    fingerprint: of the weights that sampled them (`rollout.weight_sync`).
+    """
+
+    groups: tuple[tuple[Trajectory, ...], ...]
+    temperature: float
+    format: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Credit:
     """What each segment earned, and what was expected of it. Host side, from whole groups.
 
@@ -220,6 +236,40 @@ class Credit:
 
     values: np.ndarray
     baselines: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What one update learns from: whole groups, scored, filtered, with their credit. Host side.
+
+    trajectories:   what is learnt from, siblings together, in the order of their groups.
+    credits:        one for each of them; None where nothing is compared (imitation).
+    sampled:        everything that was scored on the way to them, dropped groups included, in the
+                    order in which it was sampled; `trajectories` are among it.
+    policy_version: version of the weights that were sampled from; -1 where none were.
+    stats:          counted on the way: shares and counts under the names of metrics, as
+                    "rollout/kept", and what rates and FLOPs are made from: "prompt_tokens",
+                    "generated_tokens" (of this step), "passes" of the engine on this device.
+
+    Example: two groups of two are sampled with rewards 1, 0 and 0, 0; a filter drops the second,
+    so `trajectories` and `credits` have two entries and `sampled` has four.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    credits: tuple[Credit, ...] | None
+    sampled: tuple[Trajectory, ...]
+    policy_version: int = -1
+    stats: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __post_init__(self) -> None:
+        if self.credits is not None:
+            assert len(self.credits) == len(self.trajectories)
+        assert len(self.trajectories) <= len(self.sampled)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are learnt from, prompts included."""
+        return sum(len(t.tokens) for t in self.trajectories)
 
 
 @dataclass(frozen=True, slots=True)

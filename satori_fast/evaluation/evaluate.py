@@ -8,7 +8,7 @@ and does not sample by itself (`rollout.engine.collect`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -107,16 +107,12 @@ def evaluate(
     *,
     max_new_tokens: int,
     pool: Grader,
-    sample: Callable[[Engine, Sequence[Problem], SamplingParams], RolloutResult] = collect,
 ) -> EvaluationResult:
-    """One greedy response per problem, graded. Raises ValueError when there is no problem.
-
-    sample: how to ask the engine; a run of several processes shares the problems out.
-    """
+    """One greedy response per problem, graded. Raises ValueError when there is no problem."""
     if not problems:
         raise ValueError("evaluation has no problem: check data.eval_source")
     sampling = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)
-    rollout = sample(engine, problems, sampling)
+    rollout = collect(engine, problems, sampling)
     correct = graded(rollout.trajectories, pool)
     accuracy = float(np.mean(correct))
     return EvaluationResult(

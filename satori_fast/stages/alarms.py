@@ -22,7 +22,7 @@ from torch import Tensor
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import NonFiniteUpdate
 from satori_fast.storage import write_atomically
-from satori_fast.types import Trajectory
+from satori_fast.types import Experience
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +139,11 @@ class UninformativeSteps:
         self._in_a_row = 0
         self._warned = False
 
-    def look_at(self, step: int, scored: Sequence[Trajectory], kept: Sequence[Trajectory]) -> None:
-        """Warn of the first such step, TrainingStopped at the limit.
-
-        kept: of `scored`, what the step learns from. A step that finished no sample says nothing.
-        """
-        rewards = [t.reward for t in scored if t.reward is not None]
+    def look_at(self, step: int, experience: Experience) -> None:
+        """Warn of the first such step, TrainingStopped at the limit. A step that finished no sample
+        says nothing."""
+        kept = experience.trajectories
+        rewards = [t.reward for t in experience.sampled if t.reward is not None]
         if not rewards:
             return
         if kept and np.std([r.total for r in rewards]) > _SAME_REWARD:

@@ -16,15 +16,21 @@ from typing import Any
 
 import numpy as np
 
+from rich.console import Console
+
+from satori_fast.backbone.parallel import parallel_state
 from satori_fast.config import SolutionsConfig
 from satori_fast.data.coat import PromptRenderer, build_trajectory, full_response
 from satori_fast.data.problem_file import problem_from_row, problem_to_row
 from satori_fast.evaluation.evaluate import graded
+from satori_fast.grading import Grader
 from satori_fast.profiling.metrics import progress
-from satori_fast.rollout.engine import Engine
-from satori_fast.stages.run import Run
+from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.rollout.engine import Engine, SamplingParams, collect
+from satori_fast.stages.run_folder import RunFolder
+from satori_fast.stages.seeds import Seeds
 from satori_fast.storage import sealed_line, sealed_records, unsealed, wait_for_file
-from satori_fast.types import RolloutResult, Trajectory
+from satori_fast.types import Problem, RolloutResult, Trajectory
 
 # Samples that are asked for, graded and written together.
 CHUNK_SAMPLES = 8192
@@ -36,7 +42,7 @@ Solved = list[tuple[Trajectory, bool]]
 class SolutionFile:
     """Graded samples on disk; each iteration reads them anew, one problem at a time.
 
-    What it yields: the samples of a problem with their verdicts. Log-probs are not kept: zeros.
+    It yields the samples of a problem with their verdicts. Log-probs are not kept: zeros.
     """
 
     path: Path
@@ -58,37 +64,56 @@ class SolutionFile:
         )
 
 
-def load_or_sample_solutions(
-    run: Run, engine: Engine, *, name: str, size: SolutionsConfig | None = None
-) -> SolutionFile:
-    """solutions/NAME.jsonl of the run folder; what is missing of it is sampled from `engine`.
+@dataclass(frozen=True)
+class Solver:
+    """Samples training problems, grades the samples, and keeps them in solutions/ of a run folder.
 
-    size: how many problems and samples; None: the section `solutions`. Problems are a random
-    choice that depends on the run's seed only. Every rank must call it. Span "solutions".
+    sampling: its temperature and limits, unless a `SolutionsConfig` says otherwise.
     """
-    size = size or run.config.solutions
-    path = run.folder / "solutions" / f"{name}.jsonl"
-    chosen = run.rng("solutions", "problems").permutation(len(run.problems))[: size.num_problems]
-    num_each = max(1, CHUNK_SAMPLES // size.num_samples)
-    chunks = [chosen[begin : begin + num_each] for begin in range(0, len(chosen), num_each)]
-    # One process looks and decides for all: sampling is collective.
-    done = run.parallel.from_main(lambda: _num_chunks(path))
-    with progress("solutions", len(chunks), completed=done, console=run.console) as bar:
-        for number in range(done, len(chunks)):
-            sampling = run.sampling(
-                num_samples=size.num_samples, seed=run.seed("solutions", name, number)
-            )
-            if size.temperature is not None:
-                sampling = replace(sampling, temperature=size.temperature)
-            with run.spans.span("solutions"):
-                rollout = run.collect(engine, [run.problems[i] for i in chunks[number]], sampling)
-                correct = graded(rollout.trajectories, run.grader)
-            run.spans.count("solutions", rollout.num_generated_tokens)
-            lines = _lines(rollout, correct, chunk=number, first_group=number * num_each)
-            run.parallel.on_main(lambda lines=lines: _append(path, lines))
-            bar.advance()
-    run.keep(path)
-    return SolutionFile(wait_for_file(path), run.renderer)
+
+    problems: Sequence[Problem]
+    sampling: SamplingParams
+    seeds: Seeds
+    grader: Grader
+    folder: RunFolder
+    spans: SpanRecorder
+    size: SolutionsConfig
+
+    def solutions(
+        self, engine: Engine, *, name: str, size: SolutionsConfig | None = None
+    ) -> SolutionFile:
+        """solutions/NAME.jsonl of the run folder; what is missing of it is sampled from `engine`.
+
+        size: number of problems and samples; None: the section `solutions`. Problems are a random
+        choice that depends on the run's seed only. Every rank must call it. Span "solutions".
+        """
+        size = size or self.size
+        path = self.folder.path / "solutions" / f"{name}.jsonl"
+        order = self.seeds.rng("solutions", "problems").permutation(len(self.problems))
+        chosen = order[: size.num_problems]
+        num_each = max(1, CHUNK_SAMPLES // size.num_samples)
+        chunks = [chosen[begin : begin + num_each] for begin in range(0, len(chosen), num_each)]
+        # One process looks and decides for all: sampling is collective.
+        done = self.folder.from_main(lambda: _num_chunks(path))
+        console = Console(quiet=not parallel_state().is_main)
+        with progress("solutions", len(chunks), completed=done, console=console) as bar:
+            for number in range(done, len(chunks)):
+                sampling = replace(
+                    self.sampling,
+                    num_samples=size.num_samples,
+                    seed=self.seeds.of("solutions", name, number),
+                    temperature=size.temperature or self.sampling.temperature,
+                )
+                with self.spans.span("solutions"):
+                    problems = [self.problems[i] for i in chunks[number]]
+                    rollout = collect(engine, problems, sampling)
+                    correct = graded(rollout.trajectories, self.grader)
+                self.spans.count("solutions", rollout.num_generated_tokens)
+                lines = _lines(rollout, correct, chunk=number, first_group=number * num_each)
+                self.folder.on_main(lambda lines=lines: _append(path, lines))
+                bar.advance()
+        self.folder.keep(path)
+        return SolutionFile(wait_for_file(path), engine.renderer)
 
 
 def _lines(
