@@ -33,8 +33,8 @@ from satori_fast.rollout.server_process import is_loopback
 from satori_fast.rollout.vllm_engine import INSTALL_HINT
 from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.engines import has_port, write_engine_folder
-from satori_fast.stages.scoring import score_trajectories
 from satori_fast.stages.models import limit_vocabulary
+from satori_fast.stages.scoring import score_trajectories
 from satori_fast.stages.setup import ARITHMETIC
 from satori_fast.synthesis.agents import (
     CheckingCritic,

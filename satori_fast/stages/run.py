@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run: what outlives its stages, opened once and closed once.
 
-Its folder says where it stands (`run_folder`), its books measure it (`books`), and each stage gets a
-frozen `Context`. Setting up is here; the loops are not.
+Its folder says where it stands (`run_folder`), its books measure it (`books`), and each stage gets
+a frozen `Context`. Setting up is here; the loops are not.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.config import Config
 from satori_fast.data.arithmetic import ArithmeticProblems, domain_words
-from satori_fast.data.coat import META_ACTION_TOKENS, TEMPLATES, PromptRenderer
+from satori_fast.data.coat import TEMPLATES, PromptRenderer
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
 from satori_fast.data.sources import load_problems, source_digest

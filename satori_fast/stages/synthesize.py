@@ -35,6 +35,7 @@ from satori_fast.synthesis.outcomes import OutcomeFile
 from satori_fast.synthesis.page import write_page
 from satori_fast.synthesis.pipeline import (
     DROPPED,
+    Outcome,
     SynthesisOptions,
     distinct_problems,
     synthesize,
@@ -123,7 +124,7 @@ def synthesis_options(config: SynthesizeConfig, *, seed: int) -> SynthesisOption
 
 
 async def _work(
-    stream: AsyncGenerator[ProblemOutcome],
+    stream: AsyncGenerator[Outcome, None],
     bar: contextlib.AbstractContextManager[ProgressReporter],
     finished: OutcomeFile,
     account: Account,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from satori_fast.algorithms.importance import weigh_sequences
 from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.recipe import Recipe
 from satori_fast.backbone.parallel import ParallelState
