@@ -16,26 +16,25 @@ from satori_fast.data.coat import count_reflections
 from satori_fast.data.mixture import ORIGINS, origin_of
 from satori_fast.grading import Reason
 from satori_fast.stages.mismatch import token_versions
-from satori_fast.types import Advantages, PackedBatch, RolloutResult, Trajectory
+from satori_fast.types import Advantages, PackedBatch, RewardBreakdown, RolloutResult, Trajectory
 
 
 def rollout_metrics(
     rollout: RolloutResult, scored: Sequence[Trajectory], kept: Sequence[Trajectory]
 ) -> dict[str, float]:
-    """Means over the step's trajectories; accuracy also by where the problem started.
+    """Means over the step's trajectories; accuracy over those that were graded, also by where the
+    problem started. Each term of the reward is "reward/NAME".
 
     "rollout/stale_tokens": share of response tokens that older weights sampled.
     """
     if not scored:  # partial rollouts: no group was finished in this step
         return {}
     stale = [token_versions(t) != rollout.policy_version for t in scored]
-    rewards = [t.reward for t in scored if t.reward is not None]
-    metrics = {
-        "reward/total": float(np.mean([r.total for r in rewards])),
-        "reward/rule": float(np.mean([r.rule for r in rewards])),
-        "reward/reflection": float(np.mean([r.reflection for r in rewards])),
-        "reward/preference": float(np.mean([r.preference for r in rewards])),
-        "rollout/accuracy": float(np.mean([r.correct for r in rewards])),
+    graded = [t for t in scored if t.reward is not None and t.reward.correct is not None]
+    metrics = reward_metrics([t.reward for t in scored if t.reward is not None])
+    if graded:
+        metrics["rollout/accuracy"] = _accuracy(graded)
+    metrics |= {
         "rollout/reflections_per_answer": float(np.mean([count_reflections(t) for t in scored])),
         "rollout/mean_response_tokens": float(np.mean([t.num_response_tokens for t in scored])),
         "rollout/stale_tokens": float(np.mean(np.concatenate(stale))),
@@ -43,10 +42,27 @@ def rollout_metrics(
         "rollout/kept": len(kept) / len(scored),
     }
     for origin in ORIGINS:
-        right = [t.reward.correct for t in scored if t.reward and origin_of(t.problem) == origin]
-        if right:
-            metrics[f"rollout/accuracy_{origin}"] = float(np.mean(right))
+        if own := [t for t in graded if origin_of(t.problem) == origin]:
+            metrics[f"rollout/accuracy_{origin}"] = _accuracy(own)
     return metrics
+
+
+def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:
+    """Mean of the total and of every term that occurs, over all trajectories: a trajectory without
+    a term counts as 0, so that the terms add up to the total. "reward/process": mean over the
+    segments of those that have process rewards."""
+    if not rewards:
+        return {}
+    metrics = {"reward/total": float(np.mean([r.total for r in rewards]))}
+    for name in dict.fromkeys(name for r in rewards for name in r.terms):
+        metrics[f"reward/{name}"] = float(np.mean([r.terms.get(name, 0.0) for r in rewards]))
+    if segments := [r.segments for r in rewards if r.segments is not None]:
+        metrics["reward/process"] = float(np.mean(np.concatenate(segments)))
+    return metrics
+
+
+def _accuracy(graded: Sequence[Trajectory]) -> float:
+    return float(np.mean([t.reward is not None and t.reward.correct for t in graded]))
 
 
 def advantage_metrics(
@@ -76,8 +92,9 @@ def advantage_metrics(
     for source, of_sequence in zip(sources, torch.cat(per_sequence).cpu(), strict=True):
         if source >= 0:
             answer = kept[source]
-            right = answer.reward is not None and answer.reward.correct
-            sums[2 * ORIGINS.index(origin_of(answer.problem)) + (not right)] += of_sequence
+            right = None if answer.reward is None else answer.reward.correct
+            if right is not None:  # neither right nor wrong where nothing graded it
+                sums[2 * ORIGINS.index(origin_of(answer.problem)) + (not right)] += of_sequence
     means = zip(classes, all_reduce_sum(sums).tolist(), strict=True)
     return {f"advantage/{name}": signal / weight for name, (signal, weight) in means if weight > 0}
 
