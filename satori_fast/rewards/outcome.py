@@ -41,7 +41,8 @@ class OutcomeReward:
         >>> from satori_fast.grading import GradingPool
         >>> from satori_fast.types import Prefix
         >>> start = Prefix("5<|reflect|>", "restart", correct=False)
-        >>> reward = OutcomeReward(GradingPool(0)).of_verdict(Problem("1", "2 + 2", "4", start), True)
+        >>> problem = Problem("1", "2 + 2", "4", start)
+        >>> reward = OutcomeReward(GradingPool(0)).of_verdict(problem, True)
         >>> reward.terms, reward.total
         ({'rule': 0.0, 'reflection': 0.5}, 0.5)
         """

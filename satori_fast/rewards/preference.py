@@ -24,7 +24,7 @@ class PreferenceReward:
     """Term "preference": `preference_rewards` times `weight`, which is 1 in the paper."""
 
     scorer: Scorer
-    statistics: ScoreStatistics = ScoreStatistics()
+    statistics: ScoreStatistics
     weight: float = 1.0
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[RewardBreakdown]:

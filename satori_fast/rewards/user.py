@@ -16,15 +16,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from satori_fast.rewards.worker import FunctionWorker, RewardFunctionError
 from satori_fast.types import RewardBreakdown, Trajectory
 
-Item = TypeVar("Item")
+Share = Callable[[Callable[[], list[float]]], list[float]]
 
 
-def _at_once(action: Callable[[], Item]) -> Item:
+def _at_once(action: Callable[[], list[float]]) -> list[float]:
     return action()
 
 
@@ -43,7 +42,7 @@ class UserReward:
     path: str
     worker: FunctionWorker
     weight: float = 1.0
-    share: Callable[[Callable[[], list[float]]], list[float]] = _at_once
+    share: Share = _at_once
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[RewardBreakdown]:
         values = self.share(lambda: self.worker.call(self.name, self.path, trajectories))

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 from satori_fast.types import Trajectory
 
@@ -71,8 +71,8 @@ class CallLimits:
 
 
 def serve() -> None:
-    """Main loop of a worker process. A request is a pickled tuple (name, path, trajectories, CPU
-    limit, wall limit); no trajectories: only load the function."""
+    """Main loop of a worker process. A request is a pickled tuple of path, trajectories
+    and the limits of CPU and wall-clock seconds; no trajectories: only load the function."""
     # The real standard streams are for requests and replies alone: what a function prints goes to
     # standard error, and it has no input.
     requests = os.fdopen(os.dup(0), "rb")
@@ -128,8 +128,10 @@ def load_function(path: str) -> Function:
     module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     function = getattr(module, name, None)
     if not callable(function):
-        what = "has no function" if function is None else "has something else, not a function,"
-        raise RewardFunctionError(f"{place} {what} {name!r}: correct reward.functions: path")
+        what = "no function" if function is None else f"{type(function).__name__}, no function,"
+        raise RewardFunctionError(
+            f"cannot be loaded: {place} has {what} {name!r}: correct reward.functions: path"
+        )
     return cast(Function, function)
 
 
@@ -331,7 +333,7 @@ class FunctionWorker:
         return process
 
 
-def _line_within(stream: BinaryIO, limit_s: float) -> bytes:
+def _line_within(stream: IO[bytes], limit_s: float) -> bytes:
     """A line from a pipe that nothing else is read from; b"" at its end or after `limit_s`."""
     deadline = time.monotonic() + limit_s
     poll = select.poll()

@@ -24,6 +24,7 @@ from satori_fast.data.sources import load_demonstrations
 from satori_fast.data.tokenizer import add_meta_action_tokens, load_tokenizer
 from satori_fast.stages.agents import check_agents
 from satori_fast.stages.iterate import StagePlan, plan_stages
+from satori_fast.stages.rewards import check_functions
 from satori_fast.stages.run import Run
 from satori_fast.stages.scoring import check_same_tokens, statistics_of
 from satori_fast.stages.setup import hf_config_for, model_folder
@@ -59,7 +60,9 @@ def _check(run: Run, plans: tuple[StagePlan, ...]) -> None:
             scored_tokenizer = tokenizer
         elif plan.kind == "distill" and plan.config.distill.student is not None:
             tokenizer = _check_student(run, plan.config.distill.student)
-        elif plan.kind == "reinforce" and _uses_reward_model(plan.config):
+        if plan.kind == "reinforce":
+            check_functions(plan.config.reward, run.functions)
+        if plan.kind == "reinforce" and _uses_reward_model(plan.config):
             if plan.config.reward.model is not None:
                 _check_reward_model(run, plan.config, plan.config.reward.model, tokenizer)
             elif scored_tokenizer is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from satori_fast.algorithms.advantages import estimate_advantages
@@ -18,15 +19,16 @@ from satori_fast.algorithms.credit import assign_credit
 from satori_fast.algorithms.importance import ImportanceRule, weigh_sequences
 from satori_fast.algorithms.recipe import RECIPES, Recipe
 from satori_fast.backbone.step import Learner, annotate, update
-from satori_fast.config import ReinforceConfig, RestartConfig, RewardConfig
+from satori_fast.config import ReinforceConfig, RestartConfig
 from satori_fast.data.mixture import ProblemMixture
 from satori_fast.data.packing import pack
-from satori_fast.rewards.compose import RewardTerms, drop_uninformative_groups, score
+from satori_fast.rewards.terms import Reward, drop_uninformative_groups, score
 from satori_fast.rollout.engine import Engine
 from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages.alarms import UninformativeSteps
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.restarts import problem_mixture
+from satori_fast.stages.rewards import build_rewards
 from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.scoring import RewardModel, critic_for, load_reward_model
 from satori_fast.stages.setup import learner_for
@@ -53,7 +55,7 @@ class Actors:
     reference: Learner | None
     engine: Engine
     problems: ProblemMixture
-    rewards: RewardTerms
+    rewards: list[Reward]
     reward_model: RewardModel | None  # None where the preference reward is off
     partial: PartialRollouts | None  # rollouts that go on from step to step, if the config has any
     uninformative: UninformativeSteps
@@ -117,12 +119,8 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         rollout = run.collect(actors.engine, problems, sampling, partial=actors.partial)
         if run.config.rollout.sleep:
             actors.engine.sleep()
-    preferences = None
-    if actors.reward_model is not None:
-        preferences = actors.reward_model.rewards(run, rollout.trajectories)
-    with run.spans.span("reward"):
-        scored = score(rollout.trajectories, actors.rewards, run.grader, preferences=preferences)
-        kept = actors.informative(step, scored)
+    scored = score(rollout.trajectories, actors.rewards)  # spans "reward" and "reward_model"
+    kept = actors.informative(step, scored)
     with run.spans.span("pack"):
         packing = run.packing(config.num_minibatches, run.seed(run.stage, "minibatches", step))
         batches = pack(kept, assign_credit(kept, recipe.credit), packing, recipe.weighting)
@@ -220,7 +218,7 @@ def build_actors(run: Run) -> Actors:
         reference=reference,
         engine=engine,
         problems=problem_mixture(run, engine, step=0),
-        rewards=reward_terms(run.config.reward),
+        rewards=rewards_of(run, reward_model),
         reward_model=reward_model,
         partial=PartialRollouts(limit) if limit is not None else None,
         uninformative=UninformativeSteps(run.stage, config.max_uninformative_steps),
@@ -255,11 +253,18 @@ def _those_set(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def reward_terms(config: RewardConfig) -> RewardTerms:
-    return RewardTerms(
-        rule=config.rule_weight,
-        reflection_bonus=config.reflection_bonus,
-        preference=config.preference_weight,
+def rewards_of(run: Run, reward_model: RewardModel | None) -> list[Reward]:
+    """`build_rewards` with what the run holds."""
+    scorer = None
+    if reward_model is not None:
+        scorer = partial(reward_model.scores, run), reward_model.statistics
+    return build_rewards(
+        run.config.reward,
+        grader=run.grader,
+        worker=run.functions,
+        reward_model=scorer,
+        share=run.parallel.from_main,
+        spans=run.spans,
     )
 
 

@@ -40,11 +40,13 @@ from satori_fast.profiling.report import write_report_html
 from satori_fast.profiling.spans import SpanRecorder, StepTimes, token_rates
 from satori_fast.profiling.summary import build_summary, print_summary_table, write_summary
 from satori_fast.profiling.trace_file import merge_trace
+from satori_fast.rewards.worker import FunctionWorker
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 from satori_fast.rollout.partial import PartialRollouts
 from satori_fast.stages import setup
 from satori_fast.stages.engines import EngineRoom, check_engine
-from satori_fast.stages.iterate import StagePlan
+from satori_fast.stages.iterate import StagePlan, plan_stages
+from satori_fast.stages.rewards import build_worker, check_functions
 from satori_fast.stages.run_folder import (
     NUM_CHECKPOINTS_KEPT,
     RunFolder,
@@ -99,6 +101,7 @@ class Run:
     problems: Sequence[Problem]
     heldout: Sequence[Problem]
     grader: SharedGrader
+    functions: FunctionWorker  # for the user's rewards, in the main process
     spans: SpanRecorder
     monitor: StepMonitor
     writer: MetricsWriter | None  # the main process writes
@@ -115,6 +118,7 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.engines.close()
         self.grader.pool.close()
+        self.functions.close()
         self.monitor.close()
         if self.writer is not None:
             self.writer.close()
@@ -352,6 +356,8 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     engine is not installed.
     """
     check_engine(config.rollout)
+    if any(plan.kind == "reinforce" for plan in plan_stages(config)):
+        check_functions(config.reward)
     parallel = setup.join_ranks(config)
     if config.parallel.num_threads is not None:
         torch.set_num_threads(config.parallel.num_threads)
@@ -392,6 +398,7 @@ def _set_up(config: Config, place: RunFolder, parallel: ParallelState, *, resume
         problems=problems,
         heldout=heldout,
         grader=SharedGrader(pool, parallel),
+        functions=build_worker(config.reward),
         spans=spans,
         monitor=setup.build_monitor(config, place.path, parallel, spans),
         writer=writers[0] if writers else None,

@@ -23,7 +23,6 @@ from satori_fast.config import ConfigError
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.pairs import finished
 from satori_fast.data.tokenizer import load_tokenizer
-from satori_fast.rewards.preference import preference_rewards
 from satori_fast.stages.run import Run
 from satori_fast.stages.setup import learner_for, model_folder
 from satori_fast.types import ScoreStatistics, Trajectory
@@ -43,23 +42,18 @@ class RewardModel:
     statistics: ScoreStatistics
     folder: Path
 
-    def rewards(self, run: Run, trajectories: Sequence[Trajectory]) -> list[float]:
-        """`preference_rewards` of the trajectories, the same on every rank; span "reward_model"."""
+    def scores(self, run: Run, trajectories: Sequence[Trajectory]) -> npt.NDArray[np.float32]:
+        """Raw score of each trajectory, the same on every rank. One that the length limit cut is
+        scored with the end of text in its last place."""
         ended = [finished(trajectory, run.renderer.eos_id) for trajectory in trajectories]
-        with run.spans.span("reward_model"):
-            rewards = preference_rewards(
-                ended,
-                lambda batch: score_trajectories(
-                    self.learner,
-                    batch,
-                    packing=run.packing(1, 0),
-                    parallel=run.parallel,
-                    name=f"reward model {self.folder}",
-                ),
-                self.statistics,
-            )
         run.spans.count("reward_model", sum(len(t.tokens) for t in ended))
-        return rewards
+        return score_trajectories(
+            self.learner,
+            ended,
+            packing=run.packing(1, 0),
+            parallel=run.parallel,
+            name=f"reward model {self.folder}",
+        )
 
 
 def score_trajectories(

@@ -30,10 +30,8 @@ def rollout_metrics(
     if not scored:  # partial rollouts: no group was finished in this step
         return {}
     stale = [token_versions(t) != rollout.policy_version for t in scored]
-    graded = [t for t in scored if t.reward is not None and t.reward.correct is not None]
     metrics = reward_metrics([t.reward for t in scored if t.reward is not None])
-    if graded:
-        metrics["rollout/accuracy"] = _accuracy(graded)
+    metrics |= _accuracy("rollout/accuracy", scored)
     metrics |= {
         "rollout/reflections_per_answer": float(np.mean([count_reflections(t) for t in scored])),
         "rollout/mean_response_tokens": float(np.mean([t.num_response_tokens for t in scored])),
@@ -42,8 +40,8 @@ def rollout_metrics(
         "rollout/kept": len(kept) / len(scored),
     }
     for origin in ORIGINS:
-        if own := [t for t in graded if origin_of(t.problem) == origin]:
-            metrics[f"rollout/accuracy_{origin}"] = _accuracy(own)
+        own = [t for t in scored if origin_of(t.problem) == origin]
+        metrics |= _accuracy(f"rollout/accuracy_{origin}", own)
     return metrics
 
 
@@ -61,8 +59,10 @@ def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:
     return metrics
 
 
-def _accuracy(graded: Sequence[Trajectory]) -> float:
-    return float(np.mean([t.reward is not None and t.reward.correct for t in graded]))
+def _accuracy(name: str, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    verdicts = [t.reward.correct for t in trajectories if t.reward is not None]
+    graded = [verdict for verdict in verdicts if verdict is not None]
+    return {name: float(np.mean(graded))} if graded else {}
 
 
 def advantage_metrics(
