@@ -241,12 +241,13 @@ def _with_whole_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         return values
     found: list[Any] = []
     for function in cast(list[Any], functions):
-        path = function.get("path") if isinstance(function, Mapping) else None
-        place, _, name = path.rpartition(":") if isinstance(path, str) else ("", "", "")
+        keys = cast(Values, function) if isinstance(function, Mapping) else {}
+        place, _, name = str(keys.get("path", "")).rpartition(":")
         if place.endswith(".py"):
-            file = (folder / Path(place).expanduser()).absolute()
-            function = {**function, "path": f"{os.path.normpath(file)}:{name}"}
-        found.append(function)
+            file = os.path.normpath((folder / Path(place).expanduser()).absolute())
+            found.append({**keys, "path": f"{file}:{name}"})
+        else:
+            found.append(function)
     return {**values, "reward": {**section, "functions": found}}
 
 

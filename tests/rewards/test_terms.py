@@ -1,182 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole solution is graded, the terms add up, and groups that teach nothing are dropped."""
+"""Terms of several sources are joined in order, and groups that teach nothing are dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer, build_trajectory
-from satori_fast.data.tokenizer import build_word_tokenizer
-from satori_fast.grading import GradingPool
-from satori_fast.rewards.compose import (
-    RewardTerms,
-    breakdown,
-    drop_uninformative_groups,
-    grade_trajectories,
-    score,
-)
-from satori_fast.types import Prefix, Problem, Trajectory
-
-RENDERER = PromptRenderer(build_word_tokenizer(domain_words()), PLAIN_TEMPLATE, 64)
-TERMS = RewardTerms(reflection_bonus=0.5)
+from satori_fast.rewards.terms import drop_uninformative_groups, score
+from satori_fast.types import RewardBreakdown, Trajectory
+from tests.algorithms.test_advantages import make_trajectory
 
 
-@pytest.fixture
-def pool() -> Iterator[GradingPool]:
-    with GradingPool(num_workers=0) as opened:
-        yield opened
+def constant(*parts: RewardBreakdown):
+    """A source that gives these, whatever the trajectories are."""
+
+    def reward(trajectories: Sequence[Trajectory]) -> list[RewardBreakdown]:
+        assert len(trajectories) == len(parts)
+        return list(parts)
+
+    return reward
 
 
-def sampled(
-    response: str,
-    *,
-    prefix: str | None = None,
-    source_correct: bool | None = None,
-    answer: str | None = "4",
-    group_id: int = 0,
-) -> Trajectory:
-    start = None if prefix is None else Prefix(prefix, "restart", correct=source_correct)
-    ids = np.asarray([*RENDERER.encode(response), RENDERER.eos_id])
-    problem = Problem("one", "sum 4", answer, start)
-    return build_trajectory(problem, ids, renderer=RENDERER, group_id=group_id, finish="stop")
+def rewards_of(scored: Sequence[Trajectory]) -> list[RewardBreakdown]:
+    return [t.reward for t in scored if t.reward is not None]
 
 
-@pytest.mark.parametrize(
-    ("trajectory", "rule", "reflection"),
-    [
-        (sampled("\\boxed{ 4 }"), 0.0, 0.0),
-        (sampled("\\boxed{ 5 }"), -1.0, 0.0),
-        (sampled("4"), -1.0, 0.0),
-        (sampled("\\boxed{ 5 } <|reflect|> over <|explore|> less <|continue|> \\boxed{ 4 }"), 0, 0),
-        (
-            sampled("\\boxed{ 4 } <|reflect|> under <|explore|> more <|continue|> \\boxed{ 5 }"),
-            -1,
-            0,
-        ),
-        (
-            sampled("over \\boxed{ 4 }", prefix="\\boxed{ 5 }<|reflect|>", source_correct=False),
-            0.0,
-            0.5,
-        ),
-        (
-            sampled("over \\boxed{ 6 }", prefix="\\boxed{ 5 }<|reflect|>", source_correct=False),
-            -1.0,
-            0.0,
-        ),
-        (
-            sampled("over \\boxed{ 3 }", prefix="\\boxed{ 4 }<|reflect|>", source_correct=True),
-            -1.0,
-            -0.5,
-        ),
-        # The answer that counts stands in the prefix: the reflection only confirmed it.
-        (sampled("right", prefix="\\boxed{ 4 }<|reflect|>", source_correct=True), 0.0, 0.0),
-    ],
-    ids=[
-        "right",
-        "wrong",
-        "no box",
-        "last box right",
-        "last box wrong",
-        "D- mended",
-        "D- still wrong",
-        "D+ spoilt",
-        "D+ confirmed",
-    ],
-)
-def test_worked_rewards(
-    trajectory: Trajectory, rule: float, reflection: float, pool: GradingPool
-) -> None:
-    (scored,) = score([trajectory], TERMS, pool)
-    reward = scored.reward
-    assert reward is not None
-    assert (reward.rule, reward.reflection) == (rule, reflection)
-    assert reward.total == rule + reflection
-    assert reward.correct is (rule == 0)
-    assert (reward.preference, reward.similarity) == (0.0, 0.0)
-    assert reward.segments.dtype == np.float32
-    assert reward.segments.tolist() == [0.0] * len(trajectory.segments)
-    assert trajectory.reward is None
+def test_terms_are_joined_in_the_order_of_their_sources() -> None:
+    trajectories = [make_trajectory(2, [1, 2]), make_trajectory(2, [3])]
+    graded = constant(
+        RewardBreakdown({"rule": 0.0}, correct=True), RewardBreakdown({"rule": -1.0}, correct=False)
+    )
+    length = constant(RewardBreakdown({"length": 0.1}), RewardBreakdown({"length": 0.2}))
+    first, second = rewards_of(score(trajectories, [graded, length]))
+    assert list(first.terms.items()) == [("rule", 0.0), ("length", 0.1)]
+    assert (first.total, first.correct, first.segments) == (0.1, True, None)
+    assert (second.total, second.correct) == (-1.0 + 0.2, False)
+    assert list(rewards_of(score(trajectories, [length, graded]))[0].terms) == ["length", "rule"]
+    assert [t.reward for t in trajectories] == [None, None]
+    # What a trajectory had before is no part of it.
+    again = score(score(trajectories, [graded]), [length])
+    assert rewards_of(again)[0] == RewardBreakdown({"length": 0.1})
+    assert score([], [graded]) == []
+    assert rewards_of(score(trajectories, [])) == [RewardBreakdown({})] * 2
 
 
-def test_total_is_the_sum_of_the_terms() -> None:
-    spoilt = sampled("\\boxed{ 5 }", prefix="4<|reflect|>", source_correct=True)
-    for scale in (0.0, 0.25, 1.0):
-        reward = breakdown(spoilt, False, RewardTerms(reflection_bonus=scale))
-        parts = reward.rule + reward.reflection + reward.preference + reward.similarity
-        assert reward.total == parts == -1 - scale
+def test_the_total_is_added_from_left_to_right() -> None:
+    terms = {"a": 1e16, "b": 1.0, "c": -1e16}
+    assert RewardBreakdown(terms).total == 1e16 + 1.0 - 1e16 == 0.0 != math.fsum(terms.values())
+    assert RewardBreakdown({}).total == 0.0
 
 
-@pytest.mark.parametrize(
-    ("source_correct", "correct", "without", "ranges"),
-    [
-        (None, True, 0.0, (0.0, 1.0)),
-        (None, False, -1.0, (-1.0, 0.0)),
-        (False, True, 0.5, (0.5, 1.5)),
-        (False, False, -1.0, (-1.0, 0.0)),
-        (True, True, 0.0, (0.0, 1.0)),
-        (True, False, -1.5, (-1.5, -0.5)),
-    ],
-    ids=["right", "wrong", "D- mended", "D- still wrong", "D+ kept", "D+ spoilt"],
-)
-def test_reward_with_and_without_the_preference_term(
-    source_correct: bool | None, correct: bool, without: float, ranges: tuple[float, float]
-) -> None:
-    prefix = None if source_correct is None else "\\boxed{ 5 }<|reflect|>"
-    trajectory = sampled("\\boxed{ 4 }", prefix=prefix, source_correct=source_correct)
-    assert breakdown(trajectory, correct, TERMS).total == without
-    # The paper's weight is 1: sigmoid(score) spans the range of each case.
-    paper = RewardTerms(preference=1.0)
-    totals = [breakdown(trajectory, correct, paper, preference=p).total for p in (0.0, 0.25, 1.0)]
-    assert totals == [ranges[0], without + 0.25, ranges[1]]
+def test_a_source_sees_what_the_ones_before_it_gave() -> None:
+    def when_right(trajectories: Sequence[Trajectory]) -> list[RewardBreakdown]:
+        return [
+            RewardBreakdown({"bonus": 2.0 * (t.reward is not None and t.reward.correct is True)})
+            for t in trajectories
+        ]
+
+    graded = constant(RewardBreakdown({}, correct=True), RewardBreakdown({}, correct=False))
+    scored = score([make_trajectory(2, [1])] * 2, [graded, when_right])
+    assert [r.total for r in rewards_of(scored)] == [2.0, 0.0]
 
 
-def test_each_term_has_a_weight_and_can_be_switched_off() -> None:
-    mended = sampled("\\boxed{ 4 }", prefix="\\boxed{ 5 }<|reflect|>", source_correct=False)
-    spoilt = sampled("\\boxed{ 5 }", prefix="\\boxed{ 4 }<|reflect|>", source_correct=True)
-    terms = RewardTerms(rule=2.0, reflection_bonus=0.25, preference=0.5)
-    reward = breakdown(mended, True, terms, preference=0.75)
-    assert (reward.rule, reward.reflection, reward.preference) == (0.0, 0.25, 0.375)
-    assert reward.total == 0.625
-    reward = breakdown(spoilt, False, terms, preference=0.5)
-    assert (reward.rule, reward.reflection, reward.preference) == (-2.0, -0.25, 0.25)
-    assert reward.total == -2.0
-    for name, total in (("rule", 0.25 - 0.25), ("reflection_bonus", -1.75), ("preference", -2.25)):
-        without = replace(terms, **{name: 0.0})
-        assert breakdown(spoilt, False, without, preference=0.5).total == total
+def test_values_of_segments_are_added_and_stay_out_of_the_total() -> None:
+    trajectories = [make_trajectory(2, [1, 2, 1])] * 2
+    values = np.array([1.0, -1.0, 0.5], np.float32)
+    process = constant(RewardBreakdown({}, values), RewardBreakdown({}))
+    both = constant(RewardBreakdown({"format": -1.0}, 2 * values), RewardBreakdown({"format": 0.0}))
+    first, second = rewards_of(score(trajectories, [process, both]))
+    assert first.segments is not None and first.segments.dtype == np.float32
+    np.testing.assert_array_equal(first.segments, 3 * values)
+    assert first.total == -1.0 and second.segments is None
+    # Nothing graded these: SRL's case.
+    assert (first.correct, second.correct) == (None, None)
 
 
-def test_preferences_go_to_their_trajectories(pool: GradingPool) -> None:
-    terms = RewardTerms(preference=1.0)
-    answers = [sampled("\\boxed{ 4 }"), sampled("\\boxed{ 5 }"), sampled("\\boxed{ 4 }")]
-    scored = score(answers, terms, pool, preferences=[0.25, 0.5, 0.75])
-    assert [t.reward.total for t in scored if t.reward] == [0.25, -0.5, 0.75]
-    with pytest.raises(ValueError, match="preference reward is on"):
-        score(answers, terms, pool)
-
-
-def test_order_is_kept(pool: GradingPool) -> None:
-    responses = [f"\\boxed{{ {n} }}" for n in (4, 5, 4, 4, 6)]
-    scored = score([sampled(r) for r in responses], TERMS, pool)
-    assert [t.reward.correct for t in scored if t.reward] == [True, False, True, True, False]
-    assert pool.graded == 5
-    assert score([], TERMS, pool) == []
-
-
-def test_problem_without_an_answer_cannot_be_rewarded(pool: GradingPool) -> None:
-    with pytest.raises(ValueError, match="problem 'one' has no answer: it cannot be rewarded"):
-        grade_trajectories([sampled("\\boxed{ 4 }"), sampled("4", answer=None)], pool)
+def test_a_name_that_is_given_twice_is_refused() -> None:
+    one = constant(RewardBreakdown({"rule": 0.0, "length": 1.0}))
+    with pytest.raises(ValueError, match="two rewards give a term 'length': give one of them"):
+        score([make_trajectory(2, [1])], [one, constant(RewardBreakdown({"length": 1.0}))])
 
 
 def graded_group(group_id: int, *correct: bool) -> list[Trajectory]:
-    members = [sampled("4", group_id=group_id) for _ in correct]
-    return [
-        t.with_reward(breakdown(t, right, TERMS)) for t, right in zip(members, correct, strict=True)
-    ]
+    plain = replace(make_trajectory(2, [1]), group_id=group_id)
+    return [plain.with_reward(RewardBreakdown({"rule": right - 1.0})) for right in correct]
 
 
 def test_groups_without_a_difference_are_dropped() -> None:
