@@ -241,7 +241,7 @@ def _with_whole_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         return values
     found: list[Any] = []
     for function in cast(list[Any], functions):
-        keys = cast(Values, function) if isinstance(function, Mapping) else {}
+        keys: Values = cast(Values, function) if isinstance(function, Mapping) else {}
         place, _, name = str(keys.get("path", "")).rpartition(":")
         if place.endswith(".py"):
             file = os.path.normpath((folder / Path(place).expanduser()).absolute())

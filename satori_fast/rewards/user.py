@@ -66,7 +66,7 @@ def check_function(name: str, path: str) -> None:
     place, _, function = path.rpartition(":")
     file = source_file(path)
     if file is None:
-        if importlib.util.find_spec(place.partition(".")[0]) is None or _spec(place) is None:
+        if _spec(place) is None:
             raise _error(
                 name,
                 path,
@@ -82,10 +82,11 @@ def check_function(name: str, path: str) -> None:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         what = error.msg if isinstance(error, SyntaxError) else error
         raise _error(name, path, f"{file}{line} is not valid Python ({what}): mend it") from None
-    defined = list(_defined(tree.body))
-    if function in defined or "*" in defined or "__getattr__" in defined:
+    defined = dict(_defined(tree.body))
+    if defined.keys() & {function, "*", "__getattr__"}:
         return
-    near = difflib.get_close_matches(function, defined, n=1, cutoff=0.0)
+    likely = [other for other, is_own in defined.items() if is_own] or list(defined)
+    near = difflib.get_close_matches(function, likely, n=1, cutoff=0.0)
     hint = f"the nearest name there is {near[0]!r}" if near else "it defines nothing"
     raise _error(name, path, f"{file} has no function {function!r}; {hint}")
 
@@ -124,23 +125,22 @@ def _spec(module: str) -> importlib.machinery.ModuleSpec | None:
     return spec
 
 
-def _defined(body: Sequence[ast.stmt]) -> Iterator[str]:
-    """Names that a module's own code gives a value, inside if, try and with blocks too; "*" for a
-    star import."""
+def _defined(body: Sequence[ast.stmt]) -> Iterator[tuple[str, bool]]:
+    """Names that a module's code gives a value, inside if, try and with blocks too, and whether
+    they are functions or classes of its own; "*" for a star import."""
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield statement.name
+            yield statement.name, True
             continue
         if isinstance(statement, ast.Import | ast.ImportFrom):
             for alias in statement.names:
-                yield alias.asname or alias.name.partition(".")[0]
+                yield alias.asname or alias.name.partition(".")[0], False
         for node in ast.walk(statement):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id
+                yield node.id, False
         for blocks in ("body", "orelse", "finalbody", "handlers", "cases"):
             for inner in getattr(statement, blocks, ()):
-                own = [inner] if isinstance(inner, ast.stmt) else inner.body
-                yield from _defined(own)
+                yield from _defined([inner] if isinstance(inner, ast.stmt) else inner.body)
 
 
 def _error(name: str, path: str, what: str) -> RewardFunctionError:
