@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
@@ -195,6 +196,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             value = text  # --name 2026-11-28 is a name, not a date
         _assign(values, key.split("."), value)
         _check_keys(values, Config, source="command line")
+    values = _with_whole_paths(values, Path.cwd())
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -221,9 +223,32 @@ def _read(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
         )
     base = values.pop("base", None)
     _check_keys(values, Config, source=str(path))
+    values = _with_whole_paths(values, path.parent)
     if base is None:
         return values
     return _merged(_read(path.parent / str(base), seen=(*seen, path.resolve())), values)
+
+
+def _with_whole_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Files of reward functions relative to `folder` by their whole path, so that the run folder's
+    config.toml finds them. What is no path is left to the checks to come."""
+    reward = values.get("reward")
+    if not isinstance(reward, Mapping):
+        return values
+    section = cast(Values, reward)
+    functions = section.get("functions")
+    if not isinstance(functions, list):
+        return values
+    found: list[Any] = []
+    for function in cast(list[Any], functions):
+        keys: Values = cast(Values, function) if isinstance(function, Mapping) else {}
+        place, _, name = str(keys.get("path", "")).rpartition(":")
+        if place.endswith(".py"):
+            file = os.path.normpath((folder / Path(place).expanduser()).absolute())
+            found.append({**keys, "path": f"{file}:{name}"})
+        else:
+            found.append(function)
+    return {**values, "reward": {**section, "functions": found}}
 
 
 def _merged(under: Values, over: Values) -> dict[str, Any]:
@@ -314,7 +339,12 @@ def _check_keys(
             )
         inner = _section_type(fields[key])
         if inner is not None:
-            tables = cast(Sequence[Any], value) if _is_list(fields[key]) else [value]
+            is_list = _is_list(fields[key])
+            if is_list and not isinstance(value, list | tuple):
+                raise ConfigError(
+                    f"{source}: {at}{key} is a list of sections: write [[{at}{key}]] above each"
+                )
+            tables = cast(Sequence[Any], value) if is_list else cast(Sequence[Any], [value])
             for table in tables:
                 if not isinstance(table, Mapping):
                     raise ConfigError(f"{source}: {at}{key} is a section, not a value")

@@ -60,7 +60,8 @@ class Prefix:
 class Problem:
     """A question with a verifiable answer, possibly starting in the middle (`prefix`).
 
-    answer is None only for problems that are never graded (synthesis input).
+    answer is None for problems that are never graded: synthesis input, or a reward without a gold
+    answer.
     level: how hard the data set says that it is, in its own words ("Level 5"); "" if it does not.
     """
 
@@ -103,24 +104,30 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class RewardBreakdown:
-    """Reward of one trajectory, term by term. Every scalar already carries its weight.
+    """Reward of one trajectory: named terms, each with its weight in it already.
 
-    rule:       Satori: 0 when right, -1 when wrong.
-    reflection: Satori reflection bonus, one of -beta, 0, +beta.
-    preference: sigmoid of the outcome reward model's score, in (0, weight); 0 when unused.
-    similarity: SRL step similarity, 0 when unused.
-    segments:   float32 [S], process rewards per segment (S2R), zeros when unused.
-    total:      rule + reflection + preference + similarity.
-    correct:    did the final answer match?
+    terms:    value by name, in the order in which they are added; a term that is off is absent.
+              "rule" is Satori's 0 when right and -1 when wrong, "reflection" its bonus (-beta, 0,
+              beta), "preference" the reward model's sigmoid(score); any other is a user's function.
+    segments: float32 [S], process rewards of the segments; None where no term gives them. They are
+              not part of the total.
+    correct:  is the final answer right? None where nothing graded it.
+
+    >>> RewardBreakdown({"rule": -1.0, "short_answers": 0.25}, correct=False).total
+    -0.75
     """
 
-    rule: float
-    reflection: float
-    preference: float
-    similarity: float
-    segments: np.ndarray
-    total: float
-    correct: bool
+    terms: Mapping[str, float]
+    segments: np.ndarray | None = None
+    correct: bool | None = None
+
+    @property
+    def total(self) -> float:
+        """Sum of the terms, added from left to right."""
+        total = 0.0
+        for value in self.terms.values():  # `sum` compensates from Python 3.12 on: other bits
+            total += value
+        return total
 
 
 @dataclass(frozen=True, slots=True)

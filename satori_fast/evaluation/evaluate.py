@@ -68,15 +68,7 @@ class EvaluationResult:
         answers = zip(self.rollout.trajectories, self.correct, strict=True)
         return [
             trajectory.with_reward(
-                RewardBreakdown(
-                    rule=0.0 if correct else -1.0,
-                    reflection=0.0,
-                    preference=0.0,
-                    similarity=0.0,
-                    segments=np.zeros(len(trajectory.segments), dtype=np.float32),
-                    total=0.0 if correct else -1.0,
-                    correct=correct,
-                )
+                RewardBreakdown({"rule": 0.0 if correct else -1.0}, correct=correct)
             )
             for trajectory, correct in islice(answers, num_samples)
         ]

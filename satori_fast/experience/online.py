@@ -62,7 +62,7 @@ class OnlineSource:
         while len(rollouts) < self._max_rounds:
             problems = self._problems.take(self._num_problems(), step=step)
             rollouts.append(self._sample(problems, step, first_group=num_groups(sampled)))
-            scored = self._judge.scored(rollouts[-1].trajectories)
+            scored = self._judge.score(rollouts[-1].trajectories)
             sampled += scored
             kept += self._judge.informative(scored)
             if num_groups(kept) >= self._problems_per_step:

@@ -56,22 +56,19 @@ class ProblemFeed(Protocol):
 class Judge:
     """The way from samples to experience: scores, groups that are kept, credit.
 
-    score:         gives the rewards.
+    score:         gives the rewards, and times itself.
     credit:        rule of the recipe; its state, if it has any, is part of a source's.
     min_group_std: groups whose rewards have a standard deviation of at most this carry no signal
                    and are dropped; None keeps every group.
-    span:          times "reward", in which a reward model may have a span of its own.
+    span:          times a part of a step. figures: takes what the rewards counted since the last
+                   time, under metric names.
     """
 
     score: Score
     credit: CreditRule
     min_group_std: float | None
     span: Span
-
-    def scored(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-        """The same trajectories with their rewards."""
-        with self.span("reward"):
-            return self.score(trajectories)
+    figures: Callable[[], Mapping[str, float]] | None = None
 
     def informative(self, scored: Sequence[Trajectory]) -> list[Trajectory]:
         """Those of groups that a group baseline leaves a signal."""
@@ -88,12 +85,13 @@ class Judge:
         stats: Mapping[str, float],
     ) -> Experience:
         """What an update learns from: `kept` of `sampled`, credited."""
+        figures = {} if self.figures is None else self.figures()
         return Experience(
             trajectories=tuple(kept),
             credits=tuple(self.credit.assign(kept)),
             sampled=tuple(sampled),
             policy_version=policy_version,
-            stats=stats,
+            stats={**stats, **figures},
         )
 
 

@@ -47,7 +47,7 @@ class StoredSource:
         trajectories = [
             replace(t, group_id=number) for number, siblings in enumerate(groups) for t in siblings
         ]
-        sampled = self._judge.scored(trajectories)
+        sampled = self._judge.score(trajectories)
         kept = self._judge.informative(sampled)
         stats = {"rollout/kept": len(kept) / len(sampled)}
         return self._judge.experience(kept, sampled, policy_version=step, stats=stats)

@@ -203,13 +203,18 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def sample_record(stage: str, step: int, *, trajectory: Trajectory) -> dict[str, Any]:
-    """One line of samples.jsonl: problem, response cut into its segments, and reward, if any."""
+    """One line of samples.jsonl: problem, response cut into its segments, and reward, if any.
+
+    "reward" holds each term under its name, "total", and "segments" where segments have rewards;
+    "correct" is None where nothing graded the answer.
+    """
     problem, reward = trajectory.problem, trajectory.reward
     rewards: dict[str, Any] = {}
     if reward is not None:
-        for name in ("rule", "reflection", "preference", "similarity", "total"):
-            rewards[name] = _finite(getattr(reward, name))
-        rewards["segments"] = [_finite(value) for value in reward.segments]
+        rewards = {name: _finite(value) for name, value in reward.terms.items()}
+        rewards["total"] = _finite(reward.total)
+        if reward.segments is not None:
+            rewards["segments"] = [_finite(value) for value in reward.segments]
     return {
         "stage": stage,
         "step": step,
@@ -218,7 +223,7 @@ def sample_record(stage: str, step: int, *, trajectory: Trajectory) -> dict[str,
         "answer": problem.answer,
         "prefix": None if problem.prefix is None else problem.prefix.text,
         "segments": [{"kind": str(s.kind), "text": s.text} for s in trajectory.segments],
-        "correct": None if reward is None else bool(reward.correct),
+        "correct": None if reward is None else reward.correct,
         "reward": rewards,
         "finish": trajectory.finish,
     }

@@ -59,7 +59,7 @@ def sample_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
         "step": sample["step"],
         "id": sample["problem_id"],
         "question": _cut(sample["question"]),
-        "answer": _cut(str(sample["answer"])),
+        "answer": "none given" if sample["answer"] is None else _cut(str(sample["answer"])),
         "prefix": None if sample["prefix"] is None else _pieces(_cut(sample["prefix"])),
         "segments": segments,
         "verdict": {True: "right", False: "wrong"}.get(sample["correct"], "ungraded"),

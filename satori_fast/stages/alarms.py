@@ -150,9 +150,10 @@ class UninformativeSteps:
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        accuracy = float(np.mean([r.correct for r in rewards]))
+        graded = [r.correct for r in rewards if r.correct is not None]
+        right = f"{float(np.mean(graded)):.0%} of its answers are right; " if graded else ""
         causes = (
-            f"{accuracy:.0%} of its answers are right; likely causes: problems that are all too "
+            f"{right}likely causes: problems that are all too "
             "hard or all too easy, answers that the grader cannot read, a temperature that is too "
             "low, responses that the limit cuts short"
         )

@@ -16,7 +16,7 @@ from satori_fast.rollout.distributed import Ranks
 class SharedGrader:
     """A `GradingPool` on every data-parallel rank, each with its share of the answers.
 
-    reasons: of the verdicts of the last call.
+    reasons: of all verdicts since `take_figures`.
     """
 
     def __init__(self, pool: GradingPool, ranks: Ranks) -> None:
@@ -27,8 +27,19 @@ class SharedGrader:
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         """A verdict for each (response, gold), in order."""
         verdicts = self._grade_many(pairs)
-        self.reasons = Counter(verdict.reason for verdict in verdicts)
+        self.reasons.update(verdict.reason for verdict in verdicts)
         return verdicts
+
+    def take_figures(self) -> dict[str, float]:
+        """Counts of verdicts since the last time, under metric names: a grader that kills answers
+        must be seen, and a response without a box is another fault than a wrong answer."""
+        reasons, self.reasons = self.reasons, Counter()
+        return {
+            "grading/graded": float(reasons.total()),
+            "grading/no_answer": float(reasons["no_answer"]),
+            "grading/timeouts": float(reasons["timeout"]),
+            "grading/crashes": float(reasons["crash"]),
+        }
 
     def _grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         size, rank = self._ranks.data_size, self._ranks.data_rank

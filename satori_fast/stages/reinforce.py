@@ -177,7 +177,11 @@ def build_source(
     """The source of experience that a config asks for."""
     config, rollout, seeds = context.config.reinforce, context.config.rollout, context.seeds
     judge = Judge(
-        partial(score, rewards=rewards), recipe.credit(), recipe.min_group_std, books.spans.span
+        partial(score, rewards=rewards),
+        recipe.credit(),
+        recipe.min_group_std,
+        books.spans.span,
+        figures=context.grader.take_figures,
     )
     if config.source == "stored":
         return stored_source(

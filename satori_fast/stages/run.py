@@ -28,14 +28,16 @@ from satori_fast.profiling.report import write_report_html
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.profiling.summary import build_summary, print_summary_table, write_summary
 from satori_fast.profiling.trace_file import merge_trace
+from satori_fast.rewards.worker import FunctionWorker
 from satori_fast.stages import setup
 from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
 from satori_fast.stages.engines import EngineProvider, check_engine
 from satori_fast.stages.grader import SharedGrader
-from satori_fast.stages.iterate import StagePlan
+from satori_fast.stages.iterate import StagePlan, plan_stages
 from satori_fast.stages.models import initial_model_folder, make_fresh_model
 from satori_fast.stages.outcome import StageOutcome, stage_entry
+from satori_fast.stages.rewards import build_worker, check_functions
 from satori_fast.stages.run_folder import RunFolder, open_writer, record_analysis
 from satori_fast.types import Problem
 
@@ -44,6 +46,7 @@ from satori_fast.types import Problem
 class Run:
     """The parts that outlive a stage. Made by `build_run`; use it as a context manager.
 
+    functions: process of the user's reward functions; it starts when it is first needed.
     models:    folders by role, as `Context.models`; a finished stage adds its own.
     tokenizer: folder of the tokenizer that `renderer` and the problems are for.
     """
@@ -53,6 +56,7 @@ class Run:
     books: Books
     parallel: ParallelState
     grader: SharedGrader
+    functions: FunctionWorker
     engines: EngineProvider
     models: dict[str, Path]
     tokenizer: Path
@@ -68,6 +72,7 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.engines.close()
         self.grader.pool.close()
+        self.functions.close()
         self.books.close()
         self.folder.close()
 
@@ -82,6 +87,7 @@ class Run:
             heldout=self.heldout,
             models=dict(self.models),
             grader=self.grader,
+            functions=self.functions,
             engines=self.engines,
         )
         if self.models["tokenizer"] != self.tokenizer:
@@ -155,6 +161,8 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     engine is not installed.
     """
     check_engine(config.rollout)
+    if any(plan.kind == "reinforce" for plan in plan_stages(config)):
+        check_functions(config.reward)
     parallel = setup.join_ranks(config)
     if config.parallel.num_threads is not None:
         torch.set_num_threads(config.parallel.num_threads)
@@ -193,6 +201,7 @@ def _set_up(config: Config, folder: RunFolder, parallel: ParallelState, *, resum
         books=Books(spans, monitor, writers[0] if writers else None),
         parallel=parallel,
         grader=SharedGrader(pool, parallel),
+        functions=build_worker(config.reward),
         engines=EngineProvider(
             config.rollout,
             run_name=config.name,

@@ -14,8 +14,7 @@ from satori_fast.types import Problem, RewardBreakdown, Segment, SegmentKind, Tr
 def make_trajectory(reward: float | None, group_id: int = 0, num_segments: int = 1) -> Trajectory:
     breakdown = None
     if reward is not None:
-        segments = np.zeros(num_segments, np.float32)
-        breakdown = RewardBreakdown(reward, 0.0, 0.0, 0.0, segments, reward, reward > 0)
+        breakdown = RewardBreakdown({"rule": reward}, correct=reward > 0)
     return Trajectory(
         problem=Problem(f"problem-{group_id}", "q", "a"),
         group_id=group_id,

@@ -159,7 +159,7 @@ def test_sample_record_of_a_restart_trajectory():
     )
     record = sample_record("rl", 5, trajectory=trajectory)
     assert record["correct"] is None and record["reward"] == {}
-    reward = RewardBreakdown(0.0, 0.5, 0.0, 0.0, np.zeros(2, np.float32), 0.5, True)
+    reward = RewardBreakdown({"rule": 0.0, "reflection": 0.5}, correct=True)
     record = sample_record("rl", 5, trajectory=trajectory.with_reward(reward))
     assert json.loads(json.dumps(record)) == {
         "stage": "rl",
@@ -173,16 +173,14 @@ def test_sample_record_of_a_restart_trajectory():
             {"kind": "explore", "text": "<|explore|> 4"},
         ],
         "correct": True,
-        "reward": {
-            "rule": 0.0,
-            "reflection": 0.5,
-            "preference": 0.0,
-            "similarity": 0.0,
-            "total": 0.5,
-            "segments": [0.0, 0.0],
-        },
+        "reward": {"rule": 0.0, "reflection": 0.5, "total": 0.5},
         "finish": "stop",
     }
+    # Values of segments, no verdict, and a number that JSON does not know.
+    process = RewardBreakdown({"shape": np.nan}, np.array([0.5, -1.0], np.float32))
+    record = sample_record("rl", 5, trajectory=trajectory.with_reward(process))
+    assert record["reward"] == {"shape": None, "total": None, "segments": [0.5, -1.0]}
+    assert record["correct"] is None
 
 
 def run_progress(console, seconds_per_step, total=20, completed=0):

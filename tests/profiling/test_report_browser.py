@@ -68,9 +68,8 @@ def trajectory(number):
         Segment(k, i, i + 1, t) for i, (k, t) in enumerate(zip(kinds, texts, strict=False))
     )
     correct = number % 3 != 0
-    reward = RewardBreakdown(
-        0.0 if correct else -1.0, 0.5, 0.0, 0.0, np.zeros(len(segments)), -0.5, correct
-    )
+    terms = {"rule": 0.0 if correct else -1.0, "reflection": 0.5}
+    reward = RewardBreakdown(terms, correct=correct)
     tokens = np.arange(1 + len(segments), dtype=np.int32)
     return Trajectory(
         problem, 0, tokens, 1, np.zeros(len(segments), np.float32), 0, "stop", segments, reward

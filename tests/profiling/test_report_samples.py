@@ -32,7 +32,11 @@ def test_every_kind_of_segment_has_a_colour():
 def test_a_sample_says_where_it_is_from_and_what_it_got():
     entry = sample_entry(SAMPLE)
     assert (entry["stage"], entry["step"], entry["id"], entry["finish"]) == ("rl", 3, "p-1", "stop")
-    assert (entry["answer"], entry["rewards"], entry["prefix"]) == ("None", {"total": "0.50"}, None)
+    assert (entry["answer"], entry["rewards"], entry["prefix"]) == (
+        "none given",
+        {"total": "0.50"},
+        None,
+    )
     assert entry["segments"] == SAMPLE["segments"]
     assert sample_entry(SAMPLE | {"reward": {}})["rewards"] == {}
 

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import NonFiniteUpdate
 from satori_fast.config import Config
-from satori_fast.rewards.compose import RewardTerms, breakdown
 from satori_fast.stages import run_stages
 from satori_fast.stages.alarms import (
     SkippedUpdates,
@@ -25,7 +24,7 @@ from satori_fast.stages.alarms import (
     UninformativeSteps,
     warn_of_large_batch,
 )
-from satori_fast.types import Advantages, Trajectory
+from satori_fast.types import Advantages, RewardBreakdown, Trajectory
 from tests.algorithms.test_advantages import make_trajectory
 from tests.stages.test_run import tiny_config
 from tests.tiny_models import random_batch
@@ -133,7 +132,9 @@ def test_a_run_whose_learning_rate_is_absurd_stops(
 
 def answered(*rights: bool) -> list[Trajectory]:
     plain = make_trajectory(2, [3])
-    return [plain.with_reward(breakdown(plain, right, RewardTerms())) for right in rights]
+    return [
+        plain.with_reward(RewardBreakdown({"rule": right - 1.0}, correct=right)) for right in rights
+    ]
 
 
 def test_steps_without_signal_warn_once_and_stop_at_the_limit(
@@ -156,6 +157,16 @@ def test_steps_without_signal_warn_once_and_stop_at_the_limit(
     message = str(caught.value)
     assert message.startswith("reinforce step 6: nothing to learn from in 3 steps in a row (reinfo")
     assert "\n" not in message
+
+
+def test_answers_that_nothing_graded_have_no_share_of_right_ones(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ungraded = make_trajectory(2, [3]).with_reward(RewardBreakdown({"length": 0.5}))
+    with caplog.at_level(logging.WARNING):
+        UninformativeSteps("reinforce", 3).look_at(0, [ungraded, ungraded], [])
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "are equal; likely causes" in warning and "right" not in warning
 
 
 def test_without_a_limit_nothing_stops() -> None:

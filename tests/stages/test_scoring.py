@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from satori_fast.rewards.preference import preference_rewards
 from satori_fast.stages.mismatch import MismatchError
 from satori_fast.stages.preference import preference
 from satori_fast.stages.reinforce import build_actors, reinforce, reinforce_step
+from satori_fast.stages.rewards import build_rewards
 from satori_fast.stages.run import Run
 from satori_fast.stages.scoring import critic_for, load_reward_model, score_trajectories
 from satori_fast.stages.setup import learner_for
@@ -90,7 +92,14 @@ def test_rewards_are_normalised_or_not(tmp_path: Path, reward_folder: Path) -> N
             model = load_reward_model(run)
             assert model is not None and model.statistics == (used or ScoreStatistics())
             trajectories = answers(run)
-            rewards.append(model.rewards(run, trajectories))
+            _, term = build_rewards(
+                run.config.reward,
+                grader=run.grader,
+                worker=run.functions,
+                reward_model=(partial(model.scores, run), model.statistics),
+                spans=run.spans,
+            )
+            rewards.append([part.terms["preference"] for part in term(trajectories)])
             ended = [t for t in trajectories if t.finish == "stop"]
             raw = preference_rewards(
                 ended,

@@ -44,7 +44,7 @@ CREDIT = Credit(np.zeros(1, np.float32), np.zeros(1, np.float32))
 
 
 def answer(origin: str, right: bool, num_tokens: int) -> Trajectory:
-    reward = RewardBreakdown(0.0, 0.0, 0.0, 0.0, np.zeros(1, np.float32), 0.0, right)
+    reward = RewardBreakdown({}, correct=right)
     problem = Problem("p", "q", "a", PREFIXES[origin])
     return replace(make_trajectory(2, [num_tokens]), problem=problem, reward=reward)
 
