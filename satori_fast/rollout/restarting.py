@@ -78,7 +78,7 @@ class Restarting(WrappedEngine):
         while True:
             try:
                 if num_deaths:
-                    self._start_again()
+                    self._start_again(before=action)
                 return action()
             except EngineDied as error:
                 num_deaths += 1
@@ -95,11 +95,12 @@ class Restarting(WrappedEngine):
                     ) from error
                 logger.warning("the rollout engine died, and is started again: %s", error)
 
-    def _start_again(self) -> None:
+    def _start_again(self, *, before: Callable[[], object]) -> None:
         assert self._push is not None, "an engine is synced before it is asked"
         self.num_restarts += 1
         self._ranks.on_main(self.inner.restart)
-        self._push()
+        if before is not self._push:
+            self._push()
 
 
 def _try_push(weights: ServedWeights, engine: Engine, version: int) -> SyncReport | Exception:

@@ -13,7 +13,6 @@ import math
 from functools import partial
 from pathlib import Path
 
-from satori_fast.algorithms.recipe import Recipe
 from satori_fast.config import ConfigError, ReinforceConfig, RolloutConfig
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.prompts import PromptRenderer
@@ -21,12 +20,14 @@ from satori_fast.experience.online import OnlineSource
 from satori_fast.experience.partial import PartialSource
 from satori_fast.experience.source import ExperienceSource, Judge
 from satori_fast.experience.stored import StoredSource, read_rollouts
+from satori_fast.grading import Grader
 from satori_fast.rewards.terms import Reward, score
 from satori_fast.rollout.engine import SamplingParams
 from satori_fast.rollout.restarting import Restarting
 from satori_fast.stages.alarms import UninformativeSteps
 from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
+from satori_fast.stages.grader import SharedGrader
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.recipe import recipe_of
@@ -67,10 +68,18 @@ def reinforce_step(learner: Trainer, source: ExperienceSource, step: int) -> Ste
 def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     """Train the current model for `reinforce.num_steps` steps; evaluate and export it."""
     config = context.config.reinforce
-    rewards = load_rewards(context, books)
+    grader = SharedGrader(context.grader.pool, context.parallel)  # counts its verdicts alone
+    rewards = load_rewards(context, books, grader)
     trainer = build_trainer(context, books)
     engine = context.engine(trainer.policy)
-    source = build_source(context, folder, books, engine, recipe=trainer.recipe, rewards=rewards)
+    judge = Judge(
+        partial(score, rewards=rewards),
+        trainer.recipe.credit(),
+        trainer.recipe.min_group_std,
+        books.spans.span,
+        figures=grader.take_figures,
+    )
+    source = build_source(context, folder, books, engine, judge=judge)
     evaluator, evaluation = context.evaluator(books), None
     uninformative = UninformativeSteps(context.stage, config.max_uninformative_steps)
     loop = StepLoop(
@@ -109,7 +118,7 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
 # -- set-up -----------------------------------------------------------------------------------
 
 
-def load_rewards(context: Context, books: Books) -> list[Reward]:
+def load_rewards(context: Context, books: Books, grader: Grader) -> list[Reward]:
     """The sources of reward that the config asks for, the reward model loaded."""
     reward_model = load_reward_model(
         context.config.reward,
@@ -121,7 +130,7 @@ def load_rewards(context: Context, books: Books) -> list[Reward]:
     )
     return build_rewards(
         context.config.reward,
-        grader=context.grader,
+        grader=grader,
         worker=context.functions,
         reward_model=reward_model,
         share=context.parallel.from_main,
@@ -171,18 +180,10 @@ def build_source(
     books: Books,
     engine: Restarting,
     *,
-    recipe: Recipe,
-    rewards: list[Reward],
+    judge: Judge,
 ) -> ExperienceSource:
     """The source of experience that a config asks for."""
     config, rollout, seeds = context.config.reinforce, context.config.rollout, context.seeds
-    judge = Judge(
-        partial(score, rewards=rewards),
-        recipe.credit(),
-        recipe.min_group_std,
-        books.spans.span,
-        figures=context.grader.take_figures,
-    )
     if config.source == "stored":
         return stored_source(
             config, rollout, context.renderer, judge, seed=seeds.of(context.stage, "problems")

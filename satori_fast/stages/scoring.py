@@ -7,6 +7,7 @@ Training it is `preference`; what becomes of a score is `rewards.preference`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,6 @@ from satori_fast.data.pairs import finished
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.profiling.spans import SpanRecorder
-from satori_fast.rewards.preference import Scorer
 from satori_fast.stages.models import ModelFolders, model_folder
 from satori_fast.types import ScoreStatistics, Trajectory
 
@@ -73,6 +73,30 @@ def score_trajectories(
     return gathered
 
 
+@dataclass(frozen=True)
+class ScoringModel:
+    """A frozen scalar model that scores trajectories; a `rewards.preference.Scorer`.
+
+    name: begins the message of a score that is not finite.
+    """
+
+    learner: Learner
+    name: str
+    eos_id: int
+    packing: PackingSpec
+    parallel: ParallelState
+    spans: SpanRecorder
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> npt.NDArray[np.float32]:
+        """Raw score of each trajectory, the same on every rank. One that the length limit cut is
+        scored with the end of text in its last place."""
+        ended = [finished(trajectory, self.eos_id) for trajectory in trajectories]
+        self.spans.count("reward_model", sum(len(t.tokens) for t in ended))
+        return score_trajectories(
+            self.learner, ended, packing=self.packing, parallel=self.parallel, name=self.name
+        )
+
+
 def load_reward_model(
     config: RewardConfig,
     models: ModelFolders,
@@ -81,9 +105,8 @@ def load_reward_model(
     packing: PackingSpec,
     parallel: ParallelState,
     spans: SpanRecorder,
-) -> tuple[Scorer, ScoreStatistics] | None:
-    """The reward model as a scorer, the same on every rank, with the statistics of its scores; None
-    where the preference reward is off.
+) -> tuple[ScoringModel, ScoreStatistics] | None:
+    """The reward model, and the statistics of its scores; None where the preference reward is off.
 
     trained: the folder that the preference stage left, taken where `reward.model` is not set.
     ConfigError when the reward is on and there is no model, or one that cannot give it.
@@ -99,15 +122,15 @@ def load_reward_model(
     statistics = ScoreStatistics()
     if config.normalize_preference:
         statistics = statistics_of(folder, "reward.normalize_preference")
-    learner, eos_id = models.scalar(folder), models.renderer.eos_id
-
-    def scores(trajectories: Sequence[Trajectory]) -> npt.NDArray[np.float32]:
-        ended = [finished(trajectory, eos_id) for trajectory in trajectories]
-        spans.count("reward_model", sum(len(t.tokens) for t in ended))
-        name = f"reward model {folder}"
-        return score_trajectories(learner, ended, packing=packing, parallel=parallel, name=name)
-
-    return scores, statistics
+    model = ScoringModel(
+        models.scalar(folder),
+        f"reward model {folder}",
+        models.renderer.eos_id,
+        packing,
+        parallel,
+        spans,
+    )
+    return model, statistics
 
 
 def load_critic(

@@ -93,7 +93,7 @@ def test_a_student_of_another_family_learns_in_its_own_tokens(tmp_path: Path) ->
     assert exported.convert_tokens_to_ids("<|reflect|>") >= len(tokenizer)
     # What follows, in this run or a resumed one, goes on with the student and its tokens.
     with build_run(config, resume=True) as run:
-        assert run.model_folder.resolve() == folder.resolve()
+        assert run.models["policy"].resolve() == folder.resolve()
         assert run.renderer.encode(word) == exported.encode(word, add_special_tokens=False)
 
 

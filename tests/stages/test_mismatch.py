@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from satori_fast.algorithms.credit import assign_credit
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import Learner, annotate, build_learner
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.rollout.engine import SamplingParams, collect
 from satori_fast.stages.mismatch import MismatchError, check_logprobs
-from satori_fast.types import Problem, Trajectory
+from satori_fast.types import Experience, Problem, Trajectory
 from tests.rollout.test_embedded_engine import WORDS, engine_of, renderer
 from tests.tiny_models import tiny_model
 
@@ -50,11 +49,11 @@ def check(
     limit: float | None = LIMIT,
 ) -> None:
     packing = PackingSpec(max_tokens_per_microbatch=64, num_minibatches=1)
-    batches = pack(trajectories, assign_credit(trajectories, "ones"), packing, "token")
+    batches = pack(trajectories, None, packing, "token")
+    own = tuple(trajectories)
     check_logprobs(
         annotate(batches, trainer, temperature=1.0),
-        trajectories,
-        version=version,
+        Experience(own, credits=None, sampled=own, policy_version=version),
         limit=limit,
         parallel=initialize_parallel(seed=0),
         tokenizer=renderer().tokenizer,

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from satori_fast.stages.sharing import SharedGrader
 
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL
 from satori_fast.data.packing import PackingSpec, Weighting, pack
 from satori_fast.grading import GradingPool
-from satori_fast.stages.sharing import SharedGrader
 from satori_fast.stages.step_metrics import advantage_metrics, grading_metrics, update_metrics
 from satori_fast.types import (
     Advantages,
