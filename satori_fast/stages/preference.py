@@ -21,7 +21,7 @@ import numpy as np
 
 from satori_fast.algorithms.losses import pairwise_loss
 from satori_fast.backbone.architecture import with_score_statistics
-from satori_fast.backbone.step import Learner, update_scalar
+from satori_fast.backbone.step import Learner, update_one
 from satori_fast.config import ConfigError
 from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import pack_pairs
@@ -57,7 +57,7 @@ def preference_step(
         batches = [batch.to(run.parallel.device) for batch in pack_pairs(pairs, packing)]
     with run.spans.span("update"):
         terms = partial(pairwise_loss, margin=run.config.preference.margin)
-        stats = update_scalar(model, batches, terms, name="preference")
+        stats = update_one(model, batches, terms, name="preference")
     num_tokens = sum(pair.num_tokens for pair in pairs)
     run.spans.count("update", num_tokens)
     run.spans.count("step", num_tokens)

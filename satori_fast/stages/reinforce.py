@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from satori_fast.algorithms.advantages import estimate_advantages
-from satori_fast.algorithms.credit import assign_credit
-from satori_fast.algorithms.importance import ImportanceRule, weigh_sequences
-from satori_fast.algorithms.recipe import RECIPES, Recipe
+from satori_fast.algorithms.credit import CreditRule
+from satori_fast.algorithms.importance import weigh_sequences
+from satori_fast.algorithms.recipe import Recipe, effective_recipe, unused_keys
 from satori_fast.backbone.step import Learner, annotate, update
 from satori_fast.config import ReinforceConfig, RestartConfig, RewardConfig
 from satori_fast.data.mixture import ProblemMixture
@@ -24,7 +24,7 @@ from satori_fast.data.packing import pack
 from satori_fast.rewards.compose import RewardTerms, drop_uninformative_groups, score
 from satori_fast.rollout.engine import Engine
 from satori_fast.rollout.partial import PartialRollouts
-from satori_fast.stages.alarms import UninformativeSteps
+from satori_fast.stages.alarms import UninformativeSteps, bonus_cancels, warn_of_idle_settings
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.restarts import problem_mixture
 from satori_fast.stages.run import Run, StageOutcome
@@ -48,6 +48,7 @@ class Actors:
 
     config: ReinforceConfig
     recipe: Recipe
+    credit: CreditRule
     policy: Learner
     critic: Learner | None
     reference: Learner | None
@@ -90,6 +91,7 @@ class Actors:
             "problems": self.problems.state_dict(),
             "partial": partial,
             "restart_step": self.restart_step,
+            "credit": self.credit.state_dict(),
         }
 
     def load_data_state(self, run: Run, state: Mapping[str, Any]) -> None:
@@ -98,6 +100,7 @@ class Actors:
         self.problems.load_state_dict(state["problems"])
         if self.partial is not None:
             self.partial.load_state_dict(state["partial"])
+        self.credit.load_state_dict(state["credit"])
 
     def refresh_restarts(self, run: Run, step: int) -> None:
         """Draw from the restart buffer of `step`, built from the policy of now if it is new."""
@@ -125,7 +128,8 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         kept = actors.informative(step, scored)
     with run.spans.span("pack"):
         packing = run.packing(config.num_minibatches, run.seed(run.stage, "minibatches", step))
-        batches = pack(kept, assign_credit(kept, recipe.credit), packing, recipe.weighting)
+        packing = replace(packing, fixed_length=config.fixed_length or sampling.max_new_tokens)
+        batches = pack(kept, actors.credit.assign(kept), packing, recipe.weighting)
         batches = [batch.to(run.parallel.device) for batch in batches]
     with run.spans.span("logprob"):
         batches = annotate(
@@ -137,7 +141,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         )
         compare_logprobs(run, batches, kept, version=rollout.policy_version)
         advantages = estimate_advantages(batches, recipe.advantage, run.parallel.all_reduce_sum)
-        advantages, reweighted = weigh_sequences(batches, advantages, importance_rule(config))
+        advantages, reweighted = weigh_sequences(batches, advantages, recipe.loss)
     trained = actors.trained(step)
     with run.spans.span("update"):
         stats = update(
@@ -203,7 +207,18 @@ def reinforce(run: Run) -> StageOutcome:
 
 def build_actors(run: Run) -> Actors:
     config, limit = run.config.reinforce, run.config.rollout.max_step_tokens
-    recipe = recipe_for(config, temperature=run.config.rollout.temperature)
+    recipe = effective_recipe(
+        config.recipe,
+        temperature=run.config.rollout.temperature,
+        **config.recipe_overrides(),
+    )
+    warn_of_idle_settings(
+        run.stage,
+        unused_keys(recipe, config.changed_keys()),
+        bonus_cancels=bonus_cancels(
+            recipe.credit(), run.config.reward, has_restarts=config.restarts.enabled
+        ),
+    )
     reward_model = load_reward_model(run)
     policy = learner_for(run, "policy", config.optimizer, num_steps=num_updates(config))
     critic = reference = None
@@ -215,6 +230,7 @@ def build_actors(run: Run) -> Actors:
     return Actors(
         config=config,
         recipe=recipe,
+        credit=recipe.credit(),
         policy=policy,
         critic=critic,
         reference=reference,
@@ -227,48 +243,11 @@ def build_actors(run: Run) -> Actors:
     )
 
 
-def recipe_for(config: ReinforceConfig, *, temperature: float) -> Recipe:
-    """The row of the recipe table, with those coefficients that this config sets.
-
-    temperature: of the sampler, above 0.
-    """
-    row, rule = RECIPES[config.recipe], importance_rule(config)
-    coefficients = {
-        "clip_low": config.clip_low,
-        "clip_high": config.clip_high,
-        "clip_dual": config.clip_dual,
-        "kl_coefficient": config.kl_coefficient,
-        "entropy_coefficient": config.entropy_coefficient,
-    }
-    loss = replace(row.loss, temperature=temperature, **_those_set(coefficients))
-    if rule.kind != "none" and rule.level == "token":
-        loss = replace(
-            loss, importance=rule.kind, importance_low=rule.low, importance_high=rule.high
-        )
-    advantage = replace(row.advantage, **_those_set({"lambda_": config.gae_lambda}))
-    needs = row.needs | {"reference"} if loss.kl_coefficient else row.needs - {"reference"}
-    weighting = config.weighting or row.weighting
-    return replace(row, needs=needs, weighting=weighting, advantage=advantage, loss=loss)
-
-
-def _those_set(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def reward_terms(config: RewardConfig) -> RewardTerms:
     return RewardTerms(
         rule=config.rule_weight,
         reflection_bonus=config.reflection_bonus,
         preference=config.preference_weight,
-    )
-
-
-def importance_rule(config: ReinforceConfig) -> ImportanceRule:
-    return ImportanceRule(
-        kind=config.importance,
-        level=config.importance_level,
-        low=config.importance_low,
-        high=config.importance_high,
     )
 
 

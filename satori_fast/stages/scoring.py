@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from satori_fast.algorithms.credit import assign_credit
 from satori_fast.backbone.architecture import load_hf_config, score_statistics
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner, value
@@ -75,7 +74,7 @@ def score_trajectories(
     Every rank holds all trajectories and scores its share of them. ValueError, on every rank, for a
     score that is not finite: `name`, what scores, begins its message.
     """
-    batches = pack(trajectories, assign_credit(trajectories, "ones"), packing, "token")
+    batches = pack(trajectories, None, packing, "token")
     own: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = []
     for begin in range(0, len(batches), _CHUNK):
         chunk = [batch.to(parallel.device) for batch in batches[begin : begin + _CHUNK]]

@@ -11,10 +11,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from satori_fast.algorithms.advantages import estimate_advantages
-from satori_fast.algorithms.credit import assign_credit
-from satori_fast.algorithms.recipe import RECIPES
-from satori_fast.backbone.step import Learner, update
+from satori_fast.algorithms.losses import imitation_loss
+from satori_fast.backbone.step import Learner, update_one
 from satori_fast.config import Config, ConfigError, ImitationConfig
 from satori_fast.data.coat import encode_demonstration
 from satori_fast.data.cursor import ProblemCursor
@@ -37,17 +35,13 @@ def supervised_step(
     run: Run, policy: Learner, trajectories: Sequence[Trajectory], step: int
 ) -> dict[str, float]:
     """One optimizer step on `trajectories`; metrics without times."""
-    recipe = RECIPES["sft"]
     with run.spans.span("pack"):
         packing = run.packing(1, run.seed(run.stage, "minibatches", step))
-        credits = assign_credit(trajectories, recipe.credit)
         batches = [
-            batch.to(run.parallel.device)
-            for batch in pack(trajectories, credits, packing, recipe.weighting)
+            batch.to(run.parallel.device) for batch in pack(trajectories, None, packing, "token")
         ]
-        advantages = estimate_advantages(batches, recipe.advantage, run.parallel.all_reduce_sum)
     with run.spans.span("update"):
-        stats = update(policy, None, batches, advantages, recipe.loss)
+        stats = update_one(policy, batches, imitation_loss)
     num_tokens = sum(len(t.tokens) for t in trajectories)
     run.spans.count("update", num_tokens)
     run.spans.count("step", num_tokens)
