@@ -14,16 +14,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from satori_fast.kernels import POLICY_STATS, linear_logprob, linear_policy_loss, reference
+from satori_fast.kernels import (
+    POLICY_STATS,
+    PolicyTerms,
+    linear_logprob,
+    linear_policy_loss,
+    reference,
+)
 
 # The loss that every rival computes: PPO with a wider upper clip, k3 KL and an entropy bonus.
 CLIP_LOW, CLIP_HIGH, KL_COEFFICIENT, ENTROPY_COEFFICIENT = 0.2, 0.28, 0.05, 0.01
-TERMS: dict[str, Any] = {
-    "clip_low": CLIP_LOW,
-    "clip_high": CLIP_HIGH,
-    "kl_coefficient": KL_COEFFICIENT,
-    "entropy_coefficient": ENTROPY_COEFFICIENT,
-}
+TERMS = PolicyTerms(
+    clip_low=CLIP_LOW,
+    clip_high=CLIP_HIGH,
+    kl_coefficient=KL_COEFFICIENT,
+    entropy_coefficient=ENTROPY_COEFFICIENT,
+)
 
 
 class HeadBatch(NamedTuple):
@@ -116,9 +122,9 @@ def our_logprob(batch: HeadBatch) -> tuple[Tensor, Tensor]:
 def our_head_loss(
     batch: HeadBatch, entropy_coefficient: float = ENTROPY_COEFFICIENT
 ) -> tuple[Tensor, Tensor]:
-    terms = TERMS | {"entropy_coefficient": entropy_coefficient}
+    terms = TERMS._replace(entropy_coefficient=entropy_coefficient)
     *head, rollout, ref = batch[:-1]
-    return linear_policy_loss(*head, rollout_logprobs=rollout, ref_logprobs=ref, **terms)
+    return linear_policy_loss(*head, terms, rollout_logprobs=rollout, ref_logprobs=ref)
 
 
 # --- materialised logits -------------------------------------------------------------------------
@@ -136,7 +142,7 @@ def eager_head_loss(batch: HeadBatch) -> tuple[Tensor, Tensor]:
     """The loss of `TERMS` on materialised logits, and its metrics."""
     *policy, rollout, ref = batch[3:-1]
     return eager_policy_loss(
-        *eager_logprob(batch), *policy, rollout_logprobs=rollout, ref_logprobs=ref, **TERMS
+        *eager_logprob(batch), *policy, TERMS, rollout_logprobs=rollout, ref_logprobs=ref
     )
 
 
@@ -146,42 +152,35 @@ def eager_policy_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     loss_weights: Tensor,
+    terms: PolicyTerms,
     *,
     rollout_logprobs: Tensor,
     ref_logprobs: Tensor,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float = math.inf,
-    kl_coefficient: float = 0.0,
-    entropy_coefficient: float = 0.0,
-    importance: str = "none",
-    importance_low: float = 0.0,
-    importance_high: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """`kernels.policy_loss` as a trainer without a fused loss writes it: loss and metrics, in the
     order of POLICY_STATS, the gradient left to autograd. KL is k3, never `importance` "mask"."""
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    clipped = ratio.clamp(1 - terms.clip_low, 1 + terms.clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
     with torch.no_grad():
         is_live = loss_weights != 0
-        is_low = (advantages < 0) & (ratio < 1 - clip_low)
-        is_high = (advantages > 0) & (ratio > 1 + clip_high)
-        is_dual = (advantages < 0) & (ratio > clip_dual)
+        is_low = (advantages < 0) & (ratio < 1 - terms.clip_low)
+        is_high = (advantages > 0) & (ratio > 1 + terms.clip_high)
+        is_dual = (advantages < 0) & (ratio > terms.clip_dual)
         drift = old_logprobs - rollout_logprobs
         engine_ratio = drift.exp()
         is_outside = torch.zeros_like(is_live)
-    if clip_dual < math.inf:
-        floor = clip_dual * advantages
+    if terms.clip_dual < math.inf:
+        floor = terms.clip_dual * advantages
         surrogate = torch.where(advantages < 0, torch.maximum(surrogate, floor), surrogate)
-    if importance == "truncate":
-        surrogate = surrogate * engine_ratio.clamp(importance_low, importance_high)
-        is_outside = (engine_ratio < importance_low) | (engine_ratio > importance_high)
+    if terms.importance == "truncate":
+        surrogate = surrogate * engine_ratio.clamp(terms.importance_low, terms.importance_high)
+        is_outside = (engine_ratio < terms.importance_low) | (engine_ratio > terms.importance_high)
     policy = -(loss_weights * surrogate).sum()
     kl = (loss_weights * _k3(ref_logprobs - logprobs)).sum()
     entropy = (loss_weights * entropies).sum()
-    loss = policy + kl_coefficient * kl - entropy_coefficient * entropy
+    loss = policy + terms.kl_coefficient * kl - terms.entropy_coefficient * entropy
     with torch.no_grad():
         stats = {
             "policy_loss": policy,
@@ -235,7 +234,7 @@ class _ChunkedHeadLoss(torch.autograd.Function):
             weight,
             rest.targets,
             reference.PolicyInputs(*rest[3:-1]),
-            _POLICY_TERMS,
+            TERMS,
             **_WHOLE_HEAD,
             need_hidden=True,
             need_weight=True,
@@ -322,17 +321,6 @@ def liger_cross_entropy() -> Head | None:
 
 
 _WHOLE_HEAD: dict[str, Any] = {"temperature": 1.0, "vocab_size": None, "group": None}
-_POLICY_TERMS = reference.PolicyTerms(
-    clip_low=CLIP_LOW,
-    clip_high=CLIP_HIGH,
-    clip_dual=math.inf,
-    kl_coefficient=KL_COEFFICIENT,
-    entropy_coefficient=ENTROPY_COEFFICIENT,
-    importance_low=0.0,
-    importance_high=math.inf,
-    kl_estimator="k3",
-    importance="none",
-)
 
 
 def _k3(log_ratio: Tensor) -> Tensor:

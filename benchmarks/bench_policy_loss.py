@@ -12,22 +12,22 @@ from torch import Tensor
 
 from benchmarks.baselines import eager_policy_loss
 from benchmarks.measure import compiled, copy_bandwidth, significant
-from satori_fast.kernels import policy_loss
+from satori_fast.kernels import PolicyTerms, policy_loss
 
 NUM_TOKENS = 65_536
 TARGETS = {"eager": 10.0}
 # Seven inputs read and two gradients written; on the way back two gradients read and two written.
 NUM_BYTES = NUM_TOKENS * 4 * (9 + 4)
 
-PPO = {"clip_low": 0.2, "clip_high": 0.28}
-EVERYTHING = PPO | {
-    "clip_dual": 3.0,
-    "kl_coefficient": 0.05,
-    "entropy_coefficient": 0.01,
-    "importance": "truncate",
-    "importance_low": 0.5,
-    "importance_high": 2.0,
-}
+PPO = PolicyTerms(clip_high=0.28)
+EVERYTHING = PPO._replace(
+    clip_dual=3.0,
+    kl_coefficient=0.05,
+    entropy_coefficient=0.01,
+    importance="truncate",
+    importance_low=0.5,
+    importance_high=2.0,
+)
 
 
 def make_tensors() -> dict[str, Tensor]:
@@ -51,9 +51,9 @@ def make_tensors() -> dict[str, Tensor]:
     }
 
 
-def step(function: Any, tensors: dict[str, Tensor], terms: dict[str, Any]) -> tuple[Tensor, ...]:
+def step(function: Any, tensors: dict[str, Tensor], terms: PolicyTerms) -> tuple[Tensor, ...]:
     """Loss, metrics and both gradients; the gradient arrives scaled, as by the token count."""
-    loss, stats = function(**tensors, **terms)
+    loss, stats = function(**tensors, terms=terms)
     gradients = torch.autograd.grad(
         loss / 1000, (tensors["logprobs"], tensors["entropies"]), allow_unused=True
     )
@@ -67,7 +67,7 @@ def test_forward_and_backward(race, one_thread, terms, request) -> None:
     expected = step(eager_policy_loss, tensors, terms)
     torch.testing.assert_close((loss, stats), expected[:2], rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(gradients[0], expected[2], rtol=1e-4, atol=1e-6)
-    fast = compiled(eager_policy_loss, **tensors, **terms)
+    fast = compiled(eager_policy_loss, **tensors, terms=terms)
     floor_ms = significant(1e3 * NUM_BYTES / copy_bandwidth())
     race(
         request.node.callspec.id,

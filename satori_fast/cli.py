@@ -10,6 +10,7 @@ config has been checked.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -139,6 +140,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--kernels", action="store_true", help="which implementation each op uses here"
     )
+    show.add_argument(
+        "--recipe",
+        action="store_true",
+        help="the recipe that runs, as this config sets it, as JSON",
+    )
     report = verb("report", _report, "write report.html of a run, or compare.html of several")
     report.add_argument("folders", type=Path, nargs="+", metavar="folder", help="run folder")
     report.add_argument(
@@ -207,6 +213,15 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> None:
     if options.config is None and overrides:
         raise ConfigError("show: name a config file to override its keys")
     config = Config.example() if options.config is None else load_config(options.config, overrides)
+    if options.recipe:
+        from satori_fast.algorithms.recipe import effective_recipe
+
+        settings, temperature = config.reinforce, config.rollout.temperature
+        recipe = effective_recipe(
+            settings.recipe, temperature=temperature, **settings.recipe_overrides()
+        )
+        print(json.dumps(recipe.described(), indent=2))  # noqa: T201
+        return
     table = Table("key", "value", "meaning", show_lines=False)
     for key, value, meaning in describe(config):
         table.add_row(key, value, meaning)

@@ -8,6 +8,7 @@ needs a file, a model or the environment is `stages.checks`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from satori_fast.config_sections import (
     DataConfig,
@@ -25,6 +26,9 @@ from satori_fast.config_stages import (
     SolutionsConfig,
     SupervisedConfig,
 )
+
+if TYPE_CHECKING:
+    from satori_fast.algorithms.recipe import Recipe
 
 
 def check_inputs(
@@ -127,7 +131,7 @@ def check_reward_model(
         return
     if reward.preference_weight:
         key, value, way_out = "reward.preference_weight", f"{reward.preference_weight:g}", "0"
-    elif reinforce.recipe == "ppo" and reinforce.critic_init == "reward_model":
+    elif reinforce.critic_init == "reward_model" and "critic" in _recipe(reinforce).needs:
         key, value, way_out = "reinforce.critic_init", '"reward_model"', '"policy"'
     else:
         return
@@ -150,13 +154,13 @@ def check_reinforcement(
     config: ReinforceConfig, rollout: RolloutConfig, *, where: str = ""
 ) -> None:
     """A step has something to learn from, and the schedules fit. where: ends the message."""
-    has_critic = config.recipe == "ppo"
+    recipe = _recipe(config)
     if not rollout.temperature:
         raise ValueError(
             "rollout.temperature = 0 gives reinforcement equal samples of a problem, and nothing "
             f"to learn from: take 1, or lower than that, above 0{where}"
         )
-    if not has_critic and config.samples_per_problem < 2:
+    if recipe.credit().compares_siblings and config.samples_per_problem < 2:
         raise ValueError(
             f"reinforce.samples_per_problem = 1 leaves recipe {config.recipe!r} nothing to "
             f"compare: take at least 2{where}"
@@ -175,8 +179,16 @@ def check_reinforcement(
             f"nothing is left to train on; raise one of them, or set enabled = false{where}"
         )
     _check_schedule("reinforce.optimizer", config.optimizer, config, where=where)
-    if has_critic:
+    if "critic" in recipe.needs:
         _check_schedule("reinforce.critic_optimizer", config.critic_optimizer, config, where=where)
+
+
+def _recipe(config: ReinforceConfig) -> Recipe:
+    """The row that runs; ValueError, with the nearest, for a name that no row has."""
+    # Here, so that reading a config's classes needs no torch.
+    from satori_fast.algorithms.recipe import effective_recipe
+
+    return effective_recipe(config.recipe, temperature=1.0, **config.recipe_overrides())
 
 
 def _check_schedule(

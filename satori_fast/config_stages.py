@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from satori_fast.config_sections import OptimizerConfig, RolloutConfig, Section
 from satori_fast.redaction import has_credentials
-
-RecipeName = Literal["grpo", "ppo", "rloo"]
 
 
 class AgentConfig(Section):
@@ -168,9 +166,31 @@ class RestartConfig(Section):
     """share of restarts from wrong solutions (D-), relative"""
 
 
+# Keys of the section reinforce that replace a number of the recipe's row; None leaves it.
+RECIPE_KEYS = (
+    "clip_low",
+    "clip_high",
+    "clip_dual",
+    "ratio",
+    "ratio_mean",
+    "importance",
+    "importance_level",
+    "importance_low",
+    "importance_high",
+    "weighting",
+    "kl_coefficient",
+    "kl_estimator",
+    "entropy_coefficient",
+    "gae_lambda",
+    "value_clip",
+    "min_group_std",
+)
+
+
 class ReinforceConfig(Section):
-    recipe: RecipeName = "ppo"
-    """credit, advantage and loss: a row of algorithms.recipe.RECIPES"""
+    recipe: str = "ppo"
+    """credit rule, advantage and loss: ppo, grpo, grpo_no_std, gspo, rloo; show --recipe prints it
+    """
     num_steps: int = Field(default=100, gt=0)
     """rollout-and-update steps"""
     problems_per_step: int = Field(default=128, gt=0)
@@ -187,23 +207,43 @@ class ReinforceConfig(Section):
     """upper clip of the probability ratio, its distance from 1; None: as in the recipe"""
     clip_dual: float | None = Field(default=None, gt=1, allow_inf_nan=True)
     """bound of the ratio for negative advantages; inf: no bound; None: as in the recipe"""
-    importance: Literal["none", "truncate", "mask"] = "none"
-    """weight by trainer's over engine's probability: clamped into the range, or 0 outside it"""
-    importance_level: Literal["token", "sequence"] = "token"
-    """that ratio of each token, or the product over a response"""
-    importance_low: float = Field(default=0.0, ge=0)
-    """lower end of the range"""
-    importance_high: float = Field(default=2.0, gt=0, allow_inf_nan=True)
-    """upper end of the range; inf: none"""
-    weighting: Literal["token", "sequence"] | None = None
-    """mean over tokens, or over responses of their token means; None: as in the recipe"""
+    ratio: Literal["token", "segment", "sequence"] | None = None
+    """what the clipped probability ratio is of: each token, or the segment or response that holds
+    it; None: as in the recipe"""
+    ratio_mean: bool | None = None
+    """ratio of a segment or response: geometric mean over its tokens, or their product; None: as in
+    the recipe"""
+    importance: Literal["none", "truncate", "mask"] | None = None
+    """weight by trainer's over engine's probability: clamped into importance_low..importance_high,
+    or 0 outside; None: as in the recipe"""
+    importance_level: Literal["token", "sequence"] | None = None
+    """trainer's over engine's probability of each token, or the product over a response; None: as
+    in the recipe"""
+    importance_low: float | None = Field(default=None, ge=0)
+    """lower end of the range of importance; None: as in the recipe (0)"""
+    importance_high: float | None = Field(default=None, gt=0, allow_inf_nan=True)
+    """upper end of the range of importance; inf: none; None: as in the recipe (2)"""
+    weighting: Literal["token", "sequence", "segment", "fixed"] | None = None
+    """loss: mean over tokens, over responses of their token means, of their segments' token means,
+    or of their sums over fixed_length; None: as in the recipe"""
+    fixed_length: int | None = Field(default=None, gt=0)
+    """weighting fixed: tokens that each response's sum is divided by; None: rollout.max_new_tokens
+    """
     kl_coefficient: float | None = Field(default=None, ge=0)
     """weight of the KL to the starting model; 0: that model is not loaded; None: as in the recipe
     """
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """estimator of the KL to the starting model, from its log-probs; None: as in the recipe"""
     entropy_coefficient: float | None = Field(default=None, ge=0)
     """weight of the entropy bonus; None: as in the recipe"""
     gae_lambda: float | None = Field(default=None, ge=0, le=1)
     """ppo: lambda of the advantage estimator; None: as in the recipe"""
+    value_clip: float | None = Field(default=None, gt=0, allow_inf_nan=True)
+    """ppo: how far a value may move from that at rollout, in units of reward; inf: any distance;
+    None: as in the recipe"""
+    min_group_std: float | None = None
+    """groups with a standard deviation of rewards of at most this are dropped; below 0: none are;
+    None: as in the recipe"""
     critic_init: Literal["reward_model", "policy"] | None = None
     """ppo: what the critic starts from; None: the reward model, head included, if there is one"""
     normalize_critic: bool = True
@@ -224,13 +264,24 @@ class ReinforceConfig(Section):
 
     @model_validator(mode="after")
     def _range_holds_one(self) -> Self:
-        if not self.importance_low <= 1 <= self.importance_high:
+        low, high = self.importance_low, self.importance_high
+        if (low is not None and low > 1) or (high is not None and high < 1):
+            given = {"importance_low": low, "importance_high": high}
+            named = ", ".join(f"{k} = {v:g}" for k, v in given.items() if v is not None)
             raise ValueError(
-                f"reinforce.importance_low = {self.importance_low:g}, importance_high = "
-                f"{self.importance_high:g}: the range must hold 1, the weight of a token on which "
-                "engine and trainer agree"
+                f"reinforce.{named}: the range must hold 1, the weight of a token on which engine "
+                "and trainer agree"
             )
         return self
+
+    def recipe_overrides(self) -> dict[str, Any]:
+        """What `algorithms.recipe.effective_recipe` takes of this section, None where unset."""
+        return {key: getattr(self, key) for key in RECIPE_KEYS}
+
+    def changed_keys(self) -> set[str]:
+        """Names of the keys that are not at their defaults."""
+        fields = type(self).model_fields
+        return {name for name, field in fields.items() if getattr(self, name) != field.default}
 
 
 class DistillConfig(ImitationConfig):

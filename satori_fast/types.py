@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
+Weighting = Literal["token", "sequence", "segment", "fixed"]  # how a loss is averaged
 
 
 class SegmentKind(StrEnum):

@@ -117,9 +117,8 @@ def _check_head_loss(sizes: Sizes, dtype: torch.dtype, place: Place) -> dict[str
 
     def ours(x: HeadBatch) -> tuple[Tensor, Tensor]:
         *head, rollout, ref = x[:-1]
-        options = baselines.TERMS | {"vocab_size": real}
         return kernels.linear_policy_loss(
-            *head, rollout_logprobs=rollout, ref_logprobs=ref, **options
+            *head, baselines.TERMS, rollout_logprobs=rollout, ref_logprobs=ref, vocab_size=real
         )
 
     ours_on = batch._replace(hidden=poisoned)
@@ -158,10 +157,10 @@ def _check_ragged(sizes: Sizes, place: Place) -> dict[str, Any]:
 
 def _check_policy_loss(sizes: Sizes, place: Place) -> dict[str, Any]:
     tensors = random_policy(sizes.policy_tokens[0], place)
-    terms = baselines.TERMS | {"clip_dual": 3.0}
+    terms = baselines.TERMS._replace(clip_dual=3.0)
 
     def step(function: Callable[..., tuple[Tensor, Tensor]], x: list[Tensor]) -> list[Tensor]:
-        loss, stats = function(*x[:5], rollout_logprobs=x[5], ref_logprobs=x[6], **terms)
+        loss, stats = function(*x[:5], terms, rollout_logprobs=x[5], ref_logprobs=x[6])
         return [loss.detach(), stats, *torch.autograd.grad(loss, x[:2])]
 
     wide = [x.detach().double().requires_grad_(x.requires_grad) for x in tensors]

@@ -63,12 +63,12 @@ def cases(sizes: Sizes) -> list[Case]:
 
 def _policy_loss(num_tokens: int, place: Place) -> dict[str, Any]:
     tensors = random_policy(num_tokens, place)
-    terms = baselines.TERMS | {"clip_dual": 3.0}
+    terms = baselines.TERMS._replace(clip_dual=3.0)
 
     def step(function: Callable[..., tuple[Tensor, Tensor]]) -> Call:
         def call() -> object:
             loss, stats = function(
-                *tensors[:5], rollout_logprobs=tensors[5], ref_logprobs=tensors[6], **terms
+                *tensors[:5], terms, rollout_logprobs=tensors[5], ref_logprobs=tensors[6]
             )
             return stats, torch.autograd.grad(loss, tensors[:2])
 

@@ -25,15 +25,14 @@ class AdvantageRule:
     """How credit becomes a signal per token.
 
     kind:    "spread": every token of a segment gets the segment's credit;
-             "gae": generalised advantage estimation, needs `batch.values`;
-             "ones": 1 on every loss token (imitation).
+             "gae": generalised advantage estimation, needs `batch.values`.
     gamma:   discount per token (gae).
     lambda_: weight of longer look-aheads (gae).
     whiten:  subtract the mean and divide by the standard deviation over all loss tokens of the
              rollout, over all minibatches and ranks.
     """
 
-    kind: Literal["spread", "gae", "ones"]
+    kind: Literal["spread", "gae"]
     gamma: float = 1.0
     lambda_: float = 0.95
     whiten: bool = False
@@ -54,8 +53,6 @@ def estimate_advantages(
     """
     if rule.kind == "gae":
         estimates = [_gae(batch, rule.gamma, rule.lambda_) for batch in batches]
-    elif rule.kind == "ones":
-        estimates = [Advantages(batch.loss_mask.float()) for batch in batches]
     else:
         estimates = [Advantages(batch.credit * batch.loss_mask) for batch in batches]
     if rule.whiten and estimates:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each segment earned and what was expected of it: `Credit`, from whole groups, on the host.
+"""Credit rules: what each segment earned and what was expected of it, from whole groups, on the
+host.
 
 Group statistics live here, before packing, because packing scatters the siblings of a group over
 microbatches and ranks. Not for dropping groups without signal (`rewards.terms`), nor for anything
@@ -8,68 +9,130 @@ per token (`algorithms.advantages`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from satori_fast.types import Credit, Trajectory
 
-CreditRule = Literal["terminal", "grpo", "grpo_no_std", "rloo", "ones"]
 Rewards = npt.NDArray[np.float64]
 
 # Added to the standard deviation of a group, so that a group of equal rewards divides by no zero.
 STD_EPSILON = 1e-6
 
 
-def assign_credit(trajectories: Sequence[Trajectory], rule: CreditRule) -> list[Credit]:
-    """One `Credit` per trajectory, in order. ``r`` is the total reward of a trajectory.
+class CreditRule(ABC):
+    """Base class of the rules that turn rewards into `Credit`.
 
-    "terminal":    values r on the last segment, 0 before it; baselines 0 (in PPO the critic is
-                   the baseline).
-    "grpo":        values r / s, baselines mean(group) / s on every segment, with s the group's
-                   standard deviation + 1e-6; the unbiased estimator (n - 1), as TRL and verl take
-                   from torch (DeepSeekMath, arXiv 2402.03300).
-    "grpo_no_std": values r, baselines mean(group) (Dr.GRPO, arXiv 2503.20783).
-    "rloo":        values r, baselines the mean of the other members (arXiv 2402.14740; S2R, arXiv
-                   2502.12853).
-    "ones":        values 1, baselines 0; needs no reward (imitation).
+    A run makes one (`Recipe.credit`) and gives it every step's trajectories, the same on every
+    rank. A rule that remembers something from step to step overrides `state_dict` and
+    `load_state_dict`; what it remembers is saved with the checkpoints, and must not depend on the
+    rank.
+
+    compares_siblings: whether a trajectory alone in its group has no signal.
+    """
+
+    compares_siblings: ClassVar[bool] = False
+
+    @abstractmethod
+    def assign(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
+        """One `Credit` per trajectory, in order. Raises ValueError where a reward is missing."""
+
+    @property
+    def ignores_scale(self) -> bool:
+        """Whether r and a r + b, with a > 0 and b the same for a whole group, give one signal."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rule remembers, JSON-able."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        assert not state, state
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal(CreditRule):
+    """Total reward on the last segment, 0 before it, baselines 0 (in PPO the critic is one)."""
+
+    def assign(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
+        rewards = total_rewards(trajectories)
+        return [_terminal(t, r) for t, r in zip(trajectories, rewards, strict=True)]
+
+
+class GroupRule(CreditRule):
+    """Base class of rules that compare the total rewards r of a group, one value per trajectory.
 
     Groups are formed by `group_id`. A group of one, or of equal rewards, has nothing to compare:
-    its values equal its baselines to the last bit. Raises ValueError where a reward is missing.
-
-    Example: rewards 0, 0, 1 of one group give rloo advantages -1/2, -1/2, 1.
+    its values equal its baselines to the last bit.
     """
-    if rule not in get_args(CreditRule):
-        raise ValueError(f"credit rule {rule!r} is unknown: use one of {get_args(CreditRule)}")
-    if rule == "ones":
-        return [_broadcast(trajectory, 1.0, 0.0) for trajectory in trajectories]
-    rewards = np.array([_total_reward(t) for t in trajectories], dtype=np.float64)
-    if rule == "terminal":
-        return [_terminal(t, r) for t, r in zip(trajectories, rewards, strict=True)]
-    values, baselines = rewards.copy(), rewards.copy()
-    for members in _groups(trajectories):
-        values[members], baselines[members] = _compare(rewards[members], rule)
-    return [
-        _broadcast(t, value, baseline)
-        for t, value, baseline in zip(trajectories, values, baselines, strict=True)
-    ]
+
+    compares_siblings = True
+
+    @abstractmethod
+    def compare(self, rewards: Rewards) -> tuple[Rewards, Rewards]:
+        """Values and baselines of the members of one group, whose rewards are not all equal."""
+
+    def assign(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
+        rewards = total_rewards(trajectories)
+        values, baselines = rewards.copy(), rewards.copy()
+        for members in _groups(trajectories):
+            group = rewards[members]
+            # The rounded mean of equal numbers can miss them by an ulp, which 1 / STD_EPSILON
+            # blows up.
+            if group.min() < group.max():
+                values[members], baselines[members] = self.compare(group)
+        return [
+            _broadcast(t, value, baseline)
+            for t, value, baseline in zip(trajectories, values, baselines, strict=True)
+        ]
 
 
-def _compare(rewards: Rewards, rule: CreditRule) -> tuple[Rewards, Rewards]:
-    """Values and baselines of the members of one group."""
-    # The rounded mean of equal numbers can miss them by an ulp, which 1 / STD_EPSILON blows up.
-    if rewards.min() == rewards.max():
-        return rewards, rewards
-    mean = np.full_like(rewards, rewards.mean())
-    if rule == "grpo":
+@dataclass(frozen=True, slots=True)
+class GroupMean(GroupRule):
+    """Group mean as the baseline, on every segment: values r, baselines mean(group).
+
+    divide_by_std: divide both by the group's standard deviation + 1e-6, the unbiased one (n - 1),
+                   as TRL and verl take it from torch (GRPO, DeepSeekMath, arXiv 2402.03300);
+                   without it the rule is that of Dr.GRPO (arXiv 2503.20783).
+
+    Example: rewards 1, 0, 0, 1 of one group give advantages of +- 0.866024, or of +- 1/2.
+    """
+
+    divide_by_std: bool = True
+
+    @property
+    def ignores_scale(self) -> bool:
+        return self.divide_by_std
+
+    def compare(self, rewards: Rewards) -> tuple[Rewards, Rewards]:
+        mean = np.full_like(rewards, rewards.mean())
+        if not self.divide_by_std:
+            return rewards, mean
         scale = rewards.std(ddof=1) + STD_EPSILON
         return rewards / scale, mean / scale
-    if rule == "grpo_no_std":
-        return rewards, mean
-    assert rule == "rloo", rule
-    return rewards, (rewards.sum() - rewards) / (len(rewards) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOneOut(GroupRule):
+    """Mean of the other members as the baseline, on every segment (RLOO, arXiv 2402.14740; S2R,
+    arXiv 2502.12853).
+
+    Example: rewards 0, 0, 1 of one group give advantages -1/2, -1/2, 1.
+    """
+
+    def compare(self, rewards: Rewards) -> tuple[Rewards, Rewards]:
+        return rewards, (rewards.sum() - rewards) / (len(rewards) - 1)
+
+
+def total_rewards(trajectories: Sequence[Trajectory]) -> Rewards:
+    """Total reward of each trajectory, float64 [N]; ValueError, naming the problem, for none."""
+    return np.array([_total_reward(t) for t in trajectories], dtype=np.float64)
 
 
 def _groups(trajectories: Sequence[Trajectory]) -> list[list[int]]:
@@ -83,7 +146,7 @@ def _total_reward(trajectory: Trajectory) -> float:
     if trajectory.reward is None:
         raise ValueError(
             f"a trajectory of problem {trajectory.problem.problem_id!r} has no reward: score the "
-            "rollout before assign_credit"
+            "rollout before credit is assigned"
         )
     return trajectory.reward.total
 

@@ -2,7 +2,7 @@
 """Engine against trainer: how far their log-probabilities lie apart, and weights that correct it.
 
 The engine samples from mu, the trainer differentiates pi; both are the same policy, computed twice.
-Token-level weights are made inside the loss (`kernels.policy_loss`, `importance`); here are those
+Token-level weights are made inside the loss (`kernels.PolicyTerms`, `importance`); here are those
 of whole sequences, which need all tokens of a sequence. Not for the ratio to an older policy, which
 is the clipped one of the loss.
 """
@@ -11,49 +11,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from satori_fast.algorithms.losses import PolicyLoss
 from satori_fast.kernels import MAX_LOG_RATIO
 from satori_fast.types import Advantages, PackedBatch
 
 
-@dataclass(frozen=True, slots=True)
-class ImportanceRule:
-    """How a token's or a sequence's ratio r = pi / mu weighs its policy loss.
-
-    kind:  "none": 1; "truncate": r clamped into [low, high]; "mask": r inside it, else 0.
-    level: "token": r of each token; "sequence": the product over the response's tokens.
-    """
-
-    kind: Literal["none", "truncate", "mask"] = "none"
-    level: Literal["token", "sequence"] = "token"
-    low: float = 0.0
-    high: float = float("inf")
-
-
 def weigh_sequences(
-    batches: Sequence[PackedBatch], advantages: Sequence[Advantages], rule: ImportanceRule
+    batches: Sequence[PackedBatch], advantages: Sequence[Advantages], loss: PolicyLoss
 ) -> tuple[list[Advantages], Tensor]:
     """Advantages times their sequence's weight, and (sequences reweighted, sequences) float64 [2].
 
     The clipped objective is linear in the advantage for a weight that is not negative, so scaling
     the advantage scales the loss; KL and entropy terms keep weight 1, as at the token level.
-    Returns stay what they are. With another level or kind "none" nothing changes.
+    Returns stay what they are. With `loss.importance_level` "token", or `loss.terms.importance`
+    "none", nothing changes.
     """
+    terms = loss.terms
     counts = torch.zeros(2, dtype=torch.float64)
-    if rule.kind == "none" or rule.level != "sequence":
+    if terms.importance == "none" or loss.importance_level != "sequence":
         return list(advantages), counts
     weighed: list[Advantages] = []
     for batch, advantage in zip(batches, advantages, strict=True):
         # Clamped as in the loss: the ratio of a broken sequence would be infinite.
         log_ratio = batch.sequence_sums(_gaps(batch))
         ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-        outside = (ratio < rule.low) | (ratio > rule.high)
-        weight = ratio.clamp(rule.low, rule.high)
-        if rule.kind == "mask":
+        outside = (ratio < terms.importance_low) | (ratio > terms.importance_high)
+        weight = ratio.clamp(terms.importance_low, terms.importance_high)
+        if terms.importance == "mask":
             weight = torch.where(outside, 0.0, ratio)
         has_tokens = batch.sequence_sums(batch.loss_mask.double()) > 0
         counts += torch.stack([(outside & has_tokens).sum(), has_tokens.sum()]).cpu()

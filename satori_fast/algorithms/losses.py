@@ -2,58 +2,56 @@
 """Losses of the policy, the critic and the reward model. Sums, never means: the caller divides once
 by a count over all microbatches and ranks, so accumulation and packing cannot change a gradient.
 
-The policy losses take hidden states and the weight of the output layer, so that the [T, V] logits
-never exist. Not for the choice of terms (`algorithms.recipe`), nor for optimizer steps.
+The losses of the policy take hidden states and the weight of the output layer, so that the [T, V]
+logits never exist. Not for the choice of terms (`algorithms.recipe`), nor for optimizer steps.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from satori_fast.kernels import POLICY_STATS, linear_logprob, linear_policy_loss
+from satori_fast.algorithms.ratios import RatioUnit, unit_log_ratios
+from satori_fast.kernels import (
+    MAX_LOG_RATIO,
+    POLICY_STATS,
+    PolicyTerms,
+    linear_logprob,
+    linear_policy_loss,
+    policy_loss,
+)
 from satori_fast.types import Advantages, LossOutput, PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
-class LossTerms:
-    """Which terms the loss has, and their coefficients.
+class PolicyLoss:
+    """Clipped policy loss of a recipe, and the loss of its critic.
 
-    kind:                "policy" (clipped ratio) or "nll" (imitation; the policy terms are unused).
-    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-    clip_dual:           a token of negative advantage A adds at most clip_dual |A|; inf for no
-                         such bound (arXiv 1912.09729).
-    importance:          "none", "truncate" or "mask": how the trainer's probability over the
-                         engine's weighs a token, with the range importance_low, importance_high
-                         (`kernels.policy_loss`).
-    value_clip:          distance, in units of reward, that a value may move from the value at
-                         rollout; None for no clipping.
-    value_coefficient:   factor of the value loss.
-    kl_coefficient:      nats to loss, of the estimated KL(policy || reference); 0 for no KL.
-    kl_estimator:        "k1", "k2" or "k3" (http://joschu.net/blog/kl-approx.html).
-    entropy_coefficient: factor of the entropy that is subtracted from the loss.
-    temperature:         the logits are divided by it, as the sampler did.
+    terms:             clips, KL, entropy and importance (`kernels.PolicyTerms`).
+    ratio:             what the clipped probability ratio is of: each "token", or the "segment" or
+                       "sequence" that holds it.
+    ratio_mean:        the ratio of such a unit is the geometric mean over its tokens (GSPO, arXiv
+                       2507.18071 eq. 7), which does not grow with its length; else their product.
+    importance_level:  whose ratio of trainer to engine `terms.importance` weighs by: each "token",
+                       or the product over a "sequence" (`importance.weigh_sequences`).
+    value_clip:        distance, in units of reward, that a value may move from the value at
+                       rollout; None or inf for no clipping.
+    value_coefficient: factor of the value loss.
+    temperature:       the logits are divided by it, as the sampler did.
     """
 
-    kind: Literal["policy", "nll"]
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    clip_dual: float = math.inf
-    importance: Literal["none", "truncate", "mask"] = "none"
-    importance_low: float = 0.0
-    importance_high: float = math.inf
+    terms: PolicyTerms = field(default_factory=PolicyTerms)
+    ratio: RatioUnit = "token"
+    ratio_mean: bool = True
+    importance_level: Literal["token", "sequence"] = "token"
     value_clip: float | None = None
     value_coefficient: float = 1.0
-    kl_coefficient: float = 0.0
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    entropy_coefficient: float = 0.0
     temperature: float = 1.0
 
     def policy(
@@ -75,72 +73,86 @@ class LossTerms:
         vocab_size:  true size of the vocabulary; rows beyond it never enter the softmax.
         group:       tensor-parallel group, None without one.
 
-        kind "policy", with rho = exp(logprob - old_logprob) and loss weights w:
+        With loss weights w and rho_t the ratio of the unit of token t,
 
             sum_t w_t ( -min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t)
-                        + kl_coefficient KL_t - entropy_coefficient H_t )
+                        + kl_coefficient KL_t - entropy_coefficient H_t ).
 
-        kind "nll": ``-sum_t w_t logprob_t``, with sums "nll" and "entropy".
+        For a unit u of n tokens, d rho_u is rho_u times the mean, or for a product the sum, of its
+        d logprob_s. Where A and w are equal over a unit, as from a group baseline, that is the
+        gradient. Where they differ, token t keeps its own share of it, w_t A_t rho_u d logprob_t,
+        n times that for a product (as GSPO-token, arXiv 2507.18071 eq. 14).
+
+        sums and maxes: those of `kernels.POLICY_STATS`; with ratios of units, "approx_kl",
+        "ratio_max" and the fractions of clips are those of the units.
         """
-        if self.kind == "nll":
-            return self._imitation(
-                hidden, weight, batch, vocab_size=vocab_size, vocab_start=vocab_start, group=group
-            )
+        terms = self.terms
+        if self.importance_level != "token":
+            terms = terms._replace(importance="none")
+        place: dict[str, Any] = {"vocab_size": vocab_size, "group": group}
+        unit = None
+        if self.ratio != "token":
+            shard = {**place, "vocab_start": vocab_start}
+            unit = self._unit_constants(hidden, weight, batch, advantages, shard)
         # The operation skips tokens of weight 0 by itself, and knows that shards lie in rank order.
         loss, stats = linear_policy_loss(
             hidden,
             weight,
             batch.targets,
-            batch.require("old_logprobs"),
-            advantages.advantages,
+            unit.old_logprobs if unit else batch.require("old_logprobs"),
+            unit.advantages if unit else advantages.advantages,
             batch.loss_weights,
-            rollout_logprobs=batch.rollout_logprobs,
-            ref_logprobs=batch.require("ref_logprobs") if self.kl_coefficient else None,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            clip_dual=self.clip_dual,
-            importance=self.importance,
-            importance_low=self.importance_low,
-            importance_high=self.importance_high,
-            kl_coefficient=self.kl_coefficient,
-            kl_estimator=self.kl_estimator,
-            entropy_coefficient=self.entropy_coefficient,
+            terms,
+            rollout_logprobs=unit.rollout_logprobs if unit else batch.rollout_logprobs,
+            ref_logprobs=batch.require("ref_logprobs") if terms.kl_coefficient else None,
             temperature=self.temperature,
-            vocab_size=vocab_size,
-            group=group,
+            **place,
         )
-        named = dict(zip(POLICY_STATS, stats.unbind(), strict=True))
+        named: dict[str, Tensor] = dict(zip(POLICY_STATS, stats.unbind(), strict=True))
+        if unit and not self.ratio_mean:
+            named["policy_loss"] = _true_policy_loss(unit, batch, advantages, terms)
+            # The gradient is right; the value counted each unit once per token.
+            loss = loss - loss.detach() + _total(named, terms)
         return LossOutput(
             loss,
             sums={name: value for name, value in named.items() if not name.endswith("_max")},
             maxes={name: value for name, value in named.items() if name.endswith("_max")},
         )
 
-    def _imitation(
+    @torch.no_grad()
+    def _unit_constants(
         self,
         hidden: Tensor,
         weight: Tensor,
         batch: PackedBatch,
-        *,
-        vocab_size: int,
-        vocab_start: int,
-        group: ProcessGroup | None,
-    ) -> LossOutput:
-        # Prompts are often most of a batch: the output layer runs on the predicted rows only.
+        advantages: Advantages,
+        shard: Mapping[str, Any],
+    ) -> _UnitConstants:
+        # Prompts are often most of a batch, and the fused loss waits for this number anyway.
         rows = batch.loss_mask.nonzero().squeeze(1)
-        weights = batch.loss_weights[rows]
-        logprobs, entropies = linear_logprob(
-            hidden.index_select(0, rows),
-            weight,
+        of_rows, _ = linear_logprob(
+            hidden.detach().index_select(0, rows),
+            weight.detach(),
             batch.targets[rows],
             temperature=self.temperature,
-            vocab_size=vocab_size,
-            vocab_start=vocab_start,
-            group=group,
+            **shard,
         )
-        loss = -(weights * logprobs).sum()
-        entropy = (weights * entropies).sum().detach()
-        return LossOutput(loss, sums={"nll": loss.detach(), "entropy": entropy}, maxes={})
+        old = batch.require("old_logprobs").to(of_rows.dtype)
+        logprobs = old.index_copy(0, rows, of_rows)
+        log_ratios, counts = unit_log_ratios(logprobs, batch, self.ratio, mean=self.ratio_mean)
+        # Just beyond where the loss clamps, so that it still sees that there is no gradient.
+        log_ratios = log_ratios.clamp(-MAX_LOG_RATIO - 1.0, MAX_LOG_RATIO + 1.0)
+        # A token that is impossible by now keeps its own old log-prob: infinity less infinity is
+        # not a number.
+        shifted = torch.where(logprobs.isfinite(), logprobs - log_ratios, old).to(old.dtype)
+        signal = advantages.advantages
+        return _UnitConstants(
+            logprobs,
+            shifted,
+            # Both are moved by the same: trainer against engine stays what it is.
+            batch.rollout_logprobs + (shifted - old),
+            signal if self.ratio_mean else signal * counts.to(signal.dtype),
+        )
 
     def value(self, values: Tensor, batch: PackedBatch, advantages: Advantages) -> LossOutput:
         """Loss of the critic on one microbatch; differentiable in `values`, float32 [T].
@@ -183,8 +195,74 @@ class LossTerms:
         )
 
 
+class _UnitConstants(NamedTuple):
+    """What the loss of tokens is given so that it is one of units, each [T]."""
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    rollout_logprobs: Tensor
+    advantages: Tensor
+
+
+@torch.no_grad()
+def _true_policy_loss(
+    unit: _UnitConstants, batch: PackedBatch, advantages: Advantages, terms: PolicyTerms
+) -> Tensor:
+    """The clipped term of the loss, with every token's own advantage."""
+    _, stats = policy_loss(
+        unit.logprobs,
+        torch.zeros_like(unit.logprobs),
+        unit.old_logprobs,
+        advantages.advantages,
+        batch.loss_weights,
+        terms._replace(kl_coefficient=0.0),
+        rollout_logprobs=unit.rollout_logprobs,
+    )
+    return stats[POLICY_STATS.index("policy_loss")]
+
+
+def _total(sums: Mapping[str, Tensor], terms: PolicyTerms) -> Tensor:
+    # A term that is off is left out, not multiplied by 0: its value may be infinite.
+    total = sums["policy_loss"]
+    if terms.kl_coefficient:
+        total = total + terms.kl_coefficient * sums["kl"]
+    if terms.entropy_coefficient:
+        total = total - terms.entropy_coefficient * sums["entropy"]
+    return total
+
+
+def imitation_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    batch: PackedBatch,
+    *,
+    vocab_size: int,
+    vocab_start: int = 0,
+    group: ProcessGroup | None = None,
+) -> LossOutput:
+    """Negative log-likelihood of the responses, ``-sum_t w_t logprob_t``; arguments as in
+    `PolicyLoss.policy`.
+
+    sums: "nll" and "entropy", weighted by w.
+    """
+    # Prompts are often most of a batch: the output layer runs on the predicted rows only.
+    rows = batch.loss_mask.nonzero().squeeze(1)
+    weights = batch.loss_weights[rows]
+    logprobs, entropies = linear_logprob(
+        hidden.index_select(0, rows),
+        weight,
+        batch.targets[rows],
+        vocab_size=vocab_size,
+        vocab_start=vocab_start,
+        group=group,
+    )
+    loss = -(weights * logprobs).sum()
+    entropy = (weights * entropies).sum().detach()
+    return LossOutput(loss, sums={"nll": loss.detach(), "entropy": entropy}, maxes={})
+
+
 def explained_variance(means: Mapping[str, float]) -> float:
-    """1 - var(R - v_old) / var(R), from the sums of `LossTerms.value` divided by the token count.
+    """1 - var(R - v_old) / var(R), from the sums of `PolicyLoss.value` divided by the token count.
 
     1 for a perfect critic, 0 for one no better than a constant; 0 where the returns do not vary.
     """

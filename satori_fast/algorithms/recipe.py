@@ -1,29 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of methods: an algorithm is a row, not a class.
 
-A row names a credit rule, an advantage rule, a weighting, loss terms, and what it needs. Identities
-are plain: DAPO is `grpo` with weighting "token" and a higher `clip_high`; Dr.GRPO is `grpo` with
-credit "grpo_no_std" and weighting "fixed". Change a row with `dataclasses.replace`.
+A row names a credit rule, an advantage rule, a weighting, a loss, and what it needs. The rows are
+what runs: a config replaces a number only by setting it (`effective_recipe`). Other methods are
+settings of a row: DAPO is `grpo` with weighting "token" and a higher `clip_high`.
 
-The rows are what runs: a config replaces a coefficient only by setting it.
-A token of negative advantage whose ratio has run away is bounded (`clip_dual` 3, arXiv 1912.09729):
-without it one stale token can be the whole gradient.
+In every row a token of negative advantage whose ratio has run away is bounded (`clip_dual` 3, arXiv
+1912.09729): without it one stale token can be the whole gradient. The papers of `grpo_no_std` and
+`gspo` have no such bound, and their ratios stay far below it.
 
 Not for anything a run chooses (learning rates, lengths, numbers of samples): that is the config.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import difflib
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from satori_fast.algorithms.advantages import AdvantageRule
-from satori_fast.algorithms.credit import CreditRule
-from satori_fast.algorithms.losses import LossTerms
+from satori_fast.algorithms.credit import CreditRule, GroupMean, LeaveOneOut, Terminal
+from satori_fast.algorithms.losses import PolicyLoss
+from satori_fast.kernels import PolicyTerms
+from satori_fast.types import Weighting
 
-Need = Literal["critic", "reference", "segments", "demonstrations"]
+Need = Literal["critic", "reference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,83 +37,178 @@ class Recipe:
 
     name:          its key in `RECIPES`.
     paper:         where the coefficients come from.
-    credit:        rule of `credit.assign_credit`.
+    credit:        makes the credit rule of a run, a new one each time: a rule may remember.
     advantage:     rule of `advantages.estimate_advantages`.
-    weighting:     of `data.packing.pack`: "token", "sequence" or "fixed".
-    loss:          terms of the loss. `loss.temperature` is 1; set it to the sampler's.
-    needs:         models and data that must be there: "critic", "reference", "segments",
-                   "demonstrations".
+    weighting:     of `data.packing.pack`: "token", "sequence", "segment" or "fixed".
+    loss:          of policy and critic. `loss.temperature` is 1; set it to the sampler's.
+    needs:         models that must be there: "critic", "reference".
     min_group_std: groups whose rewards have a standard deviation of at most this carry no signal
                    and are dropped; None keeps every group (a critic learns from all).
     """
 
     name: str
     paper: str
-    credit: CreditRule
+    credit: Callable[[], CreditRule]
     advantage: AdvantageRule
-    weighting: Literal["token", "sequence", "fixed"]
-    loss: LossTerms
+    weighting: Weighting
+    loss: PolicyLoss
     needs: frozenset[Need] = frozenset()
     min_group_std: float | None = None
 
     def __post_init__(self) -> None:
         if self.advantage.kind == "gae" and "critic" not in self.needs:
             raise ValueError(f'recipe {self.name!r}: advantage "gae" needs "critic" in needs')
-        if self.loss.kl_coefficient and "reference" not in self.needs:
+        if self.loss.terms.kl_coefficient and "reference" not in self.needs:
             raise ValueError(
-                f"recipe {self.name!r}: kl_coefficient {self.loss.kl_coefficient} needs "
+                f"recipe {self.name!r}: kl_coefficient {self.loss.terms.kl_coefficient} needs "
                 '"reference" in needs'
             )
 
+    def described(self) -> dict[str, Any]:
+        """The row as JSON: what `satori-fast show CONFIG --recipe` prints; inf is "inf"."""
+        rule = self.credit()
+        terms = {name: number for name, number in asdict(self.loss).items() if name != "terms"}
+        ratio = {name: terms.pop(name) for name in ("ratio", "ratio_mean")}
+        described = {
+            "name": self.name,
+            "paper": self.paper,
+            "credit": {"rule": type(rule).__name__} | (asdict(rule) if is_dataclass(rule) else {}),
+            "advantage": asdict(self.advantage),
+            "weighting": self.weighting,
+            **ratio,
+            "loss": self.loss.terms._asdict() | terms,
+            "needs": sorted(self.needs),
+            "min_group_std": self.min_group_std,
+        }
+        return _without_infinities(described)
 
+
+# The range is what `importance` clamps to where a config switches it on.
+_TERMS = PolicyTerms(clip_dual=3.0, importance_high=2.0)
 _ROWS = (
-    Recipe(
-        name="sft",
-        paper="Satori (arXiv 2502.02508) appendix D.2, format tuning: plain behaviour cloning",
-        credit="ones",
-        advantage=AdvantageRule("ones"),
-        weighting="token",
-        loss=LossTerms("nll"),
-        needs=frozenset({"demonstrations"}),
-    ),
     Recipe(
         name="ppo",
         paper="Satori (arXiv 2502.02508) appendix D.3; gamma, lambda, clips from its code",
-        credit="terminal",
+        credit=Terminal,
         advantage=AdvantageRule("gae", gamma=1.0, lambda_=0.95, whiten=True),
         weighting="token",
-        loss=LossTerms("policy", clip_low=0.2, clip_high=0.2, clip_dual=3.0, value_clip=0.2),
+        loss=PolicyLoss(_TERMS, value_clip=0.2),
         needs=frozenset({"critic"}),
     ),
     Recipe(
         name="grpo",
         paper="DeepSeekMath (arXiv 2402.03300), without KL as in SRL (arXiv 2510.25992) table 7",
-        credit="grpo",
+        credit=partial(GroupMean, divide_by_std=True),
         advantage=AdvantageRule("spread"),
         weighting="sequence",
-        loss=LossTerms("policy", clip_low=0.2, clip_high=0.2, clip_dual=3.0),
+        loss=PolicyLoss(_TERMS),
         min_group_std=1e-6,
     ),
-    # S2R subtracts beta log(pi_old / pi_ref) from the advantage. As a loss term that is k2, whose
-    # gradient on policy is log(pi / pi_ref) grad log pi; the gradient of k1 would average to zero.
-    # beta is that of Qwen2.5-Math; S2R takes 0.05 for its other models.
+    Recipe(
+        name="grpo_no_std",
+        paper="Dr.GRPO (arXiv 2503.20783): no standard deviation, no length of a response",
+        credit=partial(GroupMean, divide_by_std=False),
+        advantage=AdvantageRule("spread"),
+        weighting="fixed",
+        loss=PolicyLoss(_TERMS),
+        min_group_std=1e-6,
+    ),
+    Recipe(
+        name="gspo",
+        paper="GSPO (arXiv 2507.18071) eq. 5 and 7, clips of section 5.1",
+        credit=partial(GroupMean, divide_by_std=True),
+        advantage=AdvantageRule("spread"),
+        weighting="sequence",
+        loss=PolicyLoss(
+            _TERMS._replace(clip_low=3e-4, clip_high=4e-4), ratio="sequence", ratio_mean=True
+        ),
+        min_group_std=1e-6,
+    ),
+    # S2R subtracts beta log(pi_old / pi_ref), summed over the response, from the advantage of each
+    # token. As a loss term k2 is the part of it that is the token's own: its gradient on policy is
+    # log(pi / pi_ref) grad log pi, where that of k1 would average to zero. beta is that of
+    # Qwen2.5-Math; S2R takes 0.05 for its other models.
     Recipe(
         name="rloo",
         paper="S2R (arXiv 2502.12853) outcome level",
-        credit="rloo",
+        credit=LeaveOneOut,
         advantage=AdvantageRule("spread"),
         weighting="sequence",
-        loss=LossTerms(
-            "policy",
-            clip_low=0.2,
-            clip_high=0.2,
-            clip_dual=3.0,
-            kl_coefficient=0.01,
-            kl_estimator="k2",
-        ),
+        loss=PolicyLoss(_TERMS._replace(kl_coefficient=0.01, kl_estimator="k2")),
         needs=frozenset({"reference"}),
         min_group_std=1e-6,
     ),
 )
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in _ROWS})
+
+# What a config may replace of a row, by the part that holds it; lambda is a word of Python.
+_LOSS_KEYS = tuple(f.name for f in fields(PolicyLoss) if f.name not in ("terms", "temperature"))
+_ROW_KEYS = ("weighting", "min_group_std")
+OVERRIDES = (*PolicyTerms._fields, *_LOSS_KEYS, *_ROW_KEYS, "gae_lambda")
+
+
+def effective_recipe(name: str, *, temperature: float, **overrides: Any) -> Recipe:
+    """The row of that name, with those of `overrides` that are not None in the place of its own.
+
+    temperature: of the sampler, above 0. overrides: by the names in `OVERRIDES`. A KL coefficient
+    above 0 adds "reference" to the needs, 0 takes it out.
+
+    ValueError for a name that no row has, with the nearest.
+    """
+    row = _row(name)
+    wrong = sorted(set(overrides) - set(OVERRIDES))
+    assert not wrong, wrong
+    given = {key: value for key, value in overrides.items() if value is not None}
+
+    def chosen(names: Collection[str]) -> dict[str, Any]:
+        return {key: given[key] for key in names if key in given}
+
+    terms = row.loss.terms._replace(**chosen(PolicyTerms._fields))
+    loss = replace(row.loss, terms=terms, temperature=temperature, **chosen(_LOSS_KEYS))
+    advantage = row.advantage
+    if "gae_lambda" in given:
+        advantage = replace(advantage, lambda_=given["gae_lambda"])
+    needs: set[Need] = set(row.needs)
+    needs.discard("reference")
+    if terms.kl_coefficient:
+        needs.add("reference")
+    return replace(row, advantage=advantage, loss=loss, needs=frozenset(needs), **chosen(_ROW_KEYS))
+
+
+def unused_keys(recipe: Recipe, keys: Collection[str]) -> list[str]:
+    """Those of `keys`, names of a config's section `reinforce`, that change nothing under `recipe`,
+    sorted."""
+    loss = recipe.loss
+    idle: set[str] = set()
+    if "critic" not in recipe.needs:
+        idle |= {"value_clip", "value_coefficient", "critic_optimizer", "critic_init"}
+        idle |= {"normalize_critic", "critic_warmup_steps"}
+    if recipe.advantage.kind != "gae":
+        idle.add("gae_lambda")
+    if not loss.terms.kl_coefficient:
+        idle.add("kl_estimator")
+    if loss.terms.importance == "none":
+        idle |= {"importance_level", "importance_low", "importance_high"}
+    if loss.ratio == "token":
+        idle.add("ratio_mean")
+    if recipe.weighting != "fixed":
+        idle.add("fixed_length")
+    return sorted(idle & set(keys))
+
+
+def _row(name: str) -> Recipe:
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"reinforce.recipe = {name!r}: there is no such recipe; the nearest is {near!r} "
+            f"(of {', '.join(RECIPES)})"
+        )
+    return RECIPES[name]
+
+
+def _without_infinities(value: Any) -> Any:
+    """JSON has no number for them."""
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value

@@ -31,7 +31,7 @@ from satori_fast.types import Advantages, LossOutput, PackedBatch
 
 
 class Loss(Protocol):
-    """What `update` asks of a loss; `algorithms.losses.LossTerms` is one. Results are sums."""
+    """What `update` asks of a loss; `algorithms.losses.PolicyLoss` is one. Results are sums."""
 
     def policy(
         self,
@@ -223,19 +223,23 @@ def update(
     return metrics
 
 
-def update_scalar(
+def update_one(
     learner: Learner,
     batches: Sequence[PackedBatch],
-    terms: Callable[[Tensor, PackedBatch], LossOutput],
+    loss: Callable[..., LossOutput],
     *,
-    name: str,
+    name: str = "update",
 ) -> dict[str, float]:
-    """`update` for a scalar model whose loss, `terms(values [T], batch)`, needs no advantages.
+    """`update` for one learner whose loss needs no advantages: a policy that imitates, a reward
+    model.
+
+    loss: for a policy ``loss(hidden, weight, batch, **shard)``, as `algorithms.losses` has one; for
+    a scalar model ``loss(values [T], batch)``.
 
     Result: as of `update`, under "<name>/".
     """
     work = [(batch, None) for batch in batches]
-    return _train(learner, work, lambda values, batch, _: terms(values, batch), name)
+    return _train(learner, work, lambda *inputs, **shard: loss(*inputs[:-1], **shard), name)
 
 
 def _train(

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from satori_fast.kernels import pack_bins
-from satori_fast.types import Credit, PackedBatch, PreferencePair, Trajectory
+from satori_fast.types import Credit, PackedBatch, PreferencePair, Trajectory, Weighting
 
-Weighting = Literal["token", "sequence", "fixed"]
 Indices = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 # The search for even microbatches stops this close to a perfectly even split.
 _BALANCE_TOLERANCE = 0.02
@@ -75,11 +75,13 @@ class PackingSpec:
 
 def pack(
     trajectories: Sequence[Trajectory],
-    credits: Sequence[Credit],
+    credits: Sequence[Credit] | None,
     packing: PackingSpec,
     weighting: Weighting,
 ) -> list[PackedBatch]:
     """The microbatches of this data-parallel rank, in the order of their minibatches.
+
+    credits: one per trajectory; None where nothing is compared (imitation, scoring): credit is 0.
 
     Deterministic in its arguments. Every rank gets the same number of microbatches in a minibatch;
     where there is not enough to share, a rank gets one that holds padding only. No trajectories, no
@@ -89,12 +91,14 @@ def pack(
     "token":    w = 1, the mean over loss tokens (DAPO);
     "sequence": w = num_minibatch_tokens / (num_sequences R_i), the mean over responses of their own
                 token means (GRPO);
+    "segment":  w = num_minibatch_tokens / (num_sequences S_i |segment|), the mean over responses of
+                the means over their S_i segments of the segments' token means;
     "fixed":    w = num_minibatch_tokens / (num_sequences fixed_length), as Dr.GRPO divides.
 
     Raises ValueError for a trajectory that fits neither a microbatch nor the context, and for
     weighting "fixed" without `packing.fixed_length`.
     """
-    assert len(trajectories) == len(credits), (len(trajectories), len(credits))
+    assert credits is None or len(trajectories) == len(credits), (len(trajectories), len(credits))
     if not trajectories:
         return []
     lengths = np.array([len(t.tokens) for t in trajectories], dtype=np.int64)
@@ -104,15 +108,20 @@ def pack(
     batches: list[PackedBatch] = []
     for minibatch, members in enumerate(_split_minibatches(lengths, packing)):
         num_tokens = int(response_lengths[members].sum())
-        weights = _sequence_weights(response_lengths[members], packing.fixed_length, weighting)
+        weights = _segment_weights(
+            [trajectories[int(i)] for i in members],
+            response_lengths[members],
+            fixed_length=packing.fixed_length,
+            weighting=weighting,
+        )
         for rows in _own_microbatches(lengths[members], packing):
             source = members[rows]
             batches.append(
                 _build_batch(
                     [trajectories[int(i)] for i in source],
-                    [credits[int(i)] for i in source],
+                    None if credits is None else [credits[int(i)] for i in source],
                     source=source,
-                    weights=weights[rows],
+                    weights=[weights[int(i)] for i in rows],
                     pad_to_multiple=packing.pad_to_multiple,
                     minibatch=minibatch,
                     num_minibatch_tokens=num_tokens,
@@ -130,7 +139,6 @@ def pack_pairs(pairs: Sequence[PreferencePair], packing: PackingSpec) -> list[Pa
     if not pairs:
         return []
     solutions = [solution for pair in pairs for solution in (pair.chosen, pair.rejected)]
-    credits = [Credit(*np.zeros((2, len(s.segments)), dtype=np.float32)) for s in solutions]
     lengths = np.array([pair.num_tokens for pair in pairs], dtype=np.int64)
     _check_context(solutions, np.array([len(s.tokens) for s in solutions]), packing)
     _check_capacity([pair.chosen for pair in pairs], lengths, packing, what="pair of solutions")
@@ -141,9 +149,9 @@ def pack_pairs(pairs: Sequence[PreferencePair], packing: PackingSpec) -> list[Pa
             batches.append(
                 _build_batch(
                     [solutions[int(i)] for i in source],
-                    [credits[int(i)] for i in source],
+                    None,
                     source=source,
-                    weights=np.ones(len(source)),
+                    weights=[np.ones(len(solutions[int(i)].segments)) for i in source],
                     pad_to_multiple=packing.pad_to_multiple,
                     minibatch=minibatch,
                     num_minibatch_tokens=len(members),
@@ -193,20 +201,37 @@ def _split_minibatches(lengths: Indices, packing: PackingSpec) -> list[Indices]:
     return np.split(order, step + np.minimum(spare, len(lengths) - num_minibatches))
 
 
-def _sequence_weights(
-    response_lengths: Indices, fixed_length: int | None, weighting: Weighting
-) -> npt.NDArray[np.float64]:
-    """The loss weight of every token of each sequence of one minibatch."""
+def _segment_weights(
+    trajectories: Sequence[Trajectory],
+    response_lengths: Indices,
+    *,
+    fixed_length: int | None,
+    weighting: Weighting,
+) -> list[Weights]:
+    """The loss weight of the tokens of each segment, [S] for each trajectory of one minibatch."""
+    num_segments = [len(t.segments) for t in trajectories]
     if weighting == "token":
-        return np.ones(len(response_lengths))
+        return [np.ones(num) for num in num_segments]
     num_tokens_per_sequence = response_lengths.sum() / len(response_lengths)
+    if weighting == "segment":
+        return [
+            num_tokens_per_sequence / (len(t.segments) * _segment_lengths(t)) for t in trajectories
+        ]
     if weighting == "sequence":
-        return num_tokens_per_sequence / response_lengths
-    if weighting != "fixed":
-        raise ValueError(f"weighting {weighting!r}: it must be token, sequence or fixed")
-    if fixed_length is None:
+        divisors = response_lengths
+    elif weighting != "fixed":
+        known = ", ".join(get_args(Weighting))
+        raise ValueError(f"weighting {weighting!r}: it must be one of {known}")
+    elif fixed_length is None:
         raise ValueError('weighting "fixed" needs packing.fixed_length, a number of tokens')
-    return np.full(len(response_lengths), num_tokens_per_sequence / fixed_length)
+    else:
+        divisors = np.full(len(response_lengths), fixed_length)
+    per_sequence = num_tokens_per_sequence / divisors
+    return [np.full(num, w) for num, w in zip(num_segments, per_sequence, strict=True)]
+
+
+def _segment_lengths(trajectory: Trajectory) -> Indices:
+    return np.array([s.stop - s.start for s in trajectory.segments], dtype=np.int64)
 
 
 def _own_microbatches(lengths: Indices, packing: PackingSpec) -> list[Indices]:
@@ -249,10 +274,10 @@ def _even_bins(lengths: Indices, bins: Indices, num_bins: int) -> Indices:
 
 def _build_batch(
     trajectories: Sequence[Trajectory],
-    credits: Sequence[Credit],
+    credits: Sequence[Credit] | None,
     *,
     source: Indices,
-    weights: npt.NDArray[np.float64],
+    weights: Sequence[Weights],
     pad_to_multiple: int,
     minibatch: int,
     num_minibatch_tokens: int,
@@ -265,7 +290,7 @@ def _build_batch(
     padding = -num_real % pad_to_multiple if num_real else pad_to_multiple
     if padding:  # all prompt, hence masked
         lengths, prompts = np.append(lengths, padding), np.append(prompts, padding)
-        source, weights = np.append(source, -1), np.append(weights, 0.0)
+        source = np.append(source, -1)
     ends = np.cumsum(lengths)
     total = int(ends[-1])
 
@@ -281,13 +306,15 @@ def _build_batch(
     )
 
     segment_ids = np.full(total, -1, dtype=np.int32)
-    credit, rollout_logprobs = np.zeros((2, total), dtype=np.float32)
+    credit, loss_weights, rollout_logprobs = np.zeros((3, total), dtype=np.float32)
     if trajectories:
-        segment_lengths = [s.stop - s.start for t in trajectories for s in t.segments]
-        segment_credit = np.concatenate([c.values - c.baselines for c in credits])
+        segment_lengths = np.concatenate([_segment_lengths(t) for t in trajectories])
         # Masked entries in order are response tokens in order, so no index is needed.
         segment_ids[loss_mask] = np.repeat(np.arange(len(segment_lengths)), segment_lengths)
-        credit[loss_mask] = np.repeat(segment_credit, segment_lengths)
+        loss_weights[loss_mask] = np.repeat(np.concatenate(weights), segment_lengths)
+        if credits is not None:
+            segment_credit = np.concatenate([c.values - c.baselines for c in credits])
+            credit[loss_mask] = np.repeat(segment_credit, segment_lengths)
         rollout_logprobs[loss_mask] = np.concatenate([t.logprobs for t in trajectories])
 
     return PackedBatch(
@@ -295,7 +322,7 @@ def _build_batch(
         positions=torch.as_tensor(positions),
         targets=torch.as_tensor(targets),
         loss_mask=torch.as_tensor(loss_mask),
-        loss_weights=torch.as_tensor((np.repeat(weights, lengths) * loss_mask).astype(np.float32)),
+        loss_weights=torch.as_tensor(loss_weights),
         cu_seqlens=torch.as_tensor(np.append(0, ends).astype(np.int32)),
         max_seqlen=int(lengths.max()),
         segment_ids=torch.as_tensor(segment_ids),

@@ -10,6 +10,7 @@ from satori_fast.kernels.layers import decode_attention, rms_norm, rope, swiglu
 from satori_fast.kernels.ops import (
     MAX_LOG_RATIO,
     POLICY_STATS,
+    PolicyTerms,
     gae,
     implementation,
     linear_logprob,
@@ -24,6 +25,7 @@ from satori_fast.kernels.sampling import sample_tokens
 __all__ = [
     "MAX_LOG_RATIO",
     "POLICY_STATS",
+    "PolicyTerms",
     "decode_attention",
     "gae",
     "implementation",

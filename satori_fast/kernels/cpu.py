@@ -9,14 +9,20 @@ import importlib
 import warnings
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from satori_fast.kernels.head import compute_dtype
-from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
+from satori_fast.kernels.reference import (
+    POLICY_STATS,
+    Importance,
+    KlEstimator,
+    PolicyInputs,
+    PolicyTerms,
+)
 
 _C: Any = None
 try:
@@ -34,9 +40,9 @@ OPERATIONS = frozenset(
     if _C
     else ()
 )
-# As the enums in csrc/operations.h count them.
-KL_ESTIMATORS = ("k1", "k2", "k3")
-IMPORTANCE = ("none", "truncate", "mask")
+# The enums in csrc/operations.h count them in this order.
+KL_ESTIMATORS = get_args(KlEstimator)
+IMPORTANCE = get_args(Importance)
 
 
 def policy_loss(

@@ -10,6 +10,7 @@ sequences. Log-probabilities and entropies are in nats, float32 (float64 for flo
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from satori_fast.kernels.head import stash_dtype
 from satori_fast.kernels.reference import (
     MAX_LOG_RATIO,
     POLICY_STATS,
+    Importance,
+    KlEstimator,
     PolicyInputs,
     PolicyTerms,
 )
@@ -29,6 +32,7 @@ from satori_fast.kernels.reference import (
 __all__ = [
     "MAX_LOG_RATIO",
     "POLICY_STATS",
+    "PolicyTerms",
     "gae",
     "implementation",
     "linear_logprob",
@@ -42,8 +46,7 @@ __all__ = [
 MODES = ("auto", "recompute", "stash")
 # "auto" keeps a softmax up to this size.
 STASH_BYTES = 4 * 2**30
-KL_ESTIMATORS = ("k1", "k2", "k3")
-IMPORTANCE = ("none", "truncate", "mask")
+PLAIN_TERMS = PolicyTerms()
 
 
 def linear_logprob(
@@ -98,18 +101,10 @@ def linear_policy_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     loss_weights: Tensor,
+    terms: PolicyTerms = PLAIN_TERMS,
     *,
     rollout_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float = math.inf,
-    kl_coefficient: float = 0.0,
-    kl_estimator: str = "k3",
-    entropy_coefficient: float = 0.0,
-    importance: str = "none",
-    importance_low: float = 0.0,
-    importance_high: float = math.inf,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
     group: ProcessGroup | None = None,
@@ -122,8 +117,6 @@ def linear_policy_loss(
     """
     _check_head(hidden, weight, targets, vocab_size)
     inputs = PolicyInputs(old_logprobs, advantages, loss_weights, rollout_logprobs, ref_logprobs)
-    coefficients = (clip_low, clip_high, clip_dual, kl_coefficient, entropy_coefficient)
-    terms = PolicyTerms(*coefficients, importance_low, importance_high, kl_estimator, importance)
     _check_policy(inputs, terms, hidden.shape[0])
     number, per_token = _split_temperature(temperature, hidden.shape[0])
     differentiates = torch.is_grad_enabled()
@@ -149,18 +142,10 @@ def policy_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     loss_weights: Tensor,
+    terms: PolicyTerms = PLAIN_TERMS,
     *,
     rollout_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float = math.inf,
-    kl_coefficient: float = 0.0,
-    kl_estimator: str = "k3",
-    entropy_coefficient: float = 0.0,
-    importance: str = "none",
-    importance_low: float = 0.0,
-    importance_high: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """(loss, stats): the clipped policy loss, a weighted SUM over tokens, and its metrics.
 
@@ -172,10 +157,8 @@ def policy_loss(
                         + kl_coefficient KL - entropy_coefficient H)
         KL:  k1 = -d        k2 = d^2 / 2        k3 = exp(d) - 1 - d
 
-    clip_dual:  floor = clip_dual A where A < 0 (dual clip, > 1); inf for no floor.
-    importance: u, from r = exp(old_logprob - rollout_logprob), the trainer's probability over the
-                engine's, a constant: "none" is 1, "truncate" clamps r to [importance_low,
-                importance_high], "mask" is r inside that range and 0 outside.
+    terms: the names above; floor = clip_dual A where A < 0, and u, a constant, is what
+    `terms.importance` makes of r = exp(old_logprob - rollout_logprob).
 
     Every tensor is [T]; `logprobs` and `entropies` are differentiable. A token of weight 0 adds
     nothing, even where its log-probability is infinite or NaN. Where a ratio is exponentiated (rho,
@@ -186,8 +169,6 @@ def policy_loss(
     (`reference.policy_loss` tells what each is), so that the caller divides once.
     """
     inputs = PolicyInputs(old_logprobs, advantages, loss_weights, rollout_logprobs, ref_logprobs)
-    coefficients = (clip_low, clip_high, clip_dual, kl_coefficient, entropy_coefficient)
-    terms = PolicyTerms(*coefficients, importance_low, importance_high, kl_estimator, importance)
     _check_per_token(logprobs.numel(), logprobs=logprobs, entropies=entropies)
     _check_policy(inputs, terms, logprobs.numel())
     loss, stats, _, _ = schemas.policy_loss(logprobs, entropies, *inputs, *terms.flat())
@@ -340,16 +321,15 @@ def _check_head(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int
 
 def _check_policy(inputs: PolicyInputs, terms: PolicyTerms, num_tokens: int) -> None:
     _check_per_token(num_tokens, **inputs._asdict())
-    if terms.kl_estimator not in KL_ESTIMATORS:
-        raise ValueError(
-            f"kl_estimator is {terms.kl_estimator!r}: one of {', '.join(KL_ESTIMATORS)}"
-        )
+    for name, known in (("kl_estimator", KlEstimator), ("importance", Importance)):
+        if getattr(terms, name) not in get_args(known):
+            raise ValueError(
+                f"{name} is {getattr(terms, name)!r}: one of {', '.join(get_args(known))}"
+            )
     if terms.kl_coefficient and inputs.ref_logprobs is None:
         raise ValueError("kl_coefficient is not 0: ref_logprobs is needed")
     if not terms.clip_dual > 1.0:
         raise ValueError(f"clip_dual is {terms.clip_dual}: it must be above 1")
-    if terms.importance not in IMPORTANCE:
-        raise ValueError(f"importance is {terms.importance!r}: one of {', '.join(IMPORTANCE)}")
     if terms.importance != "none" and inputs.rollout_logprobs is None:
         raise ValueError(f"importance is {terms.importance!r}: rollout_logprobs is needed")
     if not 0.0 <= terms.importance_low <= terms.importance_high:

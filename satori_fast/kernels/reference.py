@@ -8,8 +8,9 @@ arguments and `schemas` picks an implementation.
 
 import bisect
 import difflib
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -59,18 +60,35 @@ POLICY_STATS = (
 MAX_LOG_RATIO = 20.0
 
 
-class PolicyTerms(NamedTuple):
-    """Coefficients and choices of `policy_loss`; `math.inf` stands for no limit."""
+KlEstimator = Literal["k1", "k2", "k3"]
+Importance = Literal["none", "truncate", "mask"]
 
-    clip_low: float
-    clip_high: float
-    clip_dual: float
-    kl_coefficient: float
-    entropy_coefficient: float
-    importance_low: float
-    importance_high: float
-    kl_estimator: str
-    importance: str
+
+class PolicyTerms(NamedTuple):
+    """Terms of the policy loss: the one record of them, from a recipe to the kernels.
+
+    `ops.policy_loss` has the equation.
+
+    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+    clip_dual:           a token of negative advantage A adds at most clip_dual |A|, above 1; inf
+                         for no such bound (arXiv 1912.09729).
+    kl_coefficient:      nats to loss, of the estimated KL(policy || reference); 0 for no KL.
+    entropy_coefficient: factor of the entropy that is subtracted from the loss.
+    importance_low, importance_high: the range of `importance`; inf for no upper end.
+    kl_estimator:        "k1", "k2" or "k3" (http://joschu.net/blog/kl-approx.html).
+    importance:          how r, the trainer's probability over the engine's, weighs a token: "none"
+                         is 1, "truncate" clamps r into the range, "mask" is r in it and 0 outside.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    clip_dual: float = math.inf
+    kl_coefficient: float = 0.0
+    entropy_coefficient: float = 0.0
+    importance_low: float = 0.0
+    importance_high: float = math.inf
+    kl_estimator: KlEstimator = "k3"
+    importance: Importance = "none"
 
     def flat(self) -> tuple[list[float], str, str]:
         """What the schema of an operation can hold; `unflat` is the way back."""
@@ -81,7 +99,7 @@ class PolicyTerms(NamedTuple):
     def unflat(
         cls, coefficients: Sequence[float], kl_estimator: str, importance: str
     ) -> "PolicyTerms":
-        return cls(*coefficients, kl_estimator=kl_estimator, importance=importance)  # pyright: ignore[reportCallIssue]
+        return cls(*coefficients, kl_estimator=kl_estimator, importance=importance)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 class PolicyInputs(NamedTuple):

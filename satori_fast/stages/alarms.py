@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What says that a stage has stopped learning: updates that are not finite, steps without signal.
 
-The first of either is a warning; too many in a row stop the run. That an engine and the trainer
-agree is `mismatch`.
+The first of either is a warning; too many in a row stop the run. Settings without effect are a
+warning when it starts. That an engine and the trainer agree is `mismatch`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import numpy as np
 from safetensors.torch import save
 from torch import Tensor
 
+from satori_fast.algorithms.credit import CreditRule
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import NonFiniteUpdate
+from satori_fast.config import RewardConfig
 from satori_fast.storage import write_atomically
 from satori_fast.types import Experience
 
@@ -105,6 +107,37 @@ def warn_of_large_batch(
             batch_size,
             num_examples,
             num_epochs,
+        )
+
+
+def bonus_cancels(rule: CreditRule, reward: RewardConfig, *, has_restarts: bool) -> bool:
+    """Whether `reward.reflection_bonus` has no effect on the signal of any trajectory.
+
+    With verdict c and weight w, a restart earns ``(w + beta) (c - 1)``, and beta more for either
+    verdict where its prefix is wrong. Siblings share the prefix: within a group that is a positive
+    multiple of ``w (c - 1)`` and a constant, and a rule that divides by the group's standard
+    deviation undoes both. The preference reward, where it is on, is not multiplied.
+    """
+    is_on = has_restarts and reward.reflection_bonus > 0
+    return is_on and rule.ignores_scale and reward.rule_weight > 0 and not reward.preference_weight
+
+
+def warn_of_idle_settings(stage: str, unused: Sequence[str], *, bonus_cancels: bool) -> None:
+    """Warn, once each, of keys that the recipe does not use and of a bonus without effect."""
+    if unused:
+        keys = ", ".join(f"reinforce.{key}" for key in unused)
+        logger.warning(
+            "%s: the recipe, as it is set, does not use %s: without effect; "
+            "`satori-fast show CONFIG --recipe` prints what runs",
+            stage,
+            keys,
+        )
+    if bonus_cancels:
+        logger.warning(
+            "%s: reward.reflection_bonus has no effect: it multiplies the rewards of a group of "
+            "restarts, and this recipe divides by the group's standard deviation; take "
+            'reinforce.recipe = "grpo_no_std" or "ppo", or set it to 0',
+            stage,
         )
 
 

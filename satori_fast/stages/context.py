@@ -127,5 +127,5 @@ class Context:
             pad_to_multiple=parallel.tensor_size,
             max_seqlen=config.rollout.max_seqlen,
             seed=seed,
-            fixed_length=config.rollout.max_new_tokens,
+            fixed_length=config.reinforce.fixed_length or config.rollout.max_new_tokens,
         )

@@ -23,7 +23,7 @@ import numpy as np
 from satori_fast.algorithms.losses import pairwise_loss
 from satori_fast.backbone.architecture import with_score_statistics
 from satori_fast.backbone.parallel import parallel_state
-from satori_fast.backbone.step import Learner, update_scalar
+from satori_fast.backbone.step import Learner, update_one
 from satori_fast.config import ConfigError, PreferenceConfig
 from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import PackingSpec, pack_pairs
@@ -68,7 +68,7 @@ def preference_step(
         batches = [batch.to(parallel_state().device) for batch in packed]
     with span("update"):
         terms = partial(pairwise_loss, margin=margin)
-        stats = update_scalar(model, batches, terms, name="preference")
+        stats = update_one(model, batches, terms, name="preference")
     experience = Experience(solutions, credits=None, sampled=solutions)
     return StepResult(experience, batches, (), stats, {"reward": model})
 

@@ -13,7 +13,8 @@ import math
 from functools import partial
 from pathlib import Path
 
-from satori_fast.config import ConfigError, ReinforceConfig, RolloutConfig
+from satori_fast.algorithms.recipe import Recipe, effective_recipe, unused_keys
+from satori_fast.config import Config, ConfigError, ReinforceConfig, RolloutConfig
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.experience.online import OnlineSource
@@ -24,13 +25,12 @@ from satori_fast.grading import Grader
 from satori_fast.rewards.terms import Reward, score
 from satori_fast.rollout.engine import SamplingParams
 from satori_fast.rollout.restarting import Restarting
-from satori_fast.stages.alarms import UninformativeSteps
+from satori_fast.stages.alarms import UninformativeSteps, bonus_cancels, warn_of_idle_settings
 from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
 from satori_fast.stages.grader import SharedGrader
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.outcome import StageOutcome
-from satori_fast.stages.recipe import recipe_of
 from satori_fast.stages.restarts import RestartBuffers, StageProblems
 from satori_fast.stages.rewards import build_rewards
 from satori_fast.stages.run_folder import RunFolder
@@ -71,6 +71,7 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
     grader = SharedGrader(context.grader.pool, context.parallel)  # counts its verdicts alone
     rewards = load_rewards(context, books, grader)
     trainer = build_trainer(context, books)
+    warn_of_settings(context.config, trainer.recipe, stage=context.stage)
     engine = context.engine(trainer.policy)
     judge = Judge(
         partial(score, rewards=rewards),
@@ -141,7 +142,11 @@ def load_rewards(context: Context, books: Books, grader: Grader) -> list[Reward]
 def build_trainer(context: Context, books: Books) -> Trainer:
     """Policy, critic and reference of a stage, as its recipe needs them."""
     config, models = context.config.reinforce, context.model_folders
-    recipe = recipe_of(config, temperature=context.config.rollout.temperature)
+    recipe = effective_recipe(
+        config.recipe,
+        temperature=context.config.rollout.temperature,
+        **config.recipe_overrides(),
+    )
     start, num_steps = context.policy_folder, num_updates(config)
     policy = models.policy(start, config.optimizer, num_steps=num_steps)
     critic = reference = None
@@ -246,6 +251,18 @@ def stored_source(
             f"{rollouts.format!r}: set data.format to it"
         )
     return StoredSource(rollouts, judge, problems_per_step=config.problems_per_step, seed=seed)
+
+
+def warn_of_settings(config: Config, recipe: Recipe, *, stage: str) -> None:
+    """Say which settings of reinforcement have no effect under a recipe."""
+    reinforce = config.reinforce
+    warn_of_idle_settings(
+        stage,
+        unused_keys(recipe, reinforce.changed_keys()),
+        bonus_cancels=bonus_cancels(
+            recipe.credit(), config.reward, has_restarts=reinforce.restarts.enabled
+        ),
+    )
 
 
 def num_updates(config: ReinforceConfig) -> int:

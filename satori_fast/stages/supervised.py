@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from satori_fast.algorithms.losses import ImitationLoss
+from satori_fast.algorithms.losses import imitation_loss
 from satori_fast.backbone.parallel import parallel_state
-from satori_fast.backbone.step import Learner, update_policy
+from satori_fast.backbone.step import Learner, update_one
 from satori_fast.config import Config, ConfigError, ImitationConfig
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.problem_split import question_key
@@ -45,7 +45,7 @@ def supervised_step(
         batches = pack(experience.trajectories, None, packing, "token")
         batches = [batch.to(parallel_state().device) for batch in batches]
     with span("update"):
-        stats = update_policy(policy, batches, ImitationLoss())
+        stats = update_one(policy, batches, imitation_loss)
     return StepResult(experience, batches, (), stats, {"policy": policy})
 
 

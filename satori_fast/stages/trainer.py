@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from satori_fast.algorithms.advantages import estimate_advantages
+from satori_fast.algorithms.importance import weigh_sequences
 from satori_fast.algorithms.recipe import Recipe
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner, annotate, update
@@ -98,9 +99,15 @@ class Trainer:
         temperature = self.recipe.loss.temperature
         return annotate(batches, self.policy, self.reference, self.critic, temperature=temperature)
 
-    def advantages(self, batches: Sequence[PackedBatch]) -> list[Advantages]:
-        """The learning signal of each token."""
-        return estimate_advantages(batches, self.recipe.advantage, self.parallel.all_reduce_sum)
+    def advantages(
+        self, batches: Sequence[PackedBatch]
+    ) -> tuple[list[Advantages], dict[str, float]]:
+        """The learning signal of each token, and the metrics of its importance weights."""
+        all_reduce_sum = self.parallel.all_reduce_sum
+        estimates = estimate_advantages(batches, self.recipe.advantage, all_reduce_sum)
+        weighed, counts = weigh_sequences(batches, estimates, self.recipe.loss)
+        changed, total = all_reduce_sum(counts).tolist()
+        return weighed, {"rollout/sequence_clip_fraction": changed / total} if total else {}
 
     def update(
         self, batches: Sequence[PackedBatch], advantages: Sequence[Advantages], step: int

@@ -21,7 +21,7 @@ from satori_fast.algorithms.losses import pairwise_loss
 from satori_fast.backbone.checkpoint import load_checkpoint, save_checkpoint
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel, shutdown_parallel
-from satori_fast.backbone.step import Learner, annotate, build_learner, update, update_scalar
+from satori_fast.backbone.step import Learner, annotate, build_learner, update, update_one
 from satori_fast.data.packing import PackingSpec, pack_pairs
 from satori_fast.stages.scoring import score_trajectories
 from satori_fast.types import (
@@ -111,7 +111,7 @@ def _train_on_pairs(model: Learner, state: ParallelState) -> dict[str, float]:
     solutions = _solutions()
     pairs = [PreferencePair(a, b) for a, b in zip(solutions[::2], solutions[1::2], strict=True)]
     terms = partial(pairwise_loss, margin=2.0)
-    return update_scalar(model, pack_pairs(pairs, _spec(state)), terms, name="preference")
+    return update_one(model, pack_pairs(pairs, _spec(state)), terms, name="preference")
 
 
 def _spec(state: ParallelState) -> PackingSpec:

@@ -19,7 +19,7 @@ from satori_fast.backbone.step import (
     build_learner,
     score,
     update,
-    update_scalar,
+    update_one,
     value,
 )
 from satori_fast.types import LossOutput, PackedBatch
@@ -231,13 +231,13 @@ def test_a_scalar_model_learns_from_a_loss_of_its_own_however_it_is_packed() -> 
         source=torch.arange(3),
     )
     for step in range(3):
-        one = update_scalar(models[0], [together], _sum_of_squared_ends, name="reward")
-        three = update_scalar(models[1], apart, _sum_of_squared_ends, name="reward")
+        one = update_one(models[0], [together], _sum_of_squared_ends, name="reward")
+        three = update_one(models[1], apart, _sum_of_squared_ends, name="reward")
         assert one == pytest.approx(three, rel=1e-4)
         # The head starts at zero: three terms of 1, divided by their number.
         assert step or (one["reward/loss"], one["reward/ends"]) == (1.0, 0.0)
     assert one["reward/loss"] < 0.9 and one["reward/learning_rate"] == 1e-3
-    assert update_scalar(models[0], [], _sum_of_squared_ends, name="reward") == {}
+    assert update_one(models[0], [], _sum_of_squared_ends, name="reward") == {}
 
 
 def test_frozen_learner_cannot_be_updated() -> None:

@@ -8,7 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from satori_fast.kernels import cpu_head, implementation, linear_logprob, linear_policy_loss
+from satori_fast.kernels import (
+    PolicyTerms,
+    cpu_head,
+    implementation,
+    linear_logprob,
+    linear_policy_loss,
+)
 from tests.kernels.extremes import (
     KINDS,
     OFFSETS,
@@ -33,7 +39,7 @@ SHAPES = [
     (300, 17, 1100, 1091),
 ]
 LOAD = functools.partial(getattr, cpu_head)
-POLICY = {"clip_dual": 3.0, "kl_coefficient": 0.1, "entropy_coefficient": 0.02}
+POLICY = PolicyTerms(clip_dual=3.0, kl_coefficient=0.1, entropy_coefficient=0.02)
 
 
 @pytest.fixture(params=cpu_head.instruction_sets())
@@ -161,8 +167,8 @@ def run_policy(shape, dtype, **keywords):
     targets[weights == 0] = -5
     hidden, weight = (t.detach().requires_grad_() for t in (hidden, weight))
     loss, stats = linear_policy_loss(
-        hidden, weight, targets, old, advantages, weights, ref_logprobs=ref,
-        temperature=temperature, vocab_size=shape[-1], **POLICY, **keywords,
+        hidden, weight, targets, old, advantages, weights, POLICY, ref_logprobs=ref,
+        temperature=temperature, vocab_size=shape[-1], **keywords,
     )  # fmt: skip
     gradients = torch.autograd.grad(loss, (hidden, weight))
     return loss.detach(), stats, *gradients
@@ -178,8 +184,8 @@ def test_policy_loss_is_that_of_float64(instruction_set, shape, dtype):
     targets[weights == 0] = 0
     hidden, weight = (t.double().requires_grad_() for t in (hidden, weight))
     loss, stats = linear_policy_loss(
-        hidden, weight, targets, old, advantages, weights, ref_logprobs=ref,
-        temperature=temperature, vocab_size=shape[-1], **POLICY,
+        hidden, weight, targets, old, advantages, weights, POLICY, ref_logprobs=ref,
+        temperature=temperature, vocab_size=shape[-1],
     )  # fmt: skip
     truths = loss.detach(), stats.double(), *torch.autograd.grad(loss, (hidden, weight))
     # Terms of both signs cancel in the loss.
@@ -274,8 +280,8 @@ def test_logits_kept_for_the_policy_loss_need_a_gradient(instruction_set):
     hidden, weight, targets, temperature = problem(shape, torch.float32)
     old, advantages, weights, ref = policy_inputs(shape)
     loss, stats = linear_policy_loss(
-        hidden, weight, targets, old, advantages, weights, ref_logprobs=ref,
-        temperature=temperature, vocab_size=190, **POLICY,
+        hidden, weight, targets, old, advantages, weights, POLICY, ref_logprobs=ref,
+        temperature=temperature, vocab_size=190,
     )  # fmt: skip
     assert not loss.requires_grad
     torch.testing.assert_close([loss, stats], list(run_policy(shape, torch.float32)[:2]))
@@ -367,8 +373,8 @@ def check_shard(rank, sizes, group, dtype, expected):
     assert_expected("logprob", logprob, entropy, *gradients)
 
     loss, stats = linear_policy_loss(
-        hidden, shard, targets, old, advantages, weights, ref_logprobs=ref,
-        temperature=temperature, vocab_size=190, group=group, **POLICY,
+        hidden, shard, targets, old, advantages, weights, POLICY, ref_logprobs=ref,
+        temperature=temperature, vocab_size=190, group=group,
     )  # fmt: skip
     gradients = torch.autograd.grad(loss, (hidden, shard))
     assert_expected("policy", loss, stats, *gradients)
@@ -386,8 +392,8 @@ def test_sharded_equals_unsharded(tmp_path):
         )
         gradients = torch.autograd.grad((logprob * entropy).sum(), (hidden, weight))
         loss, stats = linear_policy_loss(
-            hidden, weight, targets, old, advantages, weights, ref_logprobs=ref,
-            temperature=temperature, vocab_size=190, **POLICY,
+            hidden, weight, targets, old, advantages, weights, POLICY, ref_logprobs=ref,
+            temperature=temperature, vocab_size=190,
         )  # fmt: skip
         policy_gradients = torch.autograd.grad(loss, (hidden, weight))
         expected[dtype] = {

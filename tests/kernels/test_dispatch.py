@@ -109,10 +109,9 @@ def test_head_is_no_worse_than_twice_the_eager_path(device, mode):
 
 
 def fused(hidden, weight, targets, inputs):
-    named = PolicyTerms._asdict(TERMS)
     return linear_policy_loss(
-        hidden, weight, targets, *inputs[:3], rollout_logprobs=inputs.rollout_logprobs,
-        ref_logprobs=inputs.ref_logprobs, vocab_size=REAL, temperature=0.9, **named,
+        hidden, weight, targets, *inputs[:3], TERMS, rollout_logprobs=inputs.rollout_logprobs,
+        ref_logprobs=inputs.ref_logprobs, vocab_size=REAL, temperature=0.9,
     )  # fmt: skip
 
 
@@ -143,9 +142,8 @@ def test_policy_loss_of_the_head_against_float64(device, dtype):
 def test_losses_and_scans_against_float64(device):
     *_, inputs = make_problem(device)
     logprobs, entropies = inputs.old_logprobs + 0.1, inputs.loss_weights + 1
-    named = PolicyTerms._asdict(TERMS)
     optional = {"rollout_logprobs": inputs.rollout_logprobs, "ref_logprobs": inputs.ref_logprobs}
-    loss, stats = policy_loss(logprobs, entropies, *inputs[:3], **optional, **named)
+    loss, stats = policy_loss(logprobs, entropies, *inputs[:3], TERMS, **optional)
     double = PolicyInputs(*(t.double() for t in inputs))
     exact = reference.policy_loss(logprobs.double(), entropies.double(), double, TERMS)
     torch.testing.assert_close(loss.double(), exact[0], rtol=1e-5, atol=1e-5)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from satori_fast.kernels import (
     MAX_LOG_RATIO,
     POLICY_STATS,
+    PolicyTerms,
     gae,
     implementation,
     linear_logprob,
@@ -23,20 +24,19 @@ from satori_fast.kernels import (
     segment_scan,
     sequence_similarity,
 )
-from satori_fast.kernels.reference import PolicyTerms
 
 NUM_TOKENS, HIDDEN, VOCAB, REAL = 7, 5, 13, 11
-POLICY = {
-    "clip_low": 0.2,
-    "clip_high": 0.28,
-    "clip_dual": 3.0,
-    "kl_coefficient": 0.1,
-    "kl_estimator": "k3",
-    "entropy_coefficient": 0.02,
-    "importance": "truncate",
-    "importance_low": 0.5,
-    "importance_high": 2.0,
-}
+POLICY = PolicyTerms(
+    clip_high=0.28,
+    clip_dual=3.0,
+    kl_coefficient=0.1,
+    entropy_coefficient=0.02,
+    importance="truncate",
+    importance_low=0.5,
+    importance_high=2.0,
+)
+
+PLAIN = PolicyTerms()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def policy():
 
 
 def policy_terms():
-    return PolicyTerms(**POLICY).flat()
+    return POLICY.flat()
 
 
 @pytest.mark.parametrize("temperature", [1.3, torch.linspace(0.5, 2, NUM_TOKENS)])
@@ -120,8 +120,8 @@ def test_linear_policy_loss_passes_gradcheck(head, policy):
 
     def loss(x, w):
         return linear_policy_loss(
-            x, w, targets, old, advantages, weights, rollout_logprobs=rollout, ref_logprobs=ref,
-            temperature=1.2, vocab_size=REAL, **POLICY,
+            x, w, targets, old, advantages, weights, POLICY, rollout_logprobs=rollout,
+            ref_logprobs=ref, temperature=1.2, vocab_size=REAL,
         )[0]  # fmt: skip
 
     assert torch.autograd.gradcheck(loss, (hidden, weight))
@@ -130,12 +130,14 @@ def test_linear_policy_loss_passes_gradcheck(head, policy):
 def test_linear_policy_loss_equals_policy_loss_of_linear_logprob(head, policy):
     hidden, weight, targets = head
     old, advantages, weights, rollout, ref = policy
-    keywords = {"rollout_logprobs": rollout, "ref_logprobs": ref, **POLICY}
+    keywords = {"rollout_logprobs": rollout, "ref_logprobs": ref}
     loss, stats = linear_policy_loss(
-        hidden, weight, targets, old, advantages, weights, vocab_size=REAL, **keywords
+        hidden, weight, targets, old, advantages, weights, POLICY, vocab_size=REAL, **keywords
     )
     logprob, entropy = linear_logprob(hidden, weight, targets, vocab_size=REAL)
-    two_steps, two_step_stats = policy_loss(logprob, entropy, old, advantages, weights, **keywords)
+    two_steps, two_step_stats = policy_loss(
+        logprob, entropy, old, advantages, weights, POLICY, **keywords
+    )
     torch.testing.assert_close(loss, two_steps)
     torch.testing.assert_close(stats, two_step_stats)
     assert stats.dtype == torch.float32 and stats.shape == (len(POLICY_STATS),)
@@ -150,15 +152,16 @@ def test_linear_policy_loss_equals_policy_loss_of_linear_logprob(head, policy):
 DRIFTS = (5.0, 19.99, 60.0, 100.0, math.inf)
 
 
-def drifted(kind, drift, advantage, **keywords):
+def drifted(kind, drift, advantage, **terms):
     """loss, stats and the gradient [64] in the log-probabilities (kind "policy_loss") or [64, H] in
     the hidden states, with all log-probabilities at -3 and old ones that lie `drift` lower."""
     old = torch.full((64,), -3.0)
     old[0] -= drift
     advantages, weights = torch.full((64,), advantage), torch.ones(64)
+    terms = PolicyTerms(**terms)
     if kind == "policy_loss":
         x = torch.full((64,), -3.0, requires_grad=True)
-        loss, stats = policy_loss(x, torch.ones(64), old, advantages, weights, **keywords)
+        loss, stats = policy_loss(x, torch.ones(64), old, advantages, weights, terms)
     else:
         # Word 0 has probability exp(-3) everywhere.
         x = torch.zeros(64, 2)
@@ -166,7 +169,7 @@ def drifted(kind, drift, advantage, **keywords):
         x.requires_grad_()
         w = torch.tensor([[1.0, 0.5], [0.0, 1.0], [0.0, 0.0], [0.0, -1.0], [0.0, 0.0]])
         targets = torch.zeros(64, dtype=torch.long)
-        loss, stats = linear_policy_loss(x, w, targets, old, advantages, weights, **keywords)
+        loss, stats = linear_policy_loss(x, w, targets, old, advantages, weights, terms)
     (gradient,) = torch.autograd.grad(loss, x)
     return loss.item(), dict(zip(POLICY_STATS, stats.tolist(), strict=True)), gradient
 
@@ -211,8 +214,9 @@ def test_ratios_to_engine_and_reference_are_clamped_where_they_are_exponentiated
     moved = constant + torch.tensor([drift, 0.0, 0.0])
     logprobs, zero, one = constant.clone().requires_grad_(), torch.zeros(3), torch.ones(3)
     loss, stats = policy_loss(
-        logprobs, zero, constant, one, one, rollout_logprobs=moved, ref_logprobs=moved,
-        kl_coefficient=1.0, kl_estimator=estimator, importance="truncate",
+        logprobs, zero, constant, one, one,
+        PolicyTerms(kl_coefficient=1.0, kl_estimator=estimator, importance="truncate"),
+        rollout_logprobs=moved, ref_logprobs=moved,
     )  # fmt: skip
     d = max(-MAX_LOG_RATIO, min(drift, MAX_LOG_RATIO))
     kl = {"k1": -drift, "k2": drift**2 / 2, "k3": math.exp(d) - 1 - d}[estimator]
@@ -316,10 +320,10 @@ def everything(hidden, weight, targets, policy, boundaries):
     logprob, entropy = linear_logprob(
         hidden, weight, targets, vocab_size=REAL, temperature=weights + 0.5
     )
-    keywords = {"rollout_logprobs": rollout, "ref_logprobs": ref, **POLICY}
-    loss, stats = policy_loss(logprob, entropy, old, advantages, weights, **keywords)
+    keywords = {"rollout_logprobs": rollout, "ref_logprobs": ref}
+    loss, stats = policy_loss(logprob, entropy, old, advantages, weights, POLICY, **keywords)
     fused, fused_stats = linear_policy_loss(
-        hidden, weight, targets, old, advantages, weights, temperature=0.9, **keywords
+        hidden, weight, targets, old, advantages, weights, POLICY, temperature=0.9, **keywords
     )
     scanned = segment_scan(logprob, 0.9, boundaries)
     return loss + 2 * fused + scanned.sum(), stats + fused_stats
@@ -394,8 +398,10 @@ def test_errors_name_the_argument(head, policy):
     beyond = targets.clone()
     beyond[3] = REAL
 
-    def loss(**keywords):
-        return linear_policy_loss(hidden, weight, targets, old, advantages, weights, **keywords)
+    def loss(terms=PLAIN, **keywords):
+        return linear_policy_loss(
+            hidden, weight, targets, old, advantages, weights, terms, **keywords
+        )
 
     def temperatures(position, wrong):
         values = torch.ones(NUM_TOKENS, dtype=torch.double)
@@ -429,8 +435,11 @@ def test_errors_name_the_argument(head, policy):
             hidden.float(), weight.float(), targets, temperature=temperatures(1, 1e-50)
         ),
         "mode": lambda: linear_logprob(hidden, weight, targets, mode="fast"),
-        "ref_logprobs is needed": lambda: loss(kl_coefficient=0.1),
-        "kl_estimator": lambda: loss(kl_estimator="k4"),
+        "ref_logprobs is needed": lambda: loss(PolicyTerms(kl_coefficient=0.1)),
+        "kl_estimator": lambda: loss(PolicyTerms(kl_estimator="k4")),
+        "importance is 'clip'": lambda: loss(PolicyTerms(importance="clip")),
+        "clip_dual is 1.0": lambda: loss(PolicyTerms(clip_dual=1.0)),
+        "rollout_logprobs is needed": lambda: loss(PolicyTerms(importance="mask")),
         "ref_logprobs has shape": lambda: loss(ref_logprobs=old[1:]),
         "cu_seqlens must rise": lambda: segment_scan(old, 0.9, torch.tensor([0, 5, 3, 7])),
         "cu_seqlens must be integers": lambda: segment_scan(old, 0.9, torch.tensor([0.0, 7.0])),

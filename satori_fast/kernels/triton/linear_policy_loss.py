@@ -20,7 +20,7 @@ from satori_fast.kernels.triton.launch import TYPE_NAMES, Configuration
 from satori_fast.kernels.triton.linear_logprob import real_columns
 from satori_fast.kernels.triton.policy_loss import (
     CHOICE_TYPES,
-    Choices,
+    choices,
     importance_weight,
     kl_and_gradient,
     policy_loss,
@@ -164,7 +164,7 @@ def _fused_rows(
     grid = (_num_programs(logits),)
     ROWS[dtype].launch(
         grid, logits, logprobs, entropies, *constants, logits.stride(0), len(logits), has_ref,
-        *rows.arguments(), *Choices.of(terms),
+        *rows.arguments(), *choices(terms),
     )  # fmt: skip
     return head.in_place(logits, dtype)
 

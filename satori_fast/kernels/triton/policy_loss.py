@@ -8,7 +8,6 @@ Sums are made per block of tokens, then over the blocks in a fixed order: no ato
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 import triton
@@ -27,31 +26,17 @@ KL_ESTIMATORS = {"k1": 1, "k2": 2, "k3": 3}
 IMPORTANCE = {"none": 0, "truncate": 1, "mask": 2}
 
 
-class Choices(NamedTuple):
-    """`PolicyTerms` as numbers, in the order in which kernels take them."""
-
-    clip_low: float
-    clip_high: float
-    clip_dual: float
-    kl_coefficient: float
-    entropy_coefficient: float
-    importance_low: float
-    importance_high: float
-    kl_estimator: int
-    importance: int
-
-    @classmethod
-    def of(cls, terms: PolicyTerms) -> "Choices":
-        chosen = {
-            "kl_estimator": KL_ESTIMATORS[terms.kl_estimator],
-            "importance": IMPORTANCE[terms.importance],
-        }
-        return cls(**(terms._asdict() | chosen))
-
-
+# How kernels take the fields of `PolicyTerms`, in its order.
 CHOICE_TYPES = {
-    name: "i32" if name in ("kl_estimator", "importance") else "fp32" for name in Choices._fields
+    name: "i32" if name in ("kl_estimator", "importance") else "fp32"
+    for name in PolicyTerms._fields
 }
+
+
+def choices(terms: PolicyTerms) -> tuple[float, ...]:
+    """Fields of `terms` as numbers, in their order."""
+    coefficients, kl_estimator, importance = terms.flat()
+    return *coefficients, KL_ESTIMATORS[kl_estimator], IMPORTANCE[importance]
 
 
 @triton.jit
@@ -232,14 +217,13 @@ def policy_loss(
     grad_logprobs, grad_entropies = torch.empty_like(logprobs), torch.empty_like(logprobs)
     num_blocks = triton.cdiv(len(logprobs), TOKENS.constants["BLOCK"])
     partials = logprobs.new_empty(num_blocks, WIDTH)
-    choices = Choices.of(terms)
     if num_blocks:
         TOKENS.launch(
             (num_blocks,), logprobs, entropies, *constants, grad_logprobs, grad_entropies, partials,
-            len(logprobs), *choices,
+            len(logprobs), *choices(terms),
         )  # fmt: skip
     loss, stats = logprobs.new_empty(()), logprobs.new_empty(len(POLICY_STATS))
-    coefficients = (choices.kl_coefficient, choices.entropy_coefficient)
+    coefficients = (terms.kl_coefficient, terms.entropy_coefficient)
     TOTAL.launch((1,), partials, loss, stats, num_blocks, *coefficients)
     return loss, stats, grad_logprobs, grad_entropies
 
