@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from satori_fast.data.coat import full_response
+from satori_fast.data.prompts import full_response
 from satori_fast.grading import Grader, Verdict
 from satori_fast.rewards.outcome import reflection_bonus, rule_reward
 from satori_fast.types import RewardBreakdown, Trajectory

@@ -19,9 +19,10 @@ import torch
 from satori_fast.backbone.architecture import load_hf_config
 from satori_fast.backbone.step import build_learner
 from satori_fast.config import AgentConfig, Config, ConfigError
-from satori_fast.data.coat import TEMPLATES, PromptRenderer
 from satori_fast.data.control_tokens import ControlTokens
+from satori_fast.data.formats.plain import PLAIN
 from satori_fast.data.packing import PackingSpec
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.stop_tokens import stop_ids_of
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.redaction import keep_secret
@@ -248,9 +249,9 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
     policy = build_learner(hf_config, weights=folder, dtype=getattr(torch, agent.dtype))
     tokenizer = load_tokenizer(folder)
     limit_vocabulary(policy, tokenizer)
-    renderer = PromptRenderer(
-        tokenizer, TEMPLATES["plain"], agent.max_seqlen - 1, stop_ids_of(folder, tokenizer)
-    )
+    # Its replies are texts, of no format of ours.
+    stop_ids = stop_ids_of(folder, tokenizer, PLAIN.special_tokens)
+    renderer = PromptRenderer(tokenizer, PLAIN_TEMPLATE, agent.max_seqlen - 1, stop_ids, PLAIN)
     engine: Engine
     if agent.kind == "embedded":
         engine = EmbeddedEngine.of_policy(

@@ -21,12 +21,12 @@ from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.architecture import load_hf_config, transformer_config
 from satori_fast.config import Config, ConfigError
 from satori_fast.data.sources import load_demonstrations
-from satori_fast.data.tokenizer import add_meta_action_tokens, load_tokenizer
+from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
 from satori_fast.stages.agents import check_agents
 from satori_fast.stages.iterate import StagePlan, plan_stages
 from satori_fast.stages.run import Run
 from satori_fast.stages.scoring import check_same_tokens, statistics_of
-from satori_fast.stages.setup import hf_config_for, model_folder
+from satori_fast.stages.setup import hf_config_for, model_folder, renderer_of
 from satori_fast.stages.supervised import demonstration_source
 from satori_fast.stages.synthesize import demonstrations_path
 
@@ -119,7 +119,8 @@ def _check_student(run: Run, student: str) -> PreTrainedTokenizerBase:
         folder = model_folder(student, weights=False)
         _check_model(run, folder)
         tokenizer = load_tokenizer(folder)
-        add_meta_action_tokens(tokenizer)
+        add_special_tokens(tokenizer, run.renderer.format.special_tokens)
+        renderer_of(run.config, tokenizer, folder)
         return tokenizer
 
 

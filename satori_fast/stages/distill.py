@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from satori_fast.config import ConfigError, DistillConfig, SolutionsConfig
-from satori_fast.data.coat import full_response
+from satori_fast.data.prompts import full_response
 from satori_fast.stages.run import Run, StageOutcome
 from satori_fast.stages.setup import keep_tokenizer, learner_for, model_folder
 from satori_fast.stages.solutions import Solved, load_or_sample_solutions
@@ -44,7 +44,8 @@ def distill(run: Run) -> StageOutcome:
         start = model_folder(config.student)
         tokenizer = run.folder / f"tokenizer_{run.stage}"
         if not run.place.has(tokenizer.name):
-            run.parallel.on_main(lambda: keep_tokenizer(start, tokenizer))
+            special = run.renderer.format.special_tokens
+            run.parallel.on_main(lambda: keep_tokenizer(start, tokenizer, special))
             run.keep(tokenizer)
         run.use_tokenizer(tokenizer)
     trajectories = load_trajectories(run, str(wait_for_file(path)), "coat")

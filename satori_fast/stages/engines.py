@@ -22,7 +22,7 @@ from satori_fast import termination
 from satori_fast.backbone.architecture import hf_architecture
 from satori_fast.backbone.step import Learner
 from satori_fast.config import ConfigError, RolloutConfig
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Engine, EngineDied
 from satori_fast.rollout.server_engine import IdleEngine, ServerEngine, ServerSettings

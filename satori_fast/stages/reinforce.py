@@ -18,7 +18,7 @@ from satori_fast.algorithms.credit import assign_credit
 from satori_fast.algorithms.importance import ImportanceRule, weigh_sequences
 from satori_fast.algorithms.recipe import RECIPES, Recipe
 from satori_fast.backbone.step import Learner, annotate, update
-from satori_fast.config import ReinforceConfig, RestartConfig, RewardConfig
+from satori_fast.config import Config, ReinforceConfig, RewardConfig
 from satori_fast.data.mixture import ProblemMixture
 from satori_fast.data.packing import pack
 from satori_fast.rewards.compose import RewardTerms, drop_uninformative_groups, score
@@ -157,7 +157,7 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
     count_training(run, trained.values(), kept)
     run.record_samples(step, evenly_spread(scored, config.num_logged_samples))
     return {
-        **rollout_metrics(rollout, scored, kept),
+        **rollout_metrics(rollout, scored, kept, format=run.renderer.format),
         **advantage_metrics(batches, advantages, kept, run.parallel.all_reduce_sum),
         **update_metrics(stats),
         **importance_metrics(run.parallel.all_reduce_sum(reweighted)),
@@ -185,7 +185,7 @@ def reinforce(run: Run) -> StageOutcome:
         export_every=config.export_every,
     ) as loop:
         for step in loop:
-            if refresh_due(config.restarts, step):
+            if refresh_due(run.config, step):
                 actors.refresh_restarts(run, step)
             metrics = reinforce_step(run, actors, step)
             if loop.is_due(config.evaluate_every):
@@ -272,8 +272,8 @@ def importance_rule(config: ReinforceConfig) -> ImportanceRule:
     )
 
 
-def refresh_due(config: RestartConfig, step: int) -> bool:
-    every = config.refresh_every if config.enabled else 0
+def refresh_due(config: Config, step: int) -> bool:
+    every = config.reinforce.restarts.refresh_every if config.restarts_enabled else 0
     return every > 0 and step > 0 and step % every == 0
 
 

@@ -29,7 +29,7 @@ def problem_mixture(run: Run, engine: Engine, *, step: int) -> ProblemMixture:
     """Whole problems and, where restarts are on, the buffer that serves from `step` on."""
     config = run.config.reinforce.restarts
     seed = run.seed(run.stage, "problems") + step
-    if not config.enabled:
+    if not run.config.restarts_enabled:
         return ProblemMixture({ORIGINAL: run.problems}, {ORIGINAL: 1.0}, seed=seed)
     restarts = load_or_build_restarts(run, engine, step=step)
     origins = {

@@ -28,8 +28,8 @@ from satori_fast.backbone.export import export_hf
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner
 from satori_fast.config import Config
-from satori_fast.data.coat import PromptRenderer
 from satori_fast.data.packing import PackingSpec
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.stop_tokens import exported_generation
 from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
 from satori_fast.grading import GradingPool
@@ -293,8 +293,10 @@ class Run:
 
     def record_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         if self.writer is not None:
+            format = self.renderer.format
             for trajectory in trajectories:
-                self.writer.write_sample(sample_record(self.stage, step, trajectory=trajectory))
+                record = sample_record(self.stage, step, trajectory=trajectory, format=format)
+                self.writer.write_sample(record)
 
     def record_evaluation(self, step: int, result: EvaluationResult) -> dict[str, float]:
         """Write sample answers; returns the metrics of the result."""
@@ -367,6 +369,7 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
 
 def _set_up(config: Config, place: RunFolder, parallel: ParallelState, *, resume: bool) -> Run:
     """The parts of a run whose folder is open."""
+    parallel.on_main(lambda: setup.check_sources(config))
     parallel.on_main(lambda: setup.make_tokenizer(config, place))
     models = {"tokenizer": setup.tokenizer_folder(place.path)}
     # One process looks: a network file system may show the others what is no longer so.
@@ -413,13 +416,18 @@ def _stage_entry(stage: str, outcome: StageOutcome, setup_times: StepTimes) -> d
     if result is None:
         return entry
     changed = result.self_correction
+    corrections = {
+        "wrong_to_right": changed.wrong_to_right / result.num_problems,
+        "right_to_wrong": changed.right_to_wrong / result.num_problems,
+        "wrong_to_wrong": changed.wrong_to_wrong / result.num_problems,
+    }
+    if not result.format.self_corrects:
+        corrections = dict.fromkeys(corrections)
     return entry | {
         "accuracy": result.accuracy,
         "accuracy_standard_error": result.standard_error,
         "num_problems": result.num_problems,
-        "wrong_to_right": changed.wrong_to_right / result.num_problems,
-        "right_to_wrong": changed.right_to_wrong / result.num_problems,
-        "wrong_to_wrong": changed.wrong_to_wrong / result.num_problems,
+        **corrections,
         "error_recall": result.verdict_quality.error_recall,
         "right_kept": result.verdict_quality.right_kept,
         "reflections_per_answer": result.reflections_per_answer,

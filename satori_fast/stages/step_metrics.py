@@ -12,17 +12,24 @@ import torch
 from torch import Tensor
 
 from satori_fast.algorithms.losses import explained_variance
-from satori_fast.data.coat import count_reflections
+from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.mixture import ORIGINS, origin_of
+from satori_fast.evaluation.evaluate import mean_metrics
 from satori_fast.grading import Reason
 from satori_fast.stages.mismatch import token_versions
 from satori_fast.types import Advantages, PackedBatch, RolloutResult, Trajectory
 
 
 def rollout_metrics(
-    rollout: RolloutResult, scored: Sequence[Trajectory], kept: Sequence[Trajectory]
+    rollout: RolloutResult,
+    scored: Sequence[Trajectory],
+    kept: Sequence[Trajectory],
+    *,
+    format: ResponseFormat,
 ) -> dict[str, float]:
     """Means over the step's trajectories; accuracy also by where the problem started.
+
+    format: of the responses; means of what it counts are "rollout/NAME".
 
     "rollout/stale_tokens": share of response tokens that older weights sampled.
     """
@@ -36,7 +43,7 @@ def rollout_metrics(
         "reward/reflection": float(np.mean([r.reflection for r in rewards])),
         "reward/preference": float(np.mean([r.preference for r in rewards])),
         "rollout/accuracy": float(np.mean([r.correct for r in rewards])),
-        "rollout/reflections_per_answer": float(np.mean([count_reflections(t) for t in scored])),
+        **{f"rollout/{name}": mean for name, mean in mean_metrics(scored, format).items()},
         "rollout/mean_response_tokens": float(np.mean([t.num_response_tokens for t in scored])),
         "rollout/stale_tokens": float(np.mean(np.concatenate(stale))),
         "rollout/truncated": float(np.mean([t.finish == "length" for t in scored])),

@@ -16,10 +16,10 @@ from satori_fast.algorithms.credit import assign_credit
 from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.step import Learner, update
 from satori_fast.config import Config, ConfigError, ImitationConfig
-from satori_fast.data.coat import encode_demonstration
 from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.packing import pack
 from satori_fast.data.problem_split import question_key
+from satori_fast.data.prompts import encode_demonstration
 from satori_fast.data.sources import load_demonstrations
 from satori_fast.stages.alarms import warn_of_large_batch
 from satori_fast.stages.run import Run, StageOutcome

@@ -9,20 +9,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import (
+from satori_fast.data.formats.coat import (
     CONTINUE,
     EXPLORE,
     META_ACTION_TOKENS,
-    PLAIN_TEMPLATE,
     REFLECT,
+    split_actions,
+)
+from satori_fast.data.prompts import (
+    PLAIN_TEMPLATE,
     SATORI_TEMPLATE,
     PromptRenderer,
     build_trajectory,
-    count_reflections,
     encode_demonstration,
     full_response,
-    split_actions,
-    split_segments,
 )
 from satori_fast.data.tokenizer import build_word_tokenizer, train_tokenizer
 from satori_fast.types import Demonstration, Prefix, Problem, SegmentKind, Trajectory

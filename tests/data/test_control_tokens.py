@@ -12,15 +12,14 @@ from tokenizers import Tokenizer, processors
 from tokenizers.models import WordLevel
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from satori_fast.data.coat import (
-    META_ACTION_TOKENS,
+from satori_fast.data.control_tokens import ControlTokens, opening_ids, unknown_markers
+from satori_fast.data.formats.coat import META_ACTION_TOKENS, REFLECT
+from satori_fast.data.prompts import (
     PLAIN_TEMPLATE,
-    REFLECT,
     SATORI_TEMPLATE,
     PromptRenderer,
     encode_demonstration,
 )
-from satori_fast.data.control_tokens import ControlTokens, opening_ids, unknown_markers
 from satori_fast.data.tokenizer import build_word_tokenizer, load_tokenizer, train_tokenizer
 from satori_fast.types import Demonstration, Prefix, Problem
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import GenerationConfig
 
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer, build_trajectory
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, build_trajectory
 from satori_fast.data.stop_tokens import exported_generation, keep_generation_config, stop_ids_of
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.types import Problem

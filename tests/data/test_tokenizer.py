@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from satori_fast.data.coat import META_ACTION_TOKENS
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
 from satori_fast.data.tokenizer import (
     add_meta_action_tokens,
     build_word_tokenizer,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.evaluation.analysis import Attempt, SelfCorrection, self_correction
 from satori_fast.evaluation.evaluate import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer, build_trajectory
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, build_trajectory
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.grading import GradingPool
 from satori_fast.rewards.compose import (

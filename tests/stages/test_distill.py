@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from satori_fast.config import ConfigError
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer, encode_demonstration
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, encode_demonstration
 from satori_fast.data.tokenizer import add_meta_action_tokens, build_word_tokenizer, load_tokenizer
 from satori_fast.stages import run_stages
 from satori_fast.stages.distill import hardest

@@ -17,12 +17,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.config import Config, load_config
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import (
-    META_ACTION_TOKENS,
-    PLAIN_TEMPLATE,
-    SATORI_TEMPLATE,
-    PromptRenderer,
-)
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
+from satori_fast.data.prompts import PLAIN_TEMPLATE, SATORI_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import (
     add_meta_action_tokens,
     build_word_tokenizer,
