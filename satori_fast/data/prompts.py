@@ -62,7 +62,8 @@ def template_named(name: str, system: str | None = None) -> str | ChatTemplate:
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
     """Raise ValueError where the tokenizer has no chat template, or not one for these turns."""
-    if not tokenizer.chat_template:
+    anything: Any = tokenizer  # its annotations are incomplete
+    if not anything.chat_template:
         raise ValueError(
             'data.template = "chat": the tokenizer has no chat template: take a model whose '
             'tokenizer has one (chat_template.jinja), or set data.template = "plain"'
@@ -101,9 +102,13 @@ class PromptRenderer:
     more_stop_ids: tuple[int, ...] = ()
     format: ResponseFormat = COAT
 
-    @cached_property
+    @property
     def special_ids(self) -> Mapping[str, int]:
         """Ids of the format's special tokens; ValueError for one that the tokenizer lacks."""
+        return self._special_ids
+
+    @cached_property
+    def _special_ids(self) -> Mapping[str, int]:
         known = self.tokenizer.get_vocab()
         missing = [token for token in self.format.special_tokens if token not in known]
         if missing:

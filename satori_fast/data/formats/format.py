@@ -48,7 +48,7 @@ class ResponseFormat(ABC):
     special_tokens: ClassVar[tuple[str, ...]] = ()
     restart_ending: ClassVar[str | None] = None
     self_corrects: ClassVar[bool] = False
-    colours: ClassVar[Mapping[SegmentKind, str]]
+    colours: Mapping[SegmentKind, str]
 
     @property
     def has_restarts(self) -> bool:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Template 3 byte for byte, segments that tile, and ids that survive a round trip through text."""
+"""COAT: segments that tile and open at their tokens, attempts before reflections, counts."""
 
 from __future__ import annotations
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from satori_fast.data.arithmetic import domain_words
+from satori_fast.data.formats import FORMATS
 from satori_fast.data.formats.coat import (
+    COAT,
     CONTINUE,
     EXPLORE,
     META_ACTION_TOKENS,
@@ -18,31 +22,15 @@ from satori_fast.data.formats.coat import (
 )
 from satori_fast.data.prompts import (
     PLAIN_TEMPLATE,
-    SATORI_TEMPLATE,
     PromptRenderer,
     build_trajectory,
-    encode_demonstration,
     full_response,
 )
-from satori_fast.data.tokenizer import build_word_tokenizer, train_tokenizer
-from satori_fast.types import Demonstration, Prefix, Problem, SegmentKind, Trajectory
+from satori_fast.data.tokenizer import build_word_tokenizer
+from satori_fast.types import Prefix, Problem, SegmentKind, Trajectory
 
 WORDS = PromptRenderer(build_word_tokenizer(domain_words()), PLAIN_TEMPLATE, 32)
 QUESTION = "p 7 q 1 r 9 pick 2 sum 8"
-PROBLEM = Problem("one", QUESTION, "p q")
-
-TEMPLATE_3 = b"""<|im_start|>user
-Solve the following math problem efficiently and clearly.
-Please reason step by step, and put your final answer within \\boxed{}.
-Problem: What is {1, 2} + \\frac{1}{2}?<|im_end|>
-<|im_start|>assistant
-"""
-
-
-@pytest.fixture(scope="module")
-def bytes_renderer() -> PromptRenderer:
-    """Byte-level: knows every text, line breaks included."""
-    return PromptRenderer(train_tokenizer([SATORI_TEMPLATE] * 4, 400), SATORI_TEMPLATE, 1024)
 
 
 def ids(text: str) -> np.ndarray:
@@ -59,62 +47,6 @@ def trajectory(response: str, prefix: str | None = None) -> Trajectory:
 
 def spans(made: Trajectory) -> list[tuple[str, int, int]]:
     return [(str(s.kind), s.start, s.stop) for s in made.segments]
-
-
-# --- prompts -------------------------------------------------------------------------------------
-
-
-def test_template_3_byte_for_byte(bytes_renderer: PromptRenderer) -> None:
-    problem = Problem("1", "What is {1, 2} + \\frac{1}{2}?", "3")
-    prompt = bytes_renderer.prompt_ids(problem)
-    assert bytes_renderer.decode(prompt).encode() == TEMPLATE_3
-    assert prompt[0] == bytes_renderer.tokenizer.get_vocab()["<|im_start|>"]
-
-
-def test_restart_follows_the_template_at_once(bytes_renderer: PromptRenderer) -> None:
-    problem = Problem("1", "2 + 2", "4", Prefix(f"5{REFLECT}", "restart", correct=False))
-    prompt = bytes_renderer.prompt_ids(problem)
-    text = SATORI_TEMPLATE.format(question="2 + 2") + f"5{REFLECT}"
-    assert bytes_renderer.decode(prompt) == text
-    assert prompt[-1] == bytes_renderer.tokenizer.get_vocab()[REFLECT]
-
-
-def test_prefix_is_encoded_apart_from_the_template() -> None:
-    # A byte-level tokenizer could merge the template's line break with one that opens the prefix.
-    texts = ["question\n\nanswer\n\n"] * 50
-    renderer = PromptRenderer(train_tokenizer(texts, 280), PLAIN_TEMPLATE, 64)
-    assert len(renderer.encode("\n\n")) == 1
-    problem = Problem("1", "q", "a", Prefix("\nstep\n", "step"))
-    whole = Problem("1", "q", "a")
-    prompt = renderer.prompt_ids(problem)
-    assert prompt[: len(renderer.prompt_ids(whole))] == renderer.prompt_ids(whole)
-    assert renderer.decode(prompt) == "q\n\nstep\n"
-
-
-def test_too_long_prompt_is_refused_never_cut() -> None:
-    num_tokens = len(WORDS.prompt_ids(PROBLEM))
-    exact = PromptRenderer(WORDS.tokenizer, PLAIN_TEMPLATE, num_tokens)
-    assert exact.fits(PROBLEM)
-    assert exact.prompt_ids(PROBLEM) == WORDS.prompt_ids(PROBLEM)
-    short = PromptRenderer(WORDS.tokenizer, PLAIN_TEMPLATE, num_tokens - 1)
-    assert not short.fits(PROBLEM)
-    message = f"prompt of problem 'one' has {num_tokens} tokens, more than max_prompt_tokens"
-    with pytest.raises(ValueError, match=message):
-        short.prompt_ids(PROBLEM)
-    assert short.unchecked_prompt_ids(PROBLEM) == WORDS.prompt_ids(PROBLEM)
-
-
-def test_tokenizer_without_meta_actions_is_refused() -> None:
-    renderer = PromptRenderer(build_word_tokenizer(["a"], special_tokens=()), PLAIN_TEMPLATE, 8)
-    with pytest.raises(ValueError, match=r"tokenizer lacks .*add_meta_action_tokens"):
-        _ = renderer.kind_of_id
-
-
-def test_tokenizer_without_end_of_text_is_refused() -> None:
-    tokenizer = build_word_tokenizer(["a"])
-    tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="tokenizer has no eos_token"):
-        _ = PromptRenderer(tokenizer, PLAIN_TEMPLATE, 8).eos_id
 
 
 # --- actions and segments ------------------------------------------------------------------------
@@ -222,62 +154,87 @@ def test_segments_tile_and_the_text_encodes_to_the_same_ids(
     prefix_ids = WORDS.encode(prefix) if prefix else []
     assert WORDS.encode(full_response(made)) == prefix_ids + kept
     num_reflects = kept.count(META_IDS[1])
-    assert count_reflections(made) == num_reflects
+    assert COAT.metrics(made) == {"reflections_per_answer": num_reflects}
 
 
-def test_split_segments_gives_plain_python_positions() -> None:
-    for segment in split_segments(ids(f"p {REFLECT} q"), WORDS):
+def test_segments_have_plain_python_positions() -> None:
+    for segment in COAT.segments(ids(f"p {REFLECT} q"), WORDS, prefix=None):
         assert type(segment.start) is int
         assert type(segment.stop) is int
 
 
-# --- trajectories and back -----------------------------------------------------------------------
-
-
-def test_sampled_trajectory_keeps_what_the_engine_said() -> None:
-    logprobs = np.array([-0.5, -1.5], dtype=np.float32)
-    made = build_trajectory(
-        PROBLEM,
-        ids("p q"),
-        renderer=WORDS,
-        group_id=7,
-        finish="length",
-        logprobs=logprobs,
-        policy_version=4,
-    )
-    assert made.logprobs.tolist() == logprobs.tolist()
-    assert (made.group_id, made.finish, made.policy_version) == (7, "length", 4)
-    assert made.reward is None
-
-
-def test_demonstration_ends_with_end_of_text_and_has_no_sampler() -> None:
-    response = f"p{CONTINUE} \\boxed{{ p q }}"
-    made = encode_demonstration(Demonstration(PROBLEM, response, "I"), WORDS, group_id=2)
-    assert made.tokens[-1] == WORDS.eos_id
-    assert full_response(made) == response
-    assert not made.logprobs.any()
-    assert (made.policy_version, made.finish, made.group_id) == (-1, "stop", 2)
+def num_reflections(made: Trajectory) -> float:
+    return COAT.metrics(made)["reflections_per_answer"]
 
 
 def test_reflections_that_the_prefix_started_do_not_count() -> None:
-    assert count_reflections(trajectory(f"p {REFLECT} 7 {REFLECT} 1")) == 2
-    assert count_reflections(trajectory("7 + 1", prefix=f"p{REFLECT}")) == 0
-    assert count_reflections(trajectory(f"7 {REFLECT} 1", prefix=f"p{REFLECT}")) == 1
+    assert num_reflections(trajectory(f"p {REFLECT} 7 {REFLECT} 1")) == 2
+    assert num_reflections(trajectory("7 + 1", prefix=f"p{REFLECT}")) == 0
+    assert num_reflections(trajectory(f"7 {REFLECT} 1", prefix=f"p{REFLECT}")) == 1
 
 
-def test_full_response_starts_with_the_prefix() -> None:
-    made = trajectory(f"7 + 1 {EXPLORE} p", prefix=f"p 7{REFLECT}")
-    assert full_response(made) == f"p 7{REFLECT}7 + 1{EXPLORE} p"
+# --- attempts ----------------------------------------------------------------------------------
 
 
-@given(
-    prefix=st.text(max_size=20),
-    response=st.lists(
-        st.sampled_from([*META_ACTION_TOKENS, " ", "\n", "\\boxed{4}", "a"]) | st.text(max_size=3)
-    ).map("".join),
+def box(answer: int) -> str:
+    return f"\\boxed{{ {answer} }}"
+
+
+@pytest.mark.parametrize(
+    ("response", "answers"),
+    [
+        ("", []),
+        ("p q", []),
+        (box(4), []),
+        ("p<|reflect|> q", []),
+        (f"p<|reflect|> {box(4)}", []),
+        (f"{box(4)}<|reflect|>", ["4"]),
+        (f"{box(4)}<|reflect|> no<|explore|> {box(5)}<|reflect|> no", ["4", "5"]),
+        (f"{box(4)}<|reflect|> ok<|reflect|> ok", ["4", "4"]),
+        (f"p<|reflect|> q {box(4)}<|reflect|> no", ["4"]),
+        (f"{box(4)}<|explore|> {box(5)}<|reflect|> no", ["5"]),
+        (f"{box(4)}<|reflect|> \\boxed{{5<|reflect|>", ["4"]),
+        ("\\boxed{ 4<|reflect|> }", []),
+    ],
 )
-def test_byte_level_round_trip(bytes_renderer: PromptRenderer, prefix: str, response: str) -> None:
-    # The end-of-text token is the only text that decode drops, and surrogates are no text.
-    text = (prefix + REFLECT + response).encode("utf-8", "ignore").decode()
-    text = text.replace("<|endoftext|>", "")
-    assert bytes_renderer.decode(bytes_renderer.encode(text)) == text
+def test_attempts(response: str, answers: list[str]) -> None:
+    assert COAT.attempts(response) == answers
+
+
+def test_thousands_of_reflections_copy_no_response() -> None:
+    response = f"{box(4)} " + "<|reflect|> hm " * 5_000
+    tracemalloc.start()
+    try:
+        answers = COAT.attempts(response)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert answers == ["4"] * 5_000
+    assert peak < 20 * len(response)
+
+
+# --- prefixes, the report ------------------------------------------------------------------------
+
+
+def test_a_prefix_is_cut_before_its_actions() -> None:
+    prefix = "a b<|continue|> 3<|reflect|> no<|explore|> <|other|>"
+    assert COAT.pieces(prefix) == [
+        (SegmentKind.CONTINUE, "a b"),
+        (SegmentKind.CONTINUE, "<|continue|> 3"),
+        (SegmentKind.REFLECT, "<|reflect|> no"),
+        (SegmentKind.EXPLORE, "<|explore|> <|other|>"),
+    ]
+    assert COAT.pieces("a") == [(SegmentKind.WHOLE, "a")]
+    assert COAT.pieces("") == []
+
+
+@given(st.lists(st.sampled_from([*META_ACTION_TOKENS, "a", " ", "\n"])).map("".join))
+def test_every_piece_has_a_colour_and_together_they_are_the_text(text: str) -> None:
+    pieces = COAT.pieces(text)
+    assert "".join(piece for _, piece in pieces) == text
+    assert {kind for kind, _ in pieces} <= set(COAT.colours)
+
+
+def test_coat_is_the_format_with_restarts() -> None:
+    assert FORMATS["coat"] is COAT
+    assert COAT.has_restarts and COAT.restart_ending == REFLECT and COAT.self_corrects
