@@ -23,12 +23,15 @@ from pydantic.fields import FieldInfo
 
 from satori_fast.config_checks import (
     check_distillation,
+    check_format,
     check_inputs,
     check_layout,
     check_lengths,
     check_reinforcement,
+    check_restarts,
     check_reward_model,
     check_samples,
+    has_restarts,
 )
 from satori_fast.config_sections import (
     KEYS_OF_ENGINES,
@@ -149,6 +152,7 @@ class Config(Section):
         if "iterate" in self.stages and not self.iterate.rounds:
             raise ValueError("iterate.rounds is empty: list a round, or take iterate out of stages")
         check_inputs(self.stages, self.model, self.tokenizer, self.data, supervised=self.supervised)
+        check_format(self.stages, self.tokenizer, self.data)
         check_lengths(self.stages, self.rollout, self.packing, self.data)
         check_layout(self.rollout, self.parallel)
         check_samples(self.stages, self.rollout, self.solutions)
@@ -156,6 +160,7 @@ class Config(Section):
         rounds = self.iterate.rounds if "iterate" in self.stages else ()
         if "reinforce" in self.stages:
             check_reinforcement(self.reinforce, self.rollout)
+            check_restarts(self.data, self.reinforce.restarts)
         if "distill" in self.stages:
             check_distillation(self.distill, self.rollout)
         for number, settings in enumerate(rounds):
@@ -166,7 +171,13 @@ class Config(Section):
                 settings.sampling(self.rollout),
                 where=where,
             )
+            check_restarts(self.data, settings.reinforcement(self.reinforce).restarts, where=where)
         return self
+
+    @property
+    def restarts_enabled(self) -> bool:
+        """Whether reinforcement mixes restarts in: as set, or else where the format has them."""
+        return has_restarts(self.data, self.reinforce.restarts)
 
     @classmethod
     def example(cls) -> Config:

@@ -97,8 +97,13 @@ class DataConfig(Section):
     """field mapping of eval_source"""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """hash split: share of the source that is held out when there is no eval_source"""
-    template: Literal["satori", "plain"] = "satori"
-    """prompt template: satori is the paper's Template 3, plain is the question and a line break"""
+    template: Literal["satori", "plain", "chat"] = "satori"
+    """prompt template: satori (the paper's Template 3), plain (the question and a line break), or
+    chat (the tokenizer's own chat template)"""
+    system: str | None = None
+    """system turn of template chat; None: no such turn"""
+    format: str = "coat"
+    """format of responses: coat (Satori's meta actions) or plain (a response is one segment)"""
     max_prompt_tokens: int = Field(default=1024, gt=0)
     """longer prompts are filtered out by length, never cut"""
 
@@ -170,6 +175,8 @@ class RolloutConfig(Section):
     """response limit, tokens"""
     max_step_tokens: int | None = Field(default=None, gt=0)
     """response tokens per step; longer responses go on in the next step; None: no such limit"""
+    stop_tokens: tuple[str, ...] = Field(default=(), strict=False)
+    """tokens that end a response, beside those that the model's own files name"""
     max_slots: int = Field(default=256, gt=0)
     """requests decoded at once"""
     temperature: float = Field(default=1.0, ge=0)

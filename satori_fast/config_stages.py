@@ -150,8 +150,9 @@ class PreferenceConfig(Section):
 
 
 class RestartConfig(Section):
-    enabled: bool = True
-    """mix restarts into the problems (Satori: restart and explore)"""
+    enabled: bool | None = None
+    """mix restarts into the problems (Satori: restart and explore); None: if data.format has them
+    """
     refresh_every: int = Field(default=0, ge=0)
     """steps between new buffers from the policy of the day; 0: built once (the paper)"""
     max_backtrack: int = Field(default=2, ge=0)
@@ -318,7 +319,7 @@ class RoundConfig(Section):
     learning_rate: float | None = Field(default=None, gt=0)
     """peak of the policy's in the reinforcement"""
     restarts: bool = False
-    """mix restarts in (the paper's second round: no)"""
+    """mix restarts into the problems of the reinforcement (the paper's second round: no)"""
 
     def distillation(self, base: DistillConfig) -> DistillConfig:
         """The section distill, as this round changes it."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from satori_fast.data.coat import build_trajectory
 from satori_fast.data.problem_file import problem_from_row
+from satori_fast.data.prompts import build_trajectory
 from satori_fast.experience.online import OnlineSource
 from satori_fast.experience.source import Judge, ProblemFeed
 from satori_fast.rollout.engine import (

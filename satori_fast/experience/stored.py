@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from satori_fast.data.coat import PromptRenderer, build_trajectory
+from satori_fast.data.prompts import PromptRenderer, build_trajectory
 from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.problem_file import problem_from_row, problem_to_row
 from satori_fast.experience.source import Judge

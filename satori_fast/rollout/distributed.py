@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Protocol, TypeVar
 
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 from satori_fast.rollout.weight_sync import WeightSink

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from satori_fast.data.coat import PromptRenderer, build_trajectory
+from satori_fast.data.prompts import PromptRenderer, build_trajectory
 from satori_fast.rollout.weight_sync import WeightSink
 from satori_fast.types import Finish, Problem, RolloutResult, Trajectory
 

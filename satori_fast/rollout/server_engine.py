@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, SamplingParams
 from satori_fast.rollout.server_client import Flight, ServerClient
 from satori_fast.rollout.server_owner import Owner

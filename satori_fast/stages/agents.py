@@ -20,9 +20,10 @@ from satori_fast.backbone.architecture import load_hf_config
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import build_learner
 from satori_fast.config import AgentConfig, Config, ConfigError, SynthesizeConfig
-from satori_fast.data.coat import TEMPLATES, PromptRenderer
 from satori_fast.data.control_tokens import ControlTokens
+from satori_fast.data.formats.plain import PLAIN
 from satori_fast.data.packing import PackingSpec
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.stop_tokens import stop_ids_of
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.grading import GradingPool
@@ -263,9 +264,9 @@ def load_engine_chat(agent: AgentConfig, role: str, *, folder: Path) -> EngineCh
     policy = build_learner(hf_config, weights=model, dtype=getattr(torch, agent.dtype))
     tokenizer = load_tokenizer(model)
     limit_vocabulary(policy, tokenizer)
-    renderer = PromptRenderer(
-        tokenizer, TEMPLATES["plain"], agent.max_seqlen - 1, stop_ids_of(model, tokenizer)
-    )
+    # Its replies are texts, of no format of ours.
+    stop_ids = stop_ids_of(model, tokenizer, PLAIN.special_tokens)
+    renderer = PromptRenderer(tokenizer, PLAIN_TEMPLATE, agent.max_seqlen - 1, stop_ids, PLAIN)
     engine: Engine
     if agent.kind == "embedded":
         engine = EmbeddedEngine.of_policy(

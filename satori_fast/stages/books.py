@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from satori_fast.backbone.architecture import head_dim
 from satori_fast.backbone.step import Learner
+from satori_fast.data.formats import ResponseFormat
 from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.profiling.flops import ModelShape, forward_flops, training_flops
 from satori_fast.profiling.metrics import MetricsWriter, sample_record
@@ -26,14 +27,21 @@ class Books:
     """Measures and records the steps of a run, on every rank; the main process writes.
 
     stage:       the stage at work; `begin_stage` sets it.
+    format:      of the responses: what it counts, and its colours.
     setup_times: of the stage at work, from its beginning to its first step.
     writer:      of metrics.jsonl and samples.jsonl, None where another process writes.
     """
 
     def __init__(
-        self, spans: SpanRecorder, monitor: StepMonitor, writer: MetricsWriter | None
+        self,
+        spans: SpanRecorder,
+        monitor: StepMonitor,
+        writer: MetricsWriter | None,
+        *,
+        format: ResponseFormat,
     ) -> None:
         self.spans = spans
+        self.format = format
         self.monitor = monitor
         self.writer = writer
         self.stage = ""
@@ -76,7 +84,10 @@ class Books:
         """Write trajectories to samples.jsonl."""
         if self.writer is not None:
             for trajectory in trajectories:
-                self.writer.write_sample(sample_record(self.stage, step, trajectory=trajectory))
+                record = sample_record(
+                    self.stage, step, trajectory=trajectory, format=self.format
+                )
+                self.writer.write_sample(record)
 
     def record_evaluation(
         self, step: int, result: EvaluationResult, *, num_samples: int
@@ -116,7 +127,7 @@ class Books:
         self.record_samples(step, evenly_spread(experience.sampled, num_samples))
         all_reduce_sum = trainer.parallel.all_reduce_sum
         metrics = {
-            **experience_metrics(experience),
+            **experience_metrics(experience, format=self.format),
             **advantage_metrics(result.batches, result.advantages, kept, all_reduce_sum),
             **update_metrics(result.stats),
         }

@@ -21,7 +21,7 @@ from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.architecture import load_hf_config, transformer_config
 from satori_fast.config import Config, ConfigError
 from satori_fast.data.sources import load_demonstrations
-from satori_fast.data.tokenizer import add_meta_action_tokens, load_tokenizer
+from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
 from satori_fast.stages.agents import check_agents
 from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import StagePlan
@@ -29,6 +29,7 @@ from satori_fast.stages.models import ModelFolders, model_folder
 from satori_fast.stages.rewards import check_functions
 from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.scoring import check_same_tokens, statistics_of
+from satori_fast.stages.setup import renderer_of
 from satori_fast.stages.supervised import demonstration_source
 from satori_fast.stages.synthesize import demonstrations_path
 
@@ -63,7 +64,7 @@ def _check(context: Context, plans: Sequence[StagePlan], written: Path | None) -
         elif plan.kind == "preference":
             scored_tokenizer = tokenizer
         elif plan.kind == "distill" and plan.config.distill.student is not None:
-            tokenizer = _check_student(models, plan.config.distill.student)
+            tokenizer = _check_student(plan.config, models, plan.config.distill.student)
         elif plan.kind == "reinforce":
             check_functions(plan.config.reward, context.functions)
             if _uses_reward_model(plan.config):
@@ -117,13 +118,14 @@ def _check_demonstrations(config: Config, written: Path | None) -> None:
             raise ConfigError(f"{source} has no demonstration")
 
 
-def _check_student(models: ModelFolders, student: str) -> PreTrainedTokenizerBase:
+def _check_student(config: Config, models: ModelFolders, student: str) -> PreTrainedTokenizerBase:
     """The tokenizer that a run goes on with after this distillation."""
     with _naming(f"distill.student = {student!r}"):
         folder = model_folder(student, weights=False)
         _check_model(models, folder)
         tokenizer = load_tokenizer(folder)
-        add_meta_action_tokens(tokenizer)
+        add_special_tokens(tokenizer, models.renderer.format.special_tokens)
+        renderer_of(config, tokenizer, folder)
         return tokenizer
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from satori_fast.config import ConfigError, DistillConfig, SolutionsConfig
-from satori_fast.data.coat import full_response
+from satori_fast.data.prompts import full_response
 from satori_fast.rollout.engine import Engine
 from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
@@ -57,7 +57,8 @@ def distill(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
         start = model_folder(config.student)
         tokenizer = folder.path / f"tokenizer_{stage}"
         if not folder.has(tokenizer.name):
-            folder.on_main(lambda: keep_tokenizer(start, tokenizer))
+            special_tokens = context.renderer.format.special_tokens
+            folder.on_main(lambda: keep_tokenizer(start, tokenizer, special_tokens))
             folder.keep(tokenizer)
         context = with_tokenizer(context, tokenizer, folder=folder)
     trajectories = load_trajectories(

@@ -19,7 +19,7 @@ from satori_fast.backbone.architecture import hf_architecture
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner
 from satori_fast.config import ConfigError, RolloutConfig
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rollout.distributed import Distributed
 from satori_fast.rollout.embedded_engine import EmbeddedEngine

@@ -20,7 +20,7 @@ from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.backbone.weights import Untaught
 from satori_fast.config import Config, ConfigError, OptimizerConfig
-from satori_fast.data.coat import META_ACTION_TOKENS, PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.stop_tokens import exported_generation
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.stages.run_folder import RunFolder
@@ -98,7 +98,7 @@ class ModelFolders:
         return build_learner(
             hf_config,
             kind=kind,
-            weights=Untaught(folder, tokens_unknown_to(folder, self.renderer.tokenizer)),
+            weights=Untaught(folder, tokens_unknown_to(folder, self.renderer)),
             optimizer=None if optimizer is None else optimizer_settings(optimizer, num_steps),
             dtype=getattr(torch, self.dtype),
             recompute=self.recompute,
@@ -118,14 +118,13 @@ def limit_vocabulary(learner: Learner, tokenizer: PreTrainedTokenizerBase) -> No
         learner.module.limit_vocabulary(min(num_ids, learner.hf_config.vocab_size))
 
 
-def tokens_unknown_to(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids of the meta-action tokens that the tokenizer in a model folder does not have: the model
-    was not trained with them. Without a tokenizer there, none."""
+def tokens_unknown_to(folder: Path, renderer: PromptRenderer) -> tuple[int, ...]:
+    """Ids of the format's special tokens that the tokenizer in a model folder does not have: the
+    model was not trained with them. Without a tokenizer there, none."""
     if not (folder / "tokenizer_config.json").exists():
         return ()
     known = load_tokenizer(folder).get_vocab()
-    ids = tokenizer.get_vocab()
-    return tuple(ids[token] for token in META_ACTION_TOKENS if token not in known)
+    return tuple(number for token, number in renderer.special_ids.items() if token not in known)
 
 
 def optimizer_settings(config: OptimizerConfig, num_steps: int) -> OptimizerSettings:

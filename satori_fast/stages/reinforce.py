@@ -194,7 +194,7 @@ def build_source(
             config, rollout, context.renderer, judge, seed=seeds.of(context.stage, "problems")
         )
     buffers = None
-    if config.restarts.enabled:
+    if context.config.restarts_enabled:
         solver = context.solver(folder, books)
         start = context.policy_folder.name
         buffers = RestartBuffers(config.restarts, solver, context.stage, start)
@@ -260,7 +260,7 @@ def warn_of_settings(config: Config, recipe: Recipe, *, stage: str) -> None:
         stage,
         unused_keys(recipe, reinforce.changed_keys()),
         bonus_cancels=bonus_cancels(
-            recipe.credit(), config.reward, has_restarts=reinforce.restarts.enabled
+            recipe.credit(), config.reward, has_restarts=config.restarts_enabled
         ),
     )
 

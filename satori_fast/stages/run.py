@@ -20,7 +20,7 @@ from rich.console import Console
 from satori_fast import __version__, failures
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.config import Config
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.grading import GradingPool
 from satori_fast.profiling.device import describe_device
 from satori_fast.profiling.metrics import MetricsWriter
@@ -178,6 +178,7 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
 
 def _set_up(config: Config, folder: RunFolder, parallel: ParallelState, *, resume: bool) -> Run:
     """The parts of a run whose folder is open."""
+    parallel.on_main(lambda: setup.check_sources(config))
     parallel.on_main(lambda: setup.make_tokenizer(config, folder))
     folder.share_progress()
     models = {"tokenizer": setup.tokenizer_folder(folder.path)} | folder.models()
@@ -198,7 +199,7 @@ def _set_up(config: Config, folder: RunFolder, parallel: ParallelState, *, resum
     return Run(
         config=config,
         folder=folder,
-        books=Books(spans, monitor, writers[0] if writers else None),
+        books=Books(spans, monitor, writers[0] if writers else None, format=renderer.format),
         parallel=parallel,
         grader=SharedGrader(pool, parallel),
         functions=build_worker(config.reward),

@@ -11,20 +11,32 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from satori_fast import __version__
 from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
-from satori_fast.config import Config
+from satori_fast.config import Config, ConfigError
 from satori_fast.data.arithmetic import ArithmeticProblems, domain_words
-from satori_fast.data.coat import TEMPLATES, PromptRenderer
+from satori_fast.data.formats import FORMATS
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
-from satori_fast.data.sources import load_problems, source_digest
-from satori_fast.data.stop_tokens import keep_generation_config, stop_ids_of
+from satori_fast.data.prompts import (
+    TEMPLATES,
+    ChatTemplate,
+    PromptRenderer,
+    check_chat_template,
+    template_named,
+)
+from satori_fast.data.sources import check_source, load_problems, source_digest
+from satori_fast.data.stop_tokens import (
+    ids_of_stop_tokens,
+    keep_generation_config,
+    stop_ids_of,
+)
 from satori_fast.data.tokenizer import (
-    add_meta_action_tokens,
+    CHAT_TOKENS,
+    add_special_tokens,
     build_word_tokenizer,
     load_tokenizer,
     train_tokenizer,
@@ -40,6 +52,9 @@ from satori_fast.stages.models import model_folder
 from satori_fast.stages.run_folder import RunFolder
 from satori_fast.storage import digests, replaced_folder
 from satori_fast.types import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +74,17 @@ def join_ranks(config: Config) -> ParallelState:
     )
 
 
+def check_sources(config: Config) -> None:
+    """ConfigError for a data set that cannot be one, before anything is loaded."""
+    named = {"data.source": config.data.source, "data.eval_source": config.data.eval_source}
+    for key, source in named.items():
+        try:
+            if source is not None:
+                check_source(source, (ARITHMETIC,) if key == "data.source" else ())
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{key}: {error}") from None
+
+
 def tokenizer_folder(folder: Path) -> Path:
     return folder / "tokenizer"
 
@@ -73,41 +99,39 @@ def make_tokenizer(config: Config, place: RunFolder) -> None:
 
 
 def _write_tokenizer(config: Config, saved: Path) -> None:
+    special_tokens = FORMATS[config.data.format].special_tokens
     if config.tokenizer.kind == "model":
         assert config.model.path is not None
-        keep_tokenizer(model_folder(config.model.path), saved)
+        keep_tokenizer(model_folder(config.model.path), saved, special_tokens)
         return
     if config.tokenizer.kind == "words":
-        tokenizer = build_word_tokenizer(domain_words())
+        tokenizer = build_word_tokenizer(domain_words(), special_tokens)
     else:
         texts = [TEMPLATES[config.data.template].format(question="")]
         for problem in load_problems(config.data.source, config.data.mapping)[0]:
             texts += [problem.question, problem.answer or ""]
-        tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
-    add_meta_action_tokens(tokenizer)
+        tokenizer = train_tokenizer(
+            texts, config.tokenizer.vocab_size, special_tokens=(*CHAT_TOKENS, *special_tokens)
+        )
     with replaced_folder(saved) as folder:
         tokenizer.save_pretrained(folder)
 
 
-def keep_tokenizer(model: Path, folder: Path) -> None:
-    """The tokenizer of a model folder with the meta-action tokens and what the model stops on, in
-    `folder`."""
+def keep_tokenizer(model: Path, folder: Path, special_tokens: Sequence[str]) -> None:
+    """Keep the tokenizer of a model folder in `folder`, with the special tokens of the response
+    format and what the model stops on."""
     tokenizer = load_tokenizer(model)
-    add_meta_action_tokens(tokenizer)
+    add_special_tokens(tokenizer, special_tokens)
     with replaced_folder(folder) as partial_folder:
-        keep_generation_config(model, partial_folder, tokenizer)
+        keep_generation_config(model, partial_folder, tokenizer, special_tokens)
         tokenizer.save_pretrained(partial_folder)
 
 
 def build_renderer(config: Config, folder: Path) -> PromptRenderer:
-    """The run's tokenizer, template and stop tokens; a warning where they do not fit together."""
-    tokenizer = load_tokenizer(folder)
-    renderer = PromptRenderer(
-        tokenizer,
-        TEMPLATES[config.data.template],
-        config.data.max_prompt_tokens,
-        stop_ids_of(folder, tokenizer),
-    )
+    """The run's tokenizer, template, format and stop tokens; a warning where a marker is no token.
+
+    ConfigError where they do not go together (`renderer_of`)."""
+    renderer = renderer_of(config, load_tokenizer(folder), folder)
     if unknown := renderer.unknown_markers:
         logger.warning(
             'data.template = "%s": the tokenizer has no single token for %s, so a model reads them '
@@ -117,6 +141,23 @@ def build_renderer(config: Config, folder: Path) -> PromptRenderer:
             ", ".join(unknown),
         )
     return renderer
+
+
+def renderer_of(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PromptRenderer:
+    """A renderer as the config wants it. ConfigError: a chat template that the tokenizer lacks, a
+    stop token that is not one token of it. folder: where the model's stop tokens are named."""
+    data, format = config.data, FORMATS[config.data.format]
+    template = template_named(data.template, data.system)
+    try:
+        if isinstance(template, ChatTemplate):
+            check_chat_template(tokenizer, template)
+        stop_ids = (
+            *stop_ids_of(folder, tokenizer, format.special_tokens),
+            *ids_of_stop_tokens(config.rollout.stop_tokens, tokenizer, format.special_tokens),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return PromptRenderer(tokenizer, template, data.max_prompt_tokens, stop_ids, format)
 
 
 def build_problems(

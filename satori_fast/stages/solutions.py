@@ -19,8 +19,8 @@ from rich.console import Console
 
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.config import SolutionsConfig
-from satori_fast.data.coat import PromptRenderer, build_trajectory, full_response
 from satori_fast.data.problem_file import problem_from_row, problem_to_row
+from satori_fast.data.prompts import PromptRenderer, build_trajectory, full_response
 from satori_fast.evaluation.evaluate import graded
 from satori_fast.grading import Grader
 from satori_fast.profiling.metrics import progress

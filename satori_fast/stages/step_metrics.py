@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from satori_fast.algorithms.losses import explained_variance
-from satori_fast.data.coat import count_reflections
+from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.mixture import ORIGINS, origin_of
+from satori_fast.evaluation.evaluate import mean_metrics
 from satori_fast.stages.mismatch import token_versions
 from satori_fast.types import Advantages, Experience, PackedBatch, RewardBreakdown, Trajectory
 
 
-def experience_metrics(experience: Experience) -> dict[str, float]:
+def experience_metrics(experience: Experience, *, format: ResponseFormat) -> dict[str, float]:
     """Means over all that was sampled, and what was counted on the way; accuracy over the
     trajectories that were graded, also by where the problem started. Each term of the reward is
-    "reward/NAME".
+    "reward/NAME", and each count of the format "rollout/NAME".
 
     "rollout/stale_tokens": share of response tokens that older weights sampled.
     """
@@ -32,7 +33,7 @@ def experience_metrics(experience: Experience) -> dict[str, float]:
     metrics = reward_metrics([t.reward for t in scored if t.reward is not None])
     metrics |= _accuracy("rollout/accuracy", scored)
     metrics |= {
-        "rollout/reflections_per_answer": float(np.mean([count_reflections(t) for t in scored])),
+        **{f"rollout/{name}": mean for name, mean in mean_metrics(scored, format).items()},
         "rollout/mean_response_tokens": float(np.mean([t.num_response_tokens for t in scored])),
         "rollout/stale_tokens": float(np.mean(np.concatenate(stale))),
         "rollout/truncated": float(np.mean([t.finish == "length" for t in scored])),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.experience.partial import PartialRollouts
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams

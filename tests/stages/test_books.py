@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from satori_fast.config import OptimizerConfig
-from satori_fast.data.coat import encode_demonstration
+from satori_fast.data.prompts import encode_demonstration
 from satori_fast.experience.demonstrations import DemonstrationSource
 from satori_fast.profiling.flops import ModelShape
 from satori_fast.stages.books import shape_of

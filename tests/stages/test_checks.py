@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from satori_fast.config import ConfigError
-from satori_fast.data.tokenizer import add_meta_action_tokens, load_tokenizer
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
+from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
 from satori_fast.stages import run_stages
 from satori_fast.stages.checks import check_stages
 from satori_fast.stages.iterate import plan_stages
@@ -168,7 +169,7 @@ def test_models_of_other_token_ids(run: Run, tmp_path: Path) -> None:
     assert "has another tokenizer than the policy" in message
     # A student's tokenizer is the policy's from there on.
     student = save_model(tmp_path / "student", other, is_scalar=False)
-    add_meta_action_tokens(other)
+    add_special_tokens(other, META_ACTION_TOKENS)
     options = ("--distill.student", student, *PREFERRED)
     own = ("--stages", "['preference','distill','reinforce']", *options)
     assert "distill.student: reward model models/preference has another" in refusal(

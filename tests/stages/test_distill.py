@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from satori_fast.config import ConfigError
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer, encode_demonstration
-from satori_fast.data.tokenizer import add_meta_action_tokens, build_word_tokenizer, load_tokenizer
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, encode_demonstration
+from satori_fast.data.tokenizer import add_special_tokens, build_word_tokenizer, load_tokenizer
 from satori_fast.stages import run_stages
 from satori_fast.stages.distill import hardest
 from satori_fast.stages.run import build_run
@@ -25,7 +26,7 @@ from satori_fast.types import Demonstration, Problem
 from tests.stages.test_run import tiny_config
 
 TOKENIZER = build_word_tokenizer(domain_words())
-add_meta_action_tokens(TOKENIZER)
+add_special_tokens(TOKENIZER, META_ACTION_TOKENS)
 RENDERER = PromptRenderer(TOKENIZER, PLAIN_TEMPLATE, 100)
 
 

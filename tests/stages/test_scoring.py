@@ -12,8 +12,8 @@ import torch
 from satori_fast.backbone.architecture import load_hf_config, score_statistics
 from satori_fast.backbone.step import Learner, value
 from satori_fast.config import ConfigError
-from satori_fast.data.coat import build_trajectory
 from satori_fast.data.packing import PackingSpec
+from satori_fast.data.prompts import build_trajectory
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.rewards.preference import preference_rewards
 from satori_fast.stages.books import Books

@@ -17,14 +17,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.config import Config, load_config
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import (
-    META_ACTION_TOKENS,
-    PLAIN_TEMPLATE,
-    SATORI_TEMPLATE,
-    PromptRenderer,
-)
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
+from satori_fast.data.prompts import PLAIN_TEMPLATE, SATORI_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import (
-    add_meta_action_tokens,
+    add_special_tokens,
     build_word_tokenizer,
     load_tokenizer,
     train_tokenizer,
@@ -81,7 +77,7 @@ def problems_of(config: Config, folder: Path, *, parallel: Any = None) -> Halves
     tokenizer = folder / "tokenizer"
     if not tokenizer.exists():
         made = build_word_tokenizer(["what", "is", *map(str, range(50))])
-        add_meta_action_tokens(made)
+        add_special_tokens(made, META_ACTION_TOKENS)
         made.save_pretrained(tokenizer)
     longest = config.data.max_prompt_tokens
     renderer = PromptRenderer(load_tokenizer(tokenizer), PLAIN_TEMPLATE, longest)
