@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from satori_fast.config_checks import (
     check_distillation,
+    check_experience,
     check_format,
     check_inputs,
     check_layout,
@@ -160,6 +161,7 @@ class Config(Section):
         rounds = self.iterate.rounds if "iterate" in self.stages else ()
         if "reinforce" in self.stages:
             check_reinforcement(self.reinforce, self.rollout)
+            check_experience(self.reinforce, self.rollout)
             check_restarts(self.data, self.reinforce.restarts)
         if "distill" in self.stages:
             check_distillation(self.distill, self.rollout)
@@ -176,8 +178,10 @@ class Config(Section):
 
     @property
     def restarts_enabled(self) -> bool:
-        """Whether reinforcement mixes restarts in: as set, or else where the format has them."""
-        return has_restarts(self.data, self.reinforce.restarts)
+        """Whether reinforcement mixes restarts in: as set, or else where the format has them; never
+        into rollouts that are stored."""
+        is_online = self.reinforce.source == "online"
+        return is_online and has_restarts(self.data, self.reinforce.restarts)
 
     @classmethod
     def example(cls) -> Config:

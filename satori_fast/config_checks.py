@@ -22,6 +22,7 @@ from satori_fast.config_sections import (
     TokenizerConfig,
 )
 from satori_fast.config_stages import (
+    EXPERIENCE_SOURCES,
     DistillConfig,
     ReinforceConfig,
     RestartConfig,
@@ -235,6 +236,39 @@ def check_reinforcement(
     _check_schedule("reinforce.optimizer", config.optimizer, config, where=where)
     if "critic" in recipe.needs:
         _check_schedule("reinforce.critic_optimizer", config.critic_optimizer, config, where=where)
+
+
+def check_experience(config: ReinforceConfig, rollout: RolloutConfig) -> None:
+    """The source of experience exists, and has what it needs and no more."""
+    if config.source not in EXPERIENCE_SOURCES:
+        near = difflib.get_close_matches(config.source, EXPERIENCE_SOURCES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"reinforce.source = {config.source!r} does not exist; the nearest is {near!r}, there "
+            f"are {', '.join(EXPERIENCE_SOURCES)}"
+        )
+    is_stored = config.source == "stored"
+    if is_stored and config.rollouts is None:
+        raise ValueError(
+            'reinforce.source = "stored" needs reinforce.rollouts: name a file of solutions/ that '
+            "was sampled with solutions.keep_logprobs = true"
+        )
+    if not is_stored and config.rollouts is not None:
+        raise ValueError(
+            f'reinforce.rollouts = {config.rollouts!r} is for source = "stored" and does nothing '
+            f'for source = "{config.source}": take it out, or set reinforce.source = "stored"'
+        )
+    if is_stored and config.restarts.enabled:
+        raise ValueError(
+            'reinforce.restarts.enabled = true with source = "stored", which samples nothing: take '
+            "it out; stored rollouts keep the prefixes that they were sampled from"
+        )
+    refills = config.max_sampling_rounds > 1
+    if refills and (is_stored or rollout.max_step_tokens is not None):
+        other = 'reinforce.source = "stored"' if is_stored else "rollout.max_step_tokens"
+        raise ValueError(
+            f"reinforce.max_sampling_rounds = {config.max_sampling_rounds} does not go with "
+            f"{other}: there are no further rounds; set it to 1"
+        )
 
 
 def _recipe(config: ReinforceConfig) -> Recipe:

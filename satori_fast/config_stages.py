@@ -127,6 +127,8 @@ class SolutionsConfig(Section):
     """solutions per problem"""
     temperature: float | None = Field(default=None, gt=0)
     """sampling temperature; None: the rollout's"""
+    keep_logprobs: bool = False
+    """keep the samples' log-probs too, so that reinforce.source = "stored" can train on the file"""
 
 
 class PreferenceConfig(Section):
@@ -167,6 +169,8 @@ class RestartConfig(Section):
     """share of restarts from wrong solutions (D-), relative"""
 
 
+# Origins of trajectories: the values of reinforce.source.
+EXPERIENCE_SOURCES = ("online", "stored")
 # Keys of the section reinforce that replace a number of the recipe's row; None leaves it.
 RECIPE_KEYS = (
     "clip_low",
@@ -200,6 +204,12 @@ class ReinforceConfig(Section):
     """siblings of a prompt; group recipes need at least 2"""
     num_minibatches: int = Field(default=2, gt=0)
     """optimizer steps per rollout step"""
+    max_sampling_rounds: int = Field(default=1, gt=0)
+    """rounds of new problems until problems_per_step groups are informative; 1: no refilling"""
+    source: str = "online"
+    """origin of the trajectories: online (sampled from the policy) or stored (a file: rollouts)"""
+    rollouts: str | None = None
+    """source = "stored": a file of solutions/ that was sampled with solutions.keep_logprobs"""
     max_uninformative_steps: int = Field(default=50, ge=0)
     """steps in a row with nothing to learn from, all rewards equal, that stop the run; 0: never"""
     clip_low: float | None = Field(default=None, gt=0)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from satori_fast.data.prompts import PromptRenderer, build_trajectory
 from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.problem_file import problem_from_row, problem_to_row
+from satori_fast.data.prompts import PromptRenderer, build_trajectory
 from satori_fast.experience.source import Judge
 from satori_fast.rollout.restarting import ServedWeights
 from satori_fast.storage import sealed_line, sealed_records, write_atomically
@@ -67,7 +67,10 @@ class StoredSource:
 
 def write_rollouts(path: Path, rollouts: StoredRollouts) -> None:
     """Write `rollouts` to a file that `read_rollouts` reads, in one piece."""
-    lines = [sealed_line(header_of(rollouts))]
+    header = header_of(
+        rollouts.temperature, format=rollouts.format, fingerprint=rollouts.fingerprint
+    )
+    lines = [sealed_line(header)]
     for number, siblings in enumerate(rollouts.groups):
         lines += [sealed_line(trajectory_to_row(t, group=number)) for t in siblings]
     write_atomically(path, "".join(lines))
@@ -89,15 +92,9 @@ def read_rollouts(path: Path, renderer: PromptRenderer) -> StoredRollouts:
     return StoredRollouts(groups, header["temperature"], header["format"], header["fingerprint"])
 
 
-def header_of(rollouts: StoredRollouts) -> dict[str, Any]:
-    """The first line of a file: all but the trajectories."""
-    return {
-        _HEADER: {
-            "temperature": rollouts.temperature,
-            "format": rollouts.format,
-            "fingerprint": rollouts.fingerprint,
-        }
-    }
+def header_of(temperature: float, *, format: str, fingerprint: str) -> dict[str, Any]:
+    """The first line of a file; see `StoredRollouts` for its fields."""
+    return {_HEADER: {"temperature": temperature, "format": format, "fingerprint": fingerprint}}
 
 
 def trajectory_to_row(trajectory: Trajectory, *, group: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from satori_fast.data.coat import full_response
+from satori_fast.data.prompts import full_response
 from satori_fast.grading import Grader
 from satori_fast.types import Problem, RewardBreakdown, Trajectory
 

@@ -13,7 +13,13 @@ from typing import Protocol, TypeVar
 from satori_fast import termination
 from satori_fast.rollout.distributed import Ranks, WrappedEngine
 from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, SamplingParams
-from satori_fast.rollout.weight_sync import NamedTensor, SyncError, SyncReport, push_weights
+from satori_fast.rollout.weight_sync import (
+    NamedTensor,
+    SyncError,
+    SyncReport,
+    push_weights,
+    weights_fingerprint,
+)
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -40,6 +46,7 @@ class Restarting(WrappedEngine):
         self._ranks = ranks
         self._max_restarts = max_restarts
         self._push: Callable[[], SyncReport] | None = None
+        self._served: ServedWeights | None = None
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams
@@ -66,8 +73,13 @@ class Restarting(WrappedEngine):
             assert isinstance(outcome, SyncReport)
             return outcome
 
-        self._push = push
+        self._push, self._served = push, weights
         return self._keep_trying(push)
+
+    def weights_fingerprint(self) -> str:
+        """Name of the weights that were synced last; every rank must call it."""
+        assert self._served is not None, "an engine is synced before it is asked"
+        return weights_fingerprint(self._served.served_weights())
 
     def metrics(self) -> dict[str, float]:
         """Number of restarts under its metric name, for an engine that can die."""

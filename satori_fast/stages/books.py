@@ -84,9 +84,7 @@ class Books:
         """Write trajectories to samples.jsonl."""
         if self.writer is not None:
             for trajectory in trajectories:
-                record = sample_record(
-                    self.stage, step, trajectory=trajectory, format=self.format
-                )
+                record = sample_record(self.stage, step, trajectory=trajectory, format=self.format)
                 self.writer.write_sample(record)
 
     def record_evaluation(

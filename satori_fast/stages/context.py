@@ -17,8 +17,8 @@ from rich.console import Console
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner
 from satori_fast.config import Config
-from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.packing import PackingSpec
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.rewards.worker import FunctionWorker
 from satori_fast.rollout.engine import SamplingParams
 from satori_fast.rollout.restarting import Restarting

@@ -16,7 +16,7 @@ import numpy as np
 
 from satori_fast.config import ConfigError, DistillConfig, SolutionsConfig
 from satori_fast.data.prompts import full_response
-from satori_fast.rollout.engine import Engine
+from satori_fast.rollout.restarting import Restarting
 from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
 from satori_fast.stages.models import model_folder
@@ -77,7 +77,7 @@ def distill(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
 
 def solved_by_teacher(
     solver: Solver,
-    engine: Engine,
+    engine: Restarting,
     config: DistillConfig,
     *,
     stage: str,

@@ -19,7 +19,7 @@ from satori_fast.config import RestartConfig
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, ProblemMixture, origin_of
 from satori_fast.data.prefixes import restart_buffer
 from satori_fast.data.problem_file import problem_from_row, problem_to_row
-from satori_fast.rollout.engine import Engine
+from satori_fast.rollout.restarting import Restarting
 from satori_fast.stages.solutions import Solver
 from satori_fast.storage import sealed_line, sealed_records, wait_for_file, write_atomically
 from satori_fast.types import Problem
@@ -40,7 +40,7 @@ class RestartBuffers:
     stage: str
     start: str
 
-    def load_or_build(self, engine: Engine, *, step: int) -> list[Problem]:
+    def load_or_build(self, engine: Restarting, *, step: int) -> list[Problem]:
         """The buffer that serves from `step` on; built from what `engine` samples if it is not in
         the run folder yet. Every rank must call it."""
         folder = self.solver.folder
@@ -53,7 +53,7 @@ class RestartBuffers:
             folder.keep(path)
         return read_restarts(wait_for_file(path))
 
-    def _build(self, engine: Engine, *, name: str) -> list[Problem]:
+    def _build(self, engine: Restarting, *, name: str) -> list[Problem]:
         """Cut the samples of solutions/NAME.jsonl (see `data.prefixes.restart_buffer`)."""
         restarts = list(
             restart_buffer(
@@ -85,7 +85,7 @@ class StageProblems:
         self,
         problems: Sequence[Problem],
         buffers: RestartBuffers | None,
-        engine: Engine,
+        engine: Restarting,
         *,
         seed: int,
     ) -> None:

@@ -250,6 +250,7 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "supervised.source": config.supervised.source,
         "reward.model": config.reward.model,
         "distill.student": config.distill.student,
+        "reinforce.rollouts": config.reinforce.rollouts,
     }
     synthesize = config.synthesize
     agents = {
