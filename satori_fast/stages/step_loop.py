@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 
@@ -27,12 +27,43 @@ from satori_fast import termination
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner, NonFiniteUpdate
 from satori_fast.profiling.metrics import ProgressReporter, progress
+from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.alarms import SkippedUpdates
-from satori_fast.stages.books import Books
-from satori_fast.stages.run_folder import RunFolder, StageProgress
+from satori_fast.stages.run_folder import StageProgress
 
 # Leaves a learner as a model folder.
 Export = Callable[[Learner, Path], None]
+
+
+class Records(Protocol):
+    """The part of `books.Books` that the loop needs."""
+
+    def start_steps(self, num_steps: int) -> None: ...
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> StepTimes: ...
+
+    def digests(self) -> dict[str, str] | None: ...
+
+    def reset_clock(self) -> None: ...
+
+
+class Checkpoints(Protocol):
+    """The part of `run_folder.RunFolder` that the loop needs."""
+
+    path: Path
+
+    def resume(self, stage: str, learners: Mapping[str, Learner]) -> StageProgress: ...
+
+    def save(
+        self,
+        stage: str,
+        learners: Mapping[str, Learner],
+        progress: StageProgress,
+        *,
+        records: Mapping[str, str] | None,
+    ) -> None: ...
+
+    def exported(self, stage: str) -> Path: ...
 
 
 @dataclass
@@ -48,8 +79,8 @@ class StepLoop:
     stage: str
     learners: Mapping[str, Learner]
     num_steps: int
-    folder: RunFolder
-    books: Books
+    folder: Checkpoints
+    books: Records
     _: KW_ONLY
     checkpoint_every: int
     export_every: int = 0
