@@ -14,7 +14,12 @@ from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL
 from satori_fast.data.packing import PackingSpec, Weighting, pack
 from satori_fast.grading import GradingPool
 from satori_fast.stages.sharing import SharedGrader
-from satori_fast.stages.step_metrics import advantage_metrics, grading_metrics, update_metrics
+from satori_fast.stages.step_metrics import (
+    advantage_metrics,
+    grading_metrics,
+    rollout_metrics,
+    update_metrics,
+)
 from satori_fast.types import (
     Advantages,
     Credit,
@@ -22,6 +27,7 @@ from satori_fast.types import (
     Prefix,
     Problem,
     RewardBreakdown,
+    RolloutResult,
     Trajectory,
 )
 from tests.algorithms.test_advantages import alone, make_trajectory
@@ -79,6 +85,37 @@ def test_advantages_of_right_and_wrong_answers_by_origin(
             "advantage/right_restart_incorrect": 8.0,
         }
     )
+
+
+def test_terms_are_means_over_all_trajectories_and_accuracy_over_graded_ones() -> None:
+    plain = make_trajectory(2, [1, 1])
+    parts = [
+        RewardBreakdown({"rule": -1.0, "length": 0.5}, correct=False),
+        RewardBreakdown({"rule": 0.0, "length": 0.25}, correct=True),
+        RewardBreakdown({"length": 0.25}, np.array([1.0, -0.5], np.float32)),
+        RewardBreakdown({}),
+    ]
+    scored = [plain.with_reward(part) for part in parts]
+    rollout = RolloutResult(tuple(scored), 8, 8, 1.0, 0)
+    metrics = rollout_metrics(rollout, scored, scored)
+    assert {k: v for k, v in metrics.items() if k.startswith("reward/")} == {
+        "reward/total": 0.0,
+        "reward/rule": -0.25,
+        "reward/length": 0.25,
+        "reward/process": 0.25,
+    }
+    assert metrics["rollout/accuracy"] == metrics["rollout/accuracy_original"] == 0.5
+    ungraded = rollout_metrics(rollout, scored[2:], scored[2:])
+    assert not [name for name in ungraded if name.startswith("rollout/accuracy")]
+    assert "reward/rule" not in ungraded
+
+
+def test_answers_without_a_verdict_are_neither_right_nor_wrong() -> None:
+    answers = [answer(ORIGINAL, True, 2), answer(ORIGINAL, True, 2)]
+    answers[1] = answers[1].with_reward(RewardBreakdown({"length": 1.0}))
+    batches = pack(answers, [CREDIT] * 2, PackingSpec(64, 1), "token")
+    metrics = advantage_metrics(batches, estimates(batches, [1.0, 9.0]), answers, alone)
+    assert metrics == {"advantage/right_original": 1.0}
 
 
 def test_ranks_are_added_before_the_division() -> None:
