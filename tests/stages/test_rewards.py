@@ -54,6 +54,11 @@ def hangs(trajectories):
 
 def text(trajectories):
     return ["good"] * len(trajectories)
+
+def drawn(trajectories):
+    with open("asked_by", "a") as file:
+        file.write(f"{os.getppid()}\\n")
+    return [float.fromhex(os.urandom(4).hex()) for _ in trajectories]
 """
 REWARD = """
 [[reward.functions]]
@@ -223,3 +228,22 @@ def test_a_function_that_cannot_be_found_stops_the_run_before_it_trains(
     # Where nothing learns from it, it is not looked at.
     options = ["--stages", "['synthesize']", "--synthesize.num_problems", "2"]
     assert cli.main(["run", str(path), *options]) == 0
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ["drawn", "nan"])
+def test_two_processes_have_the_same_rewards(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", "-m", "satori_fast", "run", str(written(tmp_path, name))]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    if name == "nan":
+        assert done.returncode != 0
+        assert "rank 0: reward function nan (" in done.stderr
+        assert "rank 1: stopped because rank 0 failed" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr[-2000:]
+    # The main process asks, once a step; the other rank has its numbers.
+    askers = (tmp_path / "asked_by").read_text().split()
+    assert len(askers) == 4 and len(set(askers)) == 1
