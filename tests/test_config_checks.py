@@ -51,6 +51,12 @@ CONTRADICTORY = [
         "--reinforce.restarts.incorrect_weight 0.0",
         "reinforce.restarts.original_weight, correct_weight and incorrect_weight are all 0",
     ),
+    (
+        "--reward.rule_weight 0.0 --reward.reflection_bonus 0.0 "
+        "--reward.functions [{path='m:f',weight=0.0}]",
+        "reward.rule_weight, reflection_bonus and preference_weight are 0, and no function of "
+        "reward.functions has a weight",
+    ),
     ("--solutions.num_samples 1", "solutions.num_samples = 1 leaves the preference stage no pair"),
     ("--solutions.num_problems 1", "solutions.num_problems = 1 leaves the preference stage"),
     ("--iterate.rounds []", "iterate.rounds is empty"),
@@ -147,6 +153,8 @@ def test_contradictory_settings(tmp_path: Path, overrides: str, text: str) -> No
         "--stages ['reinforce'] --reward.model m --reward.preference_weight 1.0",
         "--stages ['reinforce'] --reinforce.recipe grpo --reinforce.critic_init reward_model",
         "--stages ['distill'] --rollout.temperature 0.0 --distill.num_samples 1",
+        "--reward.rule_weight 0.0 --reward.reflection_bonus 0.0 --reward.functions [{path='m:f'}]",
+        "--stages ['supervised'] --reward.rule_weight 0.0 --reward.reflection_bonus 0.0",
         "--rollout.engine vllm --rollout.sleep true --parallel.tensor 2",
         "--rollout.engine server --parallel.pipeline 2 --rollout.sync_route file",
         "--rollout.engine server --rollout.sync_route file --rollout.sync_folder /tmp/x",
