@@ -279,7 +279,7 @@ def marked(language: str) -> Any:
 
 
 def test_blocks_have_known_marks() -> None:
-    marks = {"", "sh", "toml", "json", "jsonl", "text"}
+    marks = {"", "sh", "toml", "json", "jsonl", "text", "python"}
     assert [block.place for block in BLOCKS if block.language not in marks] == []
 
 
