@@ -442,7 +442,7 @@ def test_reward_functions_that_are_none(tmp_path: Path, value: str, part: str) -
 def test_every_default_is_written_out() -> None:
     text = to_toml(Config.example())
     assert text.startswith(f"schema_version = {SCHEMA_VERSION}\n")
-    assert "[reinforce.restarts]\nenabled = true\n" in text
+    assert "[reinforce.restarts]\nrefresh_every = 0\n" in text
     assert "= none" not in text.lower()
 
 
@@ -462,3 +462,17 @@ def test_every_key_has_a_meaning() -> None:
     assert [key for key, _, _ in rows] == leaves(Config)
     assert [key for key, _, meaning in rows if not meaning.strip()] == []
     assert ("data.num_train", "1000") in [(key, value) for key, value, _ in rows]
+
+
+def test_restarts_are_on_where_the_format_has_them(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALLEST)
+
+    def restarts(*overrides: str) -> bool:
+        stages = ("--stages", '["reinforce"]')
+        return load_config(path, [*stages, *overrides]).restarts_enabled
+
+    assert load_config(path).reinforce.restarts.enabled is None
+    assert restarts() and not restarts("--data.format", "plain")
+    for value in ("true", "false"):
+        assert restarts("--reinforce.restarts.enabled", value) is (value == "true")
+    assert not restarts("--reinforce.restarts.enabled", "false", "--data.format", "plain")

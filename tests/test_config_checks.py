@@ -105,6 +105,34 @@ CONTRADICTORY = [
         "--reinforce.critic_optimizer.warmup_fraction 0.9 --iterate.rounds [{num_steps=1}]",
         "reinforce.critic_optimizer: schedule",
     ),
+    # The format of responses, and its prompts.
+    ("--data.format cot", 'data.format = "cot" is no format of responses; the nearest is "coat"'),
+    ("--data.format PLAIN", "is no format of responses; the nearest is"),
+    (
+        "--stages ['reinforce'] --data.format plain --reinforce.restarts.enabled true",
+        'reinforce.restarts.enabled = true, but data.format = "plain" has no reflection to restart '
+        'with: take it out, or set data.format = "coat"',
+    ),
+    (
+        "--stages ['reinforce','iterate'] --data.format plain --iterate.rounds "
+        "[{},{restarts=true}]",
+        'restarts = true, but data.format = "plain" has no reflection to restart with: take it '
+        'out, or set data.format = "coat" (iterate.rounds.1)',
+    ),
+    (
+        "--data.format plain",
+        'data.format = "plain" with the stage synthesize, whose demonstrations have the format '
+        '"coat": take synthesize out',
+    ),
+    (
+        "--data.system hello",
+        'data.system is the system turn of data.template = "chat", and "satori" has none: set',
+    ),
+    ("--data.template plain --data.system hello", 'and "plain" has none: set template = "chat"'),
+    (
+        "--data.template chat",
+        'data.template = "chat" needs a chat template, and tokenizer.kind = "words" has none',
+    ),
     # Models that come from nowhere.
     (
         "--stages ['synthesize','reinforce'] --reward.preference_weight 1.0",
@@ -150,6 +178,11 @@ def test_contradictory_settings(tmp_path: Path, overrides: str, text: str) -> No
         "--stages ['supervised'] --supervised.source x.jsonl --rollout.temperature 0.0",
         "--stages ['synthesize'] --evaluation.max_new_tokens 2048",
         "--stages ['reinforce'] --iterate.rounds [{temperature=0.0}]",
+        "--stages ['supervised'] --data.format plain --reinforce.restarts.enabled true",
+        "--stages ['reinforce'] --data.format plain",
+        "--stages ['reinforce'] --data.format plain --iterate.rounds [{restarts=true}]",
+        "--stages ['reinforce'] --tokenizer.kind model --model.path m --data.template chat "
+        "--data.system hello",
         "--stages ['reinforce'] --reward.model m --reward.preference_weight 1.0",
         "--stages ['reinforce'] --reinforce.recipe grpo --reinforce.critic_init reward_model",
         "--stages ['distill'] --rollout.temperature 0.0 --distill.num_samples 1",
