@@ -114,7 +114,7 @@ def _check_demonstrations(config: Config, written: Path | None) -> None:
     """One demonstration can be read."""
     source, mapping = demonstration_source(config, written)
     with _naming("supervised.source"):
-        if run.config.supervised.source is not None:
+        if config.supervised.source is not None:
             check_source(source)
         if not load_demonstrations(source, mapping, limit=1)[0]:
             raise ConfigError(f"{source} has no demonstration")

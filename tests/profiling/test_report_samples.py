@@ -12,7 +12,7 @@ from satori_fast.profiling.report_samples import (
     sample_browser,
     sample_entry,
 )
-from satori_fast.types import Problem, RewardBreakdown, SegmentKind
+from satori_fast.types import Problem, RewardBreakdown
 from tests.algorithms.test_advantages import make_trajectory
 
 SAMPLE = {

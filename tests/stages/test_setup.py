@@ -29,8 +29,8 @@ from satori_fast.data.tokenizer import (
 from satori_fast.rollout.engine import SamplingParams, collect
 from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import plan_stages
-from satori_fast.stages.run import Run, build_run
 from satori_fast.stages.models import tokens_unknown_to
+from satori_fast.stages.run import Run, build_run
 from satori_fast.stages.setup import (
     build_problems,
     build_renderer,
@@ -305,7 +305,8 @@ def test_stop_tokens_of_the_config_end_responses_and_go_into_exports(tmp_path: P
             assert trajectory.segments[-1].stop == len(tokens)
             ended = (tokens[-1] in (0, stop)) == (trajectory.finish == "stop")
             assert ended and not trajectory.segments[-1].text.endswith(word)
-        run.export(learner_for(run, "policy", None), exported)
+        models = context_of(run).model_folders
+        models.export(models.policy(run.models["policy"]), exported)
     assert GenerationConfig.from_pretrained(exported).eos_token_id == [0, stop]
     with pytest.raises(ConfigError, match=r"rollout\.stop_tokens: 'no such' is 2 tokens"):
         build_renderer(run_config(tmp_path, source, "--rollout.stop_tokens", "['no such']"), source)
