@@ -28,6 +28,7 @@ from satori_fast.config_checks import (
     check_reinforcement,
     check_reward_model,
     check_samples,
+    recipe_of,
 )
 from satori_fast.config_sections import (
     KEYS_OF_ENGINES,
@@ -147,6 +148,7 @@ class Config(Section):
             )
         if "iterate" in self.stages and not self.iterate.rounds:
             raise ValueError("iterate.rounds is empty: list a round, or take iterate out of stages")
+        recipe_of(self.reinforce)  # a name that is in the table, in every config
         check_inputs(self.stages, self.model, self.tokenizer, self.data, supervised=self.supervised)
         check_lengths(self.stages, self.rollout, self.packing, self.data)
         check_layout(self.rollout, self.parallel)

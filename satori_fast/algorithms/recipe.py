@@ -73,7 +73,7 @@ class Recipe:
             "name": self.name,
             "paper": self.paper,
             "credit": {"rule": type(rule).__name__} | (asdict(rule) if is_dataclass(rule) else {}),
-            "advantage": asdict(self.advantage),
+            "advantage": {name.rstrip("_"): x for name, x in asdict(self.advantage).items()},
             "weighting": self.weighting,
             **ratio,
             "loss": self.loss.terms._asdict() | terms,
