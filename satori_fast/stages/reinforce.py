@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from satori_fast.algorithms.advantages import estimate_advantages
@@ -128,7 +128,6 @@ def reinforce_step(run: Run, actors: Actors, step: int) -> dict[str, float]:
         kept = actors.informative(step, scored)
     with run.spans.span("pack"):
         packing = run.packing(config.num_minibatches, run.seed(run.stage, "minibatches", step))
-        packing = replace(packing, fixed_length=config.fixed_length or sampling.max_new_tokens)
         batches = pack(kept, actors.credit.assign(kept), packing, recipe.weighting)
         batches = [batch.to(run.parallel.device) for batch in batches]
     with run.spans.span("logprob"):

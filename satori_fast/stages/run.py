@@ -202,6 +202,7 @@ class Run:
             pad_to_multiple=self.parallel.tensor_size,
             max_seqlen=self.config.rollout.max_seqlen,
             seed=seed,
+            fixed_length=self.config.reinforce.fixed_length or self.config.rollout.max_new_tokens,
         )
 
     def collect(
