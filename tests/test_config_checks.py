@@ -51,6 +51,15 @@ CONTRADICTORY = [
         "--reinforce.restarts.incorrect_weight 0.0",
         "reinforce.restarts.original_weight, correct_weight and incorrect_weight are all 0",
     ),
+    (
+        "--reinforce.recipe grop",
+        "reinforce.recipe = 'grop': there is no such recipe; the nearest is 'grpo'",
+    ),
+    ("--stages ['supervised'] --reinforce.recipe pppo", "the nearest is 'ppo'"),
+    (
+        "--reinforce.recipe gspo --reinforce.samples_per_problem 1",
+        "reinforce.samples_per_problem = 1 leaves recipe 'gspo' nothing to compare",
+    ),
     ("--solutions.num_samples 1", "solutions.num_samples = 1 leaves the preference stage no pair"),
     ("--solutions.num_problems 1", "solutions.num_problems = 1 leaves the preference stage"),
     ("--iterate.rounds []", "iterate.rounds is empty"),
@@ -87,7 +96,8 @@ CONTRADICTORY = [
         "--reinforce.importance_low 3.0 --reinforce.importance_high 2.0",
         "reinforce.importance_low = 3, importance_high = 2: the range must hold 1",
     ),
-    ("--reinforce.importance_high 0.5", "importance_high = 0.5: the range must hold 1"),
+    ("--reinforce.importance_high 0.5", "reinforce.importance_high = 0.5: the range must hold 1"),
+    ("--reinforce.importance_low 1.5", "reinforce.importance_low = 1.5: the range must hold 1"),
     (
         "--reinforce.optimizer.schedule cosine --reinforce.optimizer.warmup_fraction 0.9 "
         "--reinforce.num_steps 1",

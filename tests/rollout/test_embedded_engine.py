@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from satori_fast.algorithms.credit import assign_credit
 from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import Learner, build_learner, score
@@ -108,7 +107,7 @@ def test_logprobs_equal_the_trainers(temperature: float) -> None:
     sampling = SamplingParams(temperature=temperature, max_new_tokens=30, num_samples=3, seed=7)
     trajectories = collect(engine_of(policy, max_slots=4), problems, sampling).trajectories
     packing = PackingSpec(max_tokens_per_microbatch=256, num_minibatches=1)
-    batches = pack(trajectories, assign_credit(trajectories, "ones"), packing, "token")
+    batches = pack(trajectories, None, packing, "token")
     scores = score(policy, batches, temperature=temperature)
     for batch, (logprobs, _) in zip(batches, scores, strict=True):
         difference = (logprobs - batch.rollout_logprobs)[batch.loss_mask]
@@ -126,7 +125,7 @@ def test_padding_of_the_vocabulary_is_never_sampled_nor_in_the_trainers_softmax(
     trajectories = collect(engine_of(policy), [PADDED], SPREAD).trajectories
     assert max(t.response_tokens.max() for t in trajectories) < num_tokens
     packing = PackingSpec(max_tokens_per_microbatch=256, num_minibatches=1)
-    batches = pack(trajectories, assign_credit(trajectories, "ones"), packing, "token")
+    batches = pack(trajectories, None, packing, "token")
     scores = score(policy, batches, temperature=temperature)
     for batch, (logprobs, _) in zip(batches, scores, strict=True):
         mask = batch.loss_mask

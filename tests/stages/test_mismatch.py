@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from satori_fast.algorithms.credit import assign_credit
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import Learner, annotate, build_learner
 from satori_fast.data.packing import PackingSpec, pack
@@ -50,7 +49,7 @@ def check(
     limit: float | None = LIMIT,
 ) -> None:
     packing = PackingSpec(max_tokens_per_microbatch=64, num_minibatches=1)
-    batches = pack(trajectories, assign_credit(trajectories, "ones"), packing, "token")
+    batches = pack(trajectories, None, packing, "token")
     check_logprobs(
         annotate(batches, trainer, temperature=1.0),
         trajectories,
