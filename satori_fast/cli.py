@@ -4,7 +4,7 @@
 Also ``python -m satori_fast`` and ``torchrun --nproc-per-node N -m satori_fast``. Every error is
 one line on stderr: exit code 2 for a user's mistake, 1 for anything else, 130 after an interrupt,
 143 after SIGTERM. The traceback goes to error.log of the run folder. Heavy imports wait until the
-config has been checked.
+names in a config are looked up.
 """
 
 from __future__ import annotations

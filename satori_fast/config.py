@@ -299,7 +299,8 @@ def _describe(section: Section, prefix: str) -> list[tuple[str, str, str]]:
         if isinstance(value, Section):
             rows += _describe(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, _toml_value(value), info.description or ""))
+            meaning = " ".join((info.description or "").split())
+            rows.append((prefix + name, _toml_value(value), meaning))
     return rows
 
 

@@ -205,6 +205,6 @@ def test_module_is_the_command_line_and_starts_without_torch(config_file: Path) 
     ]
     program = (
         "import sys\nfrom satori_fast.cli import main\n"
-        "assert main(['show']) == 0\nassert 'torch' not in sys.modules\n"
+        "assert main(['run', 'none.toml']) == 2\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120)
