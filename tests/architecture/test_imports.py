@@ -18,8 +18,8 @@ PACKAGE = "satori_fast"
 
 # What each room may import of the others. A room is a module or a package directly under
 # satori_fast; "data.coat" is one module of a room.
-UPPER = {"types", "config", "storage", "grading", "data", "rollout", "profiling"}
-LOWER = {"types", "config", "storage", "kernels", "profiling"}
+UPPER = {"types", "storage", "grading", "data", "rollout", "profiling"}
+LOWER = {"types", "storage", "kernels", "profiling"}
 # About the process, not about training.
 PROCESS = {"failures", "processes", "redaction", "termination"}
 EVERYTHING_BELOW_STAGES = (
@@ -32,6 +32,8 @@ EVERYTHING_BELOW_STAGES = (
         "synthesis",
         "evaluation",
         "planning",
+        # Above the rooms whose tables of names it looks into.
+        "config",
     }
 )
 ALLOWED: dict[str, set[str]] = {
@@ -54,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "algorithms": {"types", "kernels"},
     "backbone": LOWER | {"processes", "termination"},
     "rewards": {"types", "grading", "kernels", "data.coat"},
-    "rollout": {"types", "config", "storage", "data", "profiling", *PROCESS},
+    "rollout": {"types", "storage", "data", "profiling", *PROCESS},
     "synthesis": UPPER | {"redaction"},
     "evaluation": UPPER,
     "planning": UPPER,
