@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from satori_fast.algorithms.losses import (
@@ -24,6 +28,7 @@ from satori_fast.kernels import PolicyTerms
 from satori_fast.types import (
     Advantages,
     Credit,
+    LossOutput,
     PackedBatch,
     Problem,
     Segment,
@@ -300,6 +305,59 @@ def test_worked_numbers_of_a_ratio_of_three_tokens() -> None:
     loss, gradient = worked(mean=False, advantage=-1.0)
     assert loss == pytest.approx(1.284025, abs=1e-6)
     assert gradient == pytest.approx([1.284025] * 3, abs=1e-6)
+
+
+# Unequal shards; rank 1 holds the columns beyond the vocabulary.
+SHARDS = (7, PADDED_VOCAB - 7)
+
+
+def outcome(
+    loss: PolicyLoss, head: Tensor, *, vocab_start: int = 0, group: Any = None
+) -> tuple[LossOutput, Tensor, Tensor]:
+    """Loss, and gradients of the hidden states and of `head`, rows of the output layer."""
+    hidden, _, batch, advantages = make_problem(seed=6, splits=3, drift=0.2)
+    hidden.requires_grad_()
+    head = head.clone().requires_grad_()
+    output = loss.policy(
+        hidden,
+        head,
+        batch,
+        advantages,
+        vocab_size=VOCAB,
+        vocab_start=vocab_start,
+        group=group,
+    )
+    return output, *torch.autograd.grad(output.loss, (hidden, head))
+
+
+def sharded_worker(rank: int, folder: Path) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    weight = make_problem(seed=6)[1]
+    for loss in UNITS:
+        whole, of_hidden, of_weight = outcome(loss, weight)
+        part, part_of_hidden, part_of_weight = outcome(
+            loss,
+            weight.split(SHARDS)[rank],
+            vocab_start=sum(SHARDS[:rank]),
+            group=dist.group.WORLD,
+        )
+        assert_close(part.loss, whole.loss)
+        assert_close(part_of_hidden, of_hidden)
+        assert_close(part_of_weight, of_weight.split(SHARDS)[rank])
+        for name, number in whole.sums.items():
+            torch.testing.assert_close(part.sums[name], number, rtol=1e-4, atol=1e-5)
+    dist.destroy_process_group()
+
+
+@pytest.mark.ranks
+def test_ratios_of_units_over_a_tensor_parallel_group(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(sharded_worker, args=(tmp_path,), nprocs=2)
 
 
 def test_nll_is_the_dense_formula() -> None:
