@@ -4,7 +4,7 @@
 Also ``python -m satori_fast`` and ``torchrun --nproc-per-node N -m satori_fast``. Every error is
 one line on stderr: exit code 2 for a user's mistake, 1 for anything else, 130 after an interrupt,
 143 after SIGTERM. The traceback goes to error.log of the run folder. Heavy imports wait until the
-config has been checked.
+names in a config are looked up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from satori_fast import failures, termination
 from satori_fast.config import Config, ConfigError, describe, load_config
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--recipe",
         action="store_true",
-        help="the recipe that runs, as this config sets it, as JSON",
+        help="the recipe as this config sets it, as JSON",
     )
     report = verb("report", _report, "write report.html of a run, or compare.html of several")
     report.add_argument("folders", type=Path, nargs="+", metavar="folder", help="run folder")
@@ -214,18 +214,26 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> None:
         raise ConfigError("show: name a config file to override its keys")
     config = Config.example() if options.config is None else load_config(options.config, overrides)
     if options.recipe:
-        from satori_fast.algorithms.recipe import effective_recipe
-
-        settings, temperature = config.reinforce, config.rollout.temperature
-        recipe = effective_recipe(
-            settings.recipe, temperature=temperature, **settings.recipe_overrides()
-        )
-        print(json.dumps(recipe.described(), indent=2))  # noqa: T201
+        print(json.dumps(_recipe_that_runs(config), indent=2))  # noqa: T201
         return
     table = Table("key", "value", "meaning", show_lines=False)
     for key, value, meaning in describe(config):
         table.add_row(key, value, meaning)
     console.print(table, markup=False)
+
+
+def _recipe_that_runs(config: Config) -> dict[str, Any]:
+    """The recipe's row as the config changes it, JSON-able."""
+    from satori_fast.algorithms.recipe import effective_recipe
+
+    settings, rollout = config.reinforce, config.rollout
+    recipe = effective_recipe(
+        settings.recipe, temperature=rollout.temperature, **settings.recipe_overrides()
+    )
+    described = recipe.described()
+    if recipe.weighting == "fixed":
+        described["fixed_length"] = settings.fixed_length or rollout.max_new_tokens
+    return described
 
 
 def _report(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -34,6 +34,7 @@ from satori_fast.config_checks import (
     check_rewards,
     check_samples,
     has_restarts,
+    recipe_of,
 )
 from satori_fast.config_sections import (
     KEYS_OF_ENGINES,
@@ -153,6 +154,7 @@ class Config(Section):
             )
         if "iterate" in self.stages and not self.iterate.rounds:
             raise ValueError("iterate.rounds is empty: list a round, or take iterate out of stages")
+        recipe_of(self.reinforce)  # a name that is in the table, in every config
         check_inputs(self.stages, self.model, self.tokenizer, self.data, supervised=self.supervised)
         check_format(self.stages, self.tokenizer, self.data)
         check_lengths(self.stages, self.rollout, self.packing, self.data)
@@ -339,7 +341,8 @@ def _describe(section: Section, prefix: str) -> list[tuple[str, str, str]]:
         if isinstance(value, Section):
             rows += _describe(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, _toml_value(value), info.description or ""))
+            meaning = " ".join((info.description or "").split())
+            rows.append((prefix + name, _toml_value(value), meaning))
     return rows
 
 

@@ -193,7 +193,7 @@ def check_reward_model(
         return
     if reward.preference_weight:
         key, value, way_out = "reward.preference_weight", f"{reward.preference_weight:g}", "0"
-    elif reinforce.critic_init == "reward_model" and "critic" in _recipe(reinforce).needs:
+    elif reinforce.critic_init == "reward_model" and "critic" in recipe_of(reinforce).needs:
         key, value, way_out = "reinforce.critic_init", '"reward_model"', '"policy"'
     else:
         return
@@ -227,7 +227,7 @@ def check_reinforcement(
     config: ReinforceConfig, rollout: RolloutConfig, *, where: str = ""
 ) -> None:
     """A step has something to learn from, and the schedules fit. where: ends the message."""
-    recipe = _recipe(config)
+    recipe = recipe_of(config)
     if not rollout.temperature:
         raise ValueError(
             "rollout.temperature = 0 gives reinforcement equal samples of a problem, and nothing "
@@ -282,9 +282,9 @@ def check_experience(config: ReinforceConfig, rollout: RolloutConfig) -> None:
         )
 
 
-def _recipe(config: ReinforceConfig) -> Recipe:
-    """The row that runs; ValueError, with the nearest, for a name that no row has."""
-    # Here, so that reading a config's classes needs no torch.
+def recipe_of(config: ReinforceConfig) -> Recipe:
+    """Row of the recipe table as this section sets it; ValueError, with the nearest, for none."""
+    # Here, so that importing a config's classes needs no torch.
     from satori_fast.algorithms.recipe import effective_recipe
 
     return effective_recipe(config.recipe, temperature=1.0, **config.recipe_overrides())

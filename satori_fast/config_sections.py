@@ -333,9 +333,8 @@ class RewardConfig(Section):
     rule_weight: float = Field(default=1.0, ge=0)
     """factor of the rule reward: 0 when right, -1 when wrong"""
     reflection_bonus: float = Field(default=0.5, ge=0)
-    """beta: + when a restart from a wrong solution ends right, - when one from a right ends wrong;
-    a weight of restarts, 1 + beta: without effect where a recipe divides by the group's standard
-    deviation (grpo, gspo) and the preference reward is off"""
+    """beta: + for a restart that mends a wrong solution, - for one that spoils a right one; recipes
+    grpo and gspo cancel it (group's std) if the preference reward is off"""
     preference_weight: float = Field(default=0.0, ge=0)
     """factor of the reward model's sigmoid(score) (the paper: 1); 0: that model is not loaded"""
     normalize_preference: bool = True

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,28 @@ def test_show_resolves_a_file_and_overrides(
     assert " 5 " in row
 
 
+def test_show_recipe_prints_the_row_that_runs(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["--reinforce.recipe", "grpo_no_std", "--reinforce.clip_dual", "inf"]
+    changes += ["--rollout.temperature", "0.5", "--rollout.max_new_tokens", "77"]
+    assert main(["show", str(config_file), "--recipe", *changes]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["name"], shown["weighting"], shown["fixed_length"]) == (
+        "grpo_no_std",
+        "fixed",
+        77,
+    )
+    assert shown["credit"] == {"rule": "GroupMean", "divide_by_std": False}
+    assert shown["advantage"]["kind"] == "spread" and shown["needs"] == []
+    assert (shown["ratio"], shown["ratio_mean"], shown["min_group_std"]) == ("token", True, 1e-6)
+    loss = shown["loss"]
+    assert (loss["clip_low"], loss["clip_dual"], loss["temperature"]) == (0.2, "inf", 0.5)
+    assert "arXiv 2503.20783" in shown["paper"]
+    assert main(["show", str(config_file), "--recipe"]) == 0
+    assert "fixed_length" not in json.loads(capsys.readouterr().out)
+
+
 def test_show_kernels_names_an_implementation_of_each(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -182,6 +205,6 @@ def test_module_is_the_command_line_and_starts_without_torch(config_file: Path) 
     ]
     program = (
         "import sys\nfrom satori_fast.cli import main\n"
-        "assert main(['show']) == 0\nassert 'torch' not in sys.modules\n"
+        "assert main(['run', 'none.toml']) == 2\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120)

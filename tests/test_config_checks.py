@@ -57,6 +57,33 @@ CONTRADICTORY = [
         "reward.rule_weight, reflection_bonus and preference_weight are 0, and no function of "
         "reward.functions has a weight",
     ),
+    (
+        "--reinforce.recipe grop",
+        "reinforce.recipe = 'grop': there is no such recipe; the nearest is 'grpo'",
+    ),
+    ("--stages ['supervised'] --reinforce.recipe pppo", "the nearest is 'ppo'"),
+    (
+        "--reinforce.recipe gspo --reinforce.samples_per_problem 1",
+        "reinforce.samples_per_problem = 1 leaves recipe 'gspo' nothing to compare",
+    ),
+    (
+        "--reinforce.source onlin",
+        "reinforce.source = 'onlin' does not exist; the nearest is 'online'",
+    ),
+    ("--reinforce.source stored", 'reinforce.source = "stored" needs reinforce.rollouts'),
+    ("--reinforce.rollouts x.jsonl", "reinforce.rollouts = 'x.jsonl' is for source = \"stored\""),
+    (
+        "--reinforce.source stored --reinforce.rollouts x --reinforce.restarts.enabled true",
+        'reinforce.restarts.enabled = true with source = "stored", which samples nothing',
+    ),
+    (
+        "--reinforce.source stored --reinforce.rollouts x --reinforce.max_sampling_rounds 2",
+        'reinforce.max_sampling_rounds = 2 does not go with reinforce.source = "stored"',
+    ),
+    (
+        "--reinforce.max_sampling_rounds 3 --rollout.max_step_tokens 9",
+        "reinforce.max_sampling_rounds = 3 does not go with rollout.max_step_tokens",
+    ),
     ("--solutions.num_samples 1", "solutions.num_samples = 1 leaves the preference stage no pair"),
     ("--solutions.num_problems 1", "solutions.num_problems = 1 leaves the preference stage"),
     ("--iterate.rounds []", "iterate.rounds is empty"),
@@ -93,7 +120,8 @@ CONTRADICTORY = [
         "--reinforce.importance_low 3.0 --reinforce.importance_high 2.0",
         "reinforce.importance_low = 3, importance_high = 2: the range must hold 1",
     ),
-    ("--reinforce.importance_high 0.5", "importance_high = 0.5: the range must hold 1"),
+    ("--reinforce.importance_high 0.5", "reinforce.importance_high = 0.5: the range must hold 1"),
+    ("--reinforce.importance_low 1.5", "reinforce.importance_low = 1.5: the range must hold 1"),
     (
         "--reinforce.optimizer.schedule cosine --reinforce.optimizer.warmup_fraction 0.9 "
         "--reinforce.num_steps 1",

@@ -78,39 +78,34 @@ class PolicyLoss:
             sum_t w_t ( -min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t)
                         + kl_coefficient KL_t - entropy_coefficient H_t ).
 
-        For a unit u of n tokens, d rho_u is rho_u times the mean, or for a product the sum, of its
-        d logprob_s. Where A and w are equal over a unit, as from a group baseline, that is the
-        gradient. Where they differ, token t keeps its own share of it, w_t A_t rho_u d logprob_t,
-        n times that for a product (as GSPO-token, arXiv 2507.18071 eq. 14).
+        Where A and w are equal over a unit, as from a group baseline, so is the gradient. Where
+        they differ, each token keeps its own share, w_t A_t rho_u d logprob_t, times the length of
+        the unit for a product (as GSPO-token, arXiv 2507.18071 eq. 14).
 
-        sums and maxes: those of `kernels.POLICY_STATS`; with ratios of units, "approx_kl",
-        "ratio_max" and the fractions of clips are those of the units.
+        sums and maxes: `kernels.POLICY_STATS`, of the units where ratios are.
         """
         terms = self.terms
         if self.importance_level != "token":
             terms = terms._replace(importance="none")
-        place: dict[str, Any] = {"vocab_size": vocab_size, "group": group}
-        unit = None
-        if self.ratio != "token":
-            shard = {**place, "vocab_start": vocab_start}
-            unit = self._unit_constants(hidden, weight, batch, advantages, shard)
+        shard: dict[str, Any] = {"vocab_size": vocab_size, "group": group}
+        given = self._constants(hidden, weight, batch, advantages, vocab_start=vocab_start, **shard)
         # The operation skips tokens of weight 0 by itself, and knows that shards lie in rank order.
         loss, stats = linear_policy_loss(
             hidden,
             weight,
             batch.targets,
-            unit.old_logprobs if unit else batch.require("old_logprobs"),
-            unit.advantages if unit else advantages.advantages,
+            given.old_logprobs,
+            given.advantages,
             batch.loss_weights,
             terms,
-            rollout_logprobs=unit.rollout_logprobs if unit else batch.rollout_logprobs,
+            rollout_logprobs=given.rollout_logprobs,
             ref_logprobs=batch.require("ref_logprobs") if terms.kl_coefficient else None,
             temperature=self.temperature,
-            **place,
+            **shard,
         )
         named: dict[str, Tensor] = dict(zip(POLICY_STATS, stats.unbind(), strict=True))
-        if unit and not self.ratio_mean:
-            named["policy_loss"] = _true_policy_loss(unit, batch, advantages, terms)
+        if self.ratio != "token" and not self.ratio_mean:
+            named["policy_loss"] = _true_policy_loss(given, batch, advantages, terms)
             # The gradient is right; the value counted each unit once per token.
             loss = loss - loss.detach() + _total(named, terms)
         return LossOutput(
@@ -120,14 +115,21 @@ class PolicyLoss:
         )
 
     @torch.no_grad()
-    def _unit_constants(
+    def _constants(
         self,
         hidden: Tensor,
         weight: Tensor,
         batch: PackedBatch,
         advantages: Advantages,
-        shard: Mapping[str, Any],
-    ) -> _UnitConstants:
+        **shard: Any,
+    ) -> _Constants:
+        old, rollout, signal = (
+            batch.require("old_logprobs"),
+            batch.rollout_logprobs,
+            advantages.advantages,
+        )
+        if self.ratio == "token":
+            return _Constants(old, rollout, signal)
         # Prompts are often most of a batch, and the fused loss waits for this number anyway.
         rows = batch.loss_mask.nonzero().squeeze(1)
         of_rows, _ = linear_logprob(
@@ -137,7 +139,7 @@ class PolicyLoss:
             temperature=self.temperature,
             **shard,
         )
-        old = batch.require("old_logprobs").to(of_rows.dtype)
+        old = old.to(of_rows.dtype)
         logprobs = old.index_copy(0, rows, of_rows)
         log_ratios, counts = unit_log_ratios(logprobs, batch, self.ratio, mean=self.ratio_mean)
         # Just beyond where the loss clamps, so that it still sees that there is no gradient.
@@ -145,14 +147,10 @@ class PolicyLoss:
         # A token that is impossible by now keeps its own old log-prob: infinity less infinity is
         # not a number.
         shifted = torch.where(logprobs.isfinite(), logprobs - log_ratios, old).to(old.dtype)
-        signal = advantages.advantages
-        return _UnitConstants(
-            logprobs,
-            shifted,
-            # Both are moved by the same: trainer against engine stays what it is.
-            batch.rollout_logprobs + (shifted - old),
-            signal if self.ratio_mean else signal * counts.to(signal.dtype),
-        )
+        if not self.ratio_mean:
+            signal = signal * counts.to(signal.dtype)
+        # Both are moved by the same: trainer against engine stays what it is.
+        return _Constants(shifted, rollout + (shifted - old), signal, logprobs)
 
     def value(self, values: Tensor, batch: PackedBatch, advantages: Advantages) -> LossOutput:
         """Loss of the critic on one microbatch; differentiable in `values`, float32 [T].
@@ -195,28 +193,30 @@ class PolicyLoss:
         )
 
 
-class _UnitConstants(NamedTuple):
-    """What the loss of tokens is given so that it is one of units, each [T]."""
+class _Constants(NamedTuple):
+    """What the loss of tokens is given, each [T]; where ratios are those of units, such that it is
+    the loss of units, and the log-probabilities of now."""
 
-    logprobs: Tensor
     old_logprobs: Tensor
     rollout_logprobs: Tensor
     advantages: Tensor
+    logprobs: Tensor | None = None
 
 
 @torch.no_grad()
 def _true_policy_loss(
-    unit: _UnitConstants, batch: PackedBatch, advantages: Advantages, terms: PolicyTerms
+    given: _Constants, batch: PackedBatch, advantages: Advantages, terms: PolicyTerms
 ) -> Tensor:
     """The clipped term of the loss, with every token's own advantage."""
+    assert given.logprobs is not None
     _, stats = policy_loss(
-        unit.logprobs,
-        torch.zeros_like(unit.logprobs),
-        unit.old_logprobs,
+        given.logprobs,
+        torch.zeros_like(given.logprobs),
+        given.old_logprobs,
         advantages.advantages,
         batch.loss_weights,
         terms._replace(kl_coefficient=0.0),
-        rollout_logprobs=unit.rollout_logprobs,
+        rollout_logprobs=given.rollout_logprobs,
     )
     return stats[POLICY_STATS.index("policy_loss")]
 

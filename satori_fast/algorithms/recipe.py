@@ -73,7 +73,7 @@ class Recipe:
             "name": self.name,
             "paper": self.paper,
             "credit": {"rule": type(rule).__name__} | (asdict(rule) if is_dataclass(rule) else {}),
-            "advantage": asdict(self.advantage),
+            "advantage": {name.rstrip("_"): x for name, x in asdict(self.advantage).items()},
             "weighting": self.weighting,
             **ratio,
             "loss": self.loss.terms._asdict() | terms,
@@ -201,7 +201,7 @@ def unused_keys(recipe: Recipe, keys: Collection[str]) -> list[str]:
 
 def _row(name: str) -> Recipe:
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(name.lower(), RECIPES, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"reinforce.recipe = {name!r}: there is no such recipe; the nearest is {near!r} "
             f"(of {', '.join(RECIPES)})"

@@ -113,13 +113,11 @@ def test_gae_without_values_says_who_forgot_them() -> None:
         estimate_advantages([make_batch([(1, [2])], [[1.0]])], AdvantageRule("gae"), alone)
 
 
-def test_spread_and_ones() -> None:
+def test_spread() -> None:
     batch = random_batch(seed=4)
     (spread,) = estimate_advantages([batch], AdvantageRule("spread"), alone)
-    (ones,) = estimate_advantages([batch], AdvantageRule("ones"), alone)
     assert torch.equal(spread.advantages, batch.credit)
-    assert torch.equal(ones.advantages, batch.loss_mask.float())
-    assert spread.returns is None and ones.returns is None
+    assert spread.returns is None
 
 
 @pytest.mark.parametrize("kind", ["gae", "spread"])

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 
 from satori_fast.algorithms.importance import (
-    ImportanceRule,
     count_non_finite,
     first_gap,
     logprob_gap,
     weigh_sequences,
 )
-from satori_fast.kernels import MAX_LOG_RATIO
+from satori_fast.algorithms.losses import PolicyLoss
+from satori_fast.kernels import MAX_LOG_RATIO, PolicyTerms
 from satori_fast.types import Advantages, PackedBatch
 from tests.algorithms.test_advantages import make_batch
 
@@ -35,6 +36,10 @@ def batch_with_gaps(gaps: list[list[float]]) -> PackedBatch:
     return batch.annotated(old_logprobs=old + batch.rollout_logprobs)
 
 
+def weighing(level: Literal["token", "sequence"], terms: PolicyTerms) -> PolicyLoss:
+    return PolicyLoss(terms, importance_level=level)
+
+
 # exp of the sums: 0.5, 4 and 1.
 GAPS = [[-math.log(2), 0.0, 0.0], [math.log(2), 0.0, math.log(2), 0.0], [0.0]]
 
@@ -45,7 +50,9 @@ GAPS = [[-math.log(2), 0.0, 0.0], [math.log(2), 0.0, math.log(2), 0.0], [0.0]]
 def test_every_token_gets_the_weight_of_its_sequence(kind, weights) -> None:
     batch = batch_with_gaps(GAPS)
     advantages = Advantages(torch.where(batch.loss_mask, 3.0, 0.0))
-    rule = ImportanceRule(kind, "sequence", low=0.75, high=2.0)
+    rule = weighing(
+        "sequence", PolicyTerms(importance=kind, importance_low=0.75, importance_high=2.0)
+    )
     (weighed,), counts = weigh_sequences([batch], [advantages], rule)
     rows = [[3 * w] * len(row) for w, row in zip(weights, GAPS, strict=True)]
     expected = in_packing_order(batch, rows)
@@ -58,15 +65,20 @@ def test_every_token_gets_the_weight_of_its_sequence(kind, weights) -> None:
 def test_a_broken_token_leaves_its_sequence_a_finite_weight(gap: float) -> None:
     batch = batch_with_gaps([[gap, 0.0, 0.0], *GAPS[1:]])
     advantages = Advantages(batch.loss_mask.float())
-    (weighed,), _ = weigh_sequences([batch], [advantages], ImportanceRule("mask", "sequence"))
+    (weighed,), _ = weigh_sequences(
+        [batch], [advantages], weighing("sequence", PolicyTerms(importance="mask"))
+    )
     weights = math.exp(math.copysign(MAX_LOG_RATIO, gap)), 4.0, 1.0
     rows = [[w] * len(row) for w, row in zip(weights, GAPS, strict=True)]
     expected = pytest.approx(in_packing_order(batch, rows))
     assert weighed.advantages[batch.loss_mask].tolist() == expected
 
 
-@pytest.mark.parametrize("rule", [ImportanceRule(), ImportanceRule("mask", "token", 0.9, 1.1)])
-def test_other_rules_leave_advantages_alone(rule: ImportanceRule) -> None:
+@pytest.mark.parametrize(
+    "rule",
+    [PolicyLoss(importance_level="sequence"), PolicyLoss(PolicyTerms(importance="mask"))],
+)
+def test_other_rules_leave_advantages_alone(rule: PolicyLoss) -> None:
     batch = batch_with_gaps(GAPS)
     advantages = Advantages(batch.loss_mask.float())
     weighed, counts = weigh_sequences([batch], [advantages], rule)

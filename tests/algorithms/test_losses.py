@@ -3,24 +3,32 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from satori_fast.algorithms.losses import (
-    LossTerms,
+    PolicyLoss,
     explained_variance,
+    imitation_loss,
     pairwise_loss,
     preference_loss,
 )
 from satori_fast.data.packing import PackingSpec, pack
+from satori_fast.kernels import PolicyTerms
 from satori_fast.types import (
     Advantages,
     Credit,
+    LossOutput,
     PackedBatch,
     Problem,
     Segment,
@@ -45,15 +53,21 @@ def make_trajectory(prompt_len: int, response_len: int, rng: np.random.Generator
     )
 
 
+def split(trajectory: Trajectory, num: int) -> Trajectory:
+    """The same response in up to `num` segments of about one length."""
+    ends = np.unique(np.linspace(0, trajectory.num_response_tokens, num + 1).astype(int)).tolist()
+    segments = (Segment(SegmentKind.STEP, a, b, "") for a, b in pairwise(ends))
+    return replace(trajectory, segments=tuple(segments))
+
+
 def make_problem(
-    seed: int = 0, temperature: float = 1.0
+    seed: int = 0, temperature: float = 1.0, *, splits: int = 1, drift: float = 0.6
 ) -> tuple[Tensor, Tensor, PackedBatch, Advantages]:
     """Hidden states, output weight (with padded rows), an annotated batch and its advantages."""
     rng = np.random.default_rng(seed)
     shapes = [(3, 6), (1, 9), (5, 1), (2, 8), (1, 12)]
-    trajectories = [make_trajectory(p, r, rng) for p, r in shapes]
-    credits = [Credit(np.ones(1, np.float32), np.zeros(1, np.float32)) for _ in trajectories]
-    (batch,) = pack(trajectories, credits, PackingSpec(64, 1, pad_to_multiple=8), "sequence")
+    trajectories = [split(make_trajectory(p, r, rng), splits) for p, r in shapes]
+    (batch,) = pack(trajectories, None, PackingSpec(64, 1, pad_to_multiple=8), "sequence")
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
@@ -64,7 +78,7 @@ def make_problem(
     mask = batch.loss_mask
     batch = batch.annotated(
         # Wide enough that ratios fall on both sides of both clips.
-        old_logprobs=torch.where(mask, near + 0.6 * noise(batch.num_tokens), 0.0),
+        old_logprobs=torch.where(mask, near + drift * noise(batch.num_tokens), 0.0),
         ref_logprobs=torch.where(mask, near + 0.5 * noise(batch.num_tokens), 0.0),
         values=torch.where(mask, noise(batch.num_tokens), 0.0),
     )
@@ -83,7 +97,7 @@ def dense_logprobs(
 
 
 def dense_policy_terms(
-    terms: LossTerms, logprobs: Tensor, batch: PackedBatch, advantages: Advantages
+    terms: PolicyTerms, logprobs: Tensor, batch: PackedBatch, advantages: Advantages
 ) -> dict[str, Tensor]:
     """Per-token terms of the docstring's formula, before weights and coefficients."""
     ratio = (logprobs - batch.require("old_logprobs").double()).exp()
@@ -110,24 +124,25 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> N
 
 
 @pytest.mark.parametrize(
-    "terms",
+    "loss",
     [
-        LossTerms("policy"),
-        LossTerms("policy", clip_low=0.2, clip_high=0.28, temperature=0.6),
-        LossTerms("policy", kl_coefficient=0.3, kl_estimator="k1"),
-        LossTerms("policy", kl_coefficient=0.3, kl_estimator="k2"),
-        LossTerms("policy", kl_coefficient=0.3, kl_estimator="k3", entropy_coefficient=0.1),
+        PolicyLoss(),
+        PolicyLoss(PolicyTerms(clip_high=0.28), temperature=0.6),
+        PolicyLoss(PolicyTerms(kl_coefficient=0.3, kl_estimator="k1")),
+        PolicyLoss(PolicyTerms(kl_coefficient=0.3, kl_estimator="k2")),
+        PolicyLoss(PolicyTerms(kl_coefficient=0.3, kl_estimator="k3", entropy_coefficient=0.1)),
     ],
     ids=["clip", "asymmetric-tempered", "k1", "k2", "k3-entropy"],
 )
-def test_policy_loss_is_the_dense_formula(terms: LossTerms) -> None:
-    hidden, weight, batch, advantages = make_problem(temperature=terms.temperature)
+def test_policy_loss_is_the_dense_formula(loss: PolicyLoss) -> None:
+    terms = loss.terms
+    hidden, weight, batch, advantages = make_problem(temperature=loss.temperature)
     hidden.requires_grad_()
     weight.requires_grad_()
-    output = terms.policy(hidden, weight, batch, advantages, vocab_size=VOCAB)
+    output = loss.policy(hidden, weight, batch, advantages, vocab_size=VOCAB)
     gradients = torch.autograd.grad(output.loss, (hidden, weight))
 
-    logprobs, entropies = dense_logprobs(hidden, weight, batch, terms.temperature)
+    logprobs, entropies = dense_logprobs(hidden, weight, batch, loss.temperature)
     parts = dense_policy_terms(terms, logprobs, batch, advantages)
     weights = batch.loss_weights.double()
     expected = (
@@ -157,17 +172,199 @@ def test_policy_loss_is_the_dense_formula(terms: LossTerms) -> None:
 def test_kl_needs_the_reference() -> None:
     hidden, weight, batch, advantages = make_problem()
     batch = replace(batch, ref_logprobs=None)
-    terms = LossTerms("policy", kl_coefficient=0.1)
+    terms = PolicyLoss(PolicyTerms(kl_coefficient=0.1))
     with pytest.raises(ValueError, match="ref_logprobs"):
         terms.policy(hidden, weight, batch, advantages, vocab_size=VOCAB)
-    LossTerms("policy").policy(hidden, weight, batch, advantages, vocab_size=VOCAB)
+    PolicyLoss().policy(hidden, weight, batch, advantages, vocab_size=VOCAB)
+
+
+def unit_ratios(
+    loss: PolicyLoss, logprobs: Tensor, batch: PackedBatch
+) -> tuple[Tensor, list[list[int]]]:
+    """The definition: a ratio per loss token, float64 and differentiable, and the units."""
+    log_ratios = logprobs - batch.require("old_logprobs").double()
+    ids = batch.segment_ids if loss.ratio == "segment" else batch.sequence_of_token()
+    units: dict[int, list[int]] = {}
+    for place in batch.loss_mask.nonzero()[:, 0].tolist():
+        units.setdefault(int(ids[place]), []).append(place)
+    ratios = torch.ones(batch.num_tokens, dtype=torch.float64)
+    for places in units.values():
+        total = log_ratios[places].mean() if loss.ratio_mean else log_ratios[places].sum()
+        ratios = ratios.index_put((torch.tensor(places),), total.exp())
+    return ratios, list(units.values())
+
+
+UNITS = [
+    PolicyLoss(
+        PolicyTerms(clip_low=0.1, clip_high=0.1, clip_dual=1.5), ratio=ratio, ratio_mean=mean
+    )
+    for ratio in ("segment", "sequence")
+    for mean in (True, False)
+]
+
+
+@pytest.mark.parametrize("loss", UNITS, ids=lambda x: f"{x.ratio}-{x.ratio_mean}")
+@pytest.mark.parametrize("extra", [{}, {"kl_coefficient": 0.3, "entropy_coefficient": 0.1}])
+def test_a_ratio_of_units_is_its_definition(loss: PolicyLoss, extra: dict[str, float]) -> None:
+    """Loss and gradient by autograd in float64 of one min(rho A, clip(rho) A) per unit, with the
+    weights of its tokens added up; advantages and weights are those of a group baseline."""
+    loss = replace(loss, terms=loss.terms._replace(**extra), temperature=0.7)
+    terms = loss.terms
+    hidden, weight, batch, _ = make_problem(seed=4, temperature=0.7, splits=2, drift=0.15)
+    signal = torch.tensor([1.0, -0.6, 0.4, -1.5, 0.8])[batch.sequence_of_token().clamp(max=4)]
+    signal = torch.where(batch.loss_mask, signal, 0.0)
+    hidden, weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    output = loss.policy(hidden, weight, batch, Advantages(signal), vocab_size=VOCAB)
+    gradients = torch.autograd.grad(output.loss, (hidden, weight))
+
+    logprobs, entropies = dense_logprobs(hidden, weight, batch, 0.7)
+    ratios, units = unit_ratios(loss, logprobs, batch)
+    weights = batch.loss_weights.double()
+    policy, num_clipped = torch.zeros((), dtype=torch.float64), 0
+    for places in units:
+        ratio, advantage = ratios[places[0]], float(signal[places[0]])
+        clipped = ratio.clamp(1 - terms.clip_low, 1 + terms.clip_high)
+        surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+        if advantage < 0:
+            surrogate = surrogate.clamp(min=terms.clip_dual * advantage)
+        num_clipped += int(surrogate.item() != (ratio * advantage).item())
+        policy = policy - weights[places].sum() * surrogate
+    assert 0 < num_clipped < len(units)
+    ref = batch.require("ref_logprobs").double()
+    kl = (weights * ((ref - logprobs).exp() - 1 - ref + logprobs)).sum()
+    entropy = (weights * entropies).sum()
+    expected = policy + terms.kl_coefficient * kl - terms.entropy_coefficient * entropy
+    assert_close(output.loss, expected)
+    assert_close(output.sums["policy_loss"], policy)
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    for actual, truth in zip(gradients, wanted, strict=True):
+        assert_close(actual, truth, tolerance=1e-9)
+    assert_close(output.maxes["ratio_max"], ratios[batch.loss_mask].max())
+    # Trainer against engine is of tokens, whatever the ratio is of.
+    gaps = (batch.require("old_logprobs") - batch.rollout_logprobs)[batch.loss_mask]
+    assert_close(output.maxes["rollout_abs_diff_max"], gaps.abs().max(), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_where_advantages_differ_each_token_keeps_its_share(mean: bool) -> None:
+    """GSPO-token: the unit's ratio is a constant, the token's own probability has the gradient; and
+    the importance of tokens weighs by trainer and engine as they are."""
+    terms = PolicyTerms(importance="truncate", importance_low=0.8, importance_high=1.1)
+    loss = PolicyLoss(
+        terms._replace(clip_low=0.3, clip_high=0.3), ratio="sequence", ratio_mean=mean
+    )
+    hidden, weight, batch, advantages = make_problem(seed=5, drift=0.02)
+    hidden.requires_grad_()
+    output = loss.policy(hidden, weight, batch, advantages, vocab_size=VOCAB)
+    (gradient,) = torch.autograd.grad(output.loss, hidden)
+    logprobs, _ = dense_logprobs(hidden, weight, batch, 1.0)
+    ratios, units = unit_ratios(loss, logprobs, batch)
+    lengths = torch.ones(batch.num_tokens, dtype=torch.float64)
+    for places in units:
+        lengths[places] = 1.0 if mean else float(len(places))
+    gap = batch.require("old_logprobs").double() - batch.rollout_logprobs.double()
+    scale = batch.loss_weights * gap.exp().clamp(0.8, 1.1) * advantages.advantages
+    value, inside = -(scale * ratios.detach()).sum(), ((ratios - 1).abs() < 0.3).all()
+    assert inside
+    assert_close(output.loss, value)
+    share = -(scale * lengths * ratios.detach() * logprobs).sum()
+    assert_close(gradient, torch.autograd.grad(share, hidden)[0])
+
+
+def worked(mean: bool, advantage: float) -> tuple[float, list[float]]:
+    """Loss, and its gradient in each log-probability, of one response of three tokens whose log
+    ratios are 0.1, -0.05 and 0.2, with weights of 1/3."""
+    # Column t of the output layer's input moves the target's log-probability alone: by 1 - p.
+    trajectory = make_trajectory(1, 3, np.random.default_rng(0))
+    (batch,) = pack([trajectory], None, PackingSpec(8, 1), "sequence")
+    batch = replace(batch, loss_weights=batch.loss_weights / 3)
+    hidden = torch.zeros(4, HIDDEN, dtype=torch.float64, requires_grad=True)
+    weight = torch.zeros(VOCAB, HIDDEN, dtype=torch.float64)
+    weight[batch.targets[:3], torch.arange(3)] = 1.0
+    now = torch.full((4,), -math.log(VOCAB), dtype=torch.float64)
+    old = now - torch.tensor([0.1, -0.05, 0.2, 0.0], dtype=torch.float64)
+    signal = torch.where(batch.loss_mask, advantage, 0.0)
+    loss = PolicyLoss(ratio="sequence", ratio_mean=mean)
+    output = loss.policy(
+        hidden, weight, batch.annotated(old_logprobs=old), Advantages(signal), vocab_size=VOCAB
+    )
+    (gradient,) = torch.autograd.grad(output.loss, hidden)
+    slope = 1 - 1 / VOCAB
+    same = [(batch.targets[:3] == t).nonzero()[:, 0] for t in batch.targets[:3]]
+    assert all(len(places) == 1 for places in same)
+    return output.loss.item(), [gradient[t, t].item() / slope for t in range(3)]
+
+
+def test_worked_numbers_of_a_ratio_of_three_tokens() -> None:
+    loss, gradient = worked(mean=True, advantage=1.0)
+    assert loss == pytest.approx(-1.086904, abs=1e-6)
+    assert gradient == pytest.approx([-0.362301] * 3, abs=1e-6)
+    assert worked(mean=True, advantage=-1.0)[0] == pytest.approx(1.086904, abs=1e-6)
+    # The product is 1.284025: clipped at 1.2 for a positive advantage, free for a negative one.
+    assert worked(mean=False, advantage=1.0) == (pytest.approx(-1.2, abs=1e-6), [0.0] * 3)
+    loss, gradient = worked(mean=False, advantage=-1.0)
+    assert loss == pytest.approx(1.284025, abs=1e-6)
+    assert gradient == pytest.approx([1.284025] * 3, abs=1e-6)
+
+
+# Unequal shards; rank 1 holds the columns beyond the vocabulary.
+SHARDS = (7, PADDED_VOCAB - 7)
+
+
+def outcome(
+    loss: PolicyLoss, head: Tensor, *, vocab_start: int = 0, group: Any = None
+) -> tuple[LossOutput, Tensor, Tensor]:
+    """Loss, and gradients of the hidden states and of `head`, rows of the output layer."""
+    hidden, _, batch, advantages = make_problem(seed=6, splits=3, drift=0.2)
+    hidden.requires_grad_()
+    head = head.clone().requires_grad_()
+    output = loss.policy(
+        hidden,
+        head,
+        batch,
+        advantages,
+        vocab_size=VOCAB,
+        vocab_start=vocab_start,
+        group=group,
+    )
+    return output, *torch.autograd.grad(output.loss, (hidden, head))
+
+
+def sharded_worker(rank: int, folder: Path) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    weight = make_problem(seed=6)[1]
+    for loss in UNITS:
+        whole, of_hidden, of_weight = outcome(loss, weight)
+        part, part_of_hidden, part_of_weight = outcome(
+            loss,
+            weight.split(SHARDS)[rank],
+            vocab_start=sum(SHARDS[:rank]),
+            group=dist.group.WORLD,
+        )
+        assert_close(part.loss, whole.loss)
+        assert_close(part_of_hidden, of_hidden)
+        assert_close(part_of_weight, of_weight.split(SHARDS)[rank])
+        for name, number in whole.sums.items():
+            torch.testing.assert_close(part.sums[name], number, rtol=1e-4, atol=1e-5)
+    dist.destroy_process_group()
+
+
+@pytest.mark.ranks
+def test_ratios_of_units_over_a_tensor_parallel_group(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(sharded_worker, args=(tmp_path,), nprocs=2)
 
 
 def test_nll_is_the_dense_formula() -> None:
-    hidden, weight, batch, advantages = make_problem(seed=1)
+    hidden, weight, batch, _ = make_problem(seed=1)
     hidden.requires_grad_()
     weight.requires_grad_()
-    output = LossTerms("nll").policy(hidden, weight, batch, advantages, vocab_size=VOCAB)
+    output = imitation_loss(hidden, weight, batch, vocab_size=VOCAB)
     gradients = torch.autograd.grad(output.loss, (hidden, weight))
     logprobs, entropies = dense_logprobs(hidden, weight, batch, 1.0)
     expected = -(batch.loss_weights * logprobs).sum()
@@ -181,7 +378,7 @@ def test_nll_is_the_dense_formula() -> None:
     assert not output.maxes and not any(s.requires_grad for s in output.sums.values())
 
 
-@pytest.mark.parametrize("kind", ["policy", "nll"])
+@pytest.mark.parametrize("kind", ["token", "sequence", "nll"])
 def test_a_batch_of_padding_gives_zero_and_zero_gradients(kind: str) -> None:
     rng = np.random.default_rng(0)
     credit = Credit(np.ones(1, np.float32), np.zeros(1, np.float32))
@@ -192,10 +389,14 @@ def test_a_batch_of_padding_gives_zero_and_zero_gradients(kind: str) -> None:
     hidden = torch.randn(4, HIDDEN, requires_grad=True)
     weight = torch.randn(PADDED_VOCAB, HIDDEN, requires_grad=True)
     values = torch.randn(4, requires_grad=True)
-    terms = LossTerms(kind, value_clip=0.2)  # pyright: ignore[reportArgumentType]
     advantages = Advantages(zeros, zeros)
-    policy = terms.policy(hidden, weight, batch, advantages, vocab_size=VOCAB)
-    value = terms.value(values, batch, advantages)
+    ratio = "sequence" if kind == "sequence" else "token"
+    loss = PolicyLoss(ratio=ratio, ratio_mean=False, value_clip=0.2)
+    if kind == "nll":
+        policy = imitation_loss(hidden, weight, batch, vocab_size=VOCAB)
+    else:
+        policy = loss.policy(hidden, weight, batch, advantages, vocab_size=VOCAB)
+    value = loss.value(values, batch, advantages)
     assert policy.loss.item() == value.loss.item() == 0.0
     for output in (policy, value):
         assert all(float(s) == 0.0 for s in output.sums.values())
@@ -212,7 +413,7 @@ def test_value_loss_is_the_formula(value_clip: float | None) -> None:
     old = batch.require("values").double()
     values = batch.require("values") + 0.3 * torch.randn(batch.num_tokens, generator=generator)
     values.requires_grad_()
-    terms = LossTerms("policy", value_clip=value_clip, value_coefficient=0.7)
+    terms = PolicyLoss(value_clip=value_clip, value_coefficient=0.7)
     output = terms.value(values, batch, advantages)
     (gradient,) = torch.autograd.grad(output.loss, values)
 
@@ -243,9 +444,7 @@ def test_explained_variance_of_constant_returns_is_zero() -> None:
 def test_value_loss_needs_returns() -> None:
     _, _, batch, advantages = make_problem()
     with pytest.raises(ValueError, match="gae"):
-        LossTerms("policy").value(
-            torch.zeros(batch.num_tokens), batch, replace(advantages, returns=None)
-        )
+        PolicyLoss().value(torch.zeros(batch.num_tokens), batch, replace(advantages, returns=None))
 
 
 def test_preference_loss_by_hand() -> None:

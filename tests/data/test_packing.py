@@ -212,7 +212,32 @@ def test_weights_turn_one_denominator_into_each_mean() -> None:
 
     assert mean_loss("token") == pytest.approx((3 * 1 + 5 * 2 + 7 * 5) / 8)
     assert mean_loss("sequence") == pytest.approx((3 + 5 + 7) / 3)
+    assert mean_loss("segment") == mean_loss("sequence")  # one segment each
     assert mean_loss("fixed") == pytest.approx((3 * 1 + 5 * 2 + 7 * 5) / (3 * 10))
+
+
+def test_weights_of_segments_by_hand() -> None:
+    # 72 tokens in four responses: w = 72 / (4 * segments * tokens of the segment).
+    shapes = ([4, 7, 5, 8], [4, 8], [4, 8], [4, 7, 5, 8])
+    trajectories = [make_trajectory(1, shape, seed) for seed, shape in enumerate(shapes)]
+    spec = replace(SPEC, max_tokens_per_microbatch=100)
+    ((batch,),) = pack_all_ranks(trajectories, spec, "segment")
+    long, short = [1.125, 0.642857, 0.9, 0.5625], [2.25, 1.125]
+    weights = batch.loss_weights.tensor_split(batch.cu_seqlens[1:-1].long())
+    for source, row in zip(batch.source.tolist(), weights, strict=True):
+        expected = np.repeat(long if source in (0, 3) else short, shapes[source])
+        assert row[:-1].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert float(batch.loss_weights.sum()) == pytest.approx(72) == batch.num_minibatch_tokens
+
+
+def test_without_credits_there_is_none() -> None:
+    trajectory = make_trajectory(2, [1, 2])
+    (batch,) = pack([trajectory], None, SPEC, "token")
+    assert not batch.credit.any() and batch.loss_weights.sum() == 3
+    (scored,) = pack([trajectory], [make_credit(trajectory)], SPEC, "token")
+    assert scored.credit.any()
+    with pytest.raises(ValueError, match="one of token, sequence, segment, fixed"):
+        pack([trajectory], None, SPEC, "action")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_rank_without_trajectories_gets_padding_only() -> None:

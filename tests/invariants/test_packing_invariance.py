@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from satori_fast.algorithms.advantages import AdvantageRule, estimate_advantages
-from satori_fast.algorithms.credit import assign_credit
-from satori_fast.algorithms.losses import LossTerms
+from satori_fast.algorithms.losses import PolicyLoss
 from satori_fast.algorithms.recipe import RECIPES, Recipe
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.types import (
@@ -33,11 +32,13 @@ SPEC = PackingSpec(
     max_tokens_per_microbatch=400, num_minibatches=1, max_seqlen=LONGEST, fixed_length=24
 )
 RULES = {
-    "ppo": RECIPES["ppo"],
-    "grpo": RECIPES["grpo"],
-    "rloo": RECIPES["rloo"],
-    "sft": RECIPES["sft"],
-    "dr_grpo": replace(RECIPES["grpo"], credit="grpo_no_std", weighting="fixed"),
+    **RECIPES,
+    # Products of segments, weighed by segments.
+    "segments": replace(
+        RECIPES["grpo"],
+        weighting="segment",
+        loss=replace(RECIPES["grpo"].loss, ratio="segment", ratio_mean=False),
+    ),
 }
 
 
@@ -125,7 +126,7 @@ def estimate_on_ranks(
 def learn(rollout: list[Trajectory], order: list[int], spec: PackingSpec, rule: Recipe) -> Outcome:
     weights = parameters()
     trajectories = [rollout[i] for i in order]
-    credits = assign_credit(trajectories, rule.credit)
+    credits = rule.credit().assign(trajectories)
     ranks = [
         [
             annotate(batch, weights)
@@ -150,7 +151,7 @@ def learn(rollout: list[Trajectory], order: list[int], spec: PackingSpec, rule: 
     return Outcome(total.item(), sums, list(gradients), by_source)
 
 
-def losses(terms: LossTerms, batch: PackedBatch, estimate: Advantages, weights: Sequence[Tensor]):
+def losses(terms: PolicyLoss, batch: PackedBatch, estimate: Advantages, weights: Sequence[Tensor]):
     hidden, values = forward(batch, weights)
     yield terms.policy(hidden, weights[2], batch, estimate, vocab_size=VOCAB)
     if estimate.returns is not None:

@@ -394,14 +394,11 @@ def test_sharded_equals_unsharded(tmp_path, head, policy):
 
 def test_errors_name_the_argument(head, policy):
     hidden, weight, targets = head
-    old, advantages, weights = policy[:3]
-    beyond = targets.clone()
+    old, beyond = policy[0], targets.clone()
     beyond[3] = REAL
 
     def loss(terms=PLAIN, **keywords):
-        return linear_policy_loss(
-            hidden, weight, targets, old, advantages, weights, terms, **keywords
-        )
+        return linear_policy_loss(hidden, weight, targets, *policy[:3], terms, **keywords)
 
     def temperatures(position, wrong):
         values = torch.ones(NUM_TOKENS, dtype=torch.double)

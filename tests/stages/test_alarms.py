@@ -14,20 +14,46 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from satori_fast.algorithms.credit import GroupMean, LeaveOneOut, Terminal
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import NonFiniteUpdate
-from satori_fast.config import Config
+from satori_fast.config import Config, RewardConfig
 from satori_fast.stages import run_stages
 from satori_fast.stages.alarms import (
     SkippedUpdates,
     TrainingStopped,
     UninformativeSteps,
+    bonus_cancels,
+    warn_of_idle_settings,
     warn_of_large_batch,
 )
 from satori_fast.types import Advantages, Experience, RewardBreakdown, Trajectory
 from tests.algorithms.test_advantages import make_trajectory
 from tests.stages.test_run import tiny_config
 from tests.tiny_models import random_batch
+
+# --- settings without effect ---------------------------------------------------------------------
+
+
+def test_where_the_bonus_cancels() -> None:
+    on, grpo = RewardConfig(), GroupMean()
+    assert bonus_cancels(grpo, on, has_restarts=True)
+    for rule in (GroupMean(divide_by_std=False), LeaveOneOut(), Terminal()):
+        assert not bonus_cancels(rule, on, has_restarts=True)
+    assert not bonus_cancels(grpo, on, has_restarts=False)
+    for other in ({"reflection_bonus": 0.0}, {"preference_weight": 0.5}, {"rule_weight": 0.0}):
+        assert not bonus_cancels(grpo, RewardConfig.model_validate(other), has_restarts=True)
+
+
+def test_settings_without_effect_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        warn_of_idle_settings("reinforce", [], bonus_cancels=False)
+        assert caplog.records == []
+        warn_of_idle_settings("reinforce", ["gae_lambda", "ratio_mean"], bonus_cancels=True)
+    keys, bonus = [record.getMessage() for record in caplog.records]
+    assert "does not use reinforce.gae_lambda, reinforce.ratio_mean: without effect" in keys
+    assert bonus.startswith("reinforce: reward.reflection_bonus has no effect")
+
 
 # --- updates that are not finite -----------------------------------------------------------------
 
