@@ -3,8 +3,8 @@
 
     python -m benchmarks.ablations.restarts --seeds 0 1 2 --output benchmarks/results/restarts.json
 
-The arms "grpo" and "no_bonus" are one algorithm, as the bonus cancels under a group baseline with the
-standard deviation: their differences are the noise of a run.
+The arms "grpo" and "no_bonus" are one algorithm, as the bonus cancels under a group baseline with
+the standard deviation: their differences are the noise of a run.
 
 For each seed one format-tuned model is made, and every arm trains from it, so arms differ in RL
 alone. Arms are the configs in configs/debug/ and the quickstart itself. The command can be run
