@@ -24,9 +24,10 @@ from satori_fast.profiling.device import NvmlSampler
 from satori_fast.profiling.metrics import MetricsWriter
 from satori_fast.profiling.monitor import StepMonitor
 from satori_fast.profiling.spans import SpanRecorder, StepTimes
+from satori_fast.stages.books import Books
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.reinforce import reinforce
-from satori_fast.stages.run import Run, build_run
+from satori_fast.stages.run import build_run
 from satori_fast.stages.supervised import supervised
 from satori_fast.stages.synthesize import synthesize_demonstrations
 from satori_fast.types import StepReport
@@ -138,17 +139,17 @@ def test_parts(report, one_thread, tmp_path: Path) -> None:
     report("parts", figures, functions["span"])
 
 
-def timed_records(run: Run) -> list[tuple[str, float, StepTimes]]:
-    """(stage, seconds of `Run.record`, times of the step) of what the run records from now on."""
-    record, taken = run.record, []
+def timed_records(books: Books) -> list[tuple[str, float, StepTimes]]:
+    """(stage, seconds of `Books.record`, times of the step) of what is recorded from now on."""
+    record, taken = books.record, []
 
     def timed(step: int, metrics: Mapping[str, float]) -> StepTimes:
         begin = time.perf_counter()
         times = record(step, metrics)
-        taken.append((run.stage, time.perf_counter() - begin, times))
+        taken.append((books.stage, time.perf_counter() - begin, times))
         return times
 
-    run.record = timed
+    books.record = timed
     return taken
 
 
@@ -156,11 +157,11 @@ def test_share_of_a_step(report, one_thread, tmp_path: Path) -> None:
     overrides = [word for key, value in FEWER.items() for word in (f"--{key}", value)]
     config = load_config("configs/quickstart.toml", [*overrides, "--output_dir", f"'{tmp_path}'"])
     with build_run(config) as run:
-        taken = timed_records(run)
+        taken = timed_records(run.books)
         stages = (synthesize_demonstrations, supervised, reinforce)
         for plan, stage in zip(plan_stages(config), stages, strict=True):
-            run.begin_stage(plan)
-            run.finish_stage(stage(run))
+            run.books.begin_stage(plan.name)
+            run.finish_stage(plan.name, stage(run.context(plan), run.folder, run.books))
     recorder = SpanRecorder()
     span_s = measure.interleave({"span": lambda: spans(recorder)})["span"].median / NUM_CALLS
     for stage in ("supervised", "reinforce"):

@@ -35,7 +35,7 @@ import torch
 from benchmarks import measure
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import Learner, build_learner
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Engine, Request, SamplingParams

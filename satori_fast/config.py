@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
@@ -22,12 +23,16 @@ from pydantic.fields import FieldInfo
 
 from satori_fast.config_checks import (
     check_distillation,
+    check_experience,
+    check_format,
     check_inputs,
     check_layout,
     check_lengths,
     check_reinforcement,
+    check_restarts,
     check_reward_model,
     check_samples,
+    has_restarts,
     recipe_of,
 )
 from satori_fast.config_sections import (
@@ -150,6 +155,7 @@ class Config(Section):
             raise ValueError("iterate.rounds is empty: list a round, or take iterate out of stages")
         recipe_of(self.reinforce)  # a name that is in the table, in every config
         check_inputs(self.stages, self.model, self.tokenizer, self.data, supervised=self.supervised)
+        check_format(self.stages, self.tokenizer, self.data)
         check_lengths(self.stages, self.rollout, self.packing, self.data)
         check_layout(self.rollout, self.parallel)
         check_samples(self.stages, self.rollout, self.solutions)
@@ -157,6 +163,8 @@ class Config(Section):
         rounds = self.iterate.rounds if "iterate" in self.stages else ()
         if "reinforce" in self.stages:
             check_reinforcement(self.reinforce, self.rollout)
+            check_experience(self.reinforce, self.rollout)
+            check_restarts(self.data, self.reinforce.restarts)
         if "distill" in self.stages:
             check_distillation(self.distill, self.rollout)
         for number, settings in enumerate(rounds):
@@ -167,7 +175,15 @@ class Config(Section):
                 settings.sampling(self.rollout),
                 where=where,
             )
+            check_restarts(self.data, settings.reinforcement(self.reinforce).restarts, where=where)
         return self
+
+    @property
+    def restarts_enabled(self) -> bool:
+        """Whether reinforcement mixes restarts in: as set, or else where the format has them; never
+        into rollouts that are stored."""
+        is_online = self.reinforce.source == "online"
+        return is_online and has_restarts(self.data, self.reinforce.restarts)
 
     @classmethod
     def example(cls) -> Config:
@@ -197,6 +213,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             value = text  # --name 2026-11-28 is a name, not a date
         _assign(values, key.split("."), value)
         _check_keys(values, Config, source="command line")
+    values = _with_whole_paths(values, Path.cwd())
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -223,9 +240,32 @@ def _read(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
         )
     base = values.pop("base", None)
     _check_keys(values, Config, source=str(path))
+    values = _with_whole_paths(values, path.parent)
     if base is None:
         return values
     return _merged(_read(path.parent / str(base), seen=(*seen, path.resolve())), values)
+
+
+def _with_whole_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Files of reward functions relative to `folder` by their whole path, so that the run folder's
+    config.toml finds them. What is no path is left to the checks to come."""
+    reward = values.get("reward")
+    if not isinstance(reward, Mapping):
+        return values
+    section = cast(Values, reward)
+    functions = section.get("functions")
+    if not isinstance(functions, list):
+        return values
+    found: list[Any] = []
+    for function in cast(list[Any], functions):
+        keys: Values = cast(Values, function) if isinstance(function, Mapping) else {}
+        place, _, name = str(keys.get("path", "")).rpartition(":")
+        if place.endswith(".py"):
+            file = os.path.normpath((folder / Path(place).expanduser()).absolute())
+            found.append({**keys, "path": f"{file}:{name}"})
+        else:
+            found.append(function)
+    return {**values, "reward": {**section, "functions": found}}
 
 
 def _merged(under: Values, over: Values) -> dict[str, Any]:
@@ -317,7 +357,12 @@ def _check_keys(
             )
         inner = _section_type(fields[key])
         if inner is not None:
-            tables = cast(Sequence[Any], value) if _is_list(fields[key]) else [value]
+            is_list = _is_list(fields[key])
+            if is_list and not isinstance(value, list | tuple):
+                raise ConfigError(
+                    f"{source}: {at}{key} is a list of sections: write [[{at}{key}]] above each"
+                )
+            tables = cast(Sequence[Any], value) if is_list else cast(Sequence[Any], [value])
             for table in tables:
                 if not isinstance(table, Mapping):
                     raise ConfigError(f"{source}: {at}{key} is a section, not a value")

@@ -7,6 +7,7 @@ needs a file, a model or the environment is `stages.checks`.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,17 @@ from satori_fast.config_sections import (
     TokenizerConfig,
 )
 from satori_fast.config_stages import (
+    EXPERIENCE_SOURCES,
     DistillConfig,
     ReinforceConfig,
+    RestartConfig,
     SolutionsConfig,
     SupervisedConfig,
 )
 
 if TYPE_CHECKING:
     from satori_fast.algorithms.recipe import Recipe
+    from satori_fast.data.formats import ResponseFormat
 
 
 def check_inputs(
@@ -56,6 +60,64 @@ def check_inputs(
         raise ValueError(
             f"supervised.source = {supervised.source!r} leaves the demonstrations of the stage "
             "synthesize unused: take one of the two out"
+        )
+
+
+def format_named(name: str) -> ResponseFormat:
+    """The row of `FORMATS` that `data.format` names; ValueError with the nearest one."""
+    # Imported here: formats need torch, and the config must not.
+    from satori_fast.data.formats import FORMATS
+
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f'data.format = "{name}" is no format of responses; the nearest is "{near}"'
+        )
+    return FORMATS[name]
+
+
+def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig) -> None:
+    """Template and format exist, and what the run makes itself can have them."""
+    format_named(data.format)
+    if data.system is not None and data.template != "chat":
+        raise ValueError(
+            f'data.system is the system turn of data.template = "chat", and "{data.template}" has '
+            'none: set template = "chat", or take system out'
+        )
+    if data.template == "chat" and tokenizer.kind != "model":
+        raise ValueError(
+            f'data.template = "chat" needs a chat template, and tokenizer.kind = "{tokenizer.kind}"'
+            ' has none: set tokenizer.kind = "model", or data.template = "plain"'
+        )
+    if "synthesize" in stages and data.format != "coat":
+        raise ValueError(
+            f'data.format = "{data.format}" with the stage synthesize, whose demonstrations have '
+            'the format "coat": take synthesize out of stages and set supervised.source, or set '
+            'data.format = "coat"'
+        )
+
+
+def has_restarts(data: DataConfig, restarts: RestartConfig) -> bool:
+    """Whether restarts are on: as set, or else where the format has them."""
+    if restarts.enabled is not None:
+        return restarts.enabled
+    return format_named(data.format).has_restarts
+
+
+def check_restarts(data: DataConfig, restarts: RestartConfig, *, where: str = "") -> None:
+    """The format has restarts, and something is left to train on. where: ends the message."""
+    if not has_restarts(data, restarts):
+        return
+    if not format_named(data.format).has_restarts:
+        key = "reinforce.restarts.enabled" if not where else "restarts"
+        raise ValueError(
+            f'{key} = true, but data.format = "{data.format}" has no reflection to restart with: '
+            f'take it out, or set data.format = "coat"{where}'
+        )
+    if not (restarts.original_weight or restarts.correct_weight or restarts.incorrect_weight):
+        raise ValueError(
+            "reinforce.restarts.original_weight, correct_weight and incorrect_weight are all 0: "
+            f"nothing is left to train on; raise one of them, or set enabled = false{where}"
         )
 
 
@@ -171,16 +233,42 @@ def check_reinforcement(
             f"reinforce.num_minibatches = {config.num_minibatches} exceeds the {num_samples} "
             f"samples of a step (problems_per_step * samples_per_problem): lower it{where}"
         )
-    restarts = config.restarts
-    weights = (restarts.original_weight, restarts.correct_weight, restarts.incorrect_weight)
-    if restarts.enabled and not any(weights):
-        raise ValueError(
-            "reinforce.restarts.original_weight, correct_weight and incorrect_weight are all 0: "
-            f"nothing is left to train on; raise one of them, or set enabled = false{where}"
-        )
     _check_schedule("reinforce.optimizer", config.optimizer, config, where=where)
     if "critic" in recipe.needs:
         _check_schedule("reinforce.critic_optimizer", config.critic_optimizer, config, where=where)
+
+
+def check_experience(config: ReinforceConfig, rollout: RolloutConfig) -> None:
+    """The source of experience exists, and has what it needs and no more."""
+    if config.source not in EXPERIENCE_SOURCES:
+        near = difflib.get_close_matches(config.source, EXPERIENCE_SOURCES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"reinforce.source = {config.source!r} does not exist; the nearest is {near!r}, there "
+            f"are {', '.join(EXPERIENCE_SOURCES)}"
+        )
+    is_stored = config.source == "stored"
+    if is_stored and config.rollouts is None:
+        raise ValueError(
+            'reinforce.source = "stored" needs reinforce.rollouts: name a file of solutions/ that '
+            "was sampled with solutions.keep_logprobs = true"
+        )
+    if not is_stored and config.rollouts is not None:
+        raise ValueError(
+            f'reinforce.rollouts = {config.rollouts!r} is for source = "stored" and does nothing '
+            f'for source = "{config.source}": take it out, or set reinforce.source = "stored"'
+        )
+    if is_stored and config.restarts.enabled:
+        raise ValueError(
+            'reinforce.restarts.enabled = true with source = "stored", which samples nothing: take '
+            "it out; stored rollouts keep the prefixes that they were sampled from"
+        )
+    refills = config.max_sampling_rounds > 1
+    if refills and (is_stored or rollout.max_step_tokens is not None):
+        other = 'reinforce.source = "stored"' if is_stored else "rollout.max_step_tokens"
+        raise ValueError(
+            f"reinforce.max_sampling_rounds = {config.max_sampling_rounds} does not go with "
+            f"{other}: there are no further rounds; set it to 1"
+        )
 
 
 def recipe_of(config: ReinforceConfig) -> Recipe:

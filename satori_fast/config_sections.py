@@ -8,11 +8,19 @@ Frozen pydantic models; the text under a field is its description, units include
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from satori_fast.redaction import has_credentials
+
+# Terms of the reward that are not functions, what stands beside them in samples, and what a span
+# called "reward" leaves in the metrics.
+RESERVED_TERMS = frozenset(
+    {"rule", "reflection", "preference", "process", "total", "segments"}
+    | {"seconds", "seconds_max", "seconds_mean"}
+)
 
 
 class Section(BaseModel):
@@ -89,8 +97,13 @@ class DataConfig(Section):
     """field mapping of eval_source"""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """hash split: share of the source that is held out when there is no eval_source"""
-    template: Literal["satori", "plain"] = "satori"
-    """prompt template: satori is the paper's Template 3, plain is the question and a line break"""
+    template: Literal["satori", "plain", "chat"] = "satori"
+    """prompt template: satori (the paper's Template 3), plain (the question and a line break), or
+    chat (the tokenizer's own chat template)"""
+    system: str | None = None
+    """system turn of template chat; None: no such turn"""
+    format: str = "coat"
+    """format of responses: coat (Satori's meta actions) or plain (a response is one segment)"""
     max_prompt_tokens: int = Field(default=1024, gt=0)
     """longer prompts are filtered out by length, never cut"""
 
@@ -162,6 +175,8 @@ class RolloutConfig(Section):
     """response limit, tokens"""
     max_step_tokens: int | None = Field(default=None, gt=0)
     """response tokens per step; longer responses go on in the next step; None: no such limit"""
+    stop_tokens: tuple[str, ...] = Field(default=(), strict=False)
+    """tokens that end a response, beside those that the model's own files name"""
     max_slots: int = Field(default=256, gt=0)
     """requests decoded at once"""
     temperature: float = Field(default=1.0, ge=0)
@@ -271,6 +286,49 @@ KEYS_OF_ENGINES = {
 }
 
 
+class FunctionConfig(Section):
+    path: str
+    """the function: "my_rewards.py:short_answers", a file relative to this one, or
+    "module:function" """
+    weight: float = 1.0
+    """factor of its values; 0: it is not called"""
+    name: str | None = None
+    """of its term in metrics, samples and report; None: the function's"""
+
+    @field_validator("path")
+    @classmethod
+    def _names_a_function(cls, path: str) -> str:
+        place, colon, function = path.rpartition(":")
+        if not (colon and place and function.isidentifier()):
+            raise ValueError(
+                'name a file and a function in it, "my_rewards.py:short_answers", or a module and '
+                'a function, "module:function"'
+            )
+        is_module = all(part.isidentifier() for part in place.split("."))
+        if not place.endswith(".py") and not is_module:
+            raise ValueError(f"{place} is neither a file that ends in .py nor the name of a module")
+        return path
+
+    @property
+    def term(self) -> str:
+        """Name of its term."""
+        return self.name or self.path.rpartition(":")[2]
+
+    @model_validator(mode="after")
+    def _has_a_name_of_its_own(self) -> Self:
+        if not re.fullmatch(r"[A-Za-z_]\w{0,59}", self.term, flags=re.ASCII):
+            raise ValueError(
+                f"reward.functions: name = {self.term!r}: take letters, digits and _, at most 60"
+            )
+        if self.term in RESERVED_TERMS:
+            raise ValueError(
+                f"reward.functions: name = {self.term!r} means something else in metrics and "
+                f"samples, as do {', '.join(sorted(RESERVED_TERMS - {self.term}))}: give the "
+                "function another name"
+            )
+        return self
+
+
 class RewardConfig(Section):
     rule_weight: float = Field(default=1.0, ge=0)
     """factor of the rule reward: 0 when right, -1 when wrong"""
@@ -283,10 +341,26 @@ class RewardConfig(Section):
     """score minus mean over std before the sigmoid, as the paper's code does (its text: false)"""
     model: str | None = None
     """folder or hub name of a reward model; None: the one that the preference stage made"""
+    functions: tuple[FunctionConfig, ...] = Field(default=(), strict=False)
+    """your own terms of the reward, [[reward.functions]]: path ("my_rewards.py:short_answers" or
+    "module:function"; it takes trajectories and returns a number for each), weight, name"""
+    function_timeout_s: float | None = Field(default=None, gt=0)
+    """CPU seconds of one call of a reward function, for all answers of a step, and ten times that
+    in wall-clock seconds (at least 30); over it the run stops; None: reward.timeout_s"""
     num_workers: int = Field(default=1, ge=0)
     """grading processes (while data is loaded, up to 8); 0: in the trainer, without a time limit"""
     timeout_s: float = Field(default=5.0, gt=0)
-    """seconds per answer; a grader over time is killed, the answer counts as wrong"""
+    """CPU seconds per answer; a grader over time is killed, the answer counts as wrong"""
+
+    @field_validator("functions")
+    @classmethod
+    def _have_different_names(
+        cls, functions: tuple[FunctionConfig, ...]
+    ) -> tuple[FunctionConfig, ...]:
+        terms = [function.term for function in functions]
+        if twice := [term for term in terms if terms.count(term) > 1]:
+            raise ValueError(f"two functions have the name {twice[0]!r}: set name for one of them")
+        return functions
 
 
 class ProfilingConfig(Section):

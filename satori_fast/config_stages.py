@@ -127,6 +127,8 @@ class SolutionsConfig(Section):
     """solutions per problem"""
     temperature: float | None = Field(default=None, gt=0)
     """sampling temperature; None: the rollout's"""
+    keep_logprobs: bool = False
+    """keep the samples' log-probs too, so that reinforce.source = "stored" can train on the file"""
 
 
 class PreferenceConfig(Section):
@@ -150,8 +152,9 @@ class PreferenceConfig(Section):
 
 
 class RestartConfig(Section):
-    enabled: bool = True
-    """mix restarts into the problems (Satori: restart and explore)"""
+    enabled: bool | None = None
+    """mix restarts into the problems (Satori: restart and explore); None: if data.format has them
+    """
     refresh_every: int = Field(default=0, ge=0)
     """steps between new buffers from the policy of the day; 0: built once (the paper)"""
     max_backtrack: int = Field(default=2, ge=0)
@@ -166,6 +169,8 @@ class RestartConfig(Section):
     """share of restarts from wrong solutions (D-), relative"""
 
 
+# Origins of trajectories: the values of reinforce.source.
+EXPERIENCE_SOURCES = ("online", "stored")
 # Keys of the section reinforce that replace a number of the recipe's row; None leaves it.
 RECIPE_KEYS = (
     "clip_low",
@@ -199,6 +204,12 @@ class ReinforceConfig(Section):
     """siblings of a prompt; group recipes need at least 2"""
     num_minibatches: int = Field(default=2, gt=0)
     """optimizer steps per rollout step"""
+    max_sampling_rounds: int = Field(default=1, gt=0)
+    """rounds of new problems until problems_per_step groups are informative; 1: no refilling"""
+    source: str = "online"
+    """origin of the trajectories: online (sampled from the policy) or stored (a file: rollouts)"""
+    rollouts: str | None = None
+    """source = "stored": a file of solutions/ that was sampled with solutions.keep_logprobs"""
     max_uninformative_steps: int = Field(default=50, ge=0)
     """steps in a row with nothing to learn from, all rewards equal, that stop the run; 0: never"""
     clip_low: float | None = Field(default=None, gt=0)
@@ -318,7 +329,7 @@ class RoundConfig(Section):
     learning_rate: float | None = Field(default=None, gt=0)
     """peak of the policy's in the reinforcement"""
     restarts: bool = False
-    """mix restarts in (the paper's second round: no)"""
+    """mix restarts into the problems of the reinforcement (the paper's second round: no)"""
 
     def distillation(self, base: DistillConfig) -> DistillConfig:
         """The section distill, as this round changes it."""

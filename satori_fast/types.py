@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nouns of the project: one frozen type for each stage that the data passes through.
 
-    Problem -> Trajectory -> (RewardBreakdown) -> Credit -> PackedBatch -> Advantages -> StepReport
+    Problem -> Trajectory -> (RewardBreakdown, Credit) -> Experience -> PackedBatch -> Advantages
 
 Letters in shapes: ``L`` tokens in a trajectory (prompt and response), ``R`` response tokens,
 ``S`` segments, ``T`` tokens in a packed batch (padding included), ``N`` sequences in it,
@@ -14,7 +14,8 @@ what its fields mean and checks that they fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import Literal
@@ -60,7 +61,8 @@ class Prefix:
 class Problem:
     """A question with a verifiable answer, possibly starting in the middle (`prefix`).
 
-    answer is None only for problems that are never graded (synthesis input).
+    answer is None for problems that are never graded: synthesis input, or a reward without a gold
+    answer.
     level: how hard the data set says that it is, in its own words ("Level 5"); "" if it does not.
     """
 
@@ -103,24 +105,30 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class RewardBreakdown:
-    """Reward of one trajectory, term by term. Every scalar already carries its weight.
+    """Reward of one trajectory: named terms, each with its weight in it already.
 
-    rule:       Satori: 0 when right, -1 when wrong.
-    reflection: Satori reflection bonus, one of -beta, 0, +beta.
-    preference: sigmoid of the outcome reward model's score, in (0, weight); 0 when unused.
-    similarity: SRL step similarity, 0 when unused.
-    segments:   float32 [S], process rewards per segment (S2R), zeros when unused.
-    total:      rule + reflection + preference + similarity.
-    correct:    did the final answer match?
+    terms:    value by name, in the order in which they are added; a term that is off is absent.
+              "rule" is Satori's 0 when right and -1 when wrong, "reflection" its bonus (-beta, 0,
+              beta), "preference" the reward model's sigmoid(score); any other is a user's function.
+    segments: float32 [S], process rewards of the segments; None where no term gives them. They are
+              not part of the total.
+    correct:  is the final answer right? None where nothing graded it.
+
+    >>> RewardBreakdown({"rule": -1.0, "short_answers": 0.25}, correct=False).total
+    -0.75
     """
 
-    rule: float
-    reflection: float
-    preference: float
-    similarity: float
-    segments: np.ndarray
-    total: float
-    correct: bool
+    terms: Mapping[str, float]
+    segments: np.ndarray | None = None
+    correct: bool | None = None
+
+    @property
+    def total(self) -> float:
+        """Sum of the terms, added from left to right."""
+        total = 0.0
+        for value in self.terms.values():  # `sum` compensates from Python 3.12 on: other bits
+            total += value
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +220,21 @@ class RolloutResult:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredRollouts:
+    """Sampled groups on their way to or from a file, and what made them.
+
+    groups:      siblings of a problem each; log-probs are those of the sampler, at `temperature`.
+    format:      name of the response format that cut them into segments.
+    fingerprint: of the weights that sampled them (`rollout.weight_sync`).
+    """
+
+    groups: tuple[tuple[Trajectory, ...], ...]
+    temperature: float
+    format: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Credit:
     """What each segment earned, and what was expected of it. Host side, from whole groups.
 
@@ -221,6 +244,40 @@ class Credit:
 
     values: np.ndarray
     baselines: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What one update learns from: whole groups, scored, filtered, with their credit. Host side.
+
+    trajectories:   what is learnt from, siblings together, in the order of their groups.
+    credits:        one for each of them; None where nothing is compared (imitation).
+    sampled:        everything that was scored on the way to them, dropped groups included, in the
+                    order in which it was sampled; `trajectories` are among it.
+    policy_version: version of the weights that were sampled from; -1 where none were.
+    stats:          counted on the way: shares and counts under the names of metrics, as
+                    "rollout/kept", and what rates and FLOPs are made from: "prompt_tokens",
+                    "generated_tokens" (of this step), "passes" of the engine on this device.
+
+    Example: two groups of two are sampled with rewards 1, 0 and 0, 0; a filter drops the second,
+    so `trajectories` and `credits` have two entries and `sampled` has four.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    credits: tuple[Credit, ...] | None
+    sampled: tuple[Trajectory, ...]
+    policy_version: int = -1
+    stats: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __post_init__(self) -> None:
+        if self.credits is not None:
+            assert len(self.credits) == len(self.trajectories)
+        assert len(self.trajectories) <= len(self.sampled)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are learnt from, prompts included."""
+        return sum(len(t.tokens) for t in self.trajectories)
 
 
 @dataclass(frozen=True, slots=True)

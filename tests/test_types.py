@@ -88,7 +88,7 @@ def test_trajectory_whose_fields_do_not_fit_is_refused(broken: dict[str, object]
 
 def test_reward_gives_a_new_trajectory() -> None:
     trajectory = example_trajectory()
-    reward = RewardBreakdown(-1.0, 0.0, 0.0, 0.0, np.zeros(3, dtype=np.float32), -1.0, False)
+    reward = RewardBreakdown({"rule": -1.0}, correct=False)
     assert trajectory.with_reward(reward).reward is reward
     assert trajectory.reward is None
 

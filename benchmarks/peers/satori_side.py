@@ -6,41 +6,48 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 from benchmarks.peers.contestant import Line, StepRecord, arguments, settle
 from benchmarks.peers.workload import Workload, reward_of
 from satori_fast import __version__
 from satori_fast.config import load_config
-from satori_fast.grading import GradingPool, Verdict
+from satori_fast.experience.online import OnlineSource
+from satori_fast.experience.source import Judge
+from satori_fast.grading import Verdict
 from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.rewards.terms import score
+from satori_fast.rollout.distributed import WrappedEngine
+from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
-from satori_fast.stages.reinforce import build_actors, reinforce_step
+from satori_fast.rollout.restarting import Restarting
+from satori_fast.stages.books import Books
+from satori_fast.stages.iterate import plan_stages
+from satori_fast.stages.reinforce import build_trainer, reinforce_step
+from satori_fast.stages.rewards import build_rewards
 from satori_fast.stages.run import build_run
 from satori_fast.stages.setup import build_monitor
 from satori_fast.types import Problem
 
 
-class GivenLengths:
+class GivenLengths(WrappedEngine):
     """An engine whose completions have the lengths of the workload."""
 
-    def __init__(self, engine: Engine, workload: Workload) -> None:
-        self._engine, self._workload = engine, workload
+    def __init__(self, inner: Engine, workload: Workload) -> None:
+        super().__init__(inner)
+        self._workload = workload
         self.step = 0
         self.prompts = ""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams
     ) -> Iterator[tuple[int, Completion]]:
         lengths = self._workload.lengths(self.step).tolist()
         self.prompts = hash_of(list(r.prompt_ids) for r in requests)
-        return self._engine.generate(
+        return self.inner.generate(
             [
                 replace(request, max_new_tokens=length, stop_ids=())
                 for request, length in zip(requests, lengths, strict=True)
@@ -54,19 +61,20 @@ class GivenProblems:
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
-        self.step = 0
 
-    def take(self, num_problems: int) -> list[Problem]:
-        prompts = self._workload.prompts(self.step)
+    def take(self, num_problems: int, *, step: int) -> list[Problem]:
+        prompts = self._workload.prompts(step)
         assert num_problems == len(prompts)
-        return [Problem(f"{self.step}/{i}", text, "x") for i, text in enumerate(prompts)]
+        return [Problem(f"{step}/{i}", text, "x") for i, text in enumerate(prompts)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class GivenVerdicts:
     """The workload's reward where the grader stands."""
-
-    pool = GradingPool(0)
-    reasons: ClassVar[Counter[str]] = Counter()
 
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         right = [reward_of(text) for text, _ in pairs]
@@ -127,22 +135,50 @@ def main() -> None:
     workload = Workload.read(folder / "workload.json")
     run = build_run(config_of(workload, folder))
     on_gpu = workload.device == "cuda"
-    run.spans = SpanRecorder(
+    spans = SpanRecorder(
         device=workload.device, clock=time.perf_counter if on_gpu else time.process_time
     )
-    run.monitor = build_monitor(run.config, run.folder, run.parallel, run.spans)
-    run.grader = GivenVerdicts()  # pyright: ignore[reportAttributeAccessIssue]
-    run.stage = "reinforce"
-    actors = build_actors(run)
-    engine, problems = GivenLengths(actors.engine, workload), GivenProblems(workload)
-    actors.engine, actors.problems = engine, problems  # pyright: ignore
-    actors.recipe = replace(actors.recipe, min_group_std=None)  # TRL keeps every group
+    monitor = build_monitor(run.config, run.folder.path, run.parallel, spans)
+    books = Books(spans, monitor, run.books.writer, format=run.renderer.format)
+    books.begin_stage("reinforce")
+    context = run.context(plan_stages(run.config)[0])
+    trainer = build_trainer(context, books)
+    engine = GivenLengths(
+        EmbeddedEngine.of_policy(
+            trainer.policy,
+            renderer=context.renderer,
+            max_seqlen=context.config.rollout.max_seqlen,
+            max_slots=context.config.rollout.max_slots,
+        ),
+        workload,
+    )
+    rewards = build_rewards(
+        context.config.reward, grader=GivenVerdicts(), worker=context.functions, spans=spans
+    )
+    judge = Judge(
+        partial(score, rewards=rewards),
+        trainer.recipe.credit(),
+        min_group_std=None,  # TRL keeps every group
+        span=spans.span,
+    )
+    config = context.config.reinforce
+    source = OnlineSource(
+        Restarting(engine, context.parallel, max_restarts=0),
+        GivenProblems(workload),
+        judge,
+        sampling=lambda step: context.sampling(
+            num_samples=config.samples_per_problem, seed=context.seeds.of("rollout", step)
+        ),
+        problems_per_step=config.problems_per_step,
+    )
     line.ready(name="satori_fast", version=__version__)
     step = 0
-    run.monitor.restart_step()
+    monitor.reset_clock()
     while line.wait():
-        problems.step = engine.step = step
-        times = run.record(step, reinforce_step(run, actors, step))
+        engine.step = step
+        result = reinforce_step(trainer, source, step)
+        metrics = books.reinforcement(step, result, trainer, num_samples=config.num_logged_samples)
+        times = books.record(step, metrics)
         wall_s, cpu_s = line.elapsed()
         line.report(
             StepRecord(
@@ -156,7 +192,7 @@ def main() -> None:
             )
         )
         step += 1
-        run.monitor.restart_step()
+        monitor.reset_clock()
 
 
 if __name__ == "__main__":

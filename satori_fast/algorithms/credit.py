@@ -3,7 +3,7 @@
 host.
 
 Group statistics live here, before packing, because packing scatters the siblings of a group over
-microbatches and ranks. Not for dropping groups without signal (`rewards.compose`), nor for anything
+microbatches and ranks. Not for dropping groups without signal (`rewards.terms`), nor for anything
 per token (`algorithms.advantages`).
 """
 

@@ -186,6 +186,8 @@ def unused_keys(recipe: Recipe, keys: Collection[str]) -> list[str]:
         idle |= {"normalize_critic", "critic_warmup_steps"}
     if recipe.advantage.kind != "gae":
         idle.add("gae_lambda")
+    if recipe.min_group_std is None:
+        idle.add("max_sampling_rounds")  # nothing is dropped, so nothing is refilled
     if not loss.terms.kl_coefficient:
         idle.add("kl_estimator")
     if loss.terms.importance == "none":

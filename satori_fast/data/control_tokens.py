@@ -3,7 +3,7 @@
 
 A control token is one that text cannot spell by chance: turns of a chat, the end of text, a meta
 action. A template writes them; a question that merely quotes one must not. Stop tokens are
-`stop_tokens`; templates are `coat`.
+`data.stop_tokens`; templates are `data.prompts`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Characters that stand for control tokens while a text goes through a template.
 _PRIVATE_USE = range(0xE000, 0xF900)
-_MARKER = re.compile(r"<\|[^|<>\s]+\|>")
+_MARKER = re.compile(r"<\|?[^|<>\s]+\|?>")
 
 
 class ControlTokens:

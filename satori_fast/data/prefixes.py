@@ -17,7 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from satori_fast.data.coat import EXPLORE, REFLECT, PromptRenderer, full_response, split_actions
+from satori_fast.data.formats.coat import EXPLORE, REFLECT, split_actions
+from satori_fast.data.prompts import PromptRenderer, full_response
 from satori_fast.types import Prefix, Problem, Trajectory
 
 CutAfter = Literal["action", "step", "answer"]

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Iterable
 from typing import Protocol
 
-from satori_fast.data.coat import PromptRenderer
 from satori_fast.data.collection import Selection, SourceReport
 from satori_fast.data.cursor import is_heldout
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.types import Problem
 
 logger = logging.getLogger(__name__)

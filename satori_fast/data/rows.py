@@ -9,6 +9,7 @@ file only the needed columns are read, in batches of 1,024 rows. What the fields
 from __future__ import annotations
 
 import codecs
+import difflib
 import gzip
 import io
 import json
@@ -78,11 +79,11 @@ def file_stem(source: str | Path) -> str:
 def check_file(path: Path) -> None:
     """Raise ValueError for what is seen to be no data file before any row is read."""
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.name.endswith(KNOWN_ENDINGS))
+        inside = data_files(path)
         found = f"name a file in it, such as {', '.join(inside[:3])}" if inside else "name a file"
         raise ValueError(f"data file {path} is a folder: {found}")
     if not path.is_file():
-        raise ValueError(f"data file {path} does not exist")
+        raise ValueError(f"data file {path} does not exist{_nearest_file(path)}")
     if not path.name.endswith(KNOWN_ENDINGS):
         endings = ", ".join(KNOWN_ENDINGS)
         raise ValueError(f"data file {path}: its name must end in {endings}: convert or rename it")
@@ -94,6 +95,20 @@ def check_file(path: Path) -> None:
         raise ValueError(
             f"data file {path} is a git-lfs pointer, not the data: run `git lfs pull` in its folder"
         )
+
+
+def _nearest_file(path: Path) -> str:
+    """A data file of the same folder, for a message; "" without one."""
+    names = data_files(path.parent)
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.0)
+    return f"; the nearest in its folder is {near[0]}" if near else ""
+
+
+def data_files(folder: Path) -> list[str]:
+    """Names of the data files in a folder, in order; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if p.name.endswith(KNOWN_ENDINGS))
 
 
 def file_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:

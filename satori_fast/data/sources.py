@@ -4,15 +4,16 @@
 A data set is read through a `FieldMapping`, a row of `FIELD_MAPPINGS` or one given by the caller.
 
 Not here: containers and encodings (`rows`), what counts as text or an answer (`values`), the books
-about skipped rows (`collection`), grading (a checker of answers is passed in), prompts (`coat`),
+about skipped rows (`collection`), grading (a checker of answers is passed in), prompts (`prompts`),
 which problems are trained on (`problem_split`) and in which order (`cursor`), made-up problems
 (`arithmetic`).
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from satori_fast.data.rows import (
     GoodRow,
     Row,
     check_file,
+    data_files,
     file_fields,
     file_rows,
     file_stem,
@@ -56,6 +58,7 @@ __all__ = [
     "FieldMapping",
     "Selection",
     "SourceReport",
+    "check_source",
     "load_demonstrations",
     "load_problems",
     "source_digest",
@@ -128,6 +131,25 @@ def load_demonstrations(
         check_answers=check_answers,
     )
     return demonstrations, read.report
+
+
+def check_source(source: str, built_in: Sequence[str] = ()) -> None:
+    """Raise ValueError for what cannot be a source: neither a name of `built_in`, nor a data file,
+    nor a data set of the hub (a key of `FIELD_MAPPINGS` or "owner/name"). It names the nearest."""
+    on_hub = [name for name, fields in FIELD_MAPPINGS.items() if fields.hub_id is not None]
+    if source in built_in or source in on_hub:
+        return
+    if is_file_name(source):
+        check_file(Path(source).expanduser())
+        return
+    if source.count("/") == 1 and all(source.split("/")):
+        return  # only the hub knows
+    names = [*built_in, *on_hub, *data_files(Path())]
+    near = difflib.get_close_matches(source, names, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"{source!r} is neither a built-in domain, nor a data file, nor a data set of the hub "
+        f"(owner/name); the nearest is {near!r}"
+    )
 
 
 def source_digest(source: str) -> str | None:

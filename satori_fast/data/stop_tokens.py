@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ends a response of a model: its stop tokens, and the file that carries them.
+"""Stop tokens, which end a response of a model, and the file that carries them.
 
 A model folder names them in up to three places: the tokenizer's end of text, `eos_token_id` of
-config.json, and `eos_token_id` of generation_config.json. All of them count. A run keeps them in a
-generation_config.json beside its tokenizer, and every model that it exports gets one.
+config.json, and `eos_token_id` of generation_config.json. All of them count, and so do those of
+`rollout.stop_tokens`. A run keeps the model's in a generation_config.json beside its tokenizer, and
+every model that it exports gets one with all of them.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from satori_fast.data.coat import META_ACTION_TOKENS, PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
 _GENERATION_CONFIG = "generation_config.json"
 
 
-def stop_ids_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def stop_ids_of(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, special_tokens: Sequence[str]
+) -> tuple[int, ...]:
     """Ids that end a response of the model in `folder`, the tokenizer's own first; sorted.
 
-    ValueError: a file that does not hold ids, or a meta-action token as a stop token.
+    special_tokens: of the response format. ValueError: a file that does not hold ids, or one of
+    the format's tokens as a stop token.
     """
     named: dict[int, str] = {}
     for name in ("config.json", _GENERATION_CONFIG):
@@ -38,7 +43,7 @@ def stop_ids_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, 
                 )
             named.setdefault(i, name)
     vocabulary = tokenizer.get_vocab()
-    for token in META_ACTION_TOKENS:
+    for token in special_tokens:
         if vocabulary.get(token) in named:
             number = vocabulary[token]
             raise ValueError(
@@ -50,9 +55,39 @@ def stop_ids_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, 
     return (*first, *sorted(named.keys() - set(first)))
 
 
-def keep_generation_config(model: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def ids_of_stop_tokens(
+    tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase, special_tokens: Sequence[str]
+) -> tuple[int, ...]:
+    """Ids of `rollout.stop_tokens`, each a single token of the tokenizer.
+
+    special_tokens: of the response format. ValueError for one of those, and for a text that is not
+    one token: an engine stops at ids.
+    """
+    anything: Any = tokenizer
+    found: list[int] = []
+    for token in tokens:
+        ids: list[int] = anything.encode(token, add_special_tokens=False)
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            number = "is no token" if len(ids) < 2 else f"is {len(ids)} tokens"
+            raise ValueError(
+                f"rollout.stop_tokens: {token!r} {number} to the tokenizer: name single tokens of "
+                "its vocabulary, or leave it out"
+            )
+        if token in special_tokens:
+            raise ValueError(
+                f"rollout.stop_tokens: {token!r} opens a segment of data.format, so every such "
+                "segment would end a response: leave it out"
+            )
+        found += ids
+    return tuple(found)
+
+
+def keep_generation_config(
+    model: Path, folder: Path, tokenizer: PreTrainedTokenizerBase, special_tokens: Sequence[str]
+) -> None:
     """Write to `folder` the generation_config.json of a model folder, all its stop tokens in it."""
-    settings = {**_read(model / _GENERATION_CONFIG), **_ends(stop_ids_of(model, tokenizer))}
+    ids = stop_ids_of(model, tokenizer, special_tokens)
+    settings = {**_read(model / _GENERATION_CONFIG), **_ends(ids)}
     write_atomically(folder / _GENERATION_CONFIG, json.dumps(settings, indent=2) + "\n")
 
 

@@ -2,19 +2,21 @@
 """Tokenizers: built from a word list, trained on text, or loaded.
 
 All are Hugging Face fast tokenizers: saved with `save_pretrained`, loaded with `load_tokenizer`.
-The meta-action tokens are *special* tokens, so ``decode(..., skip_special_tokens=True)`` drops
-them: count and split actions on ids or on text decoded with them (`coat` does).
+The special tokens of a format are control tokens: ``decode(..., skip_special_tokens=True)`` drops
+them, so segments are cut on ids or on text decoded with them (`data.formats` does).
 
-Prompts and segments are `coat`; resizing a model's embedding is the backbone's business.
+Prompts are `data.prompts`; resizing a model's embedding is the backbone's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satori_fast.data.coat import META_ACTION_TOKENS
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -125,9 +127,7 @@ def load_tokenizer(folder_or_name: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"no tokenizer can be loaded from {name}: {reason}") from error
 
 
-def add_meta_action_tokens(
-    tokenizer: PreTrainedTokenizerBase, special_tokens: Sequence[str] = META_ACTION_TOKENS
-) -> int:
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase, special_tokens: Sequence[str]) -> int:
     """Add those of `special_tokens` that `tokenizer` lacks; how many that was.
 
     The model's embedding must then cover ``len(tokenizer)`` rows.
@@ -156,3 +156,56 @@ def check_known(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     for token_id, (start, stop) in zip(ids, offsets, strict=True):
         if token_id == tokenizer.unk_token_id:
             raise ValueError(f"the tokenizer does not know the word {text[start:stop]!r}")
+
+
+class TokenBytes:
+    """Token ids to their UTF-8 bytes, so that a place in a text is found among the ids.
+
+    For byte-level tokenizers (GPT-2, Qwen, Llama 3), whose tokens may hold a part of a character,
+    and for word lists, whose words are joined by single spaces: a space belongs to the word before
+    it. Joined, the bytes of some ids are what ``decode`` makes of them. ValueError for others.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer: Any = tokenizer  # its annotations are incomplete
+        backend = self._tokenizer.backend_tokenizer
+        decoder = backend.decoder
+        self._has_words = decoder is None and type(backend.model).__name__ == "WordLevel"
+        state = {"type": ""} if decoder is None else json.loads(decoder.__getstate__())
+        if not self._has_words and "ByteLevel" not in _decoder_kinds(state):
+            raise ValueError(
+                "segments are cut by bytes, and this tokenizer is not byte-level: take a model "
+                "whose tokenizer is, or a data.format with control tokens"
+            )
+
+    def __call__(self, ids: Sequence[int]) -> list[bytes]:
+        tokens: list[str] = self._tokenizer.convert_ids_to_tokens(list(ids))
+        if self._has_words:
+            last = len(tokens) - 1
+            return [f"{token}{' ' * (i < last)}".encode() for i, token in enumerate(tokens)]
+        return [self._bytes_of(token) for token in tokens]
+
+    def _bytes_of(self, token: str) -> bytes:
+        spelled = [self._byte_of.get(character) for character in token]
+        # As the decoder does: a token with another character, such as an added one, is its text.
+        known = [byte for byte in spelled if byte is not None]
+        return bytes(known) if len(known) == len(spelled) else token.encode()
+
+    @cached_property
+    def _byte_of(self) -> dict[str, int]:
+        """The character that stands for each byte in a byte-level vocabulary, reversed.
+
+        Bytes that print stand for themselves, the others for the characters from 256 on, in order.
+        """
+        printed = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        others = [byte for byte in range(256) if byte not in printed]
+        return {chr(byte): byte for byte in printed} | {
+            chr(256 + number): byte for number, byte in enumerate(others)
+        }
+
+
+def _decoder_kinds(state: dict[str, Any]) -> Iterator[str]:
+    """Types of a decoder and of those that it is made of."""
+    yield state["type"]
+    for inner in state.get("decoders", ()):
+        yield from _decoder_kinds(inner)

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from satori_fast.data.coat import count_reflections
+from satori_fast.data.formats import ResponseFormat
 from satori_fast.types import Trajectory
 
 NUM_LENGTH_BINS = 8
+# A format's count of them, in its metrics.
+REFLECTIONS = "reflections_per_answer"
 # Answers with more reflections than this share a bin.
 MAX_REFLECTIONS = 3
 # Which of the earlier evaluations solved a problem, hardest first.
@@ -192,16 +194,18 @@ def analyse(
     attempts: Sequence[Sequence[Attempt]],
     correct: Sequence[bool],
     *,
+    format: ResponseFormat,
     earlier: Sequence[Mapping[str, bool]] = (),
 ) -> dict[str, Any]:
     """Everything above for one evaluation, fit for JSON.
 
-    The arguments go together, one entry for each answer. earlier: the key "correct" of what this
-    function returned for earlier evaluations on the same problems.
+    The arguments go together, one entry for each answer. format: of the responses; "by_reflections"
+    is empty where it counts none. earlier: the key "correct" of what this function returned for
+    earlier evaluations on the same problems.
     """
     ids = [t.problem.problem_id for t in trajectories]
-    reflections = [min(count_reflections(t), MAX_REFLECTIONS) for t in trajectories]
-    numbers = [f"{n}+" if n == MAX_REFLECTIONS else str(n) for n in reflections]
+    counts = [format.metrics(t).get(REFLECTIONS) for t in trajectories]
+    numbers = ["" if n is None else _reflections_label(int(n)) for n in counts]
     lengths = [t.num_response_tokens for t in trajectories]
     solved = earlier_pass_rates(ids, earlier)
     changes, verdicts = self_correction(attempts), verdict_quality(attempts)
@@ -215,6 +219,10 @@ def analyse(
         "by_earlier": _rows(accuracy_by(solved, correct, order=PASS_RATES)),
         "correct": {name: bool(c) for name, c in zip(ids, correct, strict=True)},
     }
+
+
+def _reflections_label(number: int) -> str:
+    return str(number) if number < MAX_REFLECTIONS else f"{MAX_REFLECTIONS}+"
 
 
 def _natural_key(label: str) -> list[tuple[int, str]]:

@@ -7,16 +7,17 @@ and does not sample by itself (`rollout.engine.collect`).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from satori_fast.data.coat import REFLECT, count_reflections, full_response
+from satori_fast.data.formats import ResponseFormat
+from satori_fast.data.prompts import full_response
 from satori_fast.evaluation.analysis import (
+    REFLECTIONS,
     Attempt,
     SelfCorrection,
     VerdictQuality,
@@ -24,27 +25,34 @@ from satori_fast.evaluation.analysis import (
     self_correction,
     verdict_quality,
 )
-from satori_fast.grading import Grader, extract_answer, standing_answers
+from satori_fast.grading import Grader, extract_answer
 from satori_fast.rollout.engine import Engine, SamplingParams, collect
 from satori_fast.types import Problem, RewardBreakdown, RolloutResult, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """accuracy in [0, 1]; standard_error of it; reflections and response tokens are means.
+    """accuracy in [0, 1]; standard_error of it; response tokens and the format's counts are means.
 
+    format:           of the responses. format_metrics: means of what it counts.
     correct, attempts: the verdict on each answer, and the answers that stood on the way to it.
     """
 
     accuracy: float
     standard_error: float
     num_problems: int
-    reflections_per_answer: float
+    format: ResponseFormat
+    format_metrics: Mapping[str, float]
     mean_response_tokens: float
     truncated: float
     rollout: RolloutResult
     correct: tuple[bool, ...]
     attempts: tuple[tuple[Attempt, ...], ...]
+
+    @property
+    def reflections_per_answer(self) -> float | None:
+        """Mean number of reflections, None for a format without them."""
+        return self.format_metrics.get(REFLECTIONS)
 
     @property
     def no_answer(self) -> float:
@@ -61,43 +69,48 @@ class EvaluationResult:
 
     def analysis(self, earlier: Sequence[Mapping[str, bool]] = ()) -> dict[str, Any]:
         """See `analysis.analyse`."""
-        return analyse(self.rollout.trajectories, self.attempts, self.correct, earlier=earlier)
+        return analyse(
+            self.rollout.trajectories,
+            self.attempts,
+            self.correct,
+            format=self.format,
+            earlier=earlier,
+        )
 
     def samples(self, num_samples: int) -> list[Trajectory]:
         """The first answers with their verdict as rule reward, for samples.jsonl."""
         answers = zip(self.rollout.trajectories, self.correct, strict=True)
         return [
             trajectory.with_reward(
-                RewardBreakdown(
-                    rule=0.0 if correct else -1.0,
-                    reflection=0.0,
-                    preference=0.0,
-                    similarity=0.0,
-                    segments=np.zeros(len(trajectory.segments), dtype=np.float32),
-                    total=0.0 if correct else -1.0,
-                    correct=correct,
-                )
+                RewardBreakdown({"rule": 0.0 if correct else -1.0}, correct=correct)
             )
             for trajectory, correct in islice(answers, num_samples)
         ]
 
     def metrics(self) -> dict[str, float]:
         """Scalars under their metric names; self-correction as shares of all problems. Left out:
-        how reflections judged, where there was nothing to judge."""
+        how reflections judged, where there was nothing to judge, and all about changes of answers
+        where the format has none."""
+        return self._correction_metrics() | {
+            "eval/accuracy": self.accuracy,
+            **{f"eval/{name}": mean for name, mean in self.format_metrics.items()},
+            "eval/mean_response_tokens": self.mean_response_tokens,
+            "eval/truncated": self.truncated,
+            "eval/no_answer": self.no_answer,
+        }
+
+    def _correction_metrics(self) -> dict[str, float]:
+        if not self.format.self_corrects:
+            return {}
         changed, verdicts = self.self_correction, self.verdict_quality
         judged = {
             "eval/error_recall": verdicts.error_recall,
             "eval/right_kept": verdicts.right_kept,
         }
         return {name: share for name, share in judged.items() if share is not None} | {
-            "eval/accuracy": self.accuracy,
             "eval/wrong_to_right": changed.wrong_to_right / self.num_problems,
             "eval/right_to_wrong": changed.right_to_wrong / self.num_problems,
             "eval/wrong_to_wrong": changed.wrong_to_wrong / self.num_problems,
-            "eval/reflections_per_answer": self.reflections_per_answer,
-            "eval/mean_response_tokens": self.mean_response_tokens,
-            "eval/truncated": self.truncated,
-            "eval/no_answer": self.no_answer,
         }
 
 
@@ -107,29 +120,32 @@ def evaluate(
     *,
     max_new_tokens: int,
     pool: Grader,
-    sample: Callable[[Engine, Sequence[Problem], SamplingParams], RolloutResult] = collect,
 ) -> EvaluationResult:
-    """One greedy response per problem, graded. Raises ValueError when there is no problem.
-
-    sample: how to ask the engine; a run of several processes shares the problems out.
-    """
+    """One greedy response per problem, graded. Raises ValueError when there is no problem."""
     if not problems:
         raise ValueError("evaluation has no problem: check data.eval_source")
     sampling = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)
-    rollout = sample(engine, problems, sampling)
+    rollout = collect(engine, problems, sampling)
     correct = graded(rollout.trajectories, pool)
-    accuracy = float(np.mean(correct))
+    accuracy, format = float(np.mean(correct)), engine.renderer.format
     return EvaluationResult(
         accuracy=accuracy,
         standard_error=float(np.sqrt(accuracy * (1 - accuracy) / len(problems))),
         num_problems=len(problems),
-        reflections_per_answer=float(np.mean([count_reflections(t) for t in rollout.trajectories])),
+        format=format,
+        format_metrics=mean_metrics(rollout.trajectories, format),
         mean_response_tokens=rollout.num_generated_tokens / len(problems),
         truncated=float(np.mean([t.finish == "length" for t in rollout.trajectories])),
         rollout=rollout,
         correct=tuple(correct),
-        attempts=attempts_of(rollout.trajectories, correct, pool),
+        attempts=attempts_of(rollout.trajectories, correct, pool, format=format),
     )
+
+
+def mean_metrics(trajectories: Sequence[Trajectory], format: ResponseFormat) -> dict[str, float]:
+    """Means of what a format counts in each response, by its names."""
+    counts = [format.metrics(trajectory) for trajectory in trajectories]
+    return {name: float(np.mean([own[name] for own in counts])) for name in counts[0]}
 
 
 def graded(trajectories: Sequence[Trajectory], pool: Grader) -> list[bool]:
@@ -139,14 +155,18 @@ def graded(trajectories: Sequence[Trajectory], pool: Grader) -> list[bool]:
 
 
 def attempts_of(
-    trajectories: Sequence[Trajectory], correct: Sequence[bool], pool: Grader
+    trajectories: Sequence[Trajectory],
+    correct: Sequence[bool],
+    pool: Grader,
+    *,
+    format: ResponseFormat,
 ) -> tuple[tuple[Attempt, ...], ...]:
-    """The graded answers that stand in each response: before every reflection that follows an
-    answer, and at the end. Empty without any answer.
+    """The graded answers that stand in each response: the attempts that its format tells apart (in
+    COAT before every reflection that follows an answer), and the last. Empty without any answer.
 
     correct: verdicts on the final answers.
     """
-    answers = [reflected_answers(full_response(t)) for t in trajectories]
+    answers = [format.attempts(full_response(t)) for t in trajectories]
     pairs = [
         (rf"\boxed{{{answer}}}", _gold(t))
         for t, own in zip(trajectories, answers, strict=True)
@@ -163,16 +183,6 @@ def attempts_of(
             standing.append(Attempt(final or "", is_right))
         attempts.append(tuple(standing))
     return tuple(attempts)
-
-
-def reflected_answers(response: str) -> list[str]:
-    """The boxed answer that stands before each reflection, where there is one.
-
-    >>> reflected_answers(r"\\boxed{1}<|reflect|> no<|explore|> \\boxed{2}<|reflect|> yes")
-    ['1', '2']
-    """
-    cuts = [match.start() for match in re.finditer(re.escape(REFLECT), response)]
-    return [answer for answer in standing_answers(response, cuts) if answer is not None]
 
 
 def _gold(trajectory: Trajectory) -> str:

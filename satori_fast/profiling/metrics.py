@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -38,7 +38,7 @@ from rich.text import Text
 
 from satori_fast.profiling.sinks import Sink, TensorBoardSink
 from satori_fast.storage import write_atomically
-from satori_fast.types import StepReport, Trajectory
+from satori_fast.types import SegmentKind, StepReport, Trajectory
 
 _PLAIN_LINE_SECONDS = 30.0
 _PLAIN_LINE_SHARE = 0.1
@@ -202,14 +202,41 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def sample_record(stage: str, step: int, *, trajectory: Trajectory) -> dict[str, Any]:
-    """One line of samples.jsonl: problem, response cut into its segments, and reward, if any."""
+class SampleFormat(Protocol):
+    """The format of responses (`data.formats`), as far as readers of samples see it."""
+
+    @property
+    def colours(self) -> Mapping[SegmentKind, str]:
+        """CSS colour of each kind of segment."""
+        ...
+
+    def pieces(self, text: str) -> list[tuple[SegmentKind, str]]:
+        """Cut a prefix into segments."""
+        ...
+
+
+def sample_record(
+    stage: str, step: int, *, trajectory: Trajectory, format: SampleFormat
+) -> dict[str, Any]:
+    """One line of samples.jsonl: problem, prefix and response cut into their segments, and reward,
+    if any.
+
+    format: of the response; it names the colours of the report. "reward" holds each term under its
+    name, "total", and "segments" where segments have rewards; "correct" is None where nothing
+    graded the answer.
+    """
+
+    def segment(kind: SegmentKind, text: str) -> dict[str, Any]:
+        return {"kind": str(kind), "text": text, "colour": format.colours.get(kind)}
+
     problem, reward = trajectory.problem, trajectory.reward
+    given = "" if problem.prefix is None else problem.prefix.text
     rewards: dict[str, Any] = {}
     if reward is not None:
-        for name in ("rule", "reflection", "preference", "similarity", "total"):
-            rewards[name] = _finite(getattr(reward, name))
-        rewards["segments"] = [_finite(value) for value in reward.segments]
+        rewards = {name: _finite(value) for name, value in reward.terms.items()}
+        rewards["total"] = _finite(reward.total)
+        if reward.segments is not None:
+            rewards["segments"] = [_finite(value) for value in reward.segments]
     return {
         "stage": stage,
         "step": step,
@@ -217,8 +244,9 @@ def sample_record(stage: str, step: int, *, trajectory: Trajectory) -> dict[str,
         "question": problem.question,
         "answer": problem.answer,
         "prefix": None if problem.prefix is None else problem.prefix.text,
-        "segments": [{"kind": str(s.kind), "text": s.text} for s in trajectory.segments],
-        "correct": None if reward is None else bool(reward.correct),
+        "prefix_segments": [segment(*piece) for piece in format.pieces(given)],
+        "segments": [segment(s.kind, s.text) for s in trajectory.segments],
+        "correct": None if reward is None else reward.correct,
         "reward": rewards,
         "finish": trajectory.finish,
     }

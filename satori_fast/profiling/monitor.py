@@ -62,7 +62,7 @@ class StepMonitor:
             self._growth.start(num_steps)
         if self._tracer is not None:
             self._tracer.begin(num_steps)
-        self.restart_step()
+        self.reset_clock()
 
     def end_step(self, label: str | None = None) -> tuple[StepTimes, dict[str, float]]:
         """Close the step: its times, and its metrics under full names. Every rank must call it.
@@ -92,7 +92,7 @@ class StepMonitor:
             self._spans.start_step()
         return times, metrics
 
-    def restart_step(self) -> None:
+    def reset_clock(self) -> None:
         """What went on since the last step is no step's: a checkpoint, the set-up of a stage."""
         self._sampler.take()
         self._spans.start_step()

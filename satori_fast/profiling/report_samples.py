@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from satori_fast.profiling.summary import number
-
-# As `SegmentKind`; report.css has a colour for each.
-SEGMENT_KINDS = ("continue", "reflect", "explore", "solve", "verify", "step", "whole")
 
 MAX_SAMPLES = 2000
 MAX_CHARACTERS = 4_000_000
 MAX_TEXT = 20_000
 
-_ACTION = re.compile(r"(?=<\|(?:continue|reflect|explore)\|>)")
+# Whatever else a file names as a colour could be more than one.
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 def sample_browser(
@@ -26,31 +24,35 @@ def sample_browser(
     max_samples: int = MAX_SAMPLES,
     max_characters: int = MAX_CHARACTERS,
 ) -> dict[str, Any]:
-    """What the page's script needs: "samples", "total" of them in the file, and "every": 1, or n
-    where only every n-th is in the page because all would be more than `max_samples` or
-    `max_characters` of JSON. Longer texts than `MAX_TEXT` are cut, and say so.
+    """Everything that the page's script needs: "samples", "colours" of the kinds of their segments,
+    "total" of them in the file, and "every": 1, or n where only every n-th is in the page because
+    all would be more than `max_samples` or `max_characters` of JSON. Longer texts than `MAX_TEXT`
+    are cut, and say so.
     """
     records = [sample_entry(sample) for sample in samples]
     sizes = [len(json.dumps(record)) for record in records]
     every = max(1, -(-len(records) // max_samples))
     while every < len(records) and sum(sizes[::every]) > max_characters:
         every += 1
-    return {"samples": records[::every], "total": len(records), "every": every}
+    return {
+        "samples": records[::every],
+        "colours": _colours(samples),
+        "total": len(records),
+        "every": every,
+    }
 
 
 def sample_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
     """One line of samples.jsonl. `prefix` (of a restart; else None) and `segments` are lists of
-    {"kind", "text"}, and "reward" where a segment was given one."""
+    {"kind", "text"}, and "reward" where a segment was given one. The prefix is cut as the run's
+    format cuts it; lines of earlier versions have it in one piece."""
     rewards = {
         name: number(value, 2)
         for name, value in sample["reward"].items()
         if isinstance(value, int | float)
     }
     credits = sample["reward"].get("segments", [])
-    segments = [
-        {"kind": str(segment["kind"]), "text": _cut(segment["text"])}
-        for segment in sample["segments"]
-    ]
+    segments = _entries(sample["segments"])
     if any(credits) and len(credits) == len(segments):
         for segment, credit in zip(segments, credits, strict=True):
             segment["reward"] = number(credit, 2)
@@ -59,8 +61,8 @@ def sample_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
         "step": sample["step"],
         "id": sample["problem_id"],
         "question": _cut(sample["question"]),
-        "answer": _cut(str(sample["answer"])),
-        "prefix": None if sample["prefix"] is None else _pieces(_cut(sample["prefix"])),
+        "answer": "none given" if sample["answer"] is None else _cut(str(sample["answer"])),
+        "prefix": None if sample["prefix"] is None else _pieces(sample),
         "segments": segments,
         "verdict": {True: "right", False: "wrong"}.get(sample["correct"], "ungraded"),
         "rewards": rewards,
@@ -68,15 +70,23 @@ def sample_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pieces(text: str) -> list[dict[str, str]]:
-    """A prefix, cut before each meta-action; text before the first one starts a solution."""
-    found = [piece for piece in _ACTION.split(text) if piece]
-    opening = "continue" if len(found) > 1 else "whole"
-    named = [re.match(r"<\|(\w+)\|>", piece) for piece in found]
-    return [
-        {"kind": name[1] if name else opening, "text": piece}
-        for name, piece in zip(named, found, strict=True)
-    ]
+def _pieces(sample: Mapping[str, Any]) -> list[dict[str, str]]:
+    whole = [{"kind": "whole", "text": sample["prefix"]}] if sample["prefix"] else []
+    return _entries(sample.get("prefix_segments", whole))
+
+
+def _entries(segments: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    return [{"kind": str(s["kind"]), "text": _cut(s["text"])} for s in segments]
+
+
+def _colours(samples: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The colour of each kind of segment, as the run's format has it, in order of appearance."""
+    return {
+        str(segment["kind"]): segment["colour"]
+        for sample in samples
+        for segment in [*sample.get("prefix_segments", ()), *sample["segments"]]
+        if _COLOUR.fullmatch(str(segment.get("colour")))
+    }
 
 
 def _cut(text: str) -> str:

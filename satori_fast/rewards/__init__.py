@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trajectories to numbers: pure functions, one per reward term, and their sum."""
+"""Trajectories to numbers: one file for each source of reward, and the sum of their terms."""

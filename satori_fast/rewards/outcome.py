@@ -3,7 +3,71 @@
 
 from __future__ import annotations
 
-from satori_fast.types import Problem
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from satori_fast.data.prompts import full_response
+from satori_fast.grading import Grader
+from satori_fast.types import Problem, RewardBreakdown, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeReward:
+    """Verdict on the final answer, with the terms "rule" and "reflection"; a weight of 0 leaves a
+    term out.
+
+    The whole solution is graded, prefix included. rule_weight: factor of `rule_reward`.
+    reflection_bonus: Satori's beta. With both 0 the verdict is all that is given, and a problem
+    without an answer is left ungraded; otherwise it is a ValueError.
+    """
+
+    grader: Grader
+    rule_weight: float = 1.0
+    reflection_bonus: float = 0.5
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> list[RewardBreakdown]:
+        graded = [n for n, trajectory in enumerate(trajectories) if self._is_gradable(trajectory)]
+        pairs = [(full_response(trajectories[n]), _gold(trajectories[n])) for n in graded]
+        verdicts = self.grader.grade_many(pairs)
+        parts = [RewardBreakdown({})] * len(trajectories)
+        for number, verdict in zip(graded, verdicts, strict=True):
+            parts[number] = self.of_verdict(trajectories[number].problem, verdict.correct)
+        return parts
+
+    def of_verdict(self, problem: Problem, correct: bool) -> RewardBreakdown:
+        """Satori's reward without the preference term, all weights 1 in the paper:
+        ``rule_weight (c - 1) + bonus``.
+
+        >>> from satori_fast.grading import GradingPool
+        >>> from satori_fast.types import Prefix
+        >>> start = Prefix("5<|reflect|>", "restart", correct=False)
+        >>> problem = Problem("1", "2 + 2", "4", start)
+        >>> reward = OutcomeReward(GradingPool(0)).of_verdict(problem, True)
+        >>> reward.terms, reward.total
+        ({'rule': 0.0, 'reflection': 0.5}, 0.5)
+        """
+        terms: dict[str, float] = {}
+        if self.rule_weight:
+            terms["rule"] = self.rule_weight * rule_reward(correct)
+        if self.reflection_bonus:
+            terms["reflection"] = reflection_bonus(problem, correct, scale=self.reflection_bonus)
+        return RewardBreakdown(terms, correct=correct)
+
+    def _is_gradable(self, trajectory: Trajectory) -> bool:
+        if trajectory.problem.answer is not None:
+            return True
+        if self.rule_weight or self.reflection_bonus:
+            raise ValueError(
+                f"problem {trajectory.problem.problem_id!r} has no answer to grade against: give "
+                "it one, or set reward.rule_weight = 0 and reward.reflection_bonus = 0"
+            )
+        return False
+
+
+def _gold(trajectory: Trajectory) -> str:
+    gold = trajectory.problem.answer
+    assert gold is not None
+    return gold
 
 
 def rule_reward(correct: bool) -> float:

@@ -1,21 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The preference reward: how good an outcome reward model finds a solution (Satori, section 4.2).
 
-The model is given as a `Scorer`; what it is and how it is packed and shared out over ranks is
-`stages.scoring`.
+The model is given as a `Scorer`: what it is, and how it is packed and shared out over ranks, is
+not decided here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from satori_fast.types import ScoreStatistics, Trajectory
+from satori_fast.types import RewardBreakdown, ScoreStatistics, Trajectory
 
 # An outcome reward model: the raw score of each trajectory, [N] in their order.
 Scorer = Callable[[Sequence[Trajectory]], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceReward:
+    """Term "preference": `preference_rewards` times `weight`, which is 1 in the paper."""
+
+    scorer: Scorer
+    statistics: ScoreStatistics
+    weight: float = 1.0
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> list[RewardBreakdown]:
+        values = preference_rewards(trajectories, self.scorer, self.statistics)
+        return [RewardBreakdown({"preference": self.weight * value}) for value in values]
 
 
 def preference_rewards(

@@ -20,7 +20,7 @@ from torch import Tensor
 from satori_fast.backbone.architecture import head_dim
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.kernels import decode_attention, rms_norm, rope, sample_tokens, swiglu
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 

@@ -9,13 +9,13 @@ return.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from satori_fast.data.coat import PromptRenderer, build_trajectory
+from satori_fast.data.prompts import PromptRenderer, build_trajectory
 from satori_fast.rollout.weight_sync import WeightSink
 from satori_fast.types import Finish, Problem, RolloutResult, Trajectory
 
@@ -90,8 +90,8 @@ class Engine(Protocol):
     max_seqlen: int
     policy_version: int
     num_passes: int = 0
-    is_shared: ClassVar[bool] = False
-    can_restart: ClassVar[bool] = False
+    is_shared: bool = False
+    can_restart: bool = False
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams
@@ -127,15 +127,13 @@ def collect(
     sampling: SamplingParams,
     *,
     first_group: int = 0,
-    on_finished: Callable[[Trajectory], None] | None = None,
 ) -> RolloutResult:
     """Sample `sampling.num_samples` responses for each problem; siblings share a group id.
 
     Trajectories come back in the order of the problems, siblings together, whatever order they
-    finished in. on_finished is called with each trajectory while others still decode, so that
-    rewards overlap generation. first_group: number of the first group, where `problems` are a part
-    of a longer list: seeds and group ids are then those of the whole list. Raises ValueError for a
-    prompt that leaves no room for a response.
+    finished in. first_group: number of the first group, where `problems` go on a longer list:
+    seeds and group ids are then those of the whole list. Raises ValueError for a prompt that leaves
+    no room for a response.
     """
     begin = time.perf_counter()
     renderer, version = engine.renderer, engine.policy_version
@@ -143,7 +141,7 @@ def collect(
     finished: list[Trajectory | None] = [None] * len(requests)
     for index, completion in engine.generate(requests, sampling):
         position = index // sampling.num_samples
-        trajectory = build_trajectory(
+        finished[index] = build_trajectory(
             problems[position],
             completion.tokens,
             renderer=renderer,
@@ -152,9 +150,6 @@ def collect(
             logprobs=completion.logprobs,
             policy_version=version,
         )
-        finished[index] = trajectory
-        if on_finished is not None:
-            on_finished(trajectory)
     trajectories = tuple(t for t in finished if t is not None)
     if len(trajectories) != len(requests):
         raise RuntimeError(

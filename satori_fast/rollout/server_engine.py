@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, SamplingParams
 from satori_fast.rollout.server_client import Flight, ServerClient
 from satori_fast.rollout.server_owner import Owner
@@ -88,8 +88,8 @@ class ServerEngine(Engine):
     to start. Until the first sync `generate` refuses. After `EngineDied`, `restart` and push again.
     """
 
-    is_shared: ClassVar[bool] = True
-    can_restart: ClassVar[bool] = True
+    is_shared: bool = True
+    can_restart: bool = True
 
     def __init__(
         self,
@@ -328,8 +328,8 @@ class IdleEngine(Engine):
     Its sink takes part in making the weights and sends nothing.
     """
 
-    is_shared: ClassVar[bool] = True
-    can_restart: ClassVar[bool] = True
+    is_shared: bool = True
+    can_restart: bool = True
 
     def __init__(self, settings: ServerSettings, *, renderer: PromptRenderer) -> None:
         self.renderer = renderer
@@ -341,7 +341,9 @@ class IdleEngine(Engine):
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams
     ) -> Iterator[tuple[int, Completion]]:
-        raise RuntimeError("only the main process samples from servers: see stages.sharing")
+        raise RuntimeError(
+            "only the main process samples from servers: wrap the engine in rollout.distributed"
+        )
 
     def weight_sink(self) -> IdleEngine:
         return self

@@ -12,6 +12,8 @@ How a bucket reaches an engine is the engine's `WeightSink`. Not for reading or 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -222,6 +224,16 @@ def fingerprint(tensor: Tensor) -> Tensor:
         place = torch.arange(start, start + part.numel(), device=part.device)
         total += (part * (place * _STRIDE + _OFFSET)).sum()
     return total
+
+
+def weights_fingerprint(weights: Iterable[NamedTensor]) -> str:
+    """Name of a whole set of weights, from the fingerprints of its tensors: 16 hex digits.
+
+    Every rank must call it where making the tensors is collective.
+    """
+    records = [record for named in weights for record in describe([named])]
+    rows = json.dumps(sorted(rows_of(records)))
+    return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -30,8 +30,11 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
         "distill": distill,
     }
     with build_run(config, resume=resume) as run:
-        check_stages(run)
-        for plan in plan_stages(config)[len(run.finished) :]:
-            run.begin_stage(plan)
-            run.finish_stage(stages[plan.kind](run))
-        return run.close_books()
+        plans = plan_stages(config)[len(run.finished) :]
+        if plans:
+            check_stages(run.context(plans[0]), run.folder, plans)
+        for plan in plans:
+            run.books.begin_stage(plan.name)
+            context = run.context(plan)
+            run.finish_stage(plan.name, stages[plan.kind](context, run.folder, run.books))
+        return run.finalize()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,13 +17,16 @@ import numpy as np
 import torch
 
 from satori_fast.backbone.architecture import load_hf_config
+from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import build_learner
-from satori_fast.config import AgentConfig, Config, ConfigError
-from satori_fast.data.coat import TEMPLATES, PromptRenderer
+from satori_fast.config import AgentConfig, Config, ConfigError, SynthesizeConfig
 from satori_fast.data.control_tokens import ControlTokens
+from satori_fast.data.formats.plain import PLAIN
 from satori_fast.data.packing import PackingSpec
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.stop_tokens import stop_ids_of
 from satori_fast.data.tokenizer import load_tokenizer
+from satori_fast.grading import GradingPool
 from satori_fast.redaction import keep_secret
 from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Engine
@@ -31,9 +34,9 @@ from satori_fast.rollout.server_process import is_loopback
 from satori_fast.rollout.vllm_engine import INSTALL_HINT
 from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.engines import has_port, write_engine_folder
-from satori_fast.stages.run import Run
+from satori_fast.stages.models import limit_vocabulary
 from satori_fast.stages.scoring import score_trajectories
-from satori_fast.stages.setup import ARITHMETIC, limit_vocabulary
+from satori_fast.stages.setup import ARITHMETIC
 from satori_fast.synthesis.agents import (
     CheckingCritic,
     RepetitionRewardModel,
@@ -57,42 +60,55 @@ from satori_fast.types import Problem, Segment, SegmentKind, Trajectory
 OPENAI_HOST = "api.openai.com"
 
 
-def agent_configs(config: Config) -> dict[str, AgentConfig]:
+def agent_configs(config: SynthesizeConfig) -> dict[str, AgentConfig]:
     """The config of each role, in the order of their work."""
-    synthesize = config.synthesize
     return {
-        "generator": synthesize.generator,
-        "critic": synthesize.critic,
-        "reward_model": synthesize.reward_model,
+        "generator": config.generator,
+        "critic": config.critic,
+        "reward_model": config.reward_model,
     }
 
 
-class AgentRoom:
-    """The agents of a run and their models. Close it when they are done.
+class Agents:
+    """The agents of a synthesis and their models. Close it when they are done.
 
     Roles with the same model at the same place share it, and its limits.
+
+    journal: records what language models reply; None where all agents are scripted.
+    pool:    grades what they write. folder: of the run. seed: of a role.
     """
 
-    def __init__(self, run: Run, journal: Journal | None) -> None:
-        self._run, self._journal = run, journal
+    def __init__(
+        self,
+        config: SynthesizeConfig,
+        journal: Journal | None,
+        *,
+        pool: GradingPool,
+        folder: Path,
+        parallel: ParallelState,
+        seed: Callable[[str], int],
+    ) -> None:
+        self._journal, self._folder, self._parallel, self._seed = journal, folder, parallel, seed
         self._models: dict[object, ChatModel] = {}
-        self._configs = agent_configs(run.config)
+        self._configs = agent_configs(config)
         generator, critic = self._chat("generator"), self._chat("critic")
-        skill = run.config.synthesize.generator_skill
         self.agents = SynthesisAgents(
-            LanguageGenerator(generator) if generator else SlippingGenerator(skill),
+            LanguageGenerator(generator)
+            if generator
+            else SlippingGenerator(config.generator_skill),
             LanguageCritic(critic) if critic else CheckingCritic(),
             self._reward_model(),
-            run.grader.pool if generator else None,
+            pool if generator else None,
         )
 
     async def close(self) -> None:
+        """Close the models."""
         for model in self._models.values():
             await model.close()
 
     def _reward_model(self) -> RewardModel:
         if self._configs["reward_model"].kind == "scalar":
-            return ScalarRewardModel(self._run, self._configs["reward_model"])
+            return ScalarRewardModel(self._configs["reward_model"], self._parallel)
         chat = self._chat("reward_model")
         return LanguageRewardModel(chat) if chat else RepetitionRewardModel()
 
@@ -105,7 +121,7 @@ class AgentRoom:
             temperature=agent.temperature,
             max_new_tokens=agent.max_new_tokens,
             top_p=agent.top_p,
-            seed=self._run.seed(self._run.stage, role),
+            seed=self._seed(role),
         )
         return RecordedChat(
             self._model(agent, role), role, sampling=sampling, journal=self._journal
@@ -119,7 +135,7 @@ class AgentRoom:
             return self._models[settings]
         place = (agent.kind, agent.model, agent.max_seqlen, agent.dtype)
         if place not in self._models:
-            self._models[place] = load_engine_chat(self._run, agent, role)
+            self._models[place] = load_engine_chat(agent, role, folder=self._folder)
         return self._models[place]
 
 
@@ -127,14 +143,14 @@ class ScalarRewardModel:
     """Implements `synthesis.agents.RewardModel` with a scalar model: its score of the last token of
     a chat, the question and the response without meta-action tokens."""
 
-    def __init__(self, run: Run, agent: AgentConfig) -> None:
+    def __init__(self, agent: AgentConfig, parallel: ParallelState) -> None:
         folder, hf_config = _model_of(agent, "reward_model")
         self._tokenizer: Any = load_tokenizer(folder)
         self._control_tokens = ControlTokens(self._tokenizer)
         self._learner = build_learner(
             hf_config, kind="scalar", weights=folder, dtype=getattr(torch, agent.dtype)
         )
-        self._parallel, self._max_seqlen = run.parallel, agent.max_seqlen
+        self._parallel, self._max_seqlen = parallel, agent.max_seqlen
 
     async def score(self, problem: Problem, response: str) -> float:
         prompt = self._ids([("user", problem.question)], add_generation_prompt=True)
@@ -183,7 +199,7 @@ def check_agents(config: Config, *, world_size: int, environment: Mapping[str, s
     """ConfigError for agents that cannot work: on this data, in this many processes, without a key
     or a model."""
     source = config.data.source
-    for role, agent in agent_configs(config).items():
+    for role, agent in agent_configs(config.synthesize).items():
         key = f"synthesize.{role}"
         if agent.kind == "scripted":
             if source != ARITHMETIC:
@@ -242,15 +258,15 @@ def endpoint_settings(
     )
 
 
-def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
-    """A model folder in an engine of this process."""
-    folder, hf_config = _model_of(agent, role)
-    policy = build_learner(hf_config, weights=folder, dtype=getattr(torch, agent.dtype))
-    tokenizer = load_tokenizer(folder)
+def load_engine_chat(agent: AgentConfig, role: str, *, folder: Path) -> EngineChat:
+    """A model folder in an engine of this process. folder: of the run."""
+    model, hf_config = _model_of(agent, role)
+    policy = build_learner(hf_config, weights=model, dtype=getattr(torch, agent.dtype))
+    tokenizer = load_tokenizer(model)
     limit_vocabulary(policy, tokenizer)
-    renderer = PromptRenderer(
-        tokenizer, TEMPLATES["plain"], agent.max_seqlen - 1, stop_ids_of(folder, tokenizer)
-    )
+    # Its replies are texts, of no format of ours.
+    stop_ids = stop_ids_of(model, tokenizer, PLAIN.special_tokens)
+    renderer = PromptRenderer(tokenizer, PLAIN_TEMPLATE, agent.max_seqlen - 1, stop_ids, PLAIN)
     engine: Engine
     if agent.kind == "embedded":
         engine = EmbeddedEngine.of_policy(
@@ -263,7 +279,7 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
         # Imported here: other agents must not need vLLM.
         from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
 
-        empty = run.folder / f"engine_{role}"
+        empty = folder / f"engine_{role}"
         write_engine_folder(empty, policy.served_config(), renderer, dtype=agent.dtype)
         settings = VllmSettings(
             dtype=agent.dtype,
@@ -273,7 +289,7 @@ def load_engine_chat(run: Run, agent: AgentConfig, role: str) -> EngineChat:
         )
         engine = VllmEngine(empty, settings, renderer=renderer)
         push_weights(policy.served_weights(), engine, version=0)
-    return EngineChat(engine, name=str(folder))
+    return EngineChat(engine, name=str(model))
 
 
 def _model_of(agent: AgentConfig, role: str) -> tuple[Path, Any]:

@@ -24,7 +24,7 @@ from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import NonFiniteUpdate
 from satori_fast.config import RewardConfig
 from satori_fast.storage import write_atomically
-from satori_fast.types import Trajectory
+from satori_fast.types import Experience
 
 logger = logging.getLogger(__name__)
 
@@ -172,21 +172,21 @@ class UninformativeSteps:
         self._in_a_row = 0
         self._warned = False
 
-    def look_at(self, step: int, scored: Sequence[Trajectory], kept: Sequence[Trajectory]) -> None:
-        """Warn of the first such step, TrainingStopped at the limit.
-
-        kept: of `scored`, what the step learns from. A step that finished no sample says nothing.
-        """
-        rewards = [t.reward for t in scored if t.reward is not None]
+    def look_at(self, step: int, experience: Experience) -> None:
+        """Warn of the first such step, TrainingStopped at the limit. A step that finished no sample
+        says nothing."""
+        kept = experience.trajectories
+        rewards = [t.reward for t in experience.sampled if t.reward is not None]
         if not rewards:
             return
         if kept and np.std([r.total for r in rewards]) > _SAME_REWARD:
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        accuracy = float(np.mean([r.correct for r in rewards]))
+        graded = [r.correct for r in rewards if r.correct is not None]
+        right = f"{float(np.mean(graded)):.0%} of its answers are right; " if graded else ""
         causes = (
-            f"{accuracy:.0%} of its answers are right; likely causes: problems that are all too "
+            f"{right}likely causes: problems that are all too "
             "hard or all too easy, answers that the grader cannot read, a temperature that is too "
             "low, responses that the limit cuts short"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +21,15 @@ from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.architecture import load_hf_config, transformer_config
 from satori_fast.config import Config, ConfigError
 from satori_fast.data.sources import load_demonstrations
-from satori_fast.data.tokenizer import add_meta_action_tokens, load_tokenizer
+from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
 from satori_fast.stages.agents import check_agents
-from satori_fast.stages.iterate import StagePlan, plan_stages
-from satori_fast.stages.run import Run
+from satori_fast.stages.context import Context
+from satori_fast.stages.iterate import StagePlan
+from satori_fast.stages.models import ModelFolders, model_folder
+from satori_fast.stages.rewards import check_functions
+from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.scoring import check_same_tokens, statistics_of
-from satori_fast.stages.setup import hf_config_for, model_folder
+from satori_fast.stages.setup import renderer_of
 from satori_fast.stages.supervised import demonstration_source
 from satori_fast.stages.synthesize import demonstrations_path
 
@@ -36,36 +39,41 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def check_stages(run: Run) -> None:
-    """ConfigError, on every rank, for a stage still to come that could not start."""
-    plans = plan_stages(run.config)[len(run.finished) :]
-    run.parallel.on_main(lambda: _check(run, plans))
+def check_stages(context: Context, folder: RunFolder, plans: Sequence[StagePlan]) -> None:
+    """ConfigError, on every rank, for one of `plans`, the stages still to come, that could not
+    start."""
+    written = demonstrations_path(folder.path)
+    folder.on_main(lambda: _check(context, plans, written if written.exists() else None))
 
 
-def _check(run: Run, plans: tuple[StagePlan, ...]) -> None:
-    kinds = [plan.kind for plan in plans]
+def _check(context: Context, plans: Sequence[StagePlan], written: Path | None) -> None:
+    """written: demonstrations that the run has made already."""
+    kinds, models = [plan.kind for plan in plans], context.model_folders
     if set(kinds) - {"synthesize"}:
-        _check_starting_model(run)
-        _warn_of_short_room(run.config)
+        _check_starting_model(context.config, models, context.policy_folder)
+        _warn_of_short_room(context.config)
     # Of the policy, and of the reward model that a stage before leaves, if one does.
-    tokenizer = run.renderer.tokenizer
-    scored_tokenizer = tokenizer if "reward" in run.models else None
+    tokenizer = context.renderer.tokenizer
+    scored_tokenizer = tokenizer if "reward" in context.models else None
     for number, plan in enumerate(plans):
         if plan.kind == "synthesize":
-            check_agents(plan.config, world_size=run.parallel.world_size, environment=os.environ)
+            world_size = context.parallel.world_size
+            check_agents(plan.config, world_size=world_size, environment=os.environ)
         elif plan.kind == "supervised" and "synthesize" not in kinds[:number]:
-            _check_demonstrations(run)
+            _check_demonstrations(context.config, written)
         elif plan.kind == "preference":
             scored_tokenizer = tokenizer
         elif plan.kind == "distill" and plan.config.distill.student is not None:
-            tokenizer = _check_student(run, plan.config.distill.student)
-        elif plan.kind == "reinforce" and _uses_reward_model(plan.config):
-            if plan.config.reward.model is not None:
-                _check_reward_model(run, plan.config, plan.config.reward.model, tokenizer)
-            elif scored_tokenizer is not None:
-                with _naming("distill.student"):
-                    known = scored_tokenizer.get_vocab()
-                    check_same_tokens("models/preference", known, tokenizer)
+            tokenizer = _check_student(plan.config, models, plan.config.distill.student)
+        elif plan.kind == "reinforce":
+            check_functions(plan.config.reward, context.functions)
+            if _uses_reward_model(plan.config):
+                if plan.config.reward.model is not None:
+                    _check_reward_model(plan.config, models, tokenizer)
+                elif scored_tokenizer is not None:
+                    with _naming("distill.student"):
+                        known = scored_tokenizer.get_vocab()
+                        check_same_tokens("models/preference", known, tokenizer)
 
 
 def _warn_of_short_room(config: Config) -> None:
@@ -85,16 +93,15 @@ def _warn_of_short_room(config: Config) -> None:
             )
 
 
-def _check_starting_model(run: Run) -> None:
+def _check_starting_model(config: Config, models: ModelFolders, folder: Path) -> None:
     """Supported, long enough, divisible by the layout, and with the run's token ids."""
-    config, folder = run.config, run.models["policy"]
     with _naming(f"model {folder}"):
-        _check_model(run, folder)
+        _check_model(models, folder)
         if config.model.path and config.tokenizer.kind != "model":
             if not (folder / "tokenizer_config.json").exists():
                 return
             known = load_tokenizer(folder).get_vocab()
-            for token, number in run.renderer.tokenizer.get_vocab().items():
+            for token, number in models.renderer.tokenizer.get_vocab().items():
                 if known.get(token, number) != number:
                     raise ConfigError(
                         f"its tokenizer is not tokenizer.kind = "
@@ -103,23 +110,22 @@ def _check_starting_model(run: Run) -> None:
                     )
 
 
-def _check_demonstrations(run: Run) -> None:
+def _check_demonstrations(config: Config, written: Path | None) -> None:
     """One demonstration can be read."""
-    written = demonstrations_path(run)
-    found = written if written.exists() else None
-    source, mapping = demonstration_source(run.config, found)
+    source, mapping = demonstration_source(config, written)
     with _naming("supervised.source"):
         if not load_demonstrations(source, mapping, limit=1)[0]:
             raise ConfigError(f"{source} has no demonstration")
 
 
-def _check_student(run: Run, student: str) -> PreTrainedTokenizerBase:
+def _check_student(config: Config, models: ModelFolders, student: str) -> PreTrainedTokenizerBase:
     """The tokenizer that a run goes on with after this distillation."""
     with _naming(f"distill.student = {student!r}"):
         folder = model_folder(student, weights=False)
-        _check_model(run, folder)
+        _check_model(models, folder)
         tokenizer = load_tokenizer(folder)
-        add_meta_action_tokens(tokenizer)
+        add_special_tokens(tokenizer, models.renderer.format.special_tokens)
+        renderer_of(config, tokenizer, folder)
         return tokenizer
 
 
@@ -133,12 +139,14 @@ def _starts_critic(config: Config) -> bool:
 
 
 def _check_reward_model(
-    run: Run, config: Config, model: str, tokenizer: PreTrainedTokenizerBase
+    config: Config, models: ModelFolders, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """It has a head, the policy's token ids and, where scores are normalised, their statistics."""
+    model = config.reward.model
+    assert model is not None
     with _naming(f"reward.model = {model!r}"):
         folder = model_folder(model, weights=False)
-        _check_model(run, folder)
+        _check_model(models, folder)
         for name in load_hf_config(folder).architectures or ():
             if name.endswith("ForCausalLM"):
                 raise ConfigError(f"{name} is a language model: a reward model has a score head")
@@ -149,11 +157,11 @@ def _check_reward_model(
             statistics_of(folder, "reinforce.normalize_critic")
 
 
-def _check_model(run: Run, folder: Path) -> None:
+def _check_model(models: ModelFolders, folder: Path) -> None:
     transformer_config(
-        hf_config_for(run, folder),
-        dtype=getattr(torch, run.config.model.dtype),
-        recompute=run.config.model.recompute,
+        models.hf_config(folder),
+        dtype=getattr(torch, models.dtype),
+        recompute=models.recompute,
         sequence_parallel=False,
     )
 

@@ -15,10 +15,16 @@ from collections.abc import Iterable
 import numpy as np
 
 from satori_fast.config import ConfigError, DistillConfig, SolutionsConfig
-from satori_fast.data.coat import full_response
-from satori_fast.stages.run import Run, StageOutcome
-from satori_fast.stages.setup import keep_tokenizer, learner_for, model_folder
-from satori_fast.stages.solutions import Solved, load_or_sample_solutions
+from satori_fast.data.prompts import full_response
+from satori_fast.rollout.restarting import Restarting
+from satori_fast.stages.books import Books
+from satori_fast.stages.context import Context
+from satori_fast.stages.models import model_folder
+from satori_fast.stages.outcome import StageOutcome
+from satori_fast.stages.run import with_tokenizer
+from satori_fast.stages.run_folder import RunFolder
+from satori_fast.stages.setup import keep_tokenizer
+from satori_fast.stages.solutions import Solved, Solver
 from satori_fast.stages.supervised import imitate, load_trajectories
 from satori_fast.stages.synthesize import write_demonstrations
 from satori_fast.storage import read_sealed, wait_for_file, write_sealed
@@ -27,48 +33,69 @@ from satori_fast.types import Demonstration
 logger = logging.getLogger(__name__)
 
 
-def distill(run: Run) -> StageOutcome:
+def distill(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     """Solve, keep the hardest, tune the student; it is the policy from here on."""
-    config = run.config.distill
-    path = run.folder / f"demonstrations_{run.stage}.jsonl"
+    config, stage = context.config.distill, context.stage
+    path = folder.path / f"demonstrations_{stage}.jsonl"
     figures_path = path.with_suffix(".json")
-    if not run.parallel.from_main(path.exists):
-        demonstrations, teacher_accuracy = solved_by_teacher(run, config)
+    if not folder.from_main(path.exists):
+        teacher = context.model_folders.policy(context.policy_folder)
+        demonstrations, teacher_accuracy = solved_by_teacher(
+            context.solver(folder, books),
+            context.engine(teacher),
+            config,
+            stage=stage,
+            rng=context.seeds.rng(stage, "solutions"),
+        )
         note = {"teacher_accuracy": teacher_accuracy}
-        run.parallel.on_main(lambda: write_sealed(figures_path, note))
-        run.parallel.on_main(lambda: write_demonstrations(path, demonstrations))
-        run.keep(path)
+        folder.on_main(lambda: write_sealed(figures_path, note))
+        folder.on_main(lambda: write_demonstrations(path, demonstrations))
+        folder.keep(path)
     figures = read_sealed(wait_for_file(figures_path))
-    start = run.models["base"]
+    start = context.models["base"]
     if config.student is not None:
         start = model_folder(config.student)
-        tokenizer = run.folder / f"tokenizer_{run.stage}"
-        if not run.place.has(tokenizer.name):
-            run.parallel.on_main(lambda: keep_tokenizer(start, tokenizer))
-            run.keep(tokenizer)
-        run.use_tokenizer(tokenizer)
-    trajectories = load_trajectories(run, str(wait_for_file(path)), "coat")
-    outcome = imitate(run, trajectories, config, start=start)
-    models = {**outcome.models, "tokenizer": run.models["tokenizer"], "base": start}
+        tokenizer = folder.path / f"tokenizer_{stage}"
+        if not folder.has(tokenizer.name):
+            special_tokens = context.renderer.format.special_tokens
+            folder.on_main(lambda: keep_tokenizer(start, tokenizer, special_tokens))
+            folder.keep(tokenizer)
+        context = with_tokenizer(context, tokenizer, folder=folder)
+    trajectories = load_trajectories(
+        str(wait_for_file(path)),
+        "coat",
+        context.renderer,
+        problems=context.problems,
+        heldout=context.heldout,
+        max_seqlen=context.config.rollout.max_seqlen,
+    )
+    outcome = imitate(context, folder, books, trajectories, config=config, start=start)
+    models = {**outcome.models, "tokenizer": context.models["tokenizer"], "base": start}
     figures["num_demonstrations"] = len(trajectories)
     return StageOutcome(models, outcome.evaluation, outcome.times, figures)
 
 
-def solved_by_teacher(run: Run, config: DistillConfig) -> tuple[list[Demonstration], float]:
+def solved_by_teacher(
+    solver: Solver,
+    engine: Restarting,
+    config: DistillConfig,
+    *,
+    stage: str,
+    rng: np.random.Generator,
+) -> tuple[list[Demonstration], float]:
     """Right solutions of the hardest problems, and the share of all samples that were right."""
     size = SolutionsConfig(
         num_problems=config.num_problems,
         num_samples=config.num_samples,
         temperature=config.temperature,
     )
-    engine = run.engine(learner_for(run, "policy", None))
-    solved = list(load_or_sample_solutions(run, engine, name=run.stage, size=size))
+    solved = list(solver.solutions(engine, name=stage, size=size))
     accuracy = float(np.mean([correct for group in solved for _, correct in group]))
     kept = hardest(
         solved,
         num_kept=config.num_kept,
         solutions_per_problem=config.solutions_per_problem,
-        rng=run.rng(run.stage, "solutions"),
+        rng=rng,
     )
     logger.info(
         "distillation: %d solutions of %d problems; the teacher was right in %.1f %% of its tries",

@@ -37,7 +37,8 @@ def dry_run(config: Config) -> dict[str, Any]:
 def shrunk(config: Config, output_dir: str) -> Config:
     """The config with the built-in domain, a tiny fresh model of the same family, one process, the
     embedded engine, scripted agents, and at most `NUM_STEPS` steps of reinforcement. Where no stage
-    teaches the format (the run starts from a tuned checkpoint), those that do come first."""
+    teaches the format (the run starts from a tuned checkpoint), those that do come first. The
+    format is COAT, which the scripted agents write."""
     values = config.model_dump()
     if config.stages != ("synthesize",):
         # A reward model of the user's is too large, and of another vocabulary: a tiny one is made.
@@ -54,6 +55,8 @@ def shrunk(config: Config, output_dir: str) -> Config:
         "num_train": NUM_PROBLEMS,
         "eval_source": None,
         "template": "plain",
+        "system": None,
+        "format": "coat",
         "max_prompt_tokens": MAX_SEQLEN // 2,
     }
     values["parallel"] |= {"tensor": 1, "pipeline": 1, "context": 1}
@@ -63,6 +66,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
         "max_seqlen": MAX_SEQLEN,
         "max_new_tokens": 48,
         "max_slots": 32,
+        "stop_tokens": (),
         **{key: RolloutConfig.model_fields[key].default for key in KEYS_OF_ENGINES},
     }
     values["synthesize"] = {"num_problems": NUM_PROBLEMS, "num_solutions": 6, "critic_share": 0.5}
@@ -79,6 +83,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
     reinforce["samples_per_problem"] = min(reinforce["samples_per_problem"], 4)
     reinforce["num_minibatches"] = min(reinforce["num_minibatches"], 4)
     reinforce["critic_warmup_steps"] = min(reinforce["critic_warmup_steps"], 1)
+    reinforce["restarts"]["enabled"] = config.restarts_enabled
     reinforce["restarts"]["refresh_every"] = min(reinforce["restarts"]["refresh_every"], 1)
     values["iterate"]["rounds"] = [
         settings

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from satori_fast.config import Config
 from satori_fast.evaluation.evaluate import EvaluationResult
+from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import build_run
-from satori_fast.stages.setup import join_ranks, learner_for
+from satori_fast.stages.setup import join_ranks
 
 
 def evaluate_model(config: Config) -> EvaluationResult:
@@ -20,7 +21,9 @@ def evaluate_model(config: Config) -> EvaluationResult:
     with tempfile.TemporaryDirectory() as own_folder:
         folder = state.all_gather(own_folder)[0]
         with build_run(config.model_copy(update={"output_dir": folder})) as run:
-            result = run.evaluate(run.engine(learner_for(run, "policy", None)))
+            context = run.context(plan_stages(config)[0])
+            policy = context.model_folders.policy(context.policy_folder)
+            result = context.evaluator(run.books).evaluate(context.engine(policy))
     if not state.is_main:
         return result
     console = Console()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from satori_fast.algorithms.importance import count_non_finite, first_gap, logprob_gap
 from satori_fast.backbone.parallel import ParallelState
-from satori_fast.types import PackedBatch, Trajectory
+from satori_fast.types import Experience, PackedBatch, Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,9 +27,8 @@ class MismatchError(RuntimeError):
 
 def check_logprobs(
     batches: Sequence[PackedBatch],
-    packed: Sequence[Trajectory],
+    experience: Experience,
     *,
-    version: int,
     limit: float | None,
     parallel: ParallelState,
     tokenizer: PreTrainedTokenizerBase,
@@ -37,9 +36,10 @@ def check_logprobs(
     """MismatchError, on every rank alike, when a log-prob of the step's loss tokens is not finite,
     or when their mean difference is above `limit` nats; it shows the first sequence that differs.
 
-    version: of the trainer's weights; the difference leaves out tokens that older ones sampled.
+    The difference leaves out tokens that other weights than `experience.policy_version` sampled.
     limit: `rollout.max_logprob_diff`; None: any finite difference will do.
     """
+    packed, version = experience.trajectories, experience.policy_version
     by_trainer, by_engine = parallel.all_reduce_sum(count_non_finite(batches)).tolist()
     fresh = without_stale(batches, packed, version)
     total, num_tokens = parallel.all_reduce_sum(logprob_gap(fresh)).tolist()

@@ -11,31 +11,36 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from satori_fast.algorithms.losses import pairwise_loss
 from satori_fast.backbone.architecture import with_score_statistics
+from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner, update_one
-from satori_fast.config import ConfigError
+from satori_fast.config import ConfigError, PreferenceConfig
 from satori_fast.data.cursor import ProblemCursor
-from satori_fast.data.packing import pack_pairs
+from satori_fast.data.packing import PackingSpec, pack_pairs
 from satori_fast.data.pairs import GradedSamples, finished, form_pairs
 from satori_fast.evaluation.best_of import SelectionResult, evaluate_selection
+from satori_fast.experience.source import Span
 from satori_fast.stages.alarms import warn_of_large_batch
-from satori_fast.stages.run import Run, StageOutcome
+from satori_fast.stages.books import Books
+from satori_fast.stages.context import Context
+from satori_fast.stages.models import ModelFolders
+from satori_fast.stages.outcome import StageOutcome
+from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.scoring import score_trajectories
-from satori_fast.stages.setup import learner_for
-from satori_fast.stages.solutions import load_or_sample_solutions
 from satori_fast.stages.step_loop import StepLoop
-from satori_fast.stages.workload import count_training
+from satori_fast.stages.trainer import StepResult
 from satori_fast.storage import check_digests, digests
-from satori_fast.types import PreferencePair, ScoreStatistics
+from satori_fast.types import Experience, PreferencePair, ScoreStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -49,76 +54,93 @@ class PreferenceData:
 
 
 def preference_step(
-    run: Run, model: Learner, pairs: Sequence[PreferencePair], step: int
-) -> dict[str, float]:
-    """One optimizer step on `pairs`; metrics without times."""
-    with run.spans.span("pack"):
-        packing = run.packing(1, run.seed(run.stage, "minibatches", step))
-        batches = [batch.to(run.parallel.device) for batch in pack_pairs(pairs, packing)]
-    with run.spans.span("update"):
-        terms = partial(pairwise_loss, margin=run.config.preference.margin)
+    model: Learner,
+    pairs: Sequence[PreferencePair],
+    *,
+    margin: float,
+    packing: PackingSpec,
+    span: Span,
+) -> StepResult:
+    """One optimizer step on `pairs`."""
+    solutions = tuple(t for pair in pairs for t in (pair.chosen, pair.rejected))
+    with span("pack"):
+        packed = pack_pairs(pairs, packing)
+        batches = [batch.to(parallel_state().device) for batch in packed]
+    with span("update"):
+        terms = partial(pairwise_loss, margin=margin)
         stats = update_one(model, batches, terms, name="preference")
-    num_tokens = sum(pair.num_tokens for pair in pairs)
-    run.spans.count("update", num_tokens)
-    run.spans.count("step", num_tokens)
-    count_training(run, (model,), [t for pair in pairs for t in (pair.chosen, pair.rejected)])
-    return stats
+    experience = Experience(solutions, credits=None, sampled=solutions)
+    return StepResult(experience, batches, (), stats, {"reward": model})
 
 
-def preference(run: Run) -> StageOutcome:
+def preference(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     """Train a reward model for `preference.num_epochs`; its best checkpoint is exported."""
-    config = run.config.preference
-    data = preference_data(run)
-    warn_of_large_batch(run.stage, config.batch_size, len(data.pairs), num_epochs=config.num_epochs)
+    config, seeds, stage = context.config.preference, context.seeds, context.stage
+    models, exported = context.model_folders, folder.exported(stage)
+    policy = models.policy(context.policy_folder)
+    solved = context.solver(folder, books).solutions(
+        context.engine(policy), name=context.policy_folder.name
+    )
+    data = preference_data(
+        solved,
+        config,
+        num_problems=min(context.config.solutions.num_problems, len(context.problems)),
+        eos_id=context.renderer.eos_id,
+        rng=seeds.rng(stage, "pairs"),
+    )
+    warn_of_large_batch(stage, config.batch_size, len(data.pairs), num_epochs=config.num_epochs)
     num_steps = math.ceil(len(data.pairs) * config.num_epochs / config.batch_size)
-    model = learner_for(run, "scalar", config.optimizer, num_steps=num_steps)
-    cursor = ProblemCursor(data.pairs, seed=run.seed(run.stage, "order"))
-    learners = {"reward": model}
-    done = run.resume_stage(learners)
-    best: SelectionResult | None = None
-    exported: dict[str, str] = {}
-    if done.data is not None:
-        cursor.load_state_dict(done.data["pairs"])
-        best = None if done.data["best"] is None else SelectionResult(**done.data["best"])
-        exported = done.data["exported"]
-    with StepLoop(run, learners, num_steps, done, checkpoint_every=config.checkpoint_every) as loop:
+    model = models.scalar(context.policy_folder, config.optimizer, num_steps=num_steps)
+    cursor = ProblemCursor(data.pairs, seed=seeds.of(stage, "order"))
+    validation = Validation(data.heldout, context.renderer.eos_id, context.packing(), books)
+    best = Best(models, folder, exported)
+    loop = StepLoop(
+        stage,
+        {"reward": model},
+        num_steps,
+        folder,
+        books,
+        checkpoint_every=config.checkpoint_every,
+    )
+    if (state := loop.resume()) is not None:
+        cursor.load_state_dict(state["pairs"])
+        best.load_state_dict(state)
+    with loop:
         for step in loop:
-            metrics = preference_step(run, model, cursor.take(config.batch_size), step)
+            packing = context.packing(seed=seeds.of(stage, "minibatches", step))
+            result = preference_step(
+                model,
+                cursor.take(config.batch_size),
+                margin=config.margin,
+                packing=packing,
+                span=books.spans.span,
+            )
+            metrics = books.training(result)
             if loop.is_due(config.evaluate_every):
-                result = validate(run, model, data.heldout)
-                metrics |= {f"preference/heldout_{name}": x for name, x in asdict(result).items()}
-                if is_better(result, best):
-                    best = result
-                    exported = export_reward_model(run, model, result)
-            state = {
-                "pairs": cursor.state_dict(),
-                "best": None if best is None else asdict(best),
-                "exported": exported,
-            }
-            loop.finish_step(metrics, state, shown={"accuracy": metrics["preference/accuracy"]})
-    assert best is not None
-    # A resumed stage may leave the model of an earlier session: it must still be that model.
-    run.parallel.on_main(lambda: check_digests(run.exported_model, exported))
-    figures = {**asdict(best), "num_pairs": len(data.pairs), "num_heldout": len(data.heldout)}
-    return StageOutcome({"reward": run.exported_model}, None, loop.done.times, figures)
+                metrics |= best.compare(model, validation.validate(model))
+            loop.finish_step(
+                metrics,
+                {"pairs": cursor.state_dict()} | best.state_dict(),
+                shown={"accuracy": metrics["preference/accuracy"]},
+            )
+    figures = best.figures() | {"num_pairs": len(data.pairs), "num_heldout": len(data.heldout)}
+    return StageOutcome({"reward": exported}, None, loop.done.times, figures)
 
 
-def preference_data(run: Run) -> PreferenceData:
+def preference_data(
+    solved: Iterable[GradedSamples],
+    config: PreferenceConfig,
+    *,
+    num_problems: int,
+    eos_id: int,
+    rng: np.random.Generator,
+) -> PreferenceData:
     """Pairs of the policy's samples on training problems; the first problems are held out (their
     order is random). ConfigError when there is nothing to train on, or to choose by."""
-    config = run.config.preference
-    engine = run.engine(learner_for(run, "policy", None))
-    solved = load_or_sample_solutions(run, engine, name=run.model_folder.name)
-    num_problems = min(run.config.solutions.num_problems, len(run.problems))
     share = max(1, round(config.heldout_fraction * num_problems))
     groups = iter(solved)
     heldout: list[GradedSamples] = list(islice(groups, min(share, config.max_heldout_problems)))
-    pairs = form_pairs(
-        groups,
-        max_per_problem=config.max_pairs_per_problem,
-        eos_id=run.renderer.eos_id,
-        rng=run.rng(run.stage, "pairs"),
-    )
+    pairs = form_pairs(groups, max_per_problem=config.max_pairs_per_problem, eos_id=eos_id, rng=rng)
     mixed = [group for group in heldout if len({correct for _, correct in group}) == 2]
     for what, found in (("training", pairs), ("held-out", mixed)):
         if not found:
@@ -135,18 +157,62 @@ def preference_data(run: Run) -> PreferenceData:
     return PreferenceData(pairs, heldout)
 
 
-def validate(run: Run, model: Learner, heldout: Sequence[GradedSamples]) -> SelectionResult:
-    """How well the model picks among the samples of each held-out problem; span "validate"."""
-    eos_id = run.renderer.eos_id
-    samples = [finished(trajectory, eos_id) for group in heldout for trajectory, _ in group]
-    with run.spans.span("validate"):
-        scores = score_trajectories(
-            model, samples, packing=run.packing(1, 0), parallel=run.parallel
-        )
-    run.spans.count("validate", sum(len(t.tokens) for t in samples))
-    correct = [np.array([is_right for _, is_right in group]) for group in heldout]
-    ends = np.cumsum([len(group) for group in correct])[:-1]
-    return evaluate_selection(np.split(scores, ends), correct)
+@dataclass(frozen=True)
+class Validation:
+    """How well a reward model picks among the samples of each held-out problem."""
+
+    heldout: Sequence[GradedSamples]
+    eos_id: int
+    packing: PackingSpec
+    books: Books
+
+    def validate(self, model: Learner) -> SelectionResult:
+        """The selection by `model`'s scores; span "validate"."""
+        samples = [finished(t, self.eos_id) for group in self.heldout for t, _ in group]
+        with self.books.spans.span("validate"):
+            scores = score_trajectories(
+                model, samples, packing=self.packing, parallel=parallel_state()
+            )
+        self.books.spans.count("validate", sum(len(t.tokens) for t in samples))
+        correct = [np.array([is_right for _, is_right in group]) for group in self.heldout]
+        ends = np.cumsum([len(group) for group in correct])[:-1]
+        return evaluate_selection(np.split(scores, ends), correct)
+
+
+class Best:
+    """The best reward model of a stage so far: its validation, and its folder."""
+
+    def __init__(self, models: ModelFolders, folder: RunFolder, exported: Path) -> None:
+        self._models, self._folder, self._exported = models, folder, exported
+        self._result: SelectionResult | None = None
+        self._digests: dict[str, str] = {}
+
+    def compare(self, model: Learner, result: SelectionResult) -> dict[str, float]:
+        """Export `model` if it is better than those before; the metrics of its validation."""
+        if is_better(result, self._result):
+            self._result = result
+            statistics = ScoreStatistics(result.score_mean, result.score_std or 1.0)
+            hf_config: Any = with_score_statistics(model.hf_config, statistics)
+            self._models.export(replace(model, hf_config=hf_config), self._exported)
+            self._digests = self._folder.from_main(lambda: digests(self._exported))
+        return {f"preference/heldout_{name}": value for name, value in asdict(result).items()}
+
+    def figures(self) -> dict[str, float]:
+        """The validation of the exported model; DamagedFile where the folder is not that model's: a
+        resumed stage may leave the model of an earlier session."""
+        assert self._result is not None
+        self._folder.on_main(lambda: check_digests(self._exported, self._digests))
+        return asdict(self._result)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: the validation and the digests of the exported files."""
+        result = None if self._result is None else asdict(self._result)
+        return {"best": result, "exported": self._digests}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._result = None if state["best"] is None else SelectionResult(**state["best"])
+        self._digests = state["exported"]
 
 
 def is_better(result: SelectionResult, best: SelectionResult | None) -> bool:
@@ -154,12 +220,3 @@ def is_better(result: SelectionResult, best: SelectionResult | None) -> bool:
     if best is None:
         return True
     return (result.best_of_n, result.pair_accuracy) > (best.best_of_n, best.pair_accuracy)
-
-
-def export_reward_model(run: Run, model: Learner, result: SelectionResult) -> dict[str, str]:
-    """The model with the statistics of its scores, in place of an earlier one of this stage; the
-    digests of its files."""
-    statistics = ScoreStatistics(result.score_mean, result.score_std or 1.0)
-    hf_config: Any = with_score_statistics(model.hf_config, statistics)
-    run.export(replace(model, hf_config=hf_config), run.exported_model)
-    return run.parallel.from_main(lambda: digests(run.exported_model))

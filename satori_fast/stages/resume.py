@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from satori_fast.config import Config, ConfigError, load_config, to_toml
+from satori_fast.rewards.user import source_file
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import DamagedFile, digests
 
@@ -59,6 +60,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "rollout.sync_bucket_mib": frozenset(),
     "rollout.sync_timeout_s": frozenset(),
     "reward.num_workers": frozenset(),
+    "reward.function_timeout_s": frozenset(),
     "synthesize.num_concurrent": frozenset(),
     **{
         f"synthesize.{role}.{key}": frozenset()
@@ -91,6 +93,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "reward.reflection_bonus": frozenset({"reinforce"}),
     "reward.preference_weight": frozenset({"reinforce"}),
     "reward.normalize_preference": frozenset({"reinforce"}),
+    "reward.functions": frozenset({"reinforce"}),
     "rollout.temperature": _SAMPLING,
     "rollout.top_k": _SAMPLING,
     "rollout.top_p": _SAMPLING,
@@ -238,7 +241,8 @@ def _shown(value: Any) -> str:
 
 
 def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
-    """Keys that name files or folders, with the path that they name."""
+    """Keys that name files or folders, with the path that they name; a reward function's file is
+    under "reward.functions.NAME"."""
     named = {
         "model.path": config.model.path,
         "data.source": config.data.source,
@@ -246,6 +250,7 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "supervised.source": config.supervised.source,
         "reward.model": config.reward.model,
         "distill.student": config.distill.student,
+        "reinforce.rollouts": config.reinforce.rollouts,
     }
     synthesize = config.synthesize
     agents = {
@@ -256,6 +261,9 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
     for role, agent in agents.items():
         if agent.kind in ("embedded", "vllm", "scalar"):
             named[f"synthesize.{role}.model"] = agent.model
+    for function in config.reward.functions:
+        file = source_file(function.path)
+        named[f"reward.functions.{function.term}"] = None if file is None else str(file)
     for key, path in named.items():
         if path is not None:
             yield key, Path(path).expanduser()

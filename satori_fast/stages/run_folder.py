@@ -18,18 +18,22 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
 from satori_fast import __version__
 from satori_fast.backbone import checkpoint
+from satori_fast.backbone.parallel import ParallelState
+from satori_fast.backbone.step import Learner
 from satori_fast.config import Config, ConfigError, to_toml
 from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.profiling.metrics import MetricsWriter
 from satori_fast.profiling.sinks import PrometheusSink, Sink, WandbSink
+from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages import resume as rules
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import (
@@ -42,6 +46,7 @@ from satori_fast.storage import (
 )
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 NUM_CHECKPOINTS_KEPT = 2
 _MARK = "satori_fast_run"
@@ -56,15 +61,26 @@ _WRITTEN = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class StageProgress:
+    """Where a stage stands: steps done, their times, and the position of its data."""
+
+    step: int = 0
+    times: StepTimes = field(default_factory=StepTimes)
+    data: dict[str, Any] | None = None
+
+
 class RunFolder:
     """The folder of a run. The main process opens it and writes; every rank may read.
 
     path:     where it lies; it may be moved and renamed between sessions.
+    parallel: the ranks of the run; None for a single process.
     progress: content of progress.json.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, parallel: ParallelState | None = None) -> None:
         self.path = path
+        self.parallel = parallel
         self.progress: dict[str, Any] = _nothing_yet()
         self._lock: IO[str] | None = None
         self._checkpoints: dict[str, Path | None] = {}
@@ -196,10 +212,33 @@ class RunFolder:
         """Whether `name`, a path in the folder, was made by this run and is complete."""
         return name in self.progress["artefacts"]
 
-    def keep(self, *places: Path) -> None:
-        """Remember that files or folders in this one are complete, with their digests."""
+    def keep(self, path: Path) -> None:
+        """Remember that a file or folder in this one is complete. Every rank must call it."""
+        if not self.has(str(path.relative_to(self.path))):
+            self.on_main(lambda: self.note(path))
+            self.share_progress()
+
+    def note(self, *places: Path) -> None:
+        """Remember that files or folders in this one are complete, with their digests; main process
+        alone."""
         self._note(places)
         self._write_progress()
+
+    def share_progress(self) -> None:
+        """Give every rank the main process's progress: a network file system may show the others
+        what is no longer so."""
+        self.progress = self.from_main(lambda: self.progress)
+
+    def from_main(self, action: Callable[[], Item]) -> Item:
+        """The result of `action` in the main process, for every rank."""
+        return action() if self.parallel is None else self.parallel.from_main(action)
+
+    def on_main(self, action: Callable[[], object]) -> None:
+        """Do `action` in the main process alone; all ranks leave together."""
+        if self.parallel is None:
+            action()
+        else:
+            self.parallel.on_main(action)
 
     def _note(self, places: Sequence[Path]) -> None:
         for place in places:
@@ -247,6 +286,38 @@ class RunFolder:
         if stage not in self._checkpoints:
             self._checkpoints[stage] = checkpoint.latest_checkpoint(self.checkpoints(stage))
         return self._checkpoints[stage]
+
+    def resume(self, stage: str, learners: Mapping[str, Learner]) -> StageProgress:
+        """Load a stage's newest checkpoint into `learners`; step 0 where there is none."""
+        newest = self.from_main(lambda: self.checkpoint_of(stage))
+        if newest is None:
+            return StageProgress()
+        extra = checkpoint.load_checkpoint(newest, learners, verified=True)
+        return StageProgress(extra["step"], StepTimes(**extra["times"]), extra["data"])
+
+    def save(
+        self,
+        stage: str,
+        learners: Mapping[str, Learner],
+        progress: StageProgress,
+        *,
+        records: Mapping[str, str] | None,
+    ) -> None:
+        """Checkpoint a stage and keep the newest two. Every rank must call it.
+
+        records: digests of the growing files as they stand, in the process that writes them.
+        """
+        folder = self.checkpoints(stage)
+        times = asdict(progress.times)
+        extra: dict[str, Any] = {"step": progress.step, "times": times, "data": progress.data}
+        if records is not None:
+            extra["records"] = dict(records)
+        checkpoint.save_checkpoint(folder / f"step-{progress.step}", learners, extra)
+        self.on_main(lambda: checkpoint.prune_checkpoints(folder, num_kept=NUM_CHECKPOINTS_KEPT))
+
+    def exported(self, stage: str) -> Path:
+        """Folder of the model that a stage leaves."""
+        return self.path / "models" / stage
 
 
 def _nothing_yet() -> dict[str, Any]:

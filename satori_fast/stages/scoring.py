@@ -18,13 +18,13 @@ import torch
 from satori_fast.backbone.architecture import load_hf_config, score_statistics
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner, value
-from satori_fast.config import ConfigError
+from satori_fast.config import ConfigError, ReinforceConfig, RewardConfig
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.pairs import finished
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.tokenizer import load_tokenizer
-from satori_fast.rewards.preference import preference_rewards
-from satori_fast.stages.run import Run
-from satori_fast.stages.setup import learner_for, model_folder
+from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.stages.models import ModelFolders, model_folder
 from satori_fast.types import ScoreStatistics, Trajectory
 
 if TYPE_CHECKING:
@@ -32,33 +32,6 @@ if TYPE_CHECKING:
 
 # Microbatches on the device at once.
 _CHUNK = 64
-
-
-@dataclass(frozen=True)
-class RewardModel:
-    """A frozen scalar model, and the statistics that its scores are normalised with."""
-
-    learner: Learner
-    statistics: ScoreStatistics
-    folder: Path
-
-    def rewards(self, run: Run, trajectories: Sequence[Trajectory]) -> list[float]:
-        """`preference_rewards` of the trajectories, the same on every rank; span "reward_model"."""
-        ended = [finished(trajectory, run.renderer.eos_id) for trajectory in trajectories]
-        with run.spans.span("reward_model"):
-            rewards = preference_rewards(
-                ended,
-                lambda batch: score_trajectories(
-                    self.learner,
-                    batch,
-                    packing=run.packing(1, 0),
-                    parallel=run.parallel,
-                    name=f"reward model {self.folder}",
-                ),
-                self.statistics,
-            )
-        run.spans.count("reward_model", sum(len(t.tokens) for t in ended))
-        return rewards
 
 
 def score_trajectories(
@@ -100,15 +73,47 @@ def score_trajectories(
     return gathered
 
 
-def load_reward_model(run: Run) -> RewardModel | None:
-    """The run's reward model, None where the preference reward is off.
+@dataclass(frozen=True)
+class ScoringModel:
+    """A frozen scalar model that scores trajectories; a `rewards.preference.Scorer`.
 
+    name: begins the message of a score that is not finite.
+    """
+
+    learner: Learner
+    name: str
+    eos_id: int
+    packing: PackingSpec
+    parallel: ParallelState
+    spans: SpanRecorder
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> npt.NDArray[np.float32]:
+        """Raw score of each trajectory, the same on every rank. One that the length limit cut is
+        scored with the end of text in its last place."""
+        ended = [finished(trajectory, self.eos_id) for trajectory in trajectories]
+        self.spans.count("reward_model", sum(len(t.tokens) for t in ended))
+        return score_trajectories(
+            self.learner, ended, packing=self.packing, parallel=self.parallel, name=self.name
+        )
+
+
+def load_reward_model(
+    config: RewardConfig,
+    models: ModelFolders,
+    *,
+    trained: Path | None,
+    packing: PackingSpec,
+    parallel: ParallelState,
+    spans: SpanRecorder,
+) -> tuple[ScoringModel, ScoreStatistics] | None:
+    """The reward model, and the statistics of its scores; None where the preference reward is off.
+
+    trained: the folder that the preference stage left, taken where `reward.model` is not set.
     ConfigError when the reward is on and there is no model, or one that cannot give it.
     """
-    config = run.config.reward
     if not config.preference_weight:
         return None
-    folder = reward_model_folder(run)
+    folder = reward_model_folder(config.model or trained, models.renderer)
     if folder is None:
         raise ConfigError(
             f"reward.preference_weight = {config.preference_weight} needs a reward model: put "
@@ -117,44 +122,58 @@ def load_reward_model(run: Run) -> RewardModel | None:
     statistics = ScoreStatistics()
     if config.normalize_preference:
         statistics = statistics_of(folder, "reward.normalize_preference")
-    return RewardModel(learner_for(run, "scalar", None, weights=folder), statistics, folder)
+    model = ScoringModel(
+        models.scalar(folder),
+        f"reward model {folder}",
+        models.renderer.eos_id,
+        packing,
+        parallel,
+        spans,
+    )
+    return model, statistics
 
 
-def critic_for(run: Run, num_steps: int) -> Learner:
+def load_critic(
+    config: ReinforceConfig,
+    models: ModelFolders,
+    *,
+    policy: Path,
+    reward_model: str | Path | None,
+    num_steps: int,
+) -> Learner:
     """A critic that starts from the reward model, its head included, or from the policy, its head
     at zero (`reinforce.critic_init`).
 
     The paper starts it from the reward model; its code also normalises the critic's values with
     the statistics of the scores, so that they begin in units of the reward's own scale.
     """
-    config = run.config.reinforce
-    folder = None if config.critic_init == "policy" else reward_model_folder(run)
+    folder = None
+    if config.critic_init != "policy":
+        folder = reward_model_folder(reward_model, models.renderer)
     if folder is None:
         if config.critic_init == "reward_model":
             raise ConfigError(
                 'reinforce.critic_init = "reward_model" needs one: put preference before this '
                 'stage in stages, set reward.model, or choose "policy"'
             )
-        return learner_for(run, "scalar", config.critic_optimizer, num_steps=num_steps)
+        return models.scalar(policy, config.critic_optimizer, num_steps=num_steps)
     if config.normalize_critic:
         statistics_of(folder, "reinforce.normalize_critic")
-    return learner_for(
-        run,
-        "scalar",
+    return models.scalar(
+        folder,
         config.critic_optimizer,
         num_steps=num_steps,
-        weights=folder,
         normalized=config.normalize_critic,
     )
 
 
-def reward_model_folder(run: Run) -> Path | None:
-    """`reward.model`, or what the preference stage left, checked against the run's tokenizer."""
-    chosen = run.config.reward.model
-    folder = run.models.get("reward") if chosen is None else model_folder(chosen)
+def reward_model_folder(chosen: str | Path | None, renderer: PromptRenderer) -> Path | None:
+    """The folder of a reward model, checked against the policy's tokenizer; None where there is
+    none."""
+    folder = model_folder(chosen) if isinstance(chosen, str) else chosen
     if folder is not None:
         load_hf_config(folder)
-        check_same_tokens(str(folder), load_tokenizer(folder).get_vocab(), run.renderer.tokenizer)
+        check_same_tokens(str(folder), load_tokenizer(folder).get_vocab(), renderer.tokenizer)
     return folder
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small builders from config to parts: tokenizer, problems, first model, learners. No loops."""
+"""Small builders from config to parts: ranks, tokenizer, problems, monitor. No loops.
+
+Model folders are `models`.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,32 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from satori_fast import __version__
-from satori_fast.backbone.architecture import load_hf_config, with_score_statistics
 from satori_fast.backbone.meeting import Limits
-from satori_fast.backbone.model import PolicyModel
-from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
-from satori_fast.backbone.step import Learner, build_learner
-from satori_fast.backbone.weights import Untaught
-from satori_fast.config import Config, ConfigError, OptimizerConfig
+from satori_fast.config import Config, ConfigError
 from satori_fast.data.arithmetic import ArithmeticProblems, domain_words
-from satori_fast.data.coat import META_ACTION_TOKENS, TEMPLATES, PromptRenderer
+from satori_fast.data.formats import FORMATS
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
-from satori_fast.data.sources import load_problems, source_digest
-from satori_fast.data.stop_tokens import keep_generation_config, stop_ids_of
+from satori_fast.data.prompts import (
+    TEMPLATES,
+    ChatTemplate,
+    PromptRenderer,
+    check_chat_template,
+    template_named,
+)
+from satori_fast.data.sources import check_source, load_problems, source_digest
+from satori_fast.data.stop_tokens import (
+    ids_of_stop_tokens,
+    keep_generation_config,
+    stop_ids_of,
+)
 from satori_fast.data.tokenizer import (
-    add_meta_action_tokens,
+    CHAT_TOKENS,
+    add_special_tokens,
     build_word_tokenizer,
     load_tokenizer,
     train_tokenizer,
@@ -40,6 +48,7 @@ from satori_fast.profiling.monitor import StepMonitor
 from satori_fast.profiling.peaks import device_peaks
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.profiling.step_tracer import StepTracer, TraceSettings
+from satori_fast.stages.models import model_folder
 from satori_fast.stages.run_folder import RunFolder
 from satori_fast.storage import digests, replaced_folder
 from satori_fast.types import Problem
@@ -47,12 +56,9 @@ from satori_fast.types import Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from satori_fast.stages.run import Run
-
 logger = logging.getLogger(__name__)
 
 ARITHMETIC = "arithmetic"
-_FRESH_MODEL = "models/initial"  # in the run folder
 _MAX_CHECKING_PROCESSES = 8  # of 100 MiB each
 
 
@@ -68,6 +74,17 @@ def join_ranks(config: Config) -> ParallelState:
     )
 
 
+def check_sources(config: Config) -> None:
+    """ConfigError for a data set that cannot be one, before anything is loaded."""
+    named = {"data.source": config.data.source, "data.eval_source": config.data.eval_source}
+    for key, source in named.items():
+        try:
+            if source is not None:
+                check_source(source, (ARITHMETIC,) if key == "data.source" else ())
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{key}: {error}") from None
+
+
 def tokenizer_folder(folder: Path) -> Path:
     return folder / "tokenizer"
 
@@ -78,45 +95,43 @@ def make_tokenizer(config: Config, place: RunFolder) -> None:
     if place.has(saved.name):
         return
     _write_tokenizer(config, saved)
-    place.keep(saved)
+    place.note(saved)
 
 
 def _write_tokenizer(config: Config, saved: Path) -> None:
+    special_tokens = FORMATS[config.data.format].special_tokens
     if config.tokenizer.kind == "model":
         assert config.model.path is not None
-        keep_tokenizer(model_folder(config.model.path), saved)
+        keep_tokenizer(model_folder(config.model.path), saved, special_tokens)
         return
     if config.tokenizer.kind == "words":
-        tokenizer = build_word_tokenizer(domain_words())
+        tokenizer = build_word_tokenizer(domain_words(), special_tokens)
     else:
         texts = [TEMPLATES[config.data.template].format(question="")]
         for problem in load_problems(config.data.source, config.data.mapping)[0]:
             texts += [problem.question, problem.answer or ""]
-        tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
-    add_meta_action_tokens(tokenizer)
+        tokenizer = train_tokenizer(
+            texts, config.tokenizer.vocab_size, special_tokens=(*CHAT_TOKENS, *special_tokens)
+        )
     with replaced_folder(saved) as folder:
         tokenizer.save_pretrained(folder)
 
 
-def keep_tokenizer(model: Path, folder: Path) -> None:
-    """The tokenizer of a model folder with the meta-action tokens and what the model stops on, in
-    `folder`."""
+def keep_tokenizer(model: Path, folder: Path, special_tokens: Sequence[str]) -> None:
+    """Keep the tokenizer of a model folder in `folder`, with the special tokens of the response
+    format and what the model stops on."""
     tokenizer = load_tokenizer(model)
-    add_meta_action_tokens(tokenizer)
+    add_special_tokens(tokenizer, special_tokens)
     with replaced_folder(folder) as partial_folder:
-        keep_generation_config(model, partial_folder, tokenizer)
+        keep_generation_config(model, partial_folder, tokenizer, special_tokens)
         tokenizer.save_pretrained(partial_folder)
 
 
 def build_renderer(config: Config, folder: Path) -> PromptRenderer:
-    """The run's tokenizer, template and stop tokens; a warning where they do not fit together."""
-    tokenizer = load_tokenizer(folder)
-    renderer = PromptRenderer(
-        tokenizer,
-        TEMPLATES[config.data.template],
-        config.data.max_prompt_tokens,
-        stop_ids_of(folder, tokenizer),
-    )
+    """The run's tokenizer, template, format and stop tokens; a warning where a marker is no token.
+
+    ConfigError where they do not go together (`renderer_of`)."""
+    renderer = renderer_of(config, load_tokenizer(folder), folder)
     if unknown := renderer.unknown_markers:
         logger.warning(
             'data.template = "%s": the tokenizer has no single token for %s, so a model reads them '
@@ -126,6 +141,23 @@ def build_renderer(config: Config, folder: Path) -> PromptRenderer:
             ", ".join(unknown),
         )
     return renderer
+
+
+def renderer_of(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PromptRenderer:
+    """A renderer as the config wants it. ConfigError: a chat template that the tokenizer lacks, a
+    stop token that is not one token of it. folder: where the model's stop tokens are named."""
+    data, format = config.data, FORMATS[config.data.format]
+    template = template_named(data.template, data.system)
+    try:
+        if isinstance(template, ChatTemplate):
+            check_chat_template(tokenizer, template)
+        stop_ids = (
+            *stop_ids_of(folder, tokenizer, format.special_tokens),
+            *ids_of_stop_tokens(config.rollout.stop_tokens, tokenizer, format.special_tokens),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return PromptRenderer(tokenizer, template, data.max_prompt_tokens, stop_ids, format)
 
 
 def build_problems(
@@ -196,124 +228,6 @@ def _problems_key(config: Config, tokenizer: Path) -> dict[str, Any]:
     }
 
 
-def initial_model_folder(config: Config, folder: Path) -> Path:
-    """The model that the first stage reads: the checkpoint's folder, or a fresh one of the run."""
-    if config.model.path is None:
-        return folder / _FRESH_MODEL
-    path = model_folder(config.model.path)
-    load_hf_config(path)
-    return path
-
-
-def model_folder(path: str, *, weights: bool = True) -> Path:
-    """A folder as it is, or a snapshot of the hub's model of this name ("owner/model"), with or
-    without its weights."""
-    if Path(path).expanduser().is_dir() or path.count("/") != 1 or path.startswith((".", "~", "/")):
-        return Path(path).expanduser()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.txt", "*.jinja", "*.model", *(["*.safetensors"] * weights)]
-        return Path(snapshot_download(path, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"{path} is neither a folder nor a model that can be fetched from the hub: {reason}"
-        ) from None
-
-
-def make_fresh_model(config: Config, tokenizer: PreTrainedTokenizerBase, place: RunFolder) -> None:
-    """A randomly initialised model in Hugging Face form, read later like any checkpoint."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    if place.has(_FRESH_MODEL):
-        return
-    model = config.model
-    hf_config = AutoConfig.for_model(
-        model.architecture,
-        vocab_size=len(tokenizer),
-        hidden_size=model.hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        head_dim=model.hidden_size // model.num_attention_heads,
-        intermediate_size=model.intermediate_size,
-        max_position_embeddings=config.rollout.max_seqlen,
-        tie_word_embeddings=model.tie_word_embeddings,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(config.seed)
-    fresh = AutoModelForCausalLM.from_config(hf_config, dtype=getattr(torch, model.dtype))
-    with replaced_folder(place.path / _FRESH_MODEL) as folder:
-        fresh.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    place.keep(place.path / _FRESH_MODEL)
-
-
-def hf_config_for(run: Run, folder: Path) -> Any:
-    """The Hugging Face config of a model folder, its vocabulary grown to the tokenizer's."""
-    hf_config = load_hf_config(folder)
-    hf_config.vocab_size = max(hf_config.vocab_size, len(run.renderer.tokenizer))
-    longest = run.config.rollout.max_seqlen
-    if longest > hf_config.max_position_embeddings:
-        raise ConfigError(
-            f"rollout.max_seqlen = {longest} exceeds the model's context of "
-            f"{hf_config.max_position_embeddings} positions"
-        )
-    return hf_config
-
-
-def learner_for(
-    run: Run,
-    kind: Literal["policy", "scalar"],
-    optimizer: OptimizerConfig | None,
-    *,
-    num_steps: int = 0,
-    weights: Path | None = None,
-    normalized: bool = False,
-) -> Learner:
-    """The model of a folder (None: the current policy's) as a policy or a scalar model; frozen when
-    `optimizer` is None.
-
-    normalized: a scalar model gives (score - mean) / std, with the statistics of its folder.
-    """
-    folder = weights or run.model_folder
-    hf_config = hf_config_for(run, folder)
-    learner = build_learner(
-        hf_config if normalized else with_score_statistics(hf_config, None),
-        kind=kind,
-        weights=Untaught(folder, tokens_unknown_to(folder, run.renderer.tokenizer)),
-        optimizer=None if optimizer is None else optimizer_settings(optimizer, num_steps),
-        dtype=getattr(torch, run.config.model.dtype),
-        recompute=run.config.model.recompute,
-    )
-    limit_vocabulary(learner, run.renderer.tokenizer)
-    return learner
-
-
-def limit_vocabulary(learner: Learner, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Keep a policy, and the engines that serve it, to the ids of `tokenizer`: checkpoints have
-    more rows than tokens, and what they would sample there decodes to nothing."""
-    if isinstance(learner.module, PolicyModel):
-        num_ids = max(tokenizer.get_vocab().values()) + 1
-        learner.module.limit_vocabulary(min(num_ids, learner.hf_config.vocab_size))
-
-
-def tokens_unknown_to(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids of the meta-action tokens that the tokenizer in a model folder does not have: the model
-    was not trained with them. Without a tokenizer there, none."""
-    if not (folder / "tokenizer_config.json").exists():
-        return ()
-    known = load_tokenizer(folder).get_vocab()
-    ids = tokenizer.get_vocab()
-    return tuple(ids[token] for token in META_ACTION_TOKENS if token not in known)
-
-
 def trace_parts(folder: Path) -> Path:
     """Where ranks leave their parts of the trace."""
     return folder / "trace_parts"
@@ -348,17 +262,4 @@ def build_monitor(
         ),
         growth=growth,
         tracer=tracer,
-    )
-
-
-def optimizer_settings(config: OptimizerConfig, num_steps: int) -> OptimizerSettings:
-    """The fields have the same names on both sides, but for the lengths in steps."""
-    warmup_steps = config.warmup_steps(num_steps)
-    if config.schedule != "constant":
-        # How many steps there are is often known only when the data is there.
-        warmup_steps = min(warmup_steps, num_steps - 1)
-    return OptimizerSettings(
-        **config.model_dump(exclude={"warmup_fraction"}),
-        warmup_steps=warmup_steps,
-        decay_steps=num_steps,
     )

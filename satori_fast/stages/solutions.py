@@ -8,23 +8,30 @@ run that was killed goes on after the last one, with the same samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
+from satori_fast.backbone.parallel import parallel_state
 from satori_fast.config import SolutionsConfig
-from satori_fast.data.coat import PromptRenderer, build_trajectory, full_response
 from satori_fast.data.problem_file import problem_from_row, problem_to_row
+from satori_fast.data.prompts import PromptRenderer, build_trajectory, full_response
 from satori_fast.evaluation.evaluate import graded
+from satori_fast.experience.stored import header_of
+from satori_fast.grading import Grader
 from satori_fast.profiling.metrics import progress
-from satori_fast.rollout.engine import Engine
-from satori_fast.stages.run import Run
+from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.rollout.engine import SamplingParams, collect
+from satori_fast.rollout.restarting import Restarting
+from satori_fast.stages.run_folder import RunFolder
+from satori_fast.stages.seeds import Seeds
 from satori_fast.storage import sealed_line, sealed_records, unsealed, wait_for_file
-from satori_fast.types import RolloutResult, Trajectory
+from satori_fast.types import Problem, RolloutResult, Trajectory
 
 # Samples that are asked for, graded and written together.
 CHUNK_SAMPLES = 8192
@@ -36,14 +43,15 @@ Solved = list[tuple[Trajectory, bool]]
 class SolutionFile:
     """Graded samples on disk; each iteration reads them anew, one problem at a time.
 
-    What it yields: the samples of a problem with their verdicts. Log-probs are not kept: zeros.
+    It yields the samples of a problem with their verdicts. Log-probs are left in the file: zeros;
+    `experience.stored` reads them, where the file was sampled with `solutions.keep_logprobs`.
     """
 
     path: Path
     renderer: PromptRenderer
 
     def __iter__(self) -> Iterator[Solved]:
-        rows = sealed_records(self.path)
+        rows = (row for row in sealed_records(self.path) if "group" in row)  # not the header
         for group, of_problem in groupby(rows, key=lambda row: row["group"]):
             yield [(self._trajectory(row, group), row["correct"]) for row in of_problem]
 
@@ -58,43 +66,71 @@ class SolutionFile:
         )
 
 
-def load_or_sample_solutions(
-    run: Run, engine: Engine, *, name: str, size: SolutionsConfig | None = None
-) -> SolutionFile:
-    """solutions/NAME.jsonl of the run folder; what is missing of it is sampled from `engine`.
+@dataclass(frozen=True)
+class Solver:
+    """Samples training problems, grades the samples, and keeps them in solutions/ of a run folder.
 
-    size: how many problems and samples; None: the section `solutions`. Problems are a random
-    choice that depends on the run's seed only. Every rank must call it. Span "solutions".
+    sampling: its temperature and limits, unless a `SolutionsConfig` says otherwise.
     """
-    size = size or run.config.solutions
-    path = run.folder / "solutions" / f"{name}.jsonl"
-    chosen = run.rng("solutions", "problems").permutation(len(run.problems))[: size.num_problems]
-    num_each = max(1, CHUNK_SAMPLES // size.num_samples)
-    chunks = [chosen[begin : begin + num_each] for begin in range(0, len(chosen), num_each)]
-    # One process looks and decides for all: sampling is collective.
-    done = run.parallel.from_main(lambda: _num_chunks(path))
-    with progress("solutions", len(chunks), completed=done, console=run.console) as bar:
-        for number in range(done, len(chunks)):
-            sampling = run.sampling(
-                num_samples=size.num_samples, seed=run.seed("solutions", name, number)
-            )
-            if size.temperature is not None:
-                sampling = replace(sampling, temperature=size.temperature)
-            with run.spans.span("solutions"):
-                rollout = run.collect(engine, [run.problems[i] for i in chunks[number]], sampling)
-                correct = graded(rollout.trajectories, run.grader)
-            run.spans.count("solutions", rollout.num_generated_tokens)
-            lines = _lines(rollout, correct, chunk=number, first_group=number * num_each)
-            run.parallel.on_main(lambda lines=lines: _append(path, lines))
-            bar.advance()
-    run.keep(path)
-    return SolutionFile(wait_for_file(path), run.renderer)
+
+    problems: Sequence[Problem]
+    sampling: SamplingParams
+    seeds: Seeds
+    grader: Grader
+    folder: RunFolder
+    spans: SpanRecorder
+    size: SolutionsConfig
+
+    def solutions(
+        self, engine: Restarting, *, name: str, size: SolutionsConfig | None = None
+    ) -> SolutionFile:
+        """solutions/NAME.jsonl of the run folder; what is missing of it is sampled from `engine`.
+
+        size: number of problems and samples; None: the section `solutions`. Problems are a random
+        choice that depends on the run's seed only. Every rank must call it. Span "solutions".
+        """
+        size = size or self.size
+        path = self.folder.path / "solutions" / f"{name}.jsonl"
+        order = self.seeds.rng("solutions", "problems").permutation(len(self.problems))
+        chosen = order[: size.num_problems]
+        num_each = max(1, CHUNK_SAMPLES // size.num_samples)
+        chunks = [chosen[begin : begin + num_each] for begin in range(0, len(chosen), num_each)]
+        # One process looks and decides for all: sampling is collective.
+        done = self.folder.from_main(lambda: _num_chunks(path))
+        console = Console(quiet=not parallel_state().is_main)
+        with progress("solutions", len(chunks), completed=done, console=console) as bar:
+            for number in range(done, len(chunks)):
+                sampling = replace(
+                    self.sampling,
+                    num_samples=size.num_samples,
+                    seed=self.seeds.of("solutions", name, number),
+                    temperature=size.temperature or self.sampling.temperature,
+                )
+                with self.spans.span("solutions"):
+                    problems = [self.problems[i] for i in chunks[number]]
+                    rollout = collect(engine, problems, sampling)
+                    correct = graded(rollout.trajectories, self.grader)
+                self.spans.count("solutions", rollout.num_generated_tokens)
+                rows = _rows(rollout, correct, chunk=number, first_group=number * num_each)
+                if self.size.keep_logprobs:
+                    _add_logprobs(rows, rollout)
+                    if number == 0:
+                        rows.insert(0, self._header(engine, sampling))
+                self.folder.on_main(lambda rows=rows: _append(path, rows))
+                bar.advance()
+        self.folder.keep(path)
+        return SolutionFile(wait_for_file(path), engine.renderer)
+
+    def _header(self, engine: Restarting, sampling: SamplingParams) -> dict[str, Any]:
+        format = engine.renderer.format.name
+        fingerprint = engine.weights_fingerprint()
+        return header_of(sampling.temperature, format=format, fingerprint=fingerprint)
 
 
-def _lines(
+def _rows(
     rollout: RolloutResult, correct: Sequence[bool], *, chunk: int, first_group: int
-) -> list[str]:
-    rows = [
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
         {
             **problem_to_row(t.problem),
             "group": first_group + t.group_id,
@@ -107,7 +143,12 @@ def _lines(
         for t, right in zip(rollout.trajectories, correct, strict=True)
     ]
     rows[-1]["ends_chunk"] = True
-    return [sealed_line(row) for row in rows]
+    return rows
+
+
+def _add_logprobs(rows: list[dict[str, Any]], rollout: RolloutResult) -> None:
+    for row, trajectory in zip(rows, rollout.trajectories, strict=True):
+        row["logprobs"] = trajectory.logprobs.tolist()
 
 
 def _num_chunks(path: Path) -> int:
@@ -126,7 +167,7 @@ def _num_chunks(path: Path) -> int:
     return done
 
 
-def _append(path: Path, lines: list[str]) -> None:
+def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(lines)
+        file.writelines(map(sealed_line, rows))

@@ -4,49 +4,64 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from satori_fast.algorithms.losses import explained_variance
-from satori_fast.data.coat import count_reflections
+from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.mixture import ORIGINS, origin_of
-from satori_fast.grading import Reason
+from satori_fast.evaluation.evaluate import mean_metrics
 from satori_fast.stages.mismatch import token_versions
-from satori_fast.types import Advantages, PackedBatch, RolloutResult, Trajectory
+from satori_fast.types import Advantages, Experience, PackedBatch, RewardBreakdown, Trajectory
 
 
-def rollout_metrics(
-    rollout: RolloutResult, scored: Sequence[Trajectory], kept: Sequence[Trajectory]
-) -> dict[str, float]:
-    """Means over the step's trajectories; accuracy also by where the problem started.
+def experience_metrics(experience: Experience, *, format: ResponseFormat) -> dict[str, float]:
+    """Means over all that was sampled, and what was counted on the way; accuracy over the
+    trajectories that were graded, also by where the problem started. Each term of the reward is
+    "reward/NAME", and each count of the format "rollout/NAME".
 
     "rollout/stale_tokens": share of response tokens that older weights sampled.
     """
+    counted = {name: value for name, value in experience.stats.items() if "/" in name}
+    scored = experience.sampled
     if not scored:  # partial rollouts: no group was finished in this step
-        return {}
-    stale = [token_versions(t) != rollout.policy_version for t in scored]
-    rewards = [t.reward for t in scored if t.reward is not None]
-    metrics = {
-        "reward/total": float(np.mean([r.total for r in rewards])),
-        "reward/rule": float(np.mean([r.rule for r in rewards])),
-        "reward/reflection": float(np.mean([r.reflection for r in rewards])),
-        "reward/preference": float(np.mean([r.preference for r in rewards])),
-        "rollout/accuracy": float(np.mean([r.correct for r in rewards])),
-        "rollout/reflections_per_answer": float(np.mean([count_reflections(t) for t in scored])),
+        return counted
+    stale = [token_versions(t) != experience.policy_version for t in scored]
+    metrics = reward_metrics([t.reward for t in scored if t.reward is not None])
+    metrics |= _accuracy("rollout/accuracy", scored)
+    metrics |= {
+        **{f"rollout/{name}": mean for name, mean in mean_metrics(scored, format).items()},
         "rollout/mean_response_tokens": float(np.mean([t.num_response_tokens for t in scored])),
         "rollout/stale_tokens": float(np.mean(np.concatenate(stale))),
         "rollout/truncated": float(np.mean([t.finish == "length" for t in scored])),
-        "rollout/kept": len(kept) / len(scored),
     }
     for origin in ORIGINS:
-        right = [t.reward.correct for t in scored if t.reward and origin_of(t.problem) == origin]
-        if right:
-            metrics[f"rollout/accuracy_{origin}"] = float(np.mean(right))
+        own = [t for t in scored if origin_of(t.problem) == origin]
+        metrics |= _accuracy(f"rollout/accuracy_{origin}", own)
+    return metrics | counted
+
+
+def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:
+    """Mean of the total and of every term that occurs, over all trajectories: a trajectory without
+    a term counts as 0, so that the terms add up to the total. "reward/process": mean over the
+    segments of those that have process rewards."""
+    if not rewards:
+        return {}
+    metrics = {"reward/total": float(np.mean([r.total for r in rewards]))}
+    for name in dict.fromkeys(name for r in rewards for name in r.terms):
+        metrics[f"reward/{name}"] = float(np.mean([r.terms.get(name, 0.0) for r in rewards]))
+    if segments := [r.segments for r in rewards if r.segments is not None]:
+        metrics["reward/process"] = float(np.mean(np.concatenate(segments)))
     return metrics
+
+
+def _accuracy(name: str, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    verdicts = [t.reward.correct for t in trajectories if t.reward is not None]
+    graded = [verdict for verdict in verdicts if verdict is not None]
+    return {name: float(np.mean(graded))} if graded else {}
 
 
 def advantage_metrics(
@@ -76,13 +91,14 @@ def advantage_metrics(
     for source, of_sequence in zip(sources, torch.cat(per_sequence).cpu(), strict=True):
         if source >= 0:
             answer = kept[source]
-            right = answer.reward is not None and answer.reward.correct
-            sums[2 * ORIGINS.index(origin_of(answer.problem)) + (not right)] += of_sequence
+            right = None if answer.reward is None else answer.reward.correct
+            if right is not None:  # neither right nor wrong where nothing graded it
+                sums[2 * ORIGINS.index(origin_of(answer.problem)) + (not right)] += of_sequence
     means = zip(classes, all_reduce_sum(sums).tolist(), strict=True)
     return {f"advantage/{name}": signal / weight for name, (signal, weight) in means if weight > 0}
 
 
-def update_metrics(stats: dict[str, float]) -> dict[str, float]:
+def update_metrics(stats: Mapping[str, float]) -> dict[str, float]:
     """What `update` returned, with some numbers under the names that people look for.
 
     "rollout/logprob_abs_diff" (and its max): |engine - trainer| under the same weights, nats;
@@ -108,20 +124,3 @@ def update_metrics(stats: dict[str, float]) -> dict[str, float]:
         sums = {name: metrics.pop(f"critic/{name}") for name in names}
         metrics["critic/explained_variance"] = explained_variance(sums)
     return metrics
-
-
-def importance_metrics(reweighted: Tensor) -> dict[str, float]:
-    """Share of responses whose sequence-level weight was truncated or masked, if there is one."""
-    changed, total = reweighted.tolist()
-    return {"rollout/sequence_clip_fraction": changed / total} if total else {}
-
-
-def grading_metrics(reasons: Counter[Reason]) -> dict[str, float]:
-    """How many answers of the step were graded, and how: a grader that kills answers must be seen,
-    and a response without a box is another fault than a wrong answer."""
-    return {
-        "grading/graded": float(reasons.total()),
-        "grading/no_answer": float(reasons["no_answer"]),
-        "grading/timeouts": float(reasons["timeout"]),
-        "grading/crashes": float(reasons["crash"]),
-    }

@@ -12,110 +12,144 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from satori_fast.algorithms.losses import imitation_loss
+from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner, update_one
 from satori_fast.config import Config, ConfigError, ImitationConfig
-from satori_fast.data.coat import encode_demonstration
-from satori_fast.data.cursor import ProblemCursor
-from satori_fast.data.packing import pack
+from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.problem_split import question_key
+from satori_fast.data.prompts import PromptRenderer, encode_demonstration
 from satori_fast.data.sources import load_demonstrations
+from satori_fast.experience.demonstrations import DemonstrationSource
+from satori_fast.experience.source import ExperienceSource, Span
 from satori_fast.stages.alarms import warn_of_large_batch
-from satori_fast.stages.run import Run, StageOutcome
-from satori_fast.stages.setup import ARITHMETIC, learner_for
+from satori_fast.stages.books import Books
+from satori_fast.stages.context import Context
+from satori_fast.stages.outcome import StageOutcome
+from satori_fast.stages.run_folder import RunFolder
+from satori_fast.stages.setup import ARITHMETIC
 from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.synthesize import demonstrations_path
-from satori_fast.stages.workload import count_training
+from satori_fast.stages.trainer import StepResult
 from satori_fast.storage import wait_for_file
-from satori_fast.types import Demonstration, Trajectory
+from satori_fast.types import Demonstration, Problem, Trajectory
 
 logger = logging.getLogger(__name__)
 
 
 def supervised_step(
-    run: Run, policy: Learner, trajectories: Sequence[Trajectory], step: int
-) -> dict[str, float]:
-    """One optimizer step on `trajectories`; metrics without times."""
-    with run.spans.span("pack"):
-        packing = run.packing(1, run.seed(run.stage, "minibatches", step))
-        batches = [
-            batch.to(run.parallel.device) for batch in pack(trajectories, None, packing, "token")
-        ]
-    with run.spans.span("update"):
+    policy: Learner, source: ExperienceSource, step: int, *, packing: PackingSpec, span: Span
+) -> StepResult:
+    """One optimizer step on the next demonstrations."""
+    experience = source.next(step)
+    with span("pack"):
+        batches = pack(experience.trajectories, None, packing, "token")
+        batches = [batch.to(parallel_state().device) for batch in batches]
+    with span("update"):
         stats = update_one(policy, batches, imitation_loss)
-    num_tokens = sum(len(t.tokens) for t in trajectories)
-    run.spans.count("update", num_tokens)
-    run.spans.count("step", num_tokens)
-    count_training(run, (policy,), trajectories)
-    return stats
+    return StepResult(experience, batches, (), stats, {"policy": policy})
 
 
-def supervised(run: Run) -> StageOutcome:
+def supervised(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     """Imitate the demonstrations for `supervised.num_epochs`; evaluate and export."""
-    written = demonstrations_path(run)
+    written = demonstrations_path(folder.path)
     # One process looks for files.
-    found = wait_for_file(written) if run.parallel.from_main(written.exists) else None
-    trajectories = load_trajectories(run, *demonstration_source(run.config, found))
-    return imitate(run, trajectories, run.config.supervised, start=run.model_folder)
+    found = wait_for_file(written) if folder.from_main(written.exists) else None
+    source, mapping = demonstration_source(context.config, found)
+    trajectories = load_trajectories(
+        source,
+        mapping,
+        context.renderer,
+        problems=context.problems,
+        heldout=context.heldout,
+        max_seqlen=context.config.rollout.max_seqlen,
+        own_data=source == context.config.data.source,
+    )
+    return imitate(
+        context,
+        folder,
+        books,
+        trajectories,
+        config=context.config.supervised,
+        start=context.policy_folder,
+    )
 
 
 def imitate(
-    run: Run, trajectories: Sequence[Trajectory], config: ImitationConfig, *, start: Path
+    context: Context,
+    folder: RunFolder,
+    books: Books,
+    trajectories: Sequence[Trajectory],
+    *,
+    config: ImitationConfig,
+    start: Path,
 ) -> StageOutcome:
     """Train the model of folder `start` on `trajectories`; evaluate and export it."""
-    warn_of_large_batch(
-        run.stage, config.batch_size, len(trajectories), num_epochs=config.num_epochs
-    )
-    cursor = ProblemCursor(trajectories, seed=run.seed(run.stage, "order"))
+    stage, seeds, models = context.stage, context.seeds, context.model_folders
+    warn_of_large_batch(stage, config.batch_size, len(trajectories), num_epochs=config.num_epochs)
     num_steps = math.ceil(len(trajectories) * config.num_epochs / config.batch_size)
-    policy = learner_for(run, "policy", config.optimizer, num_steps=num_steps, weights=start)
-    learners = {"policy": policy}
-    done = run.resume_stage(learners)
-    if done.data is not None:
-        cursor.load_state_dict(done.data)
-    evaluation = None
-    with StepLoop(
-        run,
-        learners,
+    policy = models.policy(start, config.optimizer, num_steps=num_steps)
+    source = DemonstrationSource(
+        trajectories, batch_size=config.batch_size, seed=seeds.of(stage, "order")
+    )
+    evaluator, evaluation = context.evaluator(books), None
+    loop = StepLoop(
+        stage,
+        {"policy": policy},
         num_steps,
-        done,
+        folder,
+        books,
         checkpoint_every=config.checkpoint_every,
         export_every=config.export_every,
-    ) as loop:
+        export=models.export,
+    )
+    if (data := loop.resume()) is not None:
+        source.load_state_dict(data)
+    with loop:
         for step in loop:
-            metrics = supervised_step(run, policy, cursor.take(config.batch_size), step)
+            packing = context.packing(seed=seeds.of(stage, "minibatches", step))
+            span = books.spans.span
+            result = supervised_step(policy, source, step, packing=packing, span=span)
+            metrics = books.training(result)
             if loop.is_due(0):
-                evaluation = run.evaluate(run.engine(policy))
-                metrics |= run.record_evaluation(step, evaluation)
-            shown = {"loss": metrics["update/loss"]}
-            loop.finish_step(metrics, cursor.state_dict(), shown=shown)
-    run.export(policy, run.exported_model)
-    evaluation = evaluation or run.evaluate(run.engine(policy))
-    return StageOutcome({"policy": run.exported_model}, evaluation, loop.done.times)
+                evaluation = evaluator.evaluate(context.engine(policy))
+                metrics |= evaluator.record(step, evaluation)
+            loop.finish_step(metrics, source.state_dict(), shown={"loss": metrics["update/loss"]})
+    exported = folder.exported(stage)
+    models.export(policy, exported)
+    evaluation = evaluation or evaluator.evaluate(context.engine(policy))
+    return StageOutcome({"policy": exported}, evaluation, loop.done.times)
 
 
-def load_trajectories(run: Run, source: str, mapping: str | None) -> list[Trajectory]:
+def load_trajectories(
+    source: str,
+    mapping: str | None,
+    renderer: PromptRenderer,
+    *,
+    problems: Sequence[Problem],
+    heldout: Sequence[Problem],
+    max_seqlen: int,
+    own_data: bool = False,
+) -> list[Trajectory]:
     """Demonstrations of a file or data set, encoded.
 
-    Left out, and said so: solutions of problems that this run evaluates on (from the run's own data
-    set: of all but its training problems), and those too long for the context.
+    Left out, and said so: solutions of `heldout` problems, those too long for the context and, with
+    `own_data` (the source is the run's own data set), all but those of its training `problems`.
     """
     demonstrations, _ = load_demonstrations(source, mapping)
-    heldout = {question_key(problem.question) for problem in run.heldout}
-    training = {question_key(problem.question) for problem in run.problems}
-    own_data = source == run.config.data.source
+    evaluated = {question_key(problem.question) for problem in heldout}
+    training = {question_key(problem.question) for problem in problems}
 
     def is_allowed(demonstration: Demonstration) -> bool:
         key = question_key(demonstration.problem.question)
-        return key not in heldout and (key in training or not own_data)
+        return key not in evaluated and (key in training or not own_data)
 
     allowed = list(filter(is_allowed, demonstrations))
-    longest = run.config.rollout.max_seqlen
     encoded = [
-        encode_demonstration(demonstration, run.renderer, group_id=number)
+        encode_demonstration(demonstration, renderer, group_id=number)
         for number, demonstration in enumerate(allowed)
-        if run.renderer.fits(demonstration.problem)
+        if renderer.fits(demonstration.problem)
     ]
-    kept = [trajectory for trajectory in encoded if len(trajectory.tokens) <= longest]
+    kept = [trajectory for trajectory in encoded if len(trajectory.tokens) <= max_seqlen]
     if len(kept) < len(demonstrations):
         logger.warning(
             "of %d demonstrations %d are for problems not trained on, %d exceed rollout.max_seqlen "
@@ -123,10 +157,12 @@ def load_trajectories(run: Run, source: str, mapping: str | None) -> list[Trajec
             len(demonstrations),
             len(demonstrations) - len(allowed),
             len(allowed) - len(kept),
-            longest,
+            max_seqlen,
         )
     if not kept:
-        raise ConfigError(f"{source} leaves no demonstration within rollout.max_seqlen = {longest}")
+        raise ConfigError(
+            f"{source} leaves no demonstration within rollout.max_seqlen = {max_seqlen}"
+        )
     return kept
 
 

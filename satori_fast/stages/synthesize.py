@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from satori_fast.config import SynthesizeConfig
 from satori_fast.data.problem_file import problem_to_row
 from satori_fast.profiling.metrics import ProgressReporter, progress
 from satori_fast.profiling.spans import StepTimes
-from satori_fast.stages.agents import AgentRoom, agent_configs
-from satori_fast.stages.run import Run, StageOutcome
+from satori_fast.stages.agents import Agents, agent_configs
+from satori_fast.stages.books import Books
+from satori_fast.stages.context import Context
+from satori_fast.stages.outcome import StageOutcome
+from satori_fast.stages.run_folder import RunFolder
 from satori_fast.storage import sealed_line, write_atomically
 from satori_fast.synthesis.account import Account
 from satori_fast.synthesis.journal import Journal
@@ -31,6 +35,7 @@ from satori_fast.synthesis.outcomes import OutcomeFile
 from satori_fast.synthesis.page import write_page
 from satori_fast.synthesis.pipeline import (
     DROPPED,
+    Outcome,
     SynthesisOptions,
     distinct_problems,
     synthesize,
@@ -42,73 +47,92 @@ _TICK_S = 1.0
 Metrics = Mapping[str, float]
 
 
-def demonstrations_path(run: Run) -> Path:
-    return run.folder / "demonstrations.jsonl"
+def demonstrations_path(folder: Path) -> Path:
+    """The demonstrations that the synthesis of a run leaves."""
+    return folder / "demonstrations.jsonl"
 
 
-def synthesize_demonstrations(run: Run) -> StageOutcome:
+def synthesize_demonstrations(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     """Run the three agents over the first training problems, in the main process alone."""
-    run.spans.start_step()
-    with run.spans.span("synthesize"):
+    books.spans.start_step()
+    with books.spans.span("synthesize"):
         # It may take days: the others wait as long as this process shows signs of life.
-        metrics = run.parallel.from_main(lambda: asyncio.run(_synthesize(run)), limit_s=math.inf)
-        run.keep(demonstrations_path(run))
-    return StageOutcome(models={}, evaluation=None, times=StepTimes() + run.record(0, metrics))
+        metrics = context.parallel.from_main(
+            lambda: asyncio.run(_synthesize(context, folder.path)), limit_s=math.inf
+        )
+        folder.keep(demonstrations_path(folder.path))
+    return StageOutcome(models={}, evaluation=None, times=StepTimes() + books.record(0, metrics))
 
 
-async def _synthesize(run: Run) -> Metrics:
+async def _synthesize(context: Context, folder: Path) -> Metrics:
     """Work, write what it came to, and return its metrics."""
-    given: Sequence[Problem] = run.problems[: run.config.synthesize.num_problems]
-    problems, folder, journal = given, run.folder / "synthesis", None
+    config = context.config
+    given: Sequence[Problem] = context.problems[: config.synthesize.num_problems]
+    problems, journal = given, None
     prices = {
         role: (agent.prompt_price, agent.completion_price)
-        for role, agent in agent_configs(run.config).items()
+        for role, agent in agent_configs(config.synthesize).items()
         if agent.kind not in ("scripted", "scalar")
     }
     with contextlib.ExitStack() as stack:
         if prices:
-            problems, journal = distinct_problems(given), Journal(folder / "replies.jsonl")
+            problems = distinct_problems(given)
+            journal = Journal(folder / "synthesis" / "replies.jsonl")
             stack.enter_context(contextlib.closing(journal))
-        finished = OutcomeFile(folder / "finished.jsonl", problems)
+        finished = OutcomeFile(folder / "synthesis" / "finished.jsonl", problems)
         stack.enter_context(contextlib.closing(finished))
         account = Account(prices, journal)
         account.counts[DROPPED + "same_question"] = len(given) - len(problems)
-        await _work(run, problems, finished, account=account, journal=journal)
+        bar = progress(
+            context.stage, len(problems), completed=len(finished.outcomes), console=context.console
+        )
+        agents = Agents(
+            config.synthesize,
+            journal,
+            pool=context.grader.pool,
+            folder=folder,
+            parallel=context.parallel,
+            seed=lambda role: context.seeds.of(context.stage, role),
+        )
+        options = synthesis_options(config.synthesize, seed=context.seeds.of(context.stage))
+        num_concurrent = 1 if journal is None else config.synthesize.num_concurrent
+        async with contextlib.AsyncExitStack() as open_agents:
+            open_agents.push_async_callback(agents.close)
+            num_done = len(finished.outcomes)
+            stream = synthesize(
+                problems[num_done:], agents.agents, options, num_concurrent=num_concurrent
+            )
+            await _work(stream, bar, finished, account)
     made = [d for outcome in finished.outcomes for d in outcome.demonstrations]
-    write_demonstrations(demonstrations_path(run), made)
-    write_page(run.folder / "synthesis.html", made, account, title=run.config.name)
+    write_demonstrations(demonstrations_path(folder), made)
+    write_page(folder / "synthesis.html", made, account, title=config.name)
     if prices:
-        print_account(account, run.console)
+        print_account(account, context.console)
     return account.metrics()
 
 
-async def _work(
-    run: Run,
-    problems: Sequence[Problem],
-    finished: OutcomeFile,
-    *,
-    account: Account,
-    journal: Journal | None,
-) -> None:
-    """Add what comes of each problem that is not finished yet."""
-    config = run.config.synthesize
-    options = SynthesisOptions(
+def synthesis_options(config: SynthesizeConfig, *, seed: int) -> SynthesisOptions:
+    """Options of the pipeline by the section `synthesize`."""
+    return SynthesisOptions(
         num_solutions=config.num_solutions,
         num_kept=config.num_kept,
         max_rounds=config.max_rounds,
         critic_share=config.critic_share,
         confirm_share=config.confirm_share,
-        seed=run.seed(run.stage),
+        seed=seed,
     )
+
+
+async def _work(
+    stream: AsyncGenerator[Outcome, None],
+    bar: contextlib.AbstractContextManager[ProgressReporter],
+    finished: OutcomeFile,
+    account: Account,
+) -> None:
+    """Add what comes of each problem that is not finished yet."""
     for outcome in finished.outcomes:
         account.add(outcome)
-    num_done = len(finished.outcomes)
-    num_concurrent = 1 if journal is None else config.num_concurrent
-    bar = progress(run.stage, len(problems), completed=num_done, console=run.console)
-    room = AgentRoom(run, journal)
-    stream = synthesize(problems[num_done:], room.agents, options, num_concurrent=num_concurrent)
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(room.close)
         await stack.enter_async_context(contextlib.aclosing(stream))
         reporter = stack.enter_context(bar)
         await stack.enter_async_context(_running(_tick(reporter, account)))

@@ -24,7 +24,7 @@ from satori_fast.data.arithmetic import (
     parse_answer,
     parse_puzzle,
 )
-from satori_fast.data.coat import split_actions
+from satori_fast.data.formats.coat import split_actions
 from satori_fast.grading import extract_answer, extract_answers
 from satori_fast.types import Problem
 

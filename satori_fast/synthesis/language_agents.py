@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from satori_fast.data.coat import CONTINUE, EXPLORE, REFLECT, split_actions
+from satori_fast.data.formats.coat import CONTINUE, EXPLORE, REFLECT, split_actions
 from satori_fast.grading import extract_answer
 from satori_fast.synthesis.agents import Critique, Solution, Unusable
 from satori_fast.synthesis.chat import ChatReply

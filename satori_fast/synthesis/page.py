@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from satori_fast.data.coat import CONTINUE, EXPLORE, REFLECT, split_actions
+from satori_fast.data.formats.coat import CONTINUE, EXPLORE, REFLECT, split_actions
 from satori_fast.storage import write_atomically
 from satori_fast.synthesis.account import Account
 from satori_fast.synthesis.filters import read_template

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from satori_fast.data.coat import CONTINUE, EXPLORE, REFLECT
+from satori_fast.data.formats.coat import CONTINUE, EXPLORE, REFLECT
 from satori_fast.grading import GradingPool, grade
 from satori_fast.synthesis.agents import Critic, Generator, RewardModel, Solution, Unusable
 from satori_fast.synthesis.filters import normalised

@@ -16,8 +16,7 @@ GRPO, GRPO_NO_STD, RLOO = GroupMean(), GroupMean(divide_by_std=False), LeaveOneO
 def make_trajectory(reward: float | None, group_id: int = 0, num_segments: int = 1) -> Trajectory:
     breakdown = None
     if reward is not None:
-        segments = np.zeros(num_segments, np.float32)
-        breakdown = RewardBreakdown(reward, 0.0, 0.0, 0.0, segments, reward, reward > 0)
+        breakdown = RewardBreakdown({"rule": reward}, correct=reward > 0)
     return Trajectory(
         problem=Problem(f"problem-{group_id}", "q", "a"),
         group_id=group_id,

@@ -37,7 +37,7 @@ from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import build_learner
 from satori_fast.config import Config, describe, load_config, to_toml
-from satori_fast.data.coat import SATORI_TEMPLATE
+from satori_fast.data.prompts import SATORI_TEMPLATE
 from satori_fast.stages.dry_run import shrunk
 from tests.architecture.documents import (
     OTHERS,

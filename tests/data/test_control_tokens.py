@@ -12,15 +12,14 @@ from tokenizers import Tokenizer, processors
 from tokenizers.models import WordLevel
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from satori_fast.data.coat import (
-    META_ACTION_TOKENS,
+from satori_fast.data.control_tokens import ControlTokens, opening_ids, unknown_markers
+from satori_fast.data.formats.coat import META_ACTION_TOKENS, REFLECT
+from satori_fast.data.prompts import (
     PLAIN_TEMPLATE,
-    REFLECT,
     SATORI_TEMPLATE,
     PromptRenderer,
     encode_demonstration,
 )
-from satori_fast.data.control_tokens import ControlTokens, opening_ids, unknown_markers
 from satori_fast.data.tokenizer import build_word_tokenizer, load_tokenizer, train_tokenizer
 from satori_fast.types import Demonstration, Prefix, Problem
 
@@ -98,7 +97,8 @@ def test_no_question_writes_a_control_token(pieces: list[str]) -> None:
 def test_a_prefix_keeps_its_actions_behind_a_question_that_quotes_one() -> None:
     problem = Problem("1", f"why {REFLECT}?", "2", Prefix(f"so{REFLECT}", "restart", correct=False))
     ids = RENDERER.prompt_ids(problem)
-    assert ids.count(TOKENIZER.get_vocab()[REFLECT]) == 1 and ids[-1] in RENDERER.kind_of_id
+    assert ids.count(RENDERER.special_ids[REFLECT]) == 1
+    assert ids[-1] == RENDERER.special_ids[REFLECT]
 
 
 def test_words_of_a_vocabulary_that_are_control_tokens_become_unknown_words() -> None:

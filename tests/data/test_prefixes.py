@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from satori_fast.data.arithmetic import domain_words, expert_steps, parse_puzzle
-from satori_fast.data.coat import (
-    PLAIN_TEMPLATE,
-    REFLECT,
-    PromptRenderer,
-    build_trajectory,
-    full_response,
-)
+from satori_fast.data.formats.coat import REFLECT
 from satori_fast.data.prefixes import (
     CutAfter,
     expert_step_prefixes,
@@ -23,6 +17,7 @@ from satori_fast.data.prefixes import (
     restart_cuts,
     restart_prefixes,
 )
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, build_trajectory, full_response
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.types import Finish, Prefix, Problem, Trajectory
 

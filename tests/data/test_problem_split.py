@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.problem_split import question_key, split_problems
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.sources import CheckAnswers, load_problems
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.types import Problem

@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 from transformers import GenerationConfig
 
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer, build_trajectory
-from satori_fast.data.stop_tokens import exported_generation, keep_generation_config, stop_ids_of
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, build_trajectory
+from satori_fast.data.stop_tokens import (
+    exported_generation,
+    ids_of_stop_tokens,
+    keep_generation_config,
+    stop_ids_of,
+)
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.types import Problem
 
@@ -45,32 +51,32 @@ def test_all_places_count(
         config={"eos_token_id": config},
         generation_config={"eos_token_id": generation, "temperature": 0.5},
     )
-    assert stop_ids_of(tmp_path, TOKENIZER) == expected
+    assert stop_ids_of(tmp_path, TOKENIZER, META_ACTION_TOKENS) == expected
 
 
 def test_a_folder_without_files_has_the_tokenizers_end(tmp_path: Path) -> None:
-    assert stop_ids_of(tmp_path, TOKENIZER) == (0,)
+    assert stop_ids_of(tmp_path, TOKENIZER, META_ACTION_TOKENS) == (0,)
 
 
 @pytest.mark.parametrize("value", ["x", [1.5], [True], -1, {}])
 def test_what_is_no_token_is_refused_with_its_file(tmp_path: Path, value: Any) -> None:
     write(tmp_path, generation_config={"eos_token_id": value})
     with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id is"):
-        stop_ids_of(tmp_path, TOKENIZER)
+        stop_ids_of(tmp_path, TOKENIZER, META_ACTION_TOKENS)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(ValueError, match=r"generation_config\.json .*JSON"):
-        stop_ids_of(tmp_path, TOKENIZER)
+        stop_ids_of(tmp_path, TOKENIZER, META_ACTION_TOKENS)
 
 
 def test_an_action_cannot_end_a_response(tmp_path: Path) -> None:
     """LlamaConfig's default eos_token_id is 2, which is an action to a tokenizer of ours."""
     write(tmp_path, config={"eos_token_id": 2})
     with pytest.raises(ValueError, match=r"config\.json: eos_token_id 2 is <\|continue\|> to"):
-        stop_ids_of(tmp_path, TOKENIZER)
+        stop_ids_of(tmp_path, TOKENIZER, META_ACTION_TOKENS)
 
 
 def test_stop_tokens_survive_the_way_through_a_run(tmp_path: Path) -> None:
@@ -82,12 +88,12 @@ def test_stop_tokens_survive_the_way_through_a_run(tmp_path: Path) -> None:
         config={"eos_token_id": END},
         generation_config={"eos_token_id": [0, HALT], "temperature": 0.6, "do_sample": True},
     )
-    keep_generation_config(source, run, TOKENIZER)
-    ids = stop_ids_of(run, TOKENIZER)
-    assert ids == stop_ids_of(source, TOKENIZER) == (0, END, HALT)
+    keep_generation_config(source, run, TOKENIZER, META_ACTION_TOKENS)
+    ids = stop_ids_of(run, TOKENIZER, META_ACTION_TOKENS)
+    assert ids == stop_ids_of(source, TOKENIZER, META_ACTION_TOKENS) == (0, END, HALT)
     content = exported_generation(run, PromptRenderer(TOKENIZER, PLAIN_TEMPLATE, 9, ids))
     write(exported, config={"eos_token_id": content["eos_token_id"]}, generation_config=content)
-    assert stop_ids_of(exported, TOKENIZER) == ids
+    assert stop_ids_of(exported, TOKENIZER, META_ACTION_TOKENS) == ids
     opened = GenerationConfig.from_pretrained(exported)
     assert opened.eos_token_id == [0, END, HALT] and opened.pad_token_id == 0
     assert (opened.temperature, opened.do_sample) == (0.6, True)
@@ -107,3 +113,28 @@ def test_a_stop_token_ends_the_last_segment_and_is_no_text() -> None:
     )
     assert made.segments[-1].stop == len(ids) and made.segments[-1].text == "<|reflect|> b"
     assert made.response_tokens[-1] == END
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (("a b",), r"rollout\.stop_tokens: 'a b' is 2 tokens to the tokenizer: name single tokens"),
+        (("c",), r"rollout\.stop_tokens: 'c' is no token to the tokenizer"),
+        (("",), r"rollout\.stop_tokens: '' is no token to the tokenizer"),
+        (("a", "<|reflect|>"), r"rollout\.stop_tokens: '<\|reflect\|>' opens a segment"),
+    ],
+)
+def test_a_stop_token_of_the_config_is_one_token(tokens: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ids_of_stop_tokens(tokens, TOKENIZER, META_ACTION_TOKENS)
+
+
+def test_stop_tokens_of_the_config_join_the_others_and_the_exports(tmp_path: Path) -> None:
+    more = ids_of_stop_tokens(("halt", "end"), TOKENIZER, META_ACTION_TOKENS)
+    assert more == (HALT, END)
+    assert ids_of_stop_tokens((), TOKENIZER, META_ACTION_TOKENS) == ()
+    write(tmp_path, generation_config={"eos_token_id": [0, END]})
+    known = stop_ids_of(tmp_path, TOKENIZER, META_ACTION_TOKENS)
+    renderer = PromptRenderer(TOKENIZER, PLAIN_TEMPLATE, 9, (*known, *more))
+    assert renderer.stop_ids == (0, END, HALT)
+    assert exported_generation(tmp_path, renderer)["eos_token_id"] == [0, END, HALT]

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from satori_fast.data.coat import META_ACTION_TOKENS
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
 from satori_fast.data.tokenizer import (
-    add_meta_action_tokens,
+    TokenBytes,
+    add_special_tokens,
     build_word_tokenizer,
     check_known,
     load_tokenizer,
@@ -110,12 +111,12 @@ def test_saved_and_reloaded_gives_the_same_ids(tmp_path: Path) -> None:
 def test_meta_action_tokens_are_added_once(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS, 300, special_tokens=())
     before = len(tokenizer)
-    assert add_meta_action_tokens(tokenizer) == 3
-    assert add_meta_action_tokens(tokenizer) == 0
+    assert add_special_tokens(tokenizer, META_ACTION_TOKENS) == 3
+    assert add_special_tokens(tokenizer, META_ACTION_TOKENS) == 0
     assert tokenizer.encode("".join(META_ACTION_TOKENS)) == [before, before + 1, before + 2]
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path)
-    assert add_meta_action_tokens(loaded) == 0
+    assert add_special_tokens(loaded, META_ACTION_TOKENS) == 0
     text = "a<|continue|>b<|explore|>"
     assert loaded.encode(text) == tokenizer.encode(text)
     assert loaded.decode(loaded.encode(text), skip_special_tokens=True) == "ab"
@@ -146,3 +147,17 @@ def test_a_damaged_tokenizer_is_named_in_one_line(tmp_path: Path, content: str) 
     with pytest.raises(ValueError, match="no tokenizer can be loaded from") as refused:
         load_tokenizer(tmp_path)
     assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_bytes_of_tokens_are_the_bytes_of_decode() -> None:
+    tokenizer = train_tokenizer(TEXTS, 300)
+    text = "a \u00e9\u4e16\U0001f600\n<|reflect|> 12 <|im_end|>\t!"
+    ids = tokenizer.encode(text)
+    pieces = TokenBytes(tokenizer)(ids)
+    assert b"".join(pieces).decode() == text == tokenizer.decode(ids)
+    assert b"<|reflect|>" in pieces and len(pieces) == len(ids)
+    # A character of several tokens has its bytes in each.
+    assert any(len(piece) == 1 and piece[0] > 127 for piece in pieces)
+    words = build_word_tokenizer(["a", "\u00e9"])
+    ids = words.encode("a \u00e9 <|reflect|> a")
+    assert TokenBytes(words)(ids) == [b"a ", "\u00e9 ".encode(), b"<|reflect|> ", b"a"]

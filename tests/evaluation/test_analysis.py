@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from satori_fast.data.formats.coat import COAT
 from satori_fast.evaluation.analysis import (
     Attempt,
     SelfCorrection,
@@ -134,7 +135,7 @@ def test_everything_fits_json_and_agrees_with_its_parts() -> None:
     trajectories = [trajectory(n, reflections=n % 6, tokens=10 + n) for n in range(8)]
     correct = [bool(own) and own[-1].correct for own in ANSWERS]
     earlier = [{f"p{n}": n < 4 for n in range(8)}]
-    analysis = analyse(trajectories, ANSWERS, correct, earlier=earlier)
+    analysis = analyse(trajectories, ANSWERS, correct, format=COAT, earlier=earlier)
     assert json.loads(json.dumps(analysis, allow_nan=False)) == analysis
     changes = self_correction(ANSWERS)
     assert analysis["changes"] == asdict(changes) | {"num_reflected": 6}
@@ -145,4 +146,4 @@ def test_everything_fits_json_and_agrees_with_its_parts() -> None:
     assert [(g["label"], g["count"]) for g in analysis["by_earlier"]] == [("none", 4), ("all", 4)]
     assert sum(g["count"] for g in analysis["by_length"]) == 8
     assert analysis["correct"] == {f"p{n}": c for n, c in enumerate(correct)}
-    assert analyse(trajectories, ANSWERS, correct)["by_earlier"] == []
+    assert analyse(trajectories, ANSWERS, correct, format=COAT)["by_earlier"] == []

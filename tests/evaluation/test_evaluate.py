@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Iterator, Mapping
 
 import pytest
 
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer
+from satori_fast.data.formats.coat import COAT
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.evaluation.analysis import Attempt, SelfCorrection, self_correction
 from satori_fast.evaluation.evaluate import (
@@ -17,7 +17,6 @@ from satori_fast.evaluation.evaluate import (
     attempts_of,
     evaluate,
     graded,
-    reflected_answers,
 )
 from satori_fast.grading import GradingPool
 from satori_fast.rollout.engine import SamplingParams, collect
@@ -184,40 +183,7 @@ def test_a_restart_is_judged_with_its_prefix(pool: GradingPool) -> None:
     rollout = collect(ScriptedEngine(RENDERER, script), [problem], SamplingParams())
     correct = graded(rollout.trajectories, pool)
     assert correct == [True]
-    assert self_correction(attempts_of(rollout.trajectories, correct, pool)) == MENDED
-
-
-@pytest.mark.parametrize(
-    ("response", "answers"),
-    [
-        ("", []),
-        ("p q", []),
-        (box(4), []),
-        ("p<|reflect|> q", []),
-        (f"p<|reflect|> {box(4)}", []),
-        (f"{box(4)}<|reflect|>", ["4"]),
-        (f"{box(4)}<|reflect|> no<|explore|> {box(5)}<|reflect|> no", ["4", "5"]),
-        (f"{box(4)}<|reflect|> ok<|reflect|> ok", ["4", "4"]),
-        (f"p<|reflect|> q {box(4)}<|reflect|> no", ["4"]),
-        (f"{box(4)}<|explore|> {box(5)}<|reflect|> no", ["5"]),
-        (f"{box(4)}<|reflect|> \\boxed{{5<|reflect|>", ["4"]),
-        ("\\boxed{ 4<|reflect|> }", []),
-    ],
-)
-def test_reflected_answers(response: str, answers: list[str]) -> None:
-    assert reflected_answers(response) == answers
-
-
-def test_thousands_of_reflections_copy_no_response() -> None:
-    response = f"{box(4)} " + "<|reflect|> hm " * 5_000
-    tracemalloc.start()
-    try:
-        answers = reflected_answers(response)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert answers == ["4"] * 5_000
-    assert peak < 20 * len(response)
+    assert self_correction(attempts_of(rollout.trajectories, correct, pool, format=COAT)) == MENDED
 
 
 def test_nothing_to_evaluate(pool: GradingPool) -> None:

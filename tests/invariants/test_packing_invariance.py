@@ -72,9 +72,7 @@ def make_rollout() -> list[Trajectory]:
                     Segment(SegmentKind.CONTINUE, 0, lengths[0], ""),
                     Segment(SegmentKind.REFLECT, lengths[0], length, ""),
                 ),
-                reward=RewardBreakdown(
-                    reward, 0.0, 0.0, 0.0, np.zeros(2, np.float32), reward, reward > 0
-                ),
+                reward=RewardBreakdown({"rule": reward}, correct=reward > 0),
             )
         )
     return rollout

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from satori_fast.data.formats.coat import COAT
 from satori_fast.profiling.metrics import MetricsWriter, progress, read_metrics, sample_record
 from satori_fast.types import (
     Prefix,
@@ -157,10 +158,10 @@ def test_sample_record_of_a_restart_trajectory():
             Segment(SegmentKind.EXPLORE, 1, 3, "<|explore|> 4"),
         ),
     )
-    record = sample_record("rl", 5, trajectory=trajectory)
+    record = sample_record("rl", 5, trajectory=trajectory, format=COAT)
     assert record["correct"] is None and record["reward"] == {}
-    reward = RewardBreakdown(0.0, 0.5, 0.0, 0.0, np.zeros(2, np.float32), 0.5, True)
-    record = sample_record("rl", 5, trajectory=trajectory.with_reward(reward))
+    reward = RewardBreakdown({"rule": 0.0, "reflection": 0.5}, correct=True)
+    record = sample_record("rl", 5, trajectory=trajectory.with_reward(reward), format=COAT)
     assert json.loads(json.dumps(record)) == {
         "stage": "rl",
         "step": 5,
@@ -168,21 +169,23 @@ def test_sample_record_of_a_restart_trajectory():
         "question": "2 + 2",
         "answer": "4",
         "prefix": "5 <|reflect|>",
+        "prefix_segments": [
+            {"kind": "continue", "text": "5 ", "colour": "#3f6fb5"},
+            {"kind": "reflect", "text": "<|reflect|>", "colour": "#c9892f"},
+        ],
         "segments": [
-            {"kind": "continue", "text": "no"},
-            {"kind": "explore", "text": "<|explore|> 4"},
+            {"kind": "continue", "text": "no", "colour": "#3f6fb5"},
+            {"kind": "explore", "text": "<|explore|> 4", "colour": "#3d9480"},
         ],
         "correct": True,
-        "reward": {
-            "rule": 0.0,
-            "reflection": 0.5,
-            "preference": 0.0,
-            "similarity": 0.0,
-            "total": 0.5,
-            "segments": [0.0, 0.0],
-        },
+        "reward": {"rule": 0.0, "reflection": 0.5, "total": 0.5},
         "finish": "stop",
     }
+    # Values of segments, no verdict, and a number that JSON does not know.
+    process = RewardBreakdown({"shape": np.nan}, np.array([0.5, -1.0], np.float32))
+    record = sample_record("rl", 5, trajectory=trajectory.with_reward(process), format=COAT)
+    assert record["reward"] == {"shape": None, "total": None, "segments": [0.5, -1.0]}
+    assert record["correct"] is None
 
 
 def run_progress(console, seconds_per_step, total=20, completed=0):

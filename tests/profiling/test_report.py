@@ -101,7 +101,7 @@ def test_the_page_is_offline_escaped_and_complete(tmp_path):
     assert path == tmp_path / "report.html"
     checker, text = check_page(path)
     # Data and scripts of charts and of samples, and Plotly itself.
-    assert checker.scripts == 5
+    assert checker.scripts == 6
     assert "44.2 % (n=400)" in text and "10.0 % after format" in text
     # The stage, a span and the settings, all named by an enemy.
     assert text.count(HOSTILE) >= 4

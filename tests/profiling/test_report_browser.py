@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from satori_fast.data.formats.coat import COAT
 from satori_fast.profiling.metrics import MetricsWriter, sample_record
 from satori_fast.profiling.report import write_comparison_html, write_report_html
 from satori_fast.profiling.summary import build_summary, write_summary
@@ -68,9 +69,8 @@ def trajectory(number):
         Segment(k, i, i + 1, t) for i, (k, t) in enumerate(zip(kinds, texts, strict=False))
     )
     correct = number % 3 != 0
-    reward = RewardBreakdown(
-        0.0 if correct else -1.0, 0.5, 0.0, 0.0, np.zeros(len(segments)), -0.5, correct
-    )
+    terms = {"rule": 0.0 if correct else -1.0, "reflection": 0.5}
+    reward = RewardBreakdown(terms, correct=correct)
     tokens = np.arange(1 + len(segments), dtype=np.int32)
     return Trajectory(
         problem, 0, tokens, 1, np.zeros(len(segments), np.float32), 0, "stop", segments, reward
@@ -115,9 +115,13 @@ def write_run(folder, name, *, speed=1.0):
             writer.write(StepReport("reinforce", step, rl_metrics(step, speed), spans))
             for i in range(3):
                 number = 3 * step + i
-                writer.write_sample(sample_record("reinforce", step, trajectory=trajectory(number)))
+                writer.write_sample(
+                    sample_record("reinforce", step, trajectory=trajectory(number), format=COAT)
+                )
         for number in range(2):
-            writer.write_sample(sample_record(HOSTILE, 0, trajectory=trajectory(number)))
+            writer.write_sample(
+                sample_record(HOSTILE, 0, trajectory=trajectory(number), format=COAT)
+            )
     stages = [
         {"stage": "supervised", "accuracy": 0.25, "num_problems": 50, "wall_s": 32.0},
         {
@@ -314,9 +318,11 @@ def test_samples_are_paged_and_hostile_text_is_text(report):
     # The third is an answer with all three actions, each in its colour.
     report.click("#next")
     report.click("#next")
-    kinds = report.locator("#sample > .segment").evaluate_all("all => all.map(e => e.className)")
+    colour = "all => all.map(e => e.style.getPropertyValue('--kind'))"
+    colours = report.locator("#sample > .segment").evaluate_all(colour)
     assert shown(report) == "3 of 26"
-    assert kinds == ["segment continue", "segment reflect", "segment explore"]
+    kinds = (SegmentKind.CONTINUE, SegmentKind.REFLECT, SegmentKind.EXPLORE)
+    assert colours == [COAT.colours[kind] for kind in kinds]
     clear(report)
 
 

@@ -5,11 +5,9 @@ import pytest
 
 from satori_fast.profiling.report_samples import (
     MAX_TEXT,
-    SEGMENT_KINDS,
     sample_browser,
     sample_entry,
 )
-from satori_fast.types import SegmentKind
 
 SAMPLE = {
     "stage": "rl",
@@ -25,14 +23,27 @@ SAMPLE = {
 }
 
 
-def test_every_kind_of_segment_has_a_colour():
-    assert set(SEGMENT_KINDS) == set(SegmentKind)
+def test_kinds_have_the_colours_that_the_samples_name():
+    segments = [
+        {"kind": "explore", "text": "a", "colour": "#3d9480"},
+        {"kind": "dance", "text": "b", "colour": "url(http://elsewhere)"},
+        {"kind": "step", "text": "c", "colour": None},
+    ]
+    given = [{"kind": "reflect", "text": "no", "colour": "#c9892f"}]
+    sample = SAMPLE | {"segments": segments, "prefix": "no", "prefix_segments": given}
+    colours = sample_browser([SAMPLE, sample])["colours"]
+    assert list(colours.items()) == [("reflect", "#c9892f"), ("explore", "#3d9480")]
+    assert sample_browser([SAMPLE])["colours"] == {}
 
 
 def test_a_sample_says_where_it_is_from_and_what_it_got():
     entry = sample_entry(SAMPLE)
     assert (entry["stage"], entry["step"], entry["id"], entry["finish"]) == ("rl", 3, "p-1", "stop")
-    assert (entry["answer"], entry["rewards"], entry["prefix"]) == ("None", {"total": "0.50"}, None)
+    assert (entry["answer"], entry["rewards"], entry["prefix"]) == (
+        "none given",
+        {"total": "0.50"},
+        None,
+    )
     assert entry["segments"] == SAMPLE["segments"]
     assert sample_entry(SAMPLE | {"reward": {}})["rewards"] == {}
 
@@ -49,14 +60,11 @@ def test_rewards_of_segments_are_shown_where_there_are_any():
     assert [segment["reward"] for segment in entry["segments"]] == ["1.00", "-1.00"]
 
 
-def test_a_prefix_is_cut_before_its_actions():
-    prefix = "a b<|continue|> 3<|reflect|> no<|explore|> <|other|>"
-    assert sample_entry(SAMPLE | {"prefix": prefix})["prefix"] == [
-        {"kind": "continue", "text": "a b"},
-        {"kind": "continue", "text": "<|continue|> 3"},
-        {"kind": "reflect", "text": "<|reflect|> no"},
-        {"kind": "explore", "text": "<|explore|> <|other|>"},
-    ]
+def test_a_prefix_is_in_the_pieces_of_its_record():
+    pieces = [{"kind": "continue", "text": "a b", "colour": "#3f6fb5"}]
+    sample = SAMPLE | {"prefix": "a b", "prefix_segments": pieces}
+    assert sample_entry(sample)["prefix"] == [{"kind": "continue", "text": "a b"}]
+    # Lines of earlier versions.
     assert sample_entry(SAMPLE | {"prefix": "a"})["prefix"] == [{"kind": "whole", "text": "a"}]
     assert sample_entry(SAMPLE | {"prefix": ""})["prefix"] == []
 
@@ -70,7 +78,7 @@ def test_the_page_has_all_samples_up_to_its_limits_and_then_one_in_several():
     assert [s["step"] for s in browser["samples"]] == [0, 3, 6, 9]
     browser = sample_browser(samples, max_characters=800)
     assert 1 < browser["every"] <= 10 and len(browser["samples"]) < 10
-    assert sample_browser([]) == {"samples": [], "total": 0, "every": 1}
+    assert sample_browser([]) == {"samples": [], "colours": {}, "total": 0, "every": 1}
 
 
 def test_a_very_long_text_is_cut_and_says_so():

@@ -3,12 +3,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from satori_fast.rewards.outcome import reflection_bonus, rule_reward
-from satori_fast.types import Prefix, Problem
+from satori_fast.grading import GradingPool
+from satori_fast.rewards.outcome import OutcomeReward, reflection_bonus, rule_reward
+from satori_fast.rewards.terms import score
+from satori_fast.types import Prefix, Problem, Segment, SegmentKind, Trajectory
 
 BETA = 0.5
+
+
+@pytest.fixture
+def pool() -> Iterator[GradingPool]:
+    with GradingPool(num_workers=0) as opened:
+        yield opened
+
+
+def sampled(
+    response: str,
+    *,
+    prefix: str | None = None,
+    source_correct: bool | None = None,
+    answer: str | None = "4",
+) -> Trajectory:
+    start = None if prefix is None else Prefix(prefix, "restart", correct=source_correct)
+    return Trajectory(
+        problem=Problem("one", "sum 4", answer, start),
+        group_id=0,
+        tokens=np.arange(3, dtype=np.int32),
+        prompt_len=2,
+        logprobs=np.zeros(1, np.float32),
+        policy_version=0,
+        finish="stop",
+        segments=(Segment(SegmentKind.WHOLE, 0, 1, response),),
+    )
 
 
 def problem(prefix: Prefix | None) -> Problem:
@@ -66,3 +98,83 @@ def test_range_of_the_sum() -> None:
         (False, True): 0.5,
         (False, False): -1.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "rule", "reflection"),
+    [
+        (sampled("\\boxed{ 4 }"), 0.0, 0.0),
+        (sampled("\\boxed{ 5 }"), -1.0, 0.0),
+        (sampled("4"), -1.0, 0.0),
+        (sampled("\\boxed{ 5 } <|reflect|> over <|explore|> less \\boxed{ 4 }"), 0.0, 0.0),
+        (sampled("\\boxed{ 4 } <|reflect|> under <|explore|> more \\boxed{ 5 }"), -1.0, 0.0),
+        (
+            sampled("over \\boxed{ 4 }", prefix="\\boxed{ 5 }<|reflect|>", source_correct=False),
+            0.0,
+            BETA,
+        ),
+        (
+            sampled("over \\boxed{ 6 }", prefix="\\boxed{ 5 }<|reflect|>", source_correct=False),
+            -1.0,
+            0.0,
+        ),
+        (
+            sampled("over \\boxed{ 3 }", prefix="\\boxed{ 4 }<|reflect|>", source_correct=True),
+            -1.0,
+            -BETA,
+        ),
+        # The answer that counts stands in the prefix: the reflection only confirmed it.
+        (sampled("right", prefix="\\boxed{ 4 }<|reflect|>", source_correct=True), 0.0, 0.0),
+    ],
+    ids=[
+        "right",
+        "wrong",
+        "no box",
+        "last box right",
+        "last box wrong",
+        "D- mended",
+        "D- still wrong",
+        "D+ spoilt",
+        "D+ confirmed",
+    ],
+)
+def test_worked_rewards(
+    trajectory: Trajectory, rule: float, reflection: float, pool: GradingPool
+) -> None:
+    (reward,) = OutcomeReward(pool, 1.0, BETA)([trajectory])
+    assert list(reward.terms.items()) == [("rule", rule), ("reflection", reflection)]
+    assert reward.total == rule + reflection
+    assert reward.correct is (rule == 0)
+    assert reward.segments is None
+
+
+def test_a_weight_of_zero_leaves_the_term_out(pool: GradingPool) -> None:
+    spoilt = sampled("\\boxed{ 5 }", prefix="\\boxed{ 4 }<|reflect|>", source_correct=True)
+    expected = {
+        (1.0, 0.5): {"rule": -1.0, "reflection": -0.5},
+        (2.0, 0.25): {"rule": -2.0, "reflection": -0.25},
+        (0.0, 0.5): {"reflection": -0.5},
+        (0.5, 0.0): {"rule": -0.5},
+        (0.0, 0.0): {},
+    }
+    for (rule, bonus), terms in expected.items():
+        (reward,) = OutcomeReward(pool, rule, bonus)([spoilt])
+        # The verdict is there all the same: accuracy is of interest without its reward.
+        assert (reward.terms, reward.correct) == (terms, False)
+
+
+def test_order_is_kept(pool: GradingPool) -> None:
+    trajectories = [sampled(f"\\boxed{{ {n} }}") for n in (4, 5, 4, 4, 6)]
+    scored = score(trajectories, [OutcomeReward(pool)])
+    assert [t.reward.correct for t in scored if t.reward] == [True, False, True, True, False]
+    assert pool.graded == 5
+
+
+def test_only_a_term_that_is_on_needs_an_answer(pool: GradingPool) -> None:
+    trajectories = [sampled("4", answer=None), sampled("\\boxed{ 4 }")]
+    for weights in ((1.0, 0.0), (0.0, 0.5)):
+        with pytest.raises(ValueError, match=r"problem 'one' has no answer to grade against: give"):
+            OutcomeReward(pool, *weights)(trajectories)
+    unknown, right = OutcomeReward(pool, 0.0, 0.0)(trajectories)
+    assert (unknown.terms, unknown.correct, right.correct) == ({}, None, True)
+    assert unknown == replace(right, correct=None)

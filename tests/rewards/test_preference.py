@@ -10,8 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from satori_fast.rewards.preference import preference_rewards
-from satori_fast.types import Problem, ScoreStatistics, Segment, SegmentKind, Trajectory
+from satori_fast.rewards.preference import PreferenceReward, preference_rewards
+from satori_fast.rewards.terms import score
+from satori_fast.types import (
+    Problem,
+    RewardBreakdown,
+    ScoreStatistics,
+    Segment,
+    SegmentKind,
+    Trajectory,
+)
 
 
 def answer(score: float) -> Trajectory:
@@ -53,3 +61,28 @@ def test_extreme_scores_do_not_overflow() -> None:
         [answer(1e6), answer(-1e6)], by_logprob, ScoreStatistics()
     ) == pytest.approx([1.0, 0.0])
     assert preference_rewards([], by_logprob, ScoreStatistics()) == []
+
+
+def test_the_term_carries_its_weight_and_goes_to_its_trajectory() -> None:
+    answers = [answer(0.0), answer(math.log(3.0))]
+    for weight, expected in ((1.0, [0.5, 0.75]), (0.5, [0.25, 0.375])):
+        parts = PreferenceReward(by_logprob, ScoreStatistics(), weight)(answers)
+        assert [part.terms["preference"] for part in parts] == pytest.approx(expected)
+        assert [(part.correct, part.segments) for part in parts] == [(None, None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("without", "low", "high"),
+    [(0.0, 0.0, 1.0), (-1.0, -1.0, 0.0), (0.5, 0.5, 1.5), (-1.5, -1.5, -0.5)],
+    ids=["right", "wrong", "D- mended", "D+ spoilt"],
+)
+def test_with_the_papers_weight_each_case_spans_a_range(
+    without: float, low: float, high: float
+) -> None:
+    def outcome(trajectories: Sequence[Trajectory]) -> list[RewardBreakdown]:
+        return [RewardBreakdown({"rule": without}) for _ in trajectories]
+
+    answers = [answer(-1e6), answer(-math.log(3.0)), answer(1e6)]
+    scored = score(answers, [outcome, PreferenceReward(by_logprob, ScoreStatistics())])
+    totals = [t.reward.total for t in scored if t.reward is not None]
+    assert totals == pytest.approx([low, without + 0.25, high])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 
 LOGPROB = -0.25

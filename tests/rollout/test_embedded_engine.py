@@ -13,8 +13,8 @@ import torch
 from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import Learner, build_learner, score
-from satori_fast.data.coat import PromptRenderer
 from satori_fast.data.packing import PackingSpec, pack
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.rollout.embedded_engine import EmbeddedEngine, sample, stream_uniform
 from satori_fast.rollout.engine import Completion, Request, SamplingParams, collect

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer, full_response
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, full_response
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.rollout.engine import SamplingParams, collect, request_seed
 from satori_fast.types import Prefix, Problem, Trajectory

@@ -21,9 +21,9 @@ from torch import Tensor
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.config import RolloutConfig
+from satori_fast.experience.partial import PartialRollouts
 from satori_fast.rollout import weight_sync
-from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, SamplingParams
-from satori_fast.rollout.partial import PartialRollouts
+from satori_fast.rollout.engine import Completion, EngineDied, Request, SamplingParams
 from satori_fast.rollout.server_client import ServerClient
 from satori_fast.rollout.server_engine import IdleEngine, ServerEngine, ServerSettings
 from satori_fast.rollout.server_owner import SECRET_VARIABLE
@@ -105,11 +105,6 @@ def sample(engine: Any, sampling: SamplingParams = GREEDY) -> list[Completion]:
 
 def tokens(completions: Sequence[Completion]) -> list[list[int]]:
     return [completion.tokens.tolist() for completion in completions]
-
-
-def generate(engine: Engine, asked: Sequence[Request], sampling: Any) -> list[Completion]:
-    done = dict(engine.generate(asked, sampling))
-    return [done[i] for i in range(len(asked))]
 
 
 class Tampering:
@@ -257,8 +252,8 @@ class TestServer:
                 own = engine_of(policy)
                 own.policy_version = version
                 new = [] if version else problems
-                got = remote.collect(engine, new, sampling, generate=generate)
-                want = local.collect(own, new, sampling, generate=generate)
+                got = remote.collect(engine, new, sampling)
+                want = local.collect(own, new, sampling)
                 assert len(got.trajectories) == (0 if version < 2 else 2)
         for a, b in zip(got.trajectories, want.trajectories, strict=True):
             assert a.tokens.tolist() == b.tokens.tolist()

@@ -20,7 +20,7 @@ from satori_fast.backbone.architecture import load_hf_config
 from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import build_learner, score
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.stages.engines import write_engine_folder
 from tests.rollout.test_embedded_engine import greedy_by_transformers

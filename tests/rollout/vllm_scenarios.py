@@ -23,7 +23,7 @@ from satori_fast.backbone.architecture import load_hf_config
 from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.parallel import initialize_parallel, parallel_state
 from satori_fast.backbone.step import Learner, build_learner
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.rollout import weight_sync
 from satori_fast.rollout.engine import Completion, Request, SamplingParams

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from satori_fast.config import load_config
+from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import Run, build_run
 from satori_fast.storage import sealed_line
@@ -69,18 +70,23 @@ num_problems = 4
 """
 
 
-def open_run(folder: Path, *overrides: str, resume: bool = False, stage: str = "preference") -> Run:
-    """A run in `folder` at the start of `stage`, its samples on disk."""
+def open_run(folder: Path, *overrides: str, resume: bool = False) -> Run:
+    """A run in `folder`, its samples on disk."""
     path = folder / "tiny.toml"
     path.write_text(CONFIG)
     config = load_config(path, ["--output_dir", f"'{folder}'", *overrides])
     run = build_run(config, resume=resume)
-    samples = run.folder / "solutions" / "initial.jsonl"
+    samples = run.folder.path / "solutions" / "initial.jsonl"
     if not samples.exists():
         samples.parent.mkdir()
         samples.write_text("".join(map(sealed_line, _rows(run))))
-    run.begin_stage(next(plan for plan in plan_stages(config) if plan.kind == stage))
     return run
+
+
+def at_stage(run: Run, stage: str = "preference") -> Context:
+    """The context of a stage that begins."""
+    run.books.begin_stage(stage)
+    return run.context(next(plan for plan in plan_stages(run.config) if plan.kind == stage))
 
 
 def _rows(run: Run) -> list[dict[str, object]]:

@@ -18,7 +18,6 @@ from satori_fast.algorithms.credit import GroupMean, LeaveOneOut, Terminal
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import NonFiniteUpdate
 from satori_fast.config import Config, RewardConfig
-from satori_fast.rewards.compose import RewardTerms, breakdown
 from satori_fast.stages import run_stages
 from satori_fast.stages.alarms import (
     SkippedUpdates,
@@ -28,7 +27,7 @@ from satori_fast.stages.alarms import (
     warn_of_idle_settings,
     warn_of_large_batch,
 )
-from satori_fast.types import Advantages, Trajectory
+from satori_fast.types import Advantages, Experience, RewardBreakdown, Trajectory
 from tests.algorithms.test_advantages import make_trajectory
 from tests.stages.test_run import tiny_config
 from tests.tiny_models import random_batch
@@ -159,7 +158,14 @@ def test_a_run_whose_learning_rate_is_absurd_stops(
 
 def answered(*rights: bool) -> list[Trajectory]:
     plain = make_trajectory(2, [3])
-    return [plain.with_reward(breakdown(plain, right, RewardTerms())) for right in rights]
+    return [
+        plain.with_reward(RewardBreakdown({"rule": right - 1.0}, correct=right)) for right in rights
+    ]
+
+
+def kept_of(sampled: list[Trajectory], num_kept: int) -> Experience:
+    """An experience that keeps the first of what was sampled."""
+    return Experience(tuple(sampled[:num_kept]), credits=None, sampled=tuple(sampled))
 
 
 def test_steps_without_signal_warn_once_and_stop_at_the_limit(
@@ -168,14 +174,14 @@ def test_steps_without_signal_warn_once_and_stop_at_the_limit(
     alarm = UninformativeSteps("reinforce", 3)
     wrong, mixed = answered(False, False), answered(True, False)
     with caplog.at_level(logging.WARNING):
-        alarm.look_at(0, wrong, [])
-        alarm.look_at(1, wrong, wrong)  # a recipe that keeps every group learns nothing either
-        alarm.look_at(2, mixed, mixed)  # starts a new count
-        alarm.look_at(3, mixed, [])  # groups of equal rewards, right ones and wrong ones
-        alarm.look_at(4, [], [])  # partial rollouts finished no group
-        alarm.look_at(5, wrong, [])
+        alarm.look_at(0, kept_of(wrong, 0))
+        alarm.look_at(1, kept_of(wrong, 2))  # a recipe that keeps every group learns nothing either
+        alarm.look_at(2, kept_of(mixed, 2))  # starts a new count
+        alarm.look_at(3, kept_of(mixed, 0))  # groups of equal rewards, right ones and wrong ones
+        alarm.look_at(4, kept_of([], 0))  # partial rollouts finished no group
+        alarm.look_at(5, kept_of(wrong, 0))
         with pytest.raises(TrainingStopped) as caught:
-            alarm.look_at(6, wrong, [])
+            alarm.look_at(6, kept_of(wrong, 0))
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith("reinforce step 0: nothing to learn from, all rewards")
     assert "0% of its answers are right; likely causes: problems that are all too hard" in warning
@@ -184,10 +190,20 @@ def test_steps_without_signal_warn_once_and_stop_at_the_limit(
     assert "\n" not in message
 
 
+def test_answers_that_nothing_graded_have_no_share_of_right_ones(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ungraded = make_trajectory(2, [3]).with_reward(RewardBreakdown({"length": 0.5}))
+    with caplog.at_level(logging.WARNING):
+        UninformativeSteps("reinforce", 3).look_at(0, kept_of([ungraded, ungraded], 0))
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "are equal; likely causes" in warning and "right" not in warning
+
+
 def test_without_a_limit_nothing_stops() -> None:
     alarm = UninformativeSteps("reinforce", 0)
     for step in range(200):
-        alarm.look_at(step, answered(True, True), [])
+        alarm.look_at(step, kept_of(answered(True, True), 0))
 
 
 # --- batches that are larger than the data -------------------------------------------------------

@@ -16,9 +16,11 @@ from transformers import (
 )
 
 from satori_fast.config import ConfigError
-from satori_fast.data.tokenizer import add_meta_action_tokens, load_tokenizer
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
+from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
 from satori_fast.stages import run_stages
 from satori_fast.stages.checks import check_stages
+from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import Run, build_run
 from satori_fast.stages.run_folder import RunFolder
 from tests.stages.test_run import tiny_config
@@ -54,7 +56,10 @@ def save_model(
 
 
 def check(run: Run, folder: Path, *overrides: str) -> None:
-    check_stages(replace(run, config=tiny_config(folder, *overrides)))
+    """`check_stages` of the run's folder and models with another config."""
+    config = tiny_config(folder, *overrides)
+    plans = plan_stages(config)[len(run.finished) :]
+    check_stages(replace(run.context(plans[0]), config=config), run.folder, plans)
 
 
 def refusal(run: Run, folder: Path, *overrides: str) -> str:
@@ -95,12 +100,11 @@ def test_what_is_missing(run: Run, tmp_path: Path, overrides: tuple[str, ...], t
 
 
 def test_a_stage_that_is_done_needs_nothing_more(run: Run, tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, "--synthesize.critic", ENDPOINT)
-    with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
-        check_stages(replace(run, config=config))
-    place = RunFolder(run.folder)
-    place.progress["finished"] = [{"stage": "synthesize"}, {"stage": "supervised"}]
-    check_stages(replace(run, config=config, place=place))
+    options = ("--synthesize.critic", ENDPOINT)
+    assert "NO_SUCH_KEY" in refusal(run, tmp_path, *options)
+    folder = RunFolder(run.folder.path)
+    folder.progress["finished"] = [{"stage": "synthesize"}, {"stage": "supervised"}]
+    check(replace(run, folder=folder), tmp_path, *options)
 
 
 def test_nothing_has_begun_and_the_mended_config_starts(tmp_path: Path) -> None:
@@ -152,7 +156,7 @@ def other_tokenizer(run: Run) -> PreTrainedTokenizerBase:
     words = json.loads(saved.backend_tokenizer.to_str())
     words["model"]["vocab"] = {w: n + 1 for w, n in words["model"]["vocab"].items()}
     words["added_tokens"] = []
-    folder = run.folder / "shifted"
+    folder = run.folder.path / "shifted"
     saved.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(json.dumps(words))
     return load_tokenizer(folder)
@@ -165,7 +169,7 @@ def test_models_of_other_token_ids(run: Run, tmp_path: Path) -> None:
     assert "has another tokenizer than the policy" in message
     # A student's tokenizer is the policy's from there on.
     student = save_model(tmp_path / "student", other, is_scalar=False)
-    add_meta_action_tokens(other)
+    add_special_tokens(other, META_ACTION_TOKENS)
     options = ("--distill.student", student, *PREFERRED)
     own = ("--stages", "['preference','distill','reinforce']", *options)
     assert "distill.student: reward model models/preference has another" in refusal(
@@ -195,8 +199,8 @@ def test_a_policy_that_the_layout_does_not_divide(run: Run, tmp_path: Path) -> N
 def test_short_room_for_responses_is_said(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_stages(replace(run, config=tiny_config(tmp_path, "--rollout.max_new_tokens", "39")))
+    check(run, tmp_path, "--rollout.max_new_tokens", "39")
     assert "data.max_prompt_tokens = 90 and rollout.max_new_tokens = 39 exceed" in caplog.text
     caplog.clear()
-    check_stages(replace(run, config=tiny_config(tmp_path)))
+    check(run, tmp_path)
     assert "exceed rollout.max_seqlen" not in caplog.text

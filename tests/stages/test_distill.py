@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from satori_fast.config import ConfigError
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer, encode_demonstration
-from satori_fast.data.tokenizer import add_meta_action_tokens, build_word_tokenizer, load_tokenizer
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, encode_demonstration
+from satori_fast.data.tokenizer import add_special_tokens, build_word_tokenizer, load_tokenizer
 from satori_fast.stages import run_stages
 from satori_fast.stages.distill import hardest
 from satori_fast.stages.run import build_run
@@ -25,7 +26,7 @@ from satori_fast.types import Demonstration, Problem
 from tests.stages.test_run import tiny_config
 
 TOKENIZER = build_word_tokenizer(domain_words())
-add_meta_action_tokens(TOKENIZER)
+add_special_tokens(TOKENIZER, META_ACTION_TOKENS)
 RENDERER = PromptRenderer(TOKENIZER, PLAIN_TEMPLATE, 100)
 
 
@@ -93,7 +94,7 @@ def test_a_student_of_another_family_learns_in_its_own_tokens(tmp_path: Path) ->
     assert exported.convert_tokens_to_ids("<|reflect|>") >= len(tokenizer)
     # What follows, in this run or a resumed one, goes on with the student and its tokens.
     with build_run(config, resume=True) as run:
-        assert run.model_folder.resolve() == folder.resolve()
+        assert run.models["policy"].resolve() == folder.resolve()
         assert run.renderer.encode(word) == exported.encode(word, add_special_tokens=False)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which engines are refused at the start; what follows when one dies in the middle of a step."""
+"""Engines that are refused at the start; a real run whose engine dies in the middle of a step."""
 
 from __future__ import annotations
 
@@ -10,20 +10,15 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.config import Config, ConfigError, RolloutConfig, load_config
-from satori_fast.rollout.engine import EngineDied
-from satori_fast.rollout.server_engine import IdleEngine, ServerEngine, ServerSettings
+from satori_fast.rollout.server_engine import ServerEngine
 from satori_fast.stages import run_stages
-from satori_fast.stages.engines import EngineRoom, check_engine, server_flags
+from satori_fast.stages.engines import check_engine, server_flags
 from satori_fast.stages.run import build_run
-from satori_fast.termination import Terminated, deferred, sigterm_handled
-from tests.rollout.test_embedded_engine import renderer
 from tests.stages.test_run import TINY, timeless
 
 # --- refusals at the start -----------------------------------------------------------------------
@@ -97,104 +92,6 @@ def test_flags_of_the_run_come_before_those_of_the_user() -> None:
     assert "--no-enable-chunked-prefill" not in server_flags(
         RolloutConfig(request_seeds=False), dtype="float32"
     )
-
-
-# --- an engine that dies -------------------------------------------------------------------------
-
-
-class Mortal(IdleEngine):
-    """Dies as often as `deaths` says; `told` is what happened to it."""
-
-    def __init__(self, deaths: int) -> None:
-        super().__init__(ServerSettings(), renderer=renderer())
-        self.deaths = deaths
-        self.told: list[str] = []
-
-    def begin(self, version: int) -> None:
-        self.told.append(f"push {version}")
-
-    def restart(self) -> None:
-        self.told.append("restart")
-
-    def work(self) -> str:
-        if self.deaths:
-            self.deaths -= 1
-            raise EngineDied("killed")
-        self.told.append("work")
-        return "done"
-
-
-def room_with(engine: Mortal, limit: int) -> tuple[EngineRoom, Any]:
-    """An engine room that has pushed version 7 to `engine`, and the run that it is of."""
-    rollout = RolloutConfig(engine="server", max_engine_restarts=limit)
-    run: Any = SimpleNamespace(
-        config=SimpleNamespace(rollout=rollout), parallel=initialize_parallel(seed=0)
-    )
-    policy: Any = SimpleNamespace(served_weights=lambda: iter(()))
-    room = EngineRoom()
-    room._engine = engine
-    room.push(run, engine, policy, version=7)
-    return room, run
-
-
-def test_work_is_repeated_on_a_fresh_engine_with_the_weights_of_last_time(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    engine = Mortal(deaths=2)
-    room, run = room_with(engine, limit=3)
-    with caplog.at_level(logging.WARNING):
-        assert room.keep_trying(run, engine.work) == "done"
-    assert engine.told == ["push 7", "restart", "push 7", "restart", "push 7", "work"]
-    assert engine.policy_version == 7
-    assert room.metrics() == {"rollout/engine_restarts": 2.0}
-    assert caplog.text.count("is started again: killed") == 2
-
-
-def test_deaths_in_a_row_have_a_limit_and_success_starts_a_new_count() -> None:
-    engine = Mortal(deaths=2)
-    room, run = room_with(engine, limit=2)
-    room.keep_trying(run, engine.work)
-    engine.deaths = 2
-    room.keep_trying(run, engine.work)
-    engine.deaths = 3
-    with pytest.raises(
-        EngineDied, match=r"died 3 times in a row .*max_engine_restarts = 2.*killed"
-    ):
-        room.keep_trying(run, engine.work)
-    assert room.num_restarts == 6
-
-
-def test_an_engine_that_a_scheduler_ended_too_is_not_started_again() -> None:
-    engine = Mortal(deaths=1)
-    room, run = room_with(engine, limit=3)
-
-    def work() -> str:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return engine.work()
-
-    ended = pytest.raises(Terminated, match="and the rollout engine with it")
-    with ended, sigterm_handled(), deferred():
-        room.keep_trying(run, work)
-    assert engine.told == ["push 7"]
-
-
-def test_an_engine_that_dies_during_a_sync_is_synced_again() -> None:
-    engine = Mortal(deaths=1)
-    room, run = room_with(engine, limit=1)
-    push = engine.begin
-
-    def begin(version: int) -> None:
-        engine.work()
-        push(version)
-
-    engine.begin = begin
-    report = room.push(run, engine, SimpleNamespace(served_weights=lambda: iter(())), version=8)
-    assert report.version == 8 and engine.policy_version == 8
-    assert engine.told[:2] == ["push 7", "restart"]
-
-
-def test_other_engines_have_nothing_to_count() -> None:
-    assert EngineRoom().metrics() == {}
 
 
 # --- a real run ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from satori_fast.config import Config, ConfigError, to_toml
-from satori_fast.data.coat import PLAIN_TEMPLATE
+from satori_fast.data.prompts import PLAIN_TEMPLATE
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.stages import run_stages
 from satori_fast.stages.iterate import plan_stages

@@ -17,7 +17,7 @@ from satori_fast.backbone.step import Learner, annotate, build_learner
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.rollout.engine import SamplingParams, collect
 from satori_fast.stages.mismatch import MismatchError, check_logprobs
-from satori_fast.types import Problem, Trajectory
+from satori_fast.types import Experience, Problem, Trajectory
 from tests.rollout.test_embedded_engine import WORDS, engine_of, renderer
 from tests.tiny_models import tiny_model
 
@@ -50,10 +50,10 @@ def check(
 ) -> None:
     packing = PackingSpec(max_tokens_per_microbatch=64, num_minibatches=1)
     batches = pack(trajectories, None, packing, "token")
+    own = tuple(trajectories)
     check_logprobs(
         annotate(batches, trainer, temperature=1.0),
-        trajectories,
-        version=version,
+        Experience(own, credits=None, sampled=own, policy_version=version),
         limit=limit,
         parallel=initialize_parallel(seed=0),
         tokenizer=renderer().tokenizer,

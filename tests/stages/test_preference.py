@@ -14,11 +14,11 @@ from satori_fast.config import ConfigError
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.evaluation.best_of import SelectionResult
 from satori_fast.profiling.metrics import MetricsWriter, read_metrics
+from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.preference import is_better, preference, preference_data
-from satori_fast.stages.run import StageOutcome
 from satori_fast.storage import sealed_line, unsealed
 from satori_fast.types import StepReport
-from tests.stages.preference_run import NUM_PROBLEMS, NUM_SAMPLES, open_run
+from tests.stages.preference_run import NUM_PROBLEMS, NUM_SAMPLES, at_stage, open_run
 
 NUM_HELDOUT = NUM_PROBLEMS // 4
 
@@ -28,14 +28,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StageOutcom
     """The run folder and what the stage left."""
     folder = tmp_path_factory.mktemp("preference")
     with open_run(folder) as run:
-        outcome = preference(run)
-        run.finish_stage(outcome)
+        outcome = preference(at_stage(run), run.folder, run.books)
+        run.finish_stage("preference", outcome)
     return folder / "tiny", outcome
 
 
 def test_pairs_and_heldout_problems_are_disjoint(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        data = preference_data(run)
+        context = at_stage(run)
+        engine = context.engine(context.model_folders.policy(context.policy_folder))
+        data = preference_data(
+            context.solver(run.folder, run.books).solutions(engine, name="initial"),
+            context.config.preference,
+            num_problems=NUM_PROBLEMS,
+            eos_id=context.renderer.eos_id,
+            rng=context.seeds.rng("pairs"),
+        )
     heldout = {t.problem.problem_id for group in data.heldout for t, _ in group}
     training = [pair.chosen.problem.problem_id for pair in data.pairs]
     assert len(heldout) == NUM_HELDOUT and heldout.isdisjoint(training)
@@ -108,13 +116,13 @@ def test_an_interrupted_stage_resumes_to_the_same_bits(
     trained: tuple[Path, StageOutcome], tmp_path: Path
 ) -> None:
     with open_run(tmp_path) as run:
-        assert run.writer is not None
-        run.writer.close()
-        run.writer = DyingWriter(run.folder)
+        assert run.books.writer is not None
+        run.books.writer.close()
+        run.books.writer = DyingWriter(run.folder.path)
         with pytest.raises(KeyboardInterrupt):
-            preference(run)
+            preference(at_stage(run), run.folder, run.books)
     with open_run(tmp_path, resume=True) as run:
-        outcome = preference(run)
+        outcome = preference(at_stage(run), run.folder, run.books)
     assert outcome.figures == trained[1].figures
     for name in ("model.safetensors", "config.json"):
         resumed = tmp_path / "tiny" / "models" / "preference" / name
@@ -128,11 +136,11 @@ def test_an_interrupted_stage_resumes_to_the_same_bits(
 
 def test_nothing_to_compare_is_said_before_training(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        samples = run.folder / "solutions" / "initial.jsonl"
+        samples = run.folder.path / "solutions" / "initial.jsonl"
         rows = [unsealed(line, "samples") for line in samples.read_bytes().splitlines()]
         samples.write_text("".join(sealed_line({**row, "correct": False}) for row in rows))
         with pytest.raises(ConfigError, match=r"no training problem .* right and wrong samples"):
-            preference(run)
+            preference(at_stage(run), run.folder, run.books)
 
 
 def test_a_pair_must_fit_into_a_microbatch(tmp_path: Path) -> None:

@@ -10,20 +10,28 @@ import pytest
 import torch
 
 from satori_fast.backbone.architecture import load_hf_config, score_statistics
-from satori_fast.backbone.step import value
+from satori_fast.backbone.step import Learner, value
 from satori_fast.config import ConfigError
-from satori_fast.data.coat import build_trajectory
 from satori_fast.data.packing import PackingSpec
+from satori_fast.data.prompts import build_trajectory
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.rewards.preference import preference_rewards
+from satori_fast.stages.books import Books
+from satori_fast.stages.context import Context
 from satori_fast.stages.mismatch import MismatchError
 from satori_fast.stages.preference import preference
-from satori_fast.stages.reinforce import build_actors, reinforce, reinforce_step
+from satori_fast.stages.reinforce import build_trainer, reinforce
+from satori_fast.stages.rewards import build_rewards
 from satori_fast.stages.run import Run
-from satori_fast.stages.scoring import critic_for, load_reward_model, score_trajectories
-from satori_fast.stages.setup import learner_for
+from satori_fast.stages.scoring import (
+    ScoringModel,
+    load_critic,
+    load_reward_model,
+    score_trajectories,
+)
+from satori_fast.stages.trainer import Trainer
 from satori_fast.types import ScoreStatistics, Trajectory
-from tests.stages.preference_run import open_run
+from tests.stages.preference_run import at_stage, open_run
 from tests.tiny_models import random_batch
 
 WITH_PREFERENCE = ("--reward.preference_weight", "1.0")
@@ -33,14 +41,36 @@ WITH_PREFERENCE = ("--reward.preference_weight", "1.0")
 def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained reward model."""
     with open_run(tmp_path_factory.mktemp("reward"), "--preference.num_epochs", "1.0") as run:
-        return preference(run).models["reward"]
+        return preference(at_stage(run), run.folder, run.books).models["reward"]
 
 
 def at_reinforce(folder: Path, *overrides: str, reward: Path | None = None) -> Run:
-    run = open_run(folder, *overrides, stage="reinforce")
+    run = open_run(folder, *overrides)
     if reward is not None:
         run.models["reward"] = reward
     return run
+
+
+def reward_model_of(run: Run) -> tuple[ScoringModel, ScoreStatistics] | None:
+    context = at_stage(run, "reinforce")
+    return load_reward_model(
+        context.config.reward,
+        context.model_folders,
+        trained=context.models.get("reward"),
+        packing=context.packing(),
+        parallel=context.parallel,
+        spans=run.books.spans,
+    )
+
+
+def critic_of(context: Context) -> Learner:
+    return load_critic(
+        context.config.reinforce,
+        context.model_folders,
+        policy=context.policy_folder,
+        reward_model=context.models.get("reward"),
+        num_steps=4,
+    )
 
 
 def answers(run: Run) -> list[Trajectory]:
@@ -60,7 +90,7 @@ def answers(run: Run) -> list[Trajectory]:
 
 def test_scores_do_not_depend_on_packing(tmp_path: Path, reward_folder: Path) -> None:
     with at_reinforce(tmp_path) as run:
-        learner = learner_for(run, "scalar", None, weights=reward_folder)
+        learner = at_stage(run, "reinforce").model_folders.scalar(reward_folder)
         trajectories = answers(run)
         for capacity in (40, 1000):
             scores = score_trajectories(
@@ -87,23 +117,32 @@ def test_rewards_are_normalised_or_not(tmp_path: Path, reward_folder: Path) -> N
         folder.mkdir()
         options = (*WITH_PREFERENCE, "--reward.normalize_preference", normalize)
         with at_reinforce(folder, *options, reward=reward_folder) as run:
-            model = load_reward_model(run)
-            assert model is not None and model.statistics == (used or ScoreStatistics())
+            reward_model = reward_model_of(run)
+            assert reward_model is not None
+            model, own_statistics = reward_model
+            assert own_statistics == (used or ScoreStatistics())
             trajectories = answers(run)
-            rewards.append(model.rewards(run, trajectories))
+            _, term = build_rewards(
+                run.config.reward,
+                grader=run.grader,
+                worker=run.functions,
+                reward_model=reward_model,
+                spans=run.books.spans,
+            )
+            rewards.append([part.terms["preference"] for part in term(trajectories)])
             ended = [t for t in trajectories if t.finish == "stop"]
             raw = preference_rewards(
                 ended,
                 lambda batch, model=model, run=run: score_trajectories(
                     model.learner, batch, packing=PackingSpec(99, 1), parallel=run.parallel
                 ),
-                model.statistics,
+                own_statistics,
             )
             # The truncated one is scored too, with the end of text in its last place.
             assert [r for t, r in zip(trajectories, rewards[-1], strict=True) if t in ended] == (
                 pytest.approx(raw, abs=1e-6)
             )
-            times = run.spans.end_step()
+            times = run.books.spans.end_step()
             assert times.tokens["reward_model"] == sum(len(t.tokens) for t in trajectories)
             assert "reward_model" in times.spans_s
     logits = [np.log(np.array(r) / (1 - np.array(r))) for r in rewards]
@@ -114,7 +153,7 @@ def test_rewards_are_normalised_or_not(tmp_path: Path, reward_folder: Path) -> N
 def test_a_step_with_all_three_terms(tmp_path: Path, reward_folder: Path) -> None:
     options = (*WITH_PREFERENCE, "--reward.rule_weight", "0.5")
     with at_reinforce(tmp_path, *options, reward=reward_folder) as run:
-        reinforce(run)
+        reinforce(at_stage(run, "reinforce"), run.folder, run.books)
     lines = read_metrics(tmp_path / "tiny" / "metrics.jsonl")
     for line in lines:
         assert 0 < line["reward/preference"] < 1
@@ -133,7 +172,7 @@ def test_a_reward_that_cannot_be_given_stops_the_stage_before_it_samples(tmp_pat
         at_reinforce(tmp_path, *WITH_PREFERENCE) as run,
         pytest.raises(ConfigError, match=r"preference_weight = 1\.0 needs a reward model"),
     ):
-        build_actors(run)
+        reinforce(at_stage(run, "reinforce"), run.folder, run.books)
     assert not (tmp_path / "tiny" / "metrics.jsonl").read_text()
 
 
@@ -143,51 +182,58 @@ def test_a_reward_model_of_another_tokenizer_is_refused(
     with at_reinforce(tmp_path, *WITH_PREFERENCE, reward=reward_folder) as run:
         run.renderer.tokenizer.add_tokens(["unheard"])
         with pytest.raises(ConfigError, match="another tokenizer than the policy: token 'unheard'"):
-            load_reward_model(run)
+            reward_model_of(run)
 
 
 def test_a_reward_model_without_statistics_is_refused(tmp_path: Path, reward_folder: Path) -> None:
     with at_reinforce(tmp_path, *WITH_PREFERENCE) as run:
         run.models["reward"] = run.models["base"]  # a policy has none
         with pytest.raises(ConfigError, match=r"normalize_preference needs the mean and std"):
-            load_reward_model(run)
+            reward_model_of(run)
         with pytest.raises(ConfigError, match=r"normalize_critic needs the mean and std"):
-            critic_for(run, 4)
+            critic_of(at_stage(run, "reinforce"))
 
 
 def test_a_score_that_is_not_a_number_names_the_model_and_the_problem(
     tmp_path: Path, reward_folder: Path
 ) -> None:
     with at_reinforce(tmp_path, *WITH_PREFERENCE, reward=reward_folder) as run:
-        actors = build_actors(run)
-        assert actors.reward_model is not None
+        reward_model = reward_model_of(run)
+        assert reward_model is not None
+        scorer, _ = reward_model
         with torch.no_grad():
-            actors.reward_model.learner.module.output_layer.weight[0, 0] = torch.nan
+            scorer.learner.module.output_layer.weight[0, 0] = torch.nan
         message = (
-            rf"reward model {reward_folder} scores 8 of 8 responses with a number that is not "
+            rf"reward model {reward_folder} scores 6 of 6 responses with a number that is not "
             r"finite, first nan for problem '.*' \(\d+ tokens\): a NaN or infinity in its weights"
         )
         with pytest.raises(ValueError, match=message):
-            reinforce_step(run, actors, 0)
+            scorer(answers(run))
 
 
 def test_a_policy_that_is_not_finite_stops_the_first_step(
-    tmp_path: Path, reward_folder: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with at_reinforce(tmp_path) as run:
-        actors = build_actors(run)
+    def broken(context: Context, books: Books) -> Trainer:
+        trainer = build_trainer(context, books)
         with torch.no_grad():
-            next(actors.policy.module.parameters())[3, 0] = torch.nan
-        with pytest.raises(MismatchError, match=r"the policy gives .* a weight is NaN or inf"):
-            reinforce_step(run, actors, 0)
+            next(trainer.policy.module.parameters())[3, 0] = torch.nan
+        return trainer
+
+    monkeypatch.setattr("satori_fast.stages.reinforce.build_trainer", broken)
+    with (
+        at_reinforce(tmp_path) as run,
+        pytest.raises(MismatchError, match=r"the policy gives .* a weight is NaN or inf"),
+    ):
+        reinforce(at_stage(run, "reinforce"), run.folder, run.books)
 
 
 def test_the_critic_starts_from_the_reward_model_head_included(
     tmp_path: Path, reward_folder: Path
 ) -> None:
     with at_reinforce(tmp_path, reward=reward_folder) as run:
-        reward = learner_for(run, "scalar", None, weights=reward_folder)
-        critic = critic_for(run, 4)
+        context = at_stage(run, "reinforce")
+        reward, critic = context.model_folders.scalar(reward_folder), critic_of(context)
         assert critic.optimizer is not None
         weights = dict(reward.hf_weights())
         assert weights["score.weight"].abs().max() > 0
@@ -212,7 +258,7 @@ def test_what_the_critic_starts_from_is_a_choice(
     tmp_path: Path, reward_folder: Path, overrides: tuple[str, ...], head_is_zero: bool
 ) -> None:
     with at_reinforce(tmp_path, *overrides, reward=reward_folder) as run:
-        critic = critic_for(run, 4)
+        critic = critic_of(at_stage(run, "reinforce"))
     assert (not critic.module.output_layer.weight.any()) == head_is_zero
     normalized = critic.module.output_layer.statistics is not None
     assert normalized == (overrides == ("--reinforce.critic_init", "reward_model"))
@@ -220,14 +266,14 @@ def test_what_the_critic_starts_from_is_a_choice(
 
 def test_without_a_reward_model_the_critic_starts_from_the_policy(tmp_path: Path) -> None:
     with at_reinforce(tmp_path) as run:
-        assert not critic_for(run, 4).module.output_layer.weight.any()
+        assert not critic_of(at_stage(run, "reinforce")).module.output_layer.weight.any()
     (tmp_path / "other").mkdir()
     wanted = ("--reinforce.critic_init", "reward_model")
     with (
         at_reinforce(tmp_path / "other", *wanted) as run,
         pytest.raises(ConfigError, match='critic_init = "reward_model" needs one'),
     ):
-        critic_for(run, 4)
+        critic_of(at_stage(run, "reinforce"))
 
 
 @pytest.mark.parametrize(("kl", "loaded"), [("0.0", False), ("0.1", True)])
@@ -237,6 +283,7 @@ def test_the_reference_is_loaded_for_the_kl_term_only(
     # The recipe asks for a reference; the coefficient decides.
     options = ("--reinforce.recipe", "rloo", "--reinforce.kl_coefficient", kl)
     with at_reinforce(tmp_path, *options) as run:
-        actors = build_actors(run)
-    assert (actors.reference is not None) == loaded
-    assert actors.critic is None and actors.reward_model is None
+        trainer = build_trainer(at_stage(run, "reinforce"), run.books)
+        assert reward_model_of(run) is None
+    assert (trainer.reference is not None) == loaded
+    assert trainer.critic is None

@@ -17,24 +17,22 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.config import Config, load_config
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import (
-    META_ACTION_TOKENS,
-    PLAIN_TEMPLATE,
-    SATORI_TEMPLATE,
-    PromptRenderer,
-)
+from satori_fast.data.formats.coat import META_ACTION_TOKENS
+from satori_fast.data.prompts import PLAIN_TEMPLATE, SATORI_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import (
-    add_meta_action_tokens,
+    add_special_tokens,
     build_word_tokenizer,
     load_tokenizer,
     train_tokenizer,
 )
-from satori_fast.rollout.engine import SamplingParams
+from satori_fast.rollout.engine import SamplingParams, collect
+from satori_fast.stages.context import Context
+from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import Run, build_run
-from satori_fast.stages.setup import build_problems, build_renderer, learner_for
+from satori_fast.stages.setup import build_problems, build_renderer
 from satori_fast.types import Problem, Trajectory
+from tests.rollout.test_distributed import on_ranks
 from tests.stages.test_run import TINY
-from tests.stages.test_sharing import on_ranks
 from tests.tiny_models import tiny_model
 
 CONFIG = """
@@ -79,7 +77,7 @@ def problems_of(config: Config, folder: Path, *, parallel: Any = None) -> Halves
     tokenizer = folder / "tokenizer"
     if not tokenizer.exists():
         made = build_word_tokenizer(["what", "is", *map(str, range(50))])
-        add_meta_action_tokens(made)
+        add_special_tokens(made, META_ACTION_TOKENS)
         made.save_pretrained(tokenizer)
     longest = config.data.max_prompt_tokens
     renderer = PromptRenderer(load_tokenizer(tokenizer), PLAIN_TEMPLATE, longest)
@@ -173,9 +171,14 @@ def model_in(folder: Path, **generation: Any) -> Path:
     return folder
 
 
-def greedy(run: Run, folder: Path | None = None) -> tuple[Trajectory, ...]:
-    engine = run.engine(learner_for(run, "policy", None, weights=folder))
-    return run.collect(engine, run.problems[:6], GREEDY).trajectories
+def context_of(run: Run) -> Context:
+    return run.context(plan_stages(run.config)[-1])
+
+
+def greedy(run: Run) -> tuple[Trajectory, ...]:
+    context = context_of(run)
+    engine = context.engine(context.model_folders.policy(context.policy_folder))
+    return collect(engine, run.problems[:6], GREEDY).trajectories
 
 
 def by_transformers(folder: Path, trajectory: Trajectory) -> list[int]:
@@ -204,7 +207,8 @@ def test_a_run_stops_where_the_model_stops_and_so_do_its_exports(tmp_path: Path)
             stopped = tokens[-1] in (0, halt)
             assert trajectory.finish == ("stop" if stopped else "length")
             assert not {0, halt} & set(tokens[:-1])
-        run.export(learner_for(run, "policy", None), exported)
+        models = context_of(run).model_folders
+        models.export(models.policy(run.models["policy"]), exported)
     for trajectory in sampled:
         assert by_transformers(exported, trajectory) == trajectory.response_tokens.tolist()
     kept = GenerationConfig.from_pretrained(exported)
@@ -229,7 +233,9 @@ def test_damaged_weights_are_refused_with_folder_and_tensor(tmp_path: Path, kind
         build_run(run_config(tmp_path, folder)) as run,
         pytest.raises(ValueError, match=r"damaged: tensor model\.layers\.0\.mlp\.up_proj\.weight"),
     ):
-        learner_for(run, kind, None)
+        models = context_of(run).model_folders
+        load = models.policy if kind == "policy" else models.scalar
+        load(run.models["policy"])
 
 
 def test_markers_of_the_template_that_are_no_tokens_are_named(

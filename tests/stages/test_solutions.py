@@ -14,17 +14,16 @@ from satori_fast.grading import grade
 from satori_fast.stages import solutions
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import Run, build_run
-from satori_fast.stages.setup import learner_for
-from satori_fast.stages.solutions import SolutionFile, load_or_sample_solutions
+from satori_fast.stages.solutions import SolutionFile
 from tests.stages.test_run import tiny_config
 
 SIZE = SolutionsConfig(num_problems=7, num_samples=3, temperature=0.9)
 
 
 def sampled(run: Run, name: str) -> SolutionFile:
-    run.begin_stage(plan_stages(run.config)[-1])
-    engine = run.engine(learner_for(run, "policy", None))
-    return load_or_sample_solutions(run, engine, name=name, size=SIZE)
+    context = run.context(plan_stages(run.config)[-1])
+    engine = context.engine(context.model_folders.policy(context.policy_folder))
+    return context.solver(run.folder, run.books).solutions(engine, name=name, size=SIZE)
 
 
 def test_a_file_holds_every_sample_with_its_verdict(tmp_path: Path) -> None:

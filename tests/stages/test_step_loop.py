@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop around steps, on a run that only writes down what is asked of it."""
+"""The loop around steps, with books and a folder that only write down what is asked of them."""
 
 from __future__ import annotations
 
@@ -7,59 +7,88 @@ import logging
 import math
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from rich.console import Console
 
-from satori_fast.backbone.parallel import initialize_parallel
-from satori_fast.backbone.step import NonFiniteUpdate
+from satori_fast.backbone.step import Learner, NonFiniteUpdate
 from satori_fast.cli import main
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.alarms import TrainingStopped
-from satori_fast.stages.run import Run, StageProgress
+from satori_fast.stages.books import Books
+from satori_fast.stages.run_folder import StageProgress
 from satori_fast.stages.step_loop import StepLoop
 from satori_fast.termination import Terminated, sigterm_handled
+from tests.stages.test_mismatch import policy_of
 from tests.stages.test_run import TINY
 from tests.tiny_models import random_batch
 
 
-class RecordingRun:
-    """The part of Run that the loop uses."""
+class Recorder:
+    """Implements `Records` and `Checkpoints` of the loop: writes down what is asked of it."""
 
-    stage = "reinforce"
-    console = Console(quiet=True)
-
-    def __init__(self, folder: Path = Path()) -> None:
-        self.folder = folder
-        self.parallel = initialize_parallel(seed=0)
+    def __init__(self, path: Path = Path(), done: StageProgress | None = None) -> None:
+        self.path = path
+        self.done = done or StageProgress()
         self.calls: list[tuple[Any, ...]] = []
 
     def start_steps(self, num_steps: int) -> None:
         self.calls.append(("start", num_steps))
 
-    def record(self, step: int, metrics: dict[str, float]) -> StepTimes:
+    def record(self, step: int, metrics: Mapping[str, float]) -> StepTimes:
         self.calls.append(("record", step, metrics["loss"]))
         return StepTimes(wall_s=1.5)
 
-    def keep_model(self, policy: str, num_steps: int) -> None:
-        self.calls.append(("export", policy, num_steps))
+    def digests(self) -> dict[str, str]:
+        return {"metrics.jsonl": "digest"}
 
-    def save_stage(self, learners: object, progress: StageProgress) -> None:
+    def reset_clock(self) -> None:
+        self.calls.append(("clock",))
+
+    def resume(self, stage: str, learners: Mapping[str, Learner]) -> StageProgress:
+        return self.done
+
+    def save(
+        self,
+        stage: str,
+        learners: Mapping[str, Learner],
+        progress: StageProgress,
+        *,
+        records: Mapping[str, str] | None,
+    ) -> None:
+        assert stage == "reinforce" and records == self.digests()
         self.calls.append(("save", progress.step, progress.data, progress.times.wall_s))
 
+    def exported(self, stage: str) -> Path:
+        return self.path / "models" / stage
 
-def walk(done: StageProgress, num_steps: int, every: int, **schedule: int) -> tuple[Any, StepLoop]:
-    """Steps with due evaluations, and everything that the loop asked of the run."""
-    run = RecordingRun()
-    learners = cast(Any, {"policy": "the policy"})
-    with StepLoop(cast(Run, run), learners, num_steps, done, **cast(Any, schedule)) as loop:
+    def export(self, policy: Learner, folder: Path) -> None:
+        self.calls.append(("export", str(folder)))
+
+
+def loop_of(recorder: Recorder, num_steps: int, **schedule: int) -> StepLoop:
+    learners = {"policy": policy_of()}
+    options = {"checkpoint_every": 0, **schedule}
+    return StepLoop(
+        "reinforce", learners, num_steps, recorder, recorder, **options, export=recorder.export
+    )
+
+
+def walk(
+    done: StageProgress, num_steps: int, every: int, **schedule: int
+) -> tuple[list[tuple[Any, ...]], StepLoop]:
+    """Steps with due evaluations, and everything that the loop asked for, but for the clock."""
+    recorder = Recorder(done=done)
+    loop = loop_of(recorder, num_steps, **schedule)
+    assert loop.resume() == done.data
+    with loop:
         for step in loop:
             if loop.is_due(every):
-                run.calls.append(("evaluate", step))
+                recorder.calls.append(("evaluate", step))
             loop.finish_step({"loss": 0.1 * step}, {"at": step + 1}, shown={"loss": 0.0})
-    return run.calls, loop
+    return [call for call in recorder.calls if call != ("clock",)], loop
 
 
 def test_order_of_a_step_and_of_the_last_one() -> None:
@@ -67,10 +96,13 @@ def test_order_of_a_step_and_of_the_last_one() -> None:
     assert calls == [
         ("start", 3),
         ("record", 0, 0.0),
-        ("export", "the policy", 1),
+        ("export", "models/reinforce-step-1"),
         ("evaluate", 1),
         ("record", 1, 0.1),
-        ("export", "the policy", 2),  # before the checkpoint: a kill between the two loses neither
+        (
+            "export",
+            "models/reinforce-step-2",
+        ),  # before the checkpoint: a kill between the two loses neither
         ("save", 2, {"at": 2}, 3.0),
         ("evaluate", 2),
         ("record", 2, 0.2),
@@ -103,10 +135,9 @@ def test_resumed_stage_does_what_is_left_and_adds_to_its_times() -> None:
 
 
 def test_a_step_that_is_not_finished_is_an_error() -> None:
-    run = cast(Run, RecordingRun())
     with (
         pytest.raises(AssertionError, match="finish_step"),
-        StepLoop(run, {}, 2, StageProgress(), checkpoint_every=0) as loop,
+        loop_of(Recorder(), 2) as loop,
     ):
         list(loop)
 
@@ -114,7 +145,8 @@ def test_a_step_that_is_not_finished_is_an_error() -> None:
 def test_a_skipped_update_is_told_and_too_many_leave_their_batch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = cast(Run, RecordingRun(tmp_path))
+    begun = loop_of(Recorder(tmp_path, StageProgress(4)), 9)
+    begun.resume()
     failure = NonFiniteUpdate(
         "update",
         3,
@@ -126,7 +158,7 @@ def test_a_skipped_update_is_told_and_too_many_leave_their_batch(
     with (
         caplog.at_level(logging.WARNING),
         pytest.raises(TrainingStopped, match=r"reinforce step 5: 3 updates of the policy") as e,
-        StepLoop(run, {}, 9, StageProgress(4), checkpoint_every=0) as loop,
+        begun as loop,
     ):
         for step in loop:
             if step == 5:
@@ -138,21 +170,21 @@ def test_a_skipped_update_is_told_and_too_many_leave_their_batch(
 
 
 def test_a_sigterm_ends_the_loop_after_its_step_with_a_checkpoint() -> None:
-    run = RecordingRun()
+    recorder = Recorder()
     with (
         pytest.raises(Terminated, match="saved at step 2 of reinforce; --resume continues"),
         sigterm_handled(),
-        StepLoop(cast(Run, run), {}, 5, StageProgress(), checkpoint_every=0) as loop,
+        loop_of(recorder, 5) as loop,
     ):
         for step in loop:
             if step == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-                run.calls.append(("the step goes on",))
+                recorder.calls.append(("the step goes on",))
             loop.finish_step({"loss": 0.0}, {"at": step + 1}, shown={})
-    assert [call[0] for call in run.calls] == [
-        *("start", "record", "the step goes on", "record", "save")
+    assert [call[0] for call in recorder.calls] == [
+        *("start", "record", "the step goes on", "record", "save", "clock")
     ]
-    assert run.calls[-1][:3] == ("save", 2, {"at": 2})
+    assert recorder.calls[-2][:3] == ("save", 2, {"at": 2})
 
 
 @pytest.mark.slow
@@ -164,9 +196,9 @@ def test_a_run_ended_by_sigterm_goes_on_to_the_same_bits(
     command = ["run", str(config), "--rollout.max_new_tokens", "8", "--output_dir"]
     assert main([*command, f"'{tmp_path / 'quiet'}'"]) == 0
 
-    record = Run.record
+    record = Books.record
 
-    def ending(self: Run, step: int, metrics: Any) -> StepTimes:
+    def ending(self: Books, step: int, metrics: Any) -> StepTimes:
         if step == 2 and not (tmp_path / "disturbed" / "tiny" / "checkpoints").exists():
             pytest.fail("no checkpoint yet")
         if step == 2:
@@ -174,7 +206,7 @@ def test_a_run_ended_by_sigterm_goes_on_to_the_same_bits(
         return record(self, step, metrics)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "record", ending)
+        patch.setattr(Books, "record", ending)
         assert main([*command, f"'{tmp_path / 'disturbed'}'"]) == 143
     assert "terminated; saved at step 3 of reinforce" in capsys.readouterr().err
     assert main([*command, f"'{tmp_path / 'disturbed'}'", "--resume"]) == 0

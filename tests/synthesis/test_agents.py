@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from satori_fast.data.arithmetic import name_answer, parse_puzzle
-from satori_fast.data.coat import EXPLORE, REFLECT
+from satori_fast.data.formats.coat import EXPLORE, REFLECT
 from satori_fast.grading import extract_answer
 from satori_fast.synthesis.agents import (
     CheckingCritic,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from satori_fast.data.coat import PromptRenderer
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.tokenizer import train_tokenizer
 from satori_fast.rollout.engine import Completion, Request, SamplingParams
 from satori_fast.synthesis.chat import ChatReply, ChatRequest, ChatSampling

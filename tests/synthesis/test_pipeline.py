@@ -20,7 +20,7 @@ from satori_fast.data.arithmetic import (
     parse_answer,
     parse_puzzle,
 )
-from satori_fast.data.coat import CONTINUE, EXPLORE, REFLECT, split_actions
+from satori_fast.data.formats.coat import CONTINUE, EXPLORE, REFLECT, split_actions
 from satori_fast.data.tokenizer import build_word_tokenizer, check_known
 from satori_fast.grading import extract_answers, grade
 from satori_fast.synthesis.agents import (

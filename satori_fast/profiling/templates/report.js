@@ -2,8 +2,8 @@
 // The sample browser: filters, a count of what matches, one sample at a time. Everything that came
 // from the run is written as text, never as HTML.
 (() => {
-  const samples = JSON.parse(document.getElementById("sample-data").textContent);
-  const KINDS = ["continue", "reflect", "explore", "solve", "verify", "step", "whole"];
+  const [samples, colours] = ["sample-data", "sample-colours"]
+    .map((id) => JSON.parse(document.getElementById(id).textContent));
   const FINISHES = {stop: "ended by itself", length: "cut off at the longest length"};
   const form = document.getElementById("filters");
   const place = document.getElementById("sample");
@@ -17,7 +17,11 @@
     made.append(...children);
     return made;
   };
-  const colourOf = (kind) => (KINDS.includes(kind) ? kind : "whole");
+  // In the colour that the run's format has for a kind of segment, if it has one.
+  const coloured = (made, kind) => {
+    if (Object.hasOwn(colours, kind)) made.style.setProperty("--kind", colours[kind]);
+    return made;
+  };
   const kindsOf = (sample) => sample.segments.map((segment) => segment.kind);
   const joined = (pieces) => (pieces ?? []).map((piece) => piece.text).join("\n");
   const textOf = (sample) => [
@@ -39,8 +43,8 @@
   function segmentElement(segment, found) {
     const label = element("span", "", segment.kind);
     if (segment.reward) label.append(element("em", "", segment.reward));
-    return element("div", `segment ${colourOf(segment.kind)}`, label,
-      textElement("span", "text", segment.text, found));
+    return coloured(element("div", "segment", label,
+      textElement("span", "text", segment.text, found)), segment.kind);
   }
 
   function show() {
@@ -99,11 +103,11 @@
     form.elements.stage.append(new Option(stage, stage));
   }
   const present = new Set(samples.flatMap(kindsOf));
-  const unknown = [...present].filter((kind) => !KINDS.includes(kind));
-  for (const kind of [...KINDS.filter((kind) => present.has(kind)), ...unknown]) {
+  const known = Object.keys(colours).filter((kind) => present.has(kind));
+  for (const kind of new Set([...known, ...present])) {
     const box = Object.assign(element("input"), {type: "checkbox", value: kind});
     form.querySelector("fieldset").append(
-      element("label", `chip ${colourOf(kind)}`, box, element("b"), kind));
+      coloured(element("label", "chip", box, element("b"), kind), kind));
   }
   const move = (by) => { current += by; show(); };
   previous.onclick = () => move(-1);

@@ -1,41 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chain of action thought (COAT): meta-action tokens, prompts, responses cut into actions.
+"""Problems to prompts, and responses to trajectories: a tokenizer, a template and a format.
 
-Satori (arXiv 2502.02508) adds three tokens to the vocabulary; each starts an action of a response:
-
-    step 1 <|continue|> step 2 <|reflect|> is that right? <|explore|> another way <|continue|> ...
-
-The first action of a response carries no token. A complete answer may be followed by a reflection
-and a second attempt, so a response can hold several ``\\boxed{}``; the last one counts.
-
-This module does not judge answers (`grading`) and does not cut restarts (`data.prefixes`).
+A template says how a question is asked, a format (`data.formats`) how a response is cut. Control
+tokens that a question quotes and begin-of-text are `data.control_tokens`; stop tokens are read by
+`data.stop_tokens`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from satori_fast.data.control_tokens import ControlTokens, opening_ids, unknown_markers
-from satori_fast.types import Demonstration, Finish, Problem, Segment, SegmentKind, Trajectory
+from satori_fast.data.formats import ResponseFormat
+from satori_fast.data.formats.coat import COAT
+from satori_fast.data.tokenizer import TokenBytes
+from satori_fast.types import Demonstration, Finish, Problem, Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CONTINUE, REFLECT, EXPLORE = "<|continue|>", "<|reflect|>", "<|explore|>"
-META_ACTION_TOKENS: tuple[str, ...] = (CONTINUE, REFLECT, EXPLORE)
-
-_KIND_OF_TOKEN = {
-    CONTINUE: SegmentKind.CONTINUE,
-    REFLECT: SegmentKind.REFLECT,
-    EXPLORE: SegmentKind.EXPLORE,
-}
-_ACTION_START = re.compile("(?=" + "|".join(re.escape(t) for t in META_ACTION_TOKENS) + ")")
 
 # Template 3 of the paper, used for format tuning, RL and evaluation alike, without a system turn.
 SATORI_TEMPLATE = (
@@ -48,39 +35,85 @@ SATORI_TEMPLATE = (
 PLAIN_TEMPLATE = "{question}\n"
 TEMPLATES = {"satori": SATORI_TEMPLATE, "plain": PLAIN_TEMPLATE}
 
+_PROBE = "\ue000question\ue001"  # no template writes it
 
-def split_actions(response: str) -> list[str]:
-    """Cut response text before every meta-action token; joined again it is the same text.
 
-    >>> split_actions("a <|reflect|> b<|explore|>c")
-    ['a ', '<|reflect|> b', '<|explore|>c']
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """The tokenizer's own chat template: the question is the user turn.
+
+    system: text of a system turn before it; None: no such turn. It is the config's own text, so
+    control tokens in it are control tokens.
     """
-    return [part for part in _ACTION_START.split(response) if part]
+
+    system: str | None = None
+
+    def render(self, tokenizer: Any, question: str) -> str:
+        """Write the turns up to where the assistant begins to answer."""
+        turns = [] if self.system is None else [{"role": "system", "content": self.system}]
+        turns.append({"role": "user", "content": question})
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def template_named(name: str, system: str | None = None) -> str | ChatTemplate:
+    """The template that `data.template` and `data.system` name."""
+    return ChatTemplate(system) if name == "chat" else TEMPLATES[name]
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    """Raise ValueError where the tokenizer has no chat template, or not one for these turns."""
+    anything: Any = tokenizer  # its annotations are incomplete
+    if not anything.chat_template:
+        raise ValueError(
+            'data.template = "chat": the tokenizer has no chat template: take a model whose '
+            'tokenizer has one (chat_template.jinja), or set data.template = "plain"'
+        )
+    try:
+        text = template.render(tokenizer, _PROBE)
+    except Exception as error:  # a template is a program of the model's author
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        way_out = 'set data.template = "plain"'
+        if template.system is not None:
+            way_out = f"leave data.system out if it knows no system turn, or {way_out}"
+        raise ValueError(
+            f'data.template = "chat": the tokenizer\'s chat template fails: {reason}; {way_out}'
+        ) from None
+    if text.count(_PROBE) != 1:
+        raise ValueError(
+            f'data.template = "chat": the tokenizer\'s chat template writes the question '
+            f'{text.count(_PROBE)} times: set data.template = "plain", or mend the template'
+        )
 
 
 @dataclass(frozen=True)
 class PromptRenderer:
-    """Problems to token ids, and responses back to text and actions: a tokenizer and a template.
+    """Problems to token ids, and responses back to text: a tokenizer, a template, a format.
 
-    template:          text with one ``{question}``; see `TEMPLATES`.
+    template:          text with one ``{question}`` (see `TEMPLATES`), or the tokenizer's own.
     max_prompt_tokens: a longer prompt is refused: cutting it on the right would silently drop the
                        ``<|reflect|>`` that a restart ends with.
     more_stop_ids:     what ends a response beside the tokenizer's end of text (`stop_tokens`).
+    format:            how responses are cut. Implements its `TokenText`.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    template: str
+    template: str | ChatTemplate
     max_prompt_tokens: int
     more_stop_ids: tuple[int, ...] = ()
+    format: ResponseFormat = COAT
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Ids of the format's special tokens; ValueError for one that the tokenizer lacks."""
+        return self._special_ids
 
     @cached_property
-    def kind_of_id(self) -> dict[int, SegmentKind]:
-        """Token id of each meta-action to the kind of segment that it opens."""
+    def _special_ids(self) -> Mapping[str, int]:
         known = self.tokenizer.get_vocab()
-        missing = [token for token in META_ACTION_TOKENS if token not in known]
+        missing = [token for token in self.format.special_tokens if token not in known]
         if missing:
-            raise ValueError(f"tokenizer lacks {missing}: run add_meta_action_tokens() on it first")
-        return {known[token]: kind for token, kind in _KIND_OF_TOKEN.items()}
+            raise ValueError(f"tokenizer lacks {missing}: run add_special_tokens() on it first")
+        return {token: known[token] for token in self.format.special_tokens}
 
     @cached_property
     def eos_id(self) -> int:
@@ -92,32 +125,52 @@ class PromptRenderer:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """What ends a response, `eos_id` first: a sampled one is its last token."""
+        """Ids that end a response, `eos_id` first: a sampled one is its last token."""
         return tuple(dict.fromkeys((self.eos_id, *self.more_stop_ids)))
 
     @cached_property
     def opening_ids(self) -> tuple[int, ...]:
-        """What every prompt begins with: begin-of-text, where the tokenizer puts it."""
+        """Ids that every prompt begins with: begin-of-text, where the tokenizer puts it."""
         return opening_ids(self.tokenizer)
 
     @cached_property
     def unknown_markers(self) -> tuple[str, ...]:
         """Markers of the template that are not tokens of the tokenizer."""
+        if isinstance(self.template, ChatTemplate):
+            # Without the system turn, whose text is the config's.
+            return unknown_markers(self.tokenizer, ChatTemplate().render(self.tokenizer, ""))
         return unknown_markers(self.tokenizer, self.template)
 
     @cached_property
     def _control_tokens(self) -> ControlTokens:
         return ControlTokens(self.tokenizer)
 
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self.tokenizer)
+
     def encode(self, text: str) -> list[int]:
+        """Ids of `text` as it is, nothing before or after it."""
         tokenizer: Any = self.tokenizer  # its annotations are incomplete
         return tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of `ids`, meta-action tokens kept, stop tokens removed."""
-        kept = [i for i in map(int, ids) if i not in self.stop_ids]
+        """Text of `ids`, special tokens kept, stop tokens at the end removed."""
         tokenizer: Any = self.tokenizer
-        return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return tokenizer.decode(
+            self._without_stop(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def token_bytes(self, ids: Sequence[int] | np.ndarray) -> list[bytes]:
+        """UTF-8 bytes of each token, none for stop tokens at the end; joined they are the text."""
+        kept = self._without_stop(ids)
+        return [*self._token_bytes(kept), *[b""] * (len(ids) - len(kept))]
+
+    def _without_stop(self, ids: Sequence[int] | np.ndarray) -> list[int]:
+        kept = [int(i) for i in ids]
+        while kept and kept[-1] in self.stop_ids:
+            kept.pop()
+        return kept
 
     def prompt_ids(self, problem: Problem) -> list[int]:
         """Prompt of a problem, its prefix included. Raises ValueError when it is too long."""
@@ -130,11 +183,14 @@ class PromptRenderer:
         return ids
 
     def unchecked_prompt_ids(self, problem: Problem) -> list[int]:
+        """Prompt of a problem, however long it is."""
         ids = self.opened(self.encode_quoting(self._ask, problem.question))
         # The prefix is encoded apart, so that its tokens do not merge with the end of the template.
         return ids + self.encode(problem.prefix.text) if problem.prefix else ids
 
     def _ask(self, question: str) -> str:
+        if isinstance(self.template, ChatTemplate):
+            return self.template.render(self.tokenizer, question)
         return self.template.format(question=question)
 
     def encode_quoting(self, render: Callable[..., str], *texts: str) -> list[int]:
@@ -147,31 +203,8 @@ class PromptRenderer:
         return ids if ids[: len(start)] == start else start + ids
 
     def fits(self, problem: Problem) -> bool:
+        """Whether the prompt of a problem is short enough."""
         return len(self.unchecked_prompt_ids(problem)) <= self.max_prompt_tokens
-
-
-def split_segments(response_ids: np.ndarray, renderer: PromptRenderer) -> tuple[Segment, ...]:
-    """Cut a response at its meta-action tokens; the segments tile ``[0, R)``.
-
-    response_ids: int [R], R >= 1. Cut on ids, not on text, so that decoding cannot move a boundary.
-    The tokens before the first meta-action are a CONTINUE segment: in the paper's data the first
-    step of a response carries no token (`build_trajectory` relabels the first segment of a restart,
-    whose prefix ended with the reflection's token).
-    """
-    kinds = renderer.kind_of_id
-    starts = [i for i, token in enumerate(response_ids) if int(token) in kinds]
-    if not starts or starts[0] != 0:
-        starts.insert(0, 0)
-    stops = [*starts[1:], len(response_ids)]
-    return tuple(
-        Segment(
-            kind=kinds.get(int(response_ids[start]), SegmentKind.CONTINUE),
-            start=start,
-            stop=stop,
-            text=renderer.decode(response_ids[start:stop]),
-        )
-        for start, stop in zip(starts, stops, strict=True)
-    )
 
 
 def build_trajectory(
@@ -186,11 +219,6 @@ def build_trajectory(
 ) -> Trajectory:
     """A trajectory from a problem and the ids of a response to it (see `Trajectory` for shapes)."""
     prompt = renderer.prompt_ids(problem)
-    segments = split_segments(response_ids, renderer)
-    is_restart = problem.prefix is not None and problem.prefix.text.endswith(REFLECT)
-    # Only a first segment without a token of its own goes on with the prefix's reflection.
-    if is_restart and int(response_ids[0]) not in renderer.kind_of_id:
-        segments = (replace(segments[0], kind=SegmentKind.REFLECT), *segments[1:])
     if logprobs is None:
         logprobs = np.zeros(len(response_ids), dtype=np.float32)
     return Trajectory(
@@ -201,7 +229,7 @@ def build_trajectory(
         logprobs=logprobs.astype(np.float32),
         policy_version=policy_version,
         finish=finish,
-        segments=segments,
+        segments=renderer.format.segments(response_ids, renderer, prefix=problem.prefix),
     )
 
 
@@ -215,18 +243,11 @@ def encode_demonstration(
     )
 
 
-def count_reflections(trajectory: Trajectory) -> int:
-    """Reflections that the response itself started (one that its prefix started does not count)."""
-    return sum(
-        segment.kind is SegmentKind.REFLECT and segment.text.startswith(REFLECT)
-        for segment in trajectory.segments
-    )
-
-
 def full_response(trajectory: Trajectory) -> str:
     """Text of the whole solution: the prefix it started from, then the sampled response.
 
-    Every boundary lies at a meta-action token, so encoding the text gives the same ids again.
+    In COAT every boundary lies at a meta-action token, so that encoding the text gives the same ids
+    again; elsewhere a token may begin in the prefix and end in the response.
     """
     prefix = trajectory.problem.prefix
     text = "".join(segment.text for segment in trajectory.segments)

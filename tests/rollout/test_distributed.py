@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-from satori_fast.grading import GradingPool
 from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.rollout.distributed import Distributed, shares
 from satori_fast.rollout.engine import Request, SamplingParams, collect, request_seed
-from satori_fast.stages.sharing import SharedGrader, collect_shared, generate_shared
 from tests.rollout.scripted_engine import ScriptedEngine
 from tests.rollout.test_engine import PROBLEMS, RENDERER, RESPONSES
 
@@ -21,12 +20,14 @@ SAMPLING = SamplingParams(num_samples=2, seed=3)
 
 
 class SharedEngine(ScriptedEngine):
-    is_shared: ClassVar[bool] = True
+    is_shared = True
 
 
 class Rank:
-    """A data-parallel rank that is a thread of this process: the part of `ParallelState` that
-    sharing uses. board: what each rank says, the same list for all."""
+    """Implements `rollout.distributed.Ranks` for a rank that is a thread of this process.
+
+    board: what each rank says, the same list for all.
+    """
 
     def __init__(self, data_rank: int, board: list[Any], barrier: Barrier) -> None:
         self.data_rank, self.data_size = data_rank, len(board)
@@ -42,6 +43,12 @@ class Rank:
     def from_main(self, action: Callable[[], Any]) -> Any:
         return self.all_gather(action() if self.data_rank == 0 else None)[0]
 
+    def on_main(self, action: Callable[[], object]) -> None:
+        self.from_main(action)
+
+    def any_rank(self, flag: bool) -> bool:
+        return any(self.all_gather(flag))
+
 
 def on_ranks(action: Callable[[Any], Any], size: int = 2) -> list[Any]:
     """What `action` returns on each of `size` ranks."""
@@ -51,13 +58,13 @@ def on_ranks(action: Callable[[Any], Any], size: int = 2) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "asked"), [(ScriptedEngine, [2, 4]), (SharedEngine, [6, 0])], ids=["own", "shared"]
+    ("kind", "asked"), [(ScriptedEngine, [4, 2]), (SharedEngine, [6, 0])], ids=["own", "shared"]
 )
-def test_ranks_share_the_problems_or_the_engine(kind: type, asked: list[int]) -> None:
+def test_ranks_share_the_requests_or_the_engine(kind: type, asked: list[int]) -> None:
     engines = [kind(RENDERER, RESPONSES) for _ in range(2)]
     results = on_ranks(
-        lambda rank: collect_shared(
-            engines[rank.data_rank], PROBLEMS, SAMPLING, parallel=rank, spans=SpanRecorder()
+        lambda rank: collect(
+            Distributed(engines[rank.data_rank], rank, SpanRecorder()), PROBLEMS, SAMPLING
         )
     )
     alone = collect(ScriptedEngine(RENDERER, RESPONSES), PROBLEMS, SAMPLING)
@@ -70,29 +77,40 @@ def test_ranks_share_the_problems_or_the_engine(kind: type, asked: list[int]) ->
     assert [len(engine.requests) for engine in engines] == asked
 
 
-@pytest.mark.parametrize(
-    ("kind", "asked"), [(ScriptedEngine, [2, 1]), (SharedEngine, [3, 0])], ids=["own", "shared"]
-)
-def test_requests_are_answered_in_order_on_every_rank(kind: type, asked: list[int]) -> None:
-    engines = [kind(RENDERER, RESPONSES) for _ in range(2)]
+def test_completions_come_in_order_on_every_rank() -> None:
+    engines = [ScriptedEngine(RENDERER, RESPONSES) for _ in range(2)]
     requests = [
         Request(tuple(RENDERER.prompt_ids(p)), 9, (RENDERER.eos_id,), request_seed(0, i, 0))
         for i, p in enumerate(PROBLEMS)
     ]
     results = on_ranks(
-        lambda rank: generate_shared(engines[rank.data_rank], requests, SAMPLING, parallel=rank)
+        lambda rank: list(
+            Distributed(engines[rank.data_rank], rank, SpanRecorder()).generate(requests, SAMPLING)
+        )
     )
     for completions in results:
-        texts = [RENDERER.decode(c.tokens.tolist()[:-1]) for c in completions]
+        assert [index for index, _ in completions] == [0, 1, 2]
+        texts = [RENDERER.decode(c.tokens.tolist()[:-1]) for _, c in completions]
         assert texts == ["p", "q <|reflect|> q", "over <|explore|> less"]
-    assert [len(engine.requests) for engine in engines] == asked
 
 
-def test_verdicts_are_the_same_on_every_rank() -> None:
-    pairs = [("the answer is \\boxed{1}", "1"), ("\\boxed{2}", "1"), ("\\boxed{3}", "3")]
-    with GradingPool(num_workers=0) as pool:
-        for verdicts in on_ranks(lambda rank: SharedGrader(pool, rank).grade_many(pairs)):
-            assert [v.correct for v in verdicts] == [True, False, True]
+def test_siblings_stay_together() -> None:
+    prompts = [(1,), (1,), (2,), (3,), (3,), (3,), (1,)]
+    requests = [Request(prompt, 1, (0,), seed) for seed, prompt in enumerate(prompts)]
+    assert shares(requests, 2) == [[0, 1, 3, 4, 5], [2, 6]]
+    assert shares(requests, 5) == [[0, 1], [2], [3, 4, 5], [6], []]
+    assert shares([], 2) == [[], []]
+
+
+def test_alone_completions_come_as_they_finish() -> None:
+    engine = ScriptedEngine(RENDERER, RESPONSES)
+    rank = Rank(0, [None], Barrier(1))
+    requests = [Request(tuple(RENDERER.prompt_ids(p)), 9, (RENDERER.eos_id,), 0) for p in PROBLEMS]
+    wrapped = Distributed(engine, rank, SpanRecorder())
+    assert [index for index, _ in wrapped.generate(requests, SAMPLING)] == [2, 1, 0]
+    assert (wrapped.max_seqlen, wrapped.renderer) == (engine.max_seqlen, RENDERER)
+    wrapped.policy_version = 3
+    assert engine.policy_version == 3
 
 
 def test_an_engine_of_the_trainers_process_has_no_life_of_its_own() -> None:

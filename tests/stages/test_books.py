@@ -6,12 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from satori_fast.config import OptimizerConfig
-from satori_fast.data.coat import encode_demonstration
+from satori_fast.data.prompts import encode_demonstration
+from satori_fast.experience.demonstrations import DemonstrationSource
 from satori_fast.profiling.flops import ModelShape
+from satori_fast.stages.books import shape_of
+from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import build_run
-from satori_fast.stages.setup import learner_for
 from satori_fast.stages.supervised import supervised_step
-from satori_fast.stages.workload import count_decoding, count_scoring, count_training, shape_of
 from satori_fast.types import Demonstration
 from tests.stages.test_run import tiny_config
 
@@ -20,8 +21,10 @@ RESPONSES = ("pick 1", "pick 1 pick 2 sum 8")
 
 def test_a_step_counts_what_its_models_compute(tmp_path: Path) -> None:
     with build_run(tiny_config(tmp_path)) as run:
-        policy = learner_for(run, "policy", OptimizerConfig(learning_rate=1e-3), num_steps=1)
-        critic = learner_for(run, "scalar", None)
+        context = run.context(plan_stages(run.config)[-1])
+        models, start, books = context.model_folders, context.policy_folder, run.books
+        policy = models.policy(start, OptimizerConfig(learning_rate=1e-3), num_steps=1)
+        critic = models.scalar(start)
         shape = shape_of(policy)
         vocab_size = len(run.renderer.tokenizer)
         assert shape == ModelShape(2, 32, 2, 1, 16, 64, vocab_size)
@@ -36,14 +39,16 @@ def test_a_step_counts_what_its_models_compute(tmp_path: Path) -> None:
         layer, pairs = 2 * 32 * 16 * 3 + 3 * 32 * 64, sum(n * (n + 1) // 2 for n in lengths)
         trunk = 2 * 2 * layer * sum(lengths) + 4 * 2 * 2 * 16 * pairs
 
-        supervised_step(run, policy, trajectories, 0)
+        source = DemonstrationSource(trajectories, batch_size=2, seed=0)
+        span, packing = books.spans.span, context.packing()
+        books.training(supervised_step(policy, source, 0, packing=packing, span=span))
         head = 2 * 32 * vocab_size * num_response_tokens
-        assert run.spans.end_step().flops == {"update": 3 * (trunk + head)}
+        assert books.spans.end_step().flops == {"update": 3 * (trunk + head)}
 
-        count_scoring(run, "logprob", [policy, critic], trajectories)
-        count_training(run, [critic], trajectories)
-        count_decoding(run, policy, 5)
-        times = run.spans.end_step()
+        books.count_scoring("logprob", [policy, critic], trajectories)
+        books.count_training([critic], trajectories)
+        books.count_decoding(policy, 5, 1)
+        times = books.spans.end_step()
         heads = 2 * 32 * (vocab_size + 1) * sum(lengths)
         assert times.flops["logprob"] == 2 * trunk + heads
         assert times.flops["update"] == 3 * (trunk + 2 * 32 * sum(lengths))
@@ -53,5 +58,7 @@ def test_a_step_counts_what_its_models_compute(tmp_path: Path) -> None:
 
 def test_an_engine_elsewhere_reads_nothing_here(tmp_path: Path) -> None:
     with build_run(tiny_config(tmp_path)) as run:
-        count_decoding(run, learner_for(run, "policy", None), 0)
-        assert run.spans.end_step().bytes_read == {}
+        context = run.context(plan_stages(run.config)[-1])
+        policy = context.model_folders.policy(context.policy_folder)
+        run.books.count_decoding(policy, 0, 1)
+        assert run.books.spans.end_step().bytes_read == {}

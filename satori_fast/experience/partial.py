@@ -4,7 +4,7 @@
 In each step a response grows by at most `max_step_tokens`; one that is not finished goes on in the
 next step from its tokens so far, whose keys and values the engine computes again with its new
 weights. Every token keeps the version of the weights that sampled it. A group is handed over when
-its last sibling is finished. Off by default; `engine.collect` is the plain way.
+its last sibling is finished. `online` is the plain way.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from satori_fast.data.coat import build_trajectory
 from satori_fast.data.problem_file import problem_from_row
+from satori_fast.data.prompts import build_trajectory
+from satori_fast.experience.online import OnlineSource
+from satori_fast.experience.source import Judge, ProblemFeed
 from satori_fast.rollout.engine import (
     Completion,
     Engine,
@@ -26,10 +28,8 @@ from satori_fast.rollout.engine import (
     prompt_of,
     request_seed,
 )
+from satori_fast.rollout.restarting import Restarting
 from satori_fast.types import Finish, Problem, RolloutResult, Trajectory
-
-# How requests become completions, in order; a run of several processes shares them out.
-Generate = Callable[[Engine, Sequence[Request], SamplingParams], list[Completion]]
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class _Group:
 
 
 class PartialRollouts:
-    """The groups that are under way, from step to step."""
+    """Groups in flight, from step to step."""
 
     def __init__(self, max_step_tokens: int) -> None:
         if max_step_tokens < 1:
@@ -86,8 +86,6 @@ class PartialRollouts:
         engine: Engine,
         problems: Sequence[Problem],
         sampling: SamplingParams,
-        *,
-        generate: Generate,
     ) -> RolloutResult:
         """One step: `problems` join the groups under way, all grow, finished groups come back.
 
@@ -100,15 +98,15 @@ class PartialRollouts:
             self._start(engine, problem, sampling)
         growing = list(self._unfinished())
         requests = [self._request(engine, *where, sampling) for where in growing]
-        completions = generate(engine, requests, sampling)
-        for (group, number), completion in zip(growing, completions, strict=True):
-            group.siblings[number].grow(completion, version, limit=group.limit)
+        completions = dict(engine.generate(requests, sampling))
+        for index, (group, number) in enumerate(growing):
+            group.siblings[number].grow(completions[index], version, limit=group.limit)
         finished = [group for group in self._groups if group.is_finished]
         self._groups = [group for group in self._groups if not group.is_finished]
         return RolloutResult(
             trajectories=tuple(t for group in finished for t in _trajectories(group, engine)),
             num_prompt_tokens=sum(len(request.prompt_ids) for request in requests),
-            num_generated_tokens=sum(len(completion.tokens) for completion in completions),
+            num_generated_tokens=sum(len(c.tokens) for c in completions.values()),
             wall_s=time.perf_counter() - begin,
             policy_version=version,
         )
@@ -144,6 +142,53 @@ class PartialRollouts:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._num_started = state["started"]
         self._groups = [_group_of(saved) for saved in state["groups"]]
+
+
+class PartialSource(OnlineSource):
+    """An `OnlineSource` whose long responses stretch over several steps.
+
+    A step starts so many new groups that `problems_per_step` are in flight; it hands over those
+    that are finished, however many. There are no further rounds: a step has one token budget.
+    """
+
+    def __init__(
+        self,
+        engine: Restarting,
+        problems: ProblemFeed,
+        judge: Judge,
+        *,
+        max_step_tokens: int,
+        sampling: Callable[[int], SamplingParams],
+        problems_per_step: int,
+        sleep: bool = False,
+    ) -> None:
+        super().__init__(
+            engine,
+            problems,
+            judge,
+            sampling=sampling,
+            problems_per_step=problems_per_step,
+            sleep=sleep,
+        )
+        self._partial = PartialRollouts(max_step_tokens)
+
+    def _num_problems(self) -> int:
+        return max(0, self._problems_per_step - self._partial.num_pending)
+
+    def _collect(
+        self, problems: Sequence[Problem], sampling: SamplingParams, *, first_group: int
+    ) -> RolloutResult:
+        assert first_group == 0, "partial rollouts number their groups by themselves"
+        return self._partial.collect(self.engine, problems, sampling)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: that of an `OnlineSource`, and the groups in flight."""
+        return super().state_dict() | {"partial": self._partial.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        super().load_state_dict(state)
+        self._partial.load_state_dict(state["partial"])
 
 
 def _group_of(saved: Mapping[str, Any]) -> _Group:

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from satori_fast.data.arithmetic import domain_words
-from satori_fast.data.coat import PLAIN_TEMPLATE, PromptRenderer
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
-from satori_fast.rollout.engine import Completion, Request, SamplingParams
-from satori_fast.rollout.partial import PartialRollouts
+from satori_fast.experience.partial import PartialRollouts
+from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 from satori_fast.types import Prefix, Problem, Trajectory
 
 RENDERER = PromptRenderer(build_word_tokenizer(domain_words()), PLAIN_TEMPLATE, 12)
@@ -25,7 +25,7 @@ LENGTHS = {tuple(RENDERER.prompt_ids(SHORT)): 2, tuple(RENDERER.prompt_ids(LONG)
 
 
 @dataclass
-class CountingEngine:
+class CountingEngine(Engine):
     """The i-th token of a response has the log-prob -i; responses end at their known length."""
 
     policy_version: int = 0
@@ -33,11 +33,11 @@ class CountingEngine:
     renderer: PromptRenderer = RENDERER
     asked: list[Request] = field(default_factory=list)
 
-    def continued(
-        self, _: object, requests: Sequence[Request], sampling: SamplingParams
-    ) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingParams
+    ) -> Iterator[tuple[int, Completion]]:
         self.asked = list(requests)
-        return [self._grow(request) for request in requests]
+        yield from reversed(list(enumerate(map(self._grow, requests))))
 
     def _grow(self, request: Request) -> Completion:
         prompt = next(p for p in LENGTHS if request.prompt_ids[: len(p)] == p)
@@ -54,7 +54,7 @@ def step(
 ) -> tuple[Trajectory, ...]:
     settings = {"num_samples": 2, "max_new_tokens": 100, "seed": engine.policy_version, **options}
     sampling = SamplingParams(**settings)
-    result = partial.collect(engine, problems, sampling, generate=engine.continued)
+    result = partial.collect(engine, problems, sampling)
     assert result.policy_version == engine.policy_version
     engine.policy_version += 1
     return result.trajectories

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol of a source of experience, and what sources share: scoring, filtering, crediting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from satori_fast.algorithms.credit import CreditRule
+from satori_fast.rewards.terms import drop_uninformative_groups
+from satori_fast.rollout.restarting import ServedWeights
+from satori_fast.rollout.weight_sync import SyncReport
+from satori_fast.types import Experience, Problem, Trajectory
+
+# The same trajectories with their reward, the same on every rank.
+Score = Callable[[Sequence[Trajectory]], list[Trajectory]]
+# A named part of a step is timed while the context is open.
+Span = Callable[[str], AbstractContextManager[Any]]
+
+
+class ExperienceSource(Protocol):
+    """A source of what a policy learns from, step by step; every rank calls it alike."""
+
+    def next(self, step: int) -> Experience:
+        """The experience of a step; the same on every rank. Steps come in order."""
+        ...
+
+    def sync(self, weights: ServedWeights, *, version: int) -> SyncReport | None:
+        """Sample from `weights` from now on; None where nothing is sampled."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: what a resumed run goes on from with the same trajectories."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        ...
+
+
+class ProblemFeed(Protocol):
+    """An endless order of problems that can be resumed."""
+
+    def take(self, num_problems: int, *, step: int) -> list[Problem]:
+        """The next problems; steps come in order."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The way from samples to experience: scores, groups that are kept, credit.
+
+    score:         gives the rewards, and times itself.
+    credit:        rule of the recipe; its state, if it has any, is part of a source's.
+    min_group_std: groups whose rewards have a standard deviation of at most this carry no signal
+                   and are dropped; None keeps every group.
+    span:          times a part of a step. figures: takes what the rewards counted since the last
+                   time, under metric names.
+    """
+
+    score: Score
+    credit: CreditRule
+    min_group_std: float | None
+    span: Span
+    figures: Callable[[], Mapping[str, float]] | None = None
+
+    def informative(self, scored: Sequence[Trajectory]) -> list[Trajectory]:
+        """Those of groups that a group baseline leaves a signal."""
+        if self.min_group_std is None:
+            return list(scored)
+        return drop_uninformative_groups(scored, self.min_group_std)
+
+    def experience(
+        self,
+        kept: Sequence[Trajectory],
+        sampled: Sequence[Trajectory],
+        *,
+        policy_version: int,
+        stats: Mapping[str, float],
+    ) -> Experience:
+        """What an update learns from: `kept` of `sampled`, credited."""
+        figures = {} if self.figures is None else self.figures()
+        return Experience(
+            trajectories=tuple(kept),
+            credits=tuple(self.credit.assign(kept)),
+            sampled=tuple(sampled),
+            policy_version=policy_version,
+            stats={**stats, **figures},
+        )
+
+
+def num_groups(trajectories: Sequence[Trajectory]) -> int:
+    """Number of groups of siblings."""
+    return len({t.group_id for t in trajectories})
+
+
+def first_groups(trajectories: Sequence[Trajectory], number: int) -> list[Trajectory]:
+    """Trajectories of the first `number` groups, in the order in which they come."""
+    wanted = list(dict.fromkeys(t.group_id for t in trajectories))[:number]
+    return [t for t in trajectories if t.group_id in set(wanted)]

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The books of a run: spans, counts, metrics and samples, all made from the types that flow.
+
+A stage hands over what its step left (`trainer.StepResult`); which number it becomes, and under
+which name, is decided here and in `step_metrics`. The formulas of FLOPs are `profiling.flops`; the
+passes that a stage makes, over which tokens, are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from satori_fast.backbone.architecture import head_dim
+from satori_fast.backbone.step import Learner
+from satori_fast.data.formats import ResponseFormat
+from satori_fast.evaluation.evaluate import EvaluationResult
+from satori_fast.profiling.flops import ModelShape, forward_flops, training_flops
+from satori_fast.profiling.metrics import MetricsWriter, sample_record
+from satori_fast.profiling.monitor import StepMonitor
+from satori_fast.profiling.spans import SpanRecorder, StepTimes
+from satori_fast.stages.step_metrics import advantage_metrics, experience_metrics, update_metrics
+from satori_fast.stages.trainer import StepResult, Trainer
+from satori_fast.types import StepReport, Trajectory
+
+
+class Books:
+    """Measures and records the steps of a run, on every rank; the main process writes.
+
+    stage:       the stage at work; `begin_stage` sets it.
+    format:      of the responses: what it counts, and its colours.
+    setup_times: of the stage at work, from its beginning to its first step.
+    writer:      of metrics.jsonl and samples.jsonl, None where another process writes.
+    """
+
+    def __init__(
+        self,
+        spans: SpanRecorder,
+        monitor: StepMonitor,
+        writer: MetricsWriter | None,
+        *,
+        format: ResponseFormat,
+    ) -> None:
+        self.spans = spans
+        self.format = format
+        self.monitor = monitor
+        self.writer = writer
+        self.stage = ""
+        self.setup_times = StepTimes()
+
+    def close(self) -> None:
+        """Stop measuring, and close the files."""
+        self.monitor.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def begin_stage(self, stage: str) -> None:
+        """Go to a stage. All before its `start_steps` is its set-up."""
+        self.stage = stage
+        self.setup_times = StepTimes()
+        self.spans.start_step()
+
+    def start_steps(self, num_steps: int) -> None:
+        """End the set-up (models, buffers): its time is the stage's, but no step's."""
+        self.setup_times = StepTimes() + self.spans.end_step(f"{self.stage} set-up")
+        self.monitor.start_steps(num_steps)
+
+    def reset_clock(self) -> None:
+        """Leave the time since the last step out of every step: a checkpoint, an export."""
+        self.monitor.reset_clock()
+
+    # -- records ------------------------------------------------------------------------------
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> StepTimes:
+        """End the step: one line of metrics.jsonl with its rates. Returns the step's times."""
+        times, measured = self.monitor.end_step(f"{self.stage} step {step}")
+        report = StepReport(self.stage, step, {**metrics, **measured}, times.spans_s)
+        if self.writer is not None:
+            self.writer.write(report)
+        return times
+
+    def record_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
+        """Write trajectories to samples.jsonl."""
+        if self.writer is not None:
+            for trajectory in trajectories:
+                record = sample_record(self.stage, step, trajectory=trajectory, format=self.format)
+                self.writer.write_sample(record)
+
+    def record_evaluation(
+        self, step: int, result: EvaluationResult, *, num_samples: int
+    ) -> dict[str, float]:
+        """Write sample answers; returns the metrics of the result."""
+        self.record_samples(step, result.samples(num_samples))
+        return result.metrics()
+
+    def digests(self) -> dict[str, str] | None:
+        """Digests of the growing files, which the disk then holds; None where others write."""
+        if self.writer is None:
+            return None
+        self.writer.sync()
+        return self.writer.digests()
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def reinforcement(
+        self, step: int, result: StepResult, trainer: Trainer, *, num_samples: int
+    ) -> dict[str, float]:
+        """Count a step of reinforcement and write `num_samples` of its trajectories; its metrics
+        without times."""
+        experience, stats = result.experience, result.experience.stats
+        kept, spans = experience.trajectories, self.spans
+        generated, prompts = (
+            int(stats.get(f"{kind}_tokens", 0)) for kind in ("generated", "prompt")
+        )
+        spans.count("rollout", generated)
+        spans.count("logprob", experience.num_tokens)
+        spans.count("update", experience.num_tokens)
+        spans.count("step", prompts + generated)
+        self.count_decoding(
+            trainer.policy, int(stats.get("passes", 0)), trainer.parallel.tensor_size
+        )
+        self.count_scoring("logprob", trainer.scorers, kept)
+        self.count_training(result.trained.values(), kept)
+        self.record_samples(step, evenly_spread(experience.sampled, num_samples))
+        all_reduce_sum = trainer.parallel.all_reduce_sum
+        metrics = {
+            **experience_metrics(experience, format=self.format),
+            **advantage_metrics(result.batches, result.advantages, kept, all_reduce_sum),
+            **update_metrics(result.stats),
+        }
+        if result.synced is not None:
+            metrics["sync/bytes"] = float(result.synced.num_bytes)
+        return metrics
+
+    def training(self, result: StepResult) -> dict[str, float]:
+        """Count a step on what nobody sampled in it; its metrics without times."""
+        experience = result.experience
+        self.spans.count("update", experience.num_tokens)
+        self.spans.count("step", experience.num_tokens)
+        self.count_training(result.trained.values(), experience.trajectories)
+        return dict(result.stats)
+
+    def count_scoring(
+        self, span: str, learners: Iterable[Learner], trajectories: Sequence[Trajectory]
+    ) -> None:
+        """Count a forward pass of each learner over whole trajectories, with all outputs."""
+        lengths = [len(t.tokens) for t in trajectories]
+        for learner in learners:
+            self.spans.count_flops(span, forward_flops(shape_of(learner), lengths))
+
+    def count_training(
+        self, learners: Iterable[Learner], trajectories: Sequence[Trajectory]
+    ) -> None:
+        """Count forward and backward of each learner, span "update"; a policy needs logits of
+        responses only."""
+        lengths = [len(t.tokens) for t in trajectories]
+        num_response_tokens = sum(t.num_response_tokens for t in trajectories)
+        for learner in learners:
+            head = num_response_tokens if learner.module.kind == "policy" else None
+            flops = training_flops(shape_of(learner), lengths, num_head_tokens=head)
+            self.spans.count_flops("update", flops)
+
+    def count_decoding(self, policy: Learner, num_passes: int, tensor_size: int) -> None:
+        """Count passes of an engine on this device, span "rollout": each reads the weights of its
+        shard."""
+        if num_passes:
+            num_bytes = next(policy.module.parameters()).element_size()
+            num_bytes *= shape_of(policy).num_weights_read / tensor_size
+            self.spans.count_bytes("rollout", num_passes * num_bytes)
+
+
+def shape_of(learner: Learner) -> ModelShape:
+    """Shape of the whole model, however it is split."""
+    hf_config = learner.hf_config
+    return ModelShape(
+        num_layers=hf_config.num_hidden_layers,
+        hidden_size=hf_config.hidden_size,
+        num_heads=hf_config.num_attention_heads,
+        num_kv_heads=hf_config.num_key_value_heads,
+        head_dim=head_dim(hf_config),
+        intermediate_size=hf_config.intermediate_size,
+        num_logits=hf_config.vocab_size if learner.module.kind == "policy" else 1,
+    )
+
+
+def evenly_spread(trajectories: Sequence[Trajectory], number: int) -> Sequence[Trajectory]:
+    """`number` of the trajectories, evenly spaced."""
+    every = max(1, len(trajectories) // max(1, number))
+    return trajectories[::every][:number]

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation inside a run: the held-out problems, asked of the engine that serves the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from satori_fast.config import EvaluationConfig
+from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
+from satori_fast.grading import Grader
+from satori_fast.rollout.restarting import Restarting, ServedWeights
+from satori_fast.stages.books import Books
+from satori_fast.types import Problem
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Greedy accuracy on the held-out problems of a run.
+
+    max_new_tokens: response limit where `config` has none.
+    """
+
+    problems: Sequence[Problem]
+    config: EvaluationConfig
+    max_new_tokens: int
+    grader: Grader
+    books: Books
+
+    def evaluate(self, engine: Restarting) -> EvaluationResult:
+        """Evaluate what `engine` serves; span "evaluate"."""
+        limit = self.config.max_new_tokens or self.max_new_tokens
+        with self.books.spans.span("evaluate"):
+            result = evaluate(engine, self.problems, max_new_tokens=limit, pool=self.grader)
+        self.books.spans.count("evaluate", result.rollout.num_generated_tokens)
+        return result
+
+    def evaluate_policy(
+        self, engine: Restarting, policy: ServedWeights, *, version: int
+    ) -> EvaluationResult:
+        """Evaluate the weights of now; the engine is synced where it has those of another step."""
+        if engine.policy_version != version:
+            engine.sync(policy, version=version)
+        return self.evaluate(engine)
+
+    def record(self, step: int, result: EvaluationResult) -> dict[str, float]:
+        """Write sample answers; returns the metrics of the result."""
+        num_samples = self.config.num_logged_samples
+        return self.books.record_evaluation(step, result, num_samples=num_samples)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sources of reward that a config asks for, in the order in which their terms are added.
+
+What each gives is `satori_fast.rewards`; a reward model is found and loaded by `scoring`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from satori_fast.config import ConfigError, RewardConfig
+from satori_fast.grading import Grader
+from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.rewards.outcome import OutcomeReward
+from satori_fast.rewards.preference import PreferenceReward, Scorer
+from satori_fast.rewards.terms import Reward
+from satori_fast.rewards.user import Share, UserReward, check_function
+from satori_fast.rewards.worker import CallLimits, FunctionWorker, RewardFunctionError
+from satori_fast.types import RewardBreakdown, ScoreStatistics, Trajectory
+
+
+def build_rewards(
+    config: RewardConfig,
+    *,
+    grader: Grader,
+    worker: FunctionWorker,
+    reward_model: tuple[Scorer, ScoreStatistics] | None = None,
+    share: Share | None = None,
+    spans: SpanRecorder | None = None,
+) -> list[Reward]:
+    """Grading first, then the reward model, then the user's functions as they are listed.
+
+    reward_model: how to score with it, and the statistics of its scores; needed where
+    reward.preference_weight is above 0, unused elsewhere. share: runs an action in the main process
+    and gives its result to all ranks; None: there is one process. spans: times them, as "reward"
+    and "reward_model". Raises ConfigError where the reward model is missing.
+    """
+    outcome = OutcomeReward(grader, config.rule_weight, config.reflection_bonus)
+    sources: list[tuple[str, Reward]] = [("reward", outcome)]
+    if config.preference_weight:
+        if reward_model is None:
+            raise ConfigError(
+                f"reward.preference_weight = {config.preference_weight:g} needs a reward model: "
+                "set it to 0 where there is none"
+            )
+        preference = PreferenceReward(*reward_model, weight=config.preference_weight)
+        sources.append(("reward_model", preference))
+    for function in config.functions:
+        if function.weight:
+            own = UserReward(function.term, function.path, worker, function.weight)
+            sources.append(("reward", own if share is None else replace(own, share=share)))
+    if spans is None:
+        return [reward for _, reward in sources]
+    return [_timed(reward, spans, name) for name, reward in sources]
+
+
+def build_worker(config: RewardConfig) -> FunctionWorker:
+    """The process for the user's functions, with its limits; it starts when it is first needed."""
+    return FunctionWorker(CallLimits.of_cpu(config.function_timeout_s or config.timeout_s))
+
+
+def check_functions(config: RewardConfig, worker: FunctionWorker | None = None) -> None:
+    """ConfigError for a function that does not exist, in a moment and without running anything;
+    with a `worker`, also for one whose file cannot be imported there."""
+    for function in config.functions:
+        try:
+            check_function(function.term, function.path)
+            if worker is not None:
+                worker.load(function.term, function.path)
+        except RewardFunctionError as error:
+            raise ConfigError(str(error)) from error
+
+
+def _timed(reward: Reward, spans: SpanRecorder, name: str) -> Reward:
+    def timed(trajectories: Sequence[Trajectory]) -> Sequence[RewardBreakdown]:
+        with spans.span(name):
+            return reward(trajectories)
+
+    return timed
