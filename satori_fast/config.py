@@ -31,6 +31,7 @@ from satori_fast.config_checks import (
     check_reinforcement,
     check_restarts,
     check_reward_model,
+    check_rewards,
     check_samples,
     has_restarts,
     recipe_of,
@@ -160,6 +161,7 @@ class Config(Section):
         check_layout(self.rollout, self.parallel)
         check_samples(self.stages, self.rollout, self.solutions)
         check_reward_model(self.stages, self.reward, self.reinforce)
+        check_rewards(self.stages, self.reward)
         rounds = self.iterate.rounds if "iterate" in self.stages else ()
         if "reinforce" in self.stages:
             check_reinforcement(self.reinforce, self.rollout)

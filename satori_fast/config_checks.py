@@ -203,6 +203,17 @@ def check_reward_model(
     )
 
 
+def check_rewards(stages: Sequence[str], reward: RewardConfig) -> None:
+    """Reinforcement has a reward to learn from."""
+    weights = [reward.rule_weight, reward.reflection_bonus, reward.preference_weight]
+    weights += [function.weight for function in reward.functions]
+    if {"reinforce", "iterate"} & set(stages) and not any(weights):
+        raise ValueError(
+            "reward.rule_weight, reflection_bonus and preference_weight are 0, and no function of "
+            "reward.functions has a weight: every reward is 0; raise one of them"
+        )
+
+
 def check_distillation(config: DistillConfig, rollout: RolloutConfig, *, where: str = "") -> None:
     """Samples of a problem differ. where: ends the message, for rounds."""
     if not rollout.temperature and config.temperature is None and config.num_samples > 1:

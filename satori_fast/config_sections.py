@@ -101,7 +101,7 @@ class DataConfig(Section):
     """prompt template: satori (the paper's Template 3), plain (the question and a line break), or
     chat (the tokenizer's own chat template)"""
     system: str | None = None
-    """system turn of template chat; None: no such turn"""
+    """system message before the question, for template = "chat"; None: none"""
     format: str = "coat"
     """format of responses: coat (Satori's meta actions) or plain (a response is one segment)"""
     max_prompt_tokens: int = Field(default=1024, gt=0)
@@ -176,7 +176,7 @@ class RolloutConfig(Section):
     max_step_tokens: int | None = Field(default=None, gt=0)
     """response tokens per step; longer responses go on in the next step; None: no such limit"""
     stop_tokens: tuple[str, ...] = Field(default=(), strict=False)
-    """tokens that end a response, beside those that the model's own files name"""
+    """tokens that end a response, beside the stop tokens that the model's own files name"""
     max_slots: int = Field(default=256, gt=0)
     """requests decoded at once"""
     temperature: float = Field(default=1.0, ge=0)

@@ -375,10 +375,74 @@ def test_resolved_config_reads_back_equal(
     assert load_config(written(tmp_path, to_toml(config))) == config
 
 
+FUNCTIONS = """
+[[reward.functions]]
+path = "my_rewards.py:short_answers"
+weight = 0.5
+[[reward.functions]]
+path = "package.module:polite"
+name = "politeness"
+"""
+
+
+def test_files_of_reward_functions_are_relative_to_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "base.toml").write_text(SMALLEST + FUNCTIONS)
+    path = written(tmp_path, 'schema_version = 1\nbase = "below/base.toml"\n')
+    config = load_config(path)
+    first, second = config.reward.functions
+    assert first.path == f"{tmp_path}/below/my_rewards.py:short_answers"
+    assert (first.term, first.weight, second.term) == ("short_answers", 0.5, "politeness")
+    assert second.path == "package.module:polite"
+    # What the run folder keeps is found from anywhere.
+    (tmp_path / "run").mkdir()
+    text = to_toml(config)
+    assert load_config(written(tmp_path / "run", text)) == config
+    ((_, value, meaning),) = [row for row in describe(config) if row[0] == "reward.functions"]
+    assert "politeness" in value and value in text and "[[reward.functions]]" in meaning
+    # On the command line a file is relative to where it is typed; its folder need not be there.
+    monkeypatch.chdir(tmp_path)
+    for typed, found in (
+        ("../other/mine.py", f"{tmp_path.parent}/other/mine.py"),
+        ("/x/mine.py", "/x/mine.py"),
+        ("~/mine.py", f"{Path.home()}/mine.py"),
+    ):
+        overridden = load_config(path, ["--reward.functions", f"[{{path='{typed}:f'}}]"])
+        assert [f.path for f in overridden.reward.functions] == [f"{found}:f"]
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ("[{path='mine.py'}]", "reward.functions.0.path = 'mine.py': name a file and a function"),
+        ("[{path='mine.py:'}]", "name a file and a function in it"),
+        ("[{path=':f'}]", "name a file and a function in it"),
+        ("[{path='mine.py:f.g'}]", "name a file and a function in it"),
+        ("[{path='folder/mine:f'}]", "folder/mine is neither a file that ends in .py nor the name"),
+        ("[{weight=1.0}]", "reward.functions.0.path"),
+        ("[{path='m:f',wieght=2.0}]", "the nearest valid key is reward.functions.weight"),
+        ("[{path='m:f',weight=inf}]", "reward.functions.0.weight"),
+        ("[{path='m:f',weight='1'}]", "reward.functions.0.weight"),
+        ("[{path='m:f'},{path='n:f'}]", "two functions have the name 'f': set name for one of th"),
+        ("[{path='m:rule'}]", "reward.functions: name = 'rule' means something else in metrics"),
+        ("[{path='m:f',name='seconds'}]", "reward.functions: name = 'seconds' means something els"),
+        ("[{path='m:f',name='a/b'}]", "reward.functions: name = 'a/b': take letters, digits and _"),
+        ("{path='m:f'}", "reward.functions is a list of sections: write [[reward.functions]]"),
+        ("3", "reward.functions is a list of sections"),
+        ("mine.py:f", "reward.functions is a list of sections"),
+        ("['mine.py:f']", "reward.functions is a section, not a value"),
+    ],
+)
+def test_reward_functions_that_are_none(tmp_path: Path, value: str, part: str) -> None:
+    assert part in error_line(written(tmp_path, SMALLEST), ["--reward.functions", value])
+
+
 def test_every_default_is_written_out() -> None:
     text = to_toml(Config.example())
     assert text.startswith(f"schema_version = {SCHEMA_VERSION}\n")
-    assert "[reinforce.restarts]\nenabled = true\n" in text
+    assert "[reinforce.restarts]\nrefresh_every = 0\n" in text
     assert "= none" not in text.lower()
 
 
@@ -398,3 +462,17 @@ def test_every_key_has_a_meaning() -> None:
     assert [key for key, _, _ in rows] == leaves(Config)
     assert [key for key, _, meaning in rows if not meaning.strip()] == []
     assert ("data.num_train", "1000") in [(key, value) for key, value, _ in rows]
+
+
+def test_restarts_are_on_where_the_format_has_them(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALLEST)
+
+    def restarts(*overrides: str) -> bool:
+        stages = ("--stages", '["reinforce"]')
+        return load_config(path, [*stages, *overrides]).restarts_enabled
+
+    assert load_config(path).reinforce.restarts.enabled is None
+    assert restarts() and not restarts("--data.format", "plain")
+    for value in ("true", "false"):
+        assert restarts("--reinforce.restarts.enabled", value) is (value == "true")
+    assert not restarts("--reinforce.restarts.enabled", "false", "--data.format", "plain")

@@ -52,6 +52,12 @@ CONTRADICTORY = [
         "reinforce.restarts.original_weight, correct_weight and incorrect_weight are all 0",
     ),
     (
+        "--reward.rule_weight 0.0 --reward.reflection_bonus 0.0 "
+        "--reward.functions [{path='m:f',weight=0.0}]",
+        "reward.rule_weight, reflection_bonus and preference_weight are 0, and no function of "
+        "reward.functions has a weight",
+    ),
+    (
         "--reinforce.recipe grop",
         "reinforce.recipe = 'grop': there is no such recipe; the nearest is 'grpo'",
     ),
@@ -59,6 +65,24 @@ CONTRADICTORY = [
     (
         "--reinforce.recipe gspo --reinforce.samples_per_problem 1",
         "reinforce.samples_per_problem = 1 leaves recipe 'gspo' nothing to compare",
+    ),
+    (
+        "--reinforce.source onlin",
+        "reinforce.source = 'onlin' does not exist; the nearest is 'online'",
+    ),
+    ("--reinforce.source stored", 'reinforce.source = "stored" needs reinforce.rollouts'),
+    ("--reinforce.rollouts x.jsonl", "reinforce.rollouts = 'x.jsonl' is for source = \"stored\""),
+    (
+        "--reinforce.source stored --reinforce.rollouts x --reinforce.restarts.enabled true",
+        'reinforce.restarts.enabled = true with source = "stored", which samples nothing',
+    ),
+    (
+        "--reinforce.source stored --reinforce.rollouts x --reinforce.max_sampling_rounds 2",
+        'reinforce.max_sampling_rounds = 2 does not go with reinforce.source = "stored"',
+    ),
+    (
+        "--reinforce.max_sampling_rounds 3 --rollout.max_step_tokens 9",
+        "reinforce.max_sampling_rounds = 3 does not go with rollout.max_step_tokens",
     ),
     ("--solutions.num_samples 1", "solutions.num_samples = 1 leaves the preference stage no pair"),
     ("--solutions.num_problems 1", "solutions.num_problems = 1 leaves the preference stage"),
@@ -109,6 +133,34 @@ CONTRADICTORY = [
         "--reinforce.critic_optimizer.warmup_fraction 0.9 --iterate.rounds [{num_steps=1}]",
         "reinforce.critic_optimizer: schedule",
     ),
+    # The format of responses, and its prompts.
+    ("--data.format cot", 'data.format = "cot" is no format of responses; the nearest is "coat"'),
+    ("--data.format PLAIN", "is no format of responses; the nearest is"),
+    (
+        "--stages ['reinforce'] --data.format plain --reinforce.restarts.enabled true",
+        'reinforce.restarts.enabled = true, but data.format = "plain" has no reflection to restart '
+        'with: take it out, or set data.format = "coat"',
+    ),
+    (
+        "--stages ['reinforce','iterate'] --data.format plain --iterate.rounds "
+        "[{},{restarts=true}]",
+        'restarts = true, but data.format = "plain" has no reflection to restart with: take it '
+        'out, or set data.format = "coat" (iterate.rounds.1)',
+    ),
+    (
+        "--data.format plain",
+        'data.format = "plain" with the stage synthesize, whose demonstrations have the format '
+        '"coat": take synthesize out',
+    ),
+    (
+        "--data.system hello",
+        'data.system is the system turn of data.template = "chat", and "satori" has none: set',
+    ),
+    ("--data.template plain --data.system hello", 'and "plain" has none: set template = "chat"'),
+    (
+        "--data.template chat",
+        'data.template = "chat" needs a chat template, and tokenizer.kind = "words" has none',
+    ),
     # Models that come from nowhere.
     (
         "--stages ['synthesize','reinforce'] --reward.preference_weight 1.0",
@@ -154,9 +206,16 @@ def test_contradictory_settings(tmp_path: Path, overrides: str, text: str) -> No
         "--stages ['supervised'] --supervised.source x.jsonl --rollout.temperature 0.0",
         "--stages ['synthesize'] --evaluation.max_new_tokens 2048",
         "--stages ['reinforce'] --iterate.rounds [{temperature=0.0}]",
+        "--stages ['supervised'] --data.format plain --reinforce.restarts.enabled true",
+        "--stages ['reinforce'] --data.format plain",
+        "--stages ['reinforce'] --data.format plain --iterate.rounds [{restarts=true}]",
+        "--stages ['reinforce'] --tokenizer.kind model --model.path m --data.template chat "
+        "--data.system hello",
         "--stages ['reinforce'] --reward.model m --reward.preference_weight 1.0",
         "--stages ['reinforce'] --reinforce.recipe grpo --reinforce.critic_init reward_model",
         "--stages ['distill'] --rollout.temperature 0.0 --distill.num_samples 1",
+        "--reward.rule_weight 0.0 --reward.reflection_bonus 0.0 --reward.functions [{path='m:f'}]",
+        "--stages ['supervised'] --reward.rule_weight 0.0 --reward.reflection_bonus 0.0",
         "--rollout.engine vllm --rollout.sleep true --parallel.tensor 2",
         "--rollout.engine server --parallel.pipeline 2 --rollout.sync_route file",
         "--rollout.engine server --rollout.sync_route file --rollout.sync_folder /tmp/x",

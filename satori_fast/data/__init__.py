@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to problems (`sources`, `arithmetic`), problems to prompts (`coat`, `prefixes`, `tokenizer`)
-and trajectories to packed batches (`packing`).
+"""Text to problems (`sources`, `arithmetic`), problems to prompts (`prompts`, `prefixes`,
+`tokenizer`), responses to segments (`formats`) and trajectories to packed batches (`packing`).
 
 Nothing here samples, grades or trains.
 """

@@ -117,7 +117,10 @@ CURVE_CHARTS: tuple[CurveChart, ...] = (
         axis="share",
     ),
     CurveChart(
-        _LEARNING, "Reward, term by term", {"reward/*": "*"}, without=("reward/seconds", "*_per_*")
+        _LEARNING,
+        "Reward, term by term",
+        {"reward/*": "*"},
+        without=("reward/seconds", "reward/seconds_max", "reward/seconds_mean"),
     ),
     CurveChart(
         _LEARNING,

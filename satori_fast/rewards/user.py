@@ -58,10 +58,10 @@ class UserReward:
 
 
 def check_function(name: str, path: str) -> None:
-    """RewardFunctionError when file, module or function does not exist; nothing of it is run.
+    """Refuse a function whose file, module or name does not exist; nothing of it is run.
 
-    What only running can tell (a name that a star import brings, an import that fails) is left to
-    `FunctionWorker.load`.
+    Raises RewardFunctionError, with the nearest name that the file defines. What only running can
+    tell (a name that a star import brings, an import that fails) is left to `FunctionWorker.load`.
     """
     place, _, function = path.rpartition(":")
     file = source_file(path)
@@ -104,7 +104,7 @@ def source_file(path: str) -> Path | None:
 
 
 def is_file(path: str) -> bool:
-    """Does a path of reward.functions name a file, not a module?"""
+    """True where a path of reward.functions names a file, False where it names a module."""
     place = path.rpartition(":")[0]
     return place.endswith(".py") or re.search(r"[/\\]", place) is not None
 

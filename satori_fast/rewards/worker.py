@@ -71,8 +71,11 @@ class CallLimits:
 
 
 def serve() -> None:
-    """Main loop of a worker process. A request is a pickled tuple of path, trajectories
-    and the limits of CPU and wall-clock seconds; no trajectories: only load the function."""
+    """Main loop of a worker process.
+
+    A request is a pickled tuple: path, trajectories (None: only load the function), and the limits
+    of CPU and wall-clock seconds. A reply is a line of JSON.
+    """
     # The real standard streams are for requests and replies alone: what a function prints goes to
     # standard error, and it has no input.
     requests = os.fdopen(os.dup(0), "rb")
@@ -279,10 +282,15 @@ class FunctionWorker:
         request = pickle.dumps((path, trajectories, limits.cpu_s, wall_s))
         assert process.stdin is not None and process.stdout is not None
         line = b""
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(_LENGTH.pack(len(request)) + request)
-            process.stdin.flush()
-            line = _line_within(process.stdout, wall_s)
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(_LENGTH.pack(len(request)))
+                process.stdin.write(request)
+                process.stdin.flush()
+                line = _line_within(process.stdout, wall_s)
+        except BaseException:  # an interrupt: a reply that comes later would be the next call's
+            self.close()
+            raise
         reply: dict[str, Any] | None = json.loads(line) if line else None
         if reply is not None and "values" in reply:
             return reply["values"]

@@ -17,13 +17,10 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from satori_fast.rollout.engine import Engine
 
 NamedTensor = tuple[str, Tensor]
 
@@ -86,7 +83,17 @@ class WeightSink(Protocol):
         ...
 
 
-def push_weights(weights: Iterable[NamedTensor], engine: Engine, *, version: int) -> SyncReport:
+class SyncedEngine(Protocol):
+    """The part of `rollout.engine.Engine` that a sync needs."""
+
+    policy_version: int
+
+    def weight_sink(self) -> WeightSink | None: ...
+
+
+def push_weights(
+    weights: Iterable[NamedTensor], engine: SyncedEngine, *, version: int
+) -> SyncReport:
     """Make `engine` sample from `weights`, (Hugging Face name, tensor), under `version`.
 
     An engine that reads the trainer's parameters in place has no sink: only its version moves, and

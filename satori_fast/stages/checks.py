@@ -20,7 +20,7 @@ import torch
 from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.architecture import load_hf_config, transformer_config
 from satori_fast.config import Config, ConfigError
-from satori_fast.data.sources import load_demonstrations
+from satori_fast.data.sources import check_source, load_demonstrations
 from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
 from satori_fast.stages.agents import check_agents
 from satori_fast.stages.context import Context
@@ -114,6 +114,8 @@ def _check_demonstrations(config: Config, written: Path | None) -> None:
     """One demonstration can be read."""
     source, mapping = demonstration_source(config, written)
     with _naming("supervised.source"):
+        if config.supervised.source is not None:
+            check_source(source)
         if not load_demonstrations(source, mapping, limit=1)[0]:
             raise ConfigError(f"{source} has no demonstration")
 

@@ -29,7 +29,7 @@ def build_rewards(
     share: Share | None = None,
     spans: SpanRecorder | None = None,
 ) -> list[Reward]:
-    """Grading first, then the reward model, then the user's functions as they are listed.
+    """Sources of reward of a config: grading, the reward model, the user's functions as listed.
 
     reward_model: how to score with it, and the statistics of its scores; needed where
     reward.preference_weight is above 0, unused elsewhere. share: runs an action in the main process
@@ -61,8 +61,8 @@ def build_worker(config: RewardConfig) -> FunctionWorker:
 
 
 def check_functions(config: RewardConfig, worker: FunctionWorker | None = None) -> None:
-    """ConfigError for a function that does not exist, in a moment and without running anything;
-    with a `worker`, also for one whose file cannot be imported there."""
+    """Refuse, by ConfigError, a function that does not exist, without running anything; with a
+    `worker`, also one whose file cannot be imported there."""
     for function in config.functions:
         try:
             check_function(function.term, function.path)

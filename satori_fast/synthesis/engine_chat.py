@@ -12,8 +12,10 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from satori_fast.data.prompts import ChatTemplate
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 from satori_fast.synthesis.chat import ChatReply, ChatRequest, ChatSampling
 
@@ -65,12 +67,7 @@ class EngineChat:
         tokenizer: Any = renderer.tokenizer
         if not tokenizer.chat_template:
             return tuple(renderer.opened(renderer.encode_quoting("{}\n".format, prompt)))
-
-        def turn(content: str) -> str:
-            turns = [{"role": "user", "content": content}]
-            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-
-        return tuple(renderer.encode_quoting(turn, prompt))
+        return tuple(renderer.encode_quoting(partial(ChatTemplate().render, tokenizer), prompt))
 
     async def _work(self) -> None:
         """Batch after batch, until nothing waits."""

@@ -38,7 +38,12 @@ from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import build_learner
 from satori_fast.config import Config, describe, load_config, to_toml
 from satori_fast.data.prompts import SATORI_TEMPLATE
+from satori_fast.grading import GradingPool
+from satori_fast.rewards.outcome import OutcomeReward
+from satori_fast.rewards.terms import score
+from satori_fast.rewards.worker import checked_values
 from satori_fast.stages.dry_run import shrunk
+from tests.algorithms.test_advantages import make_trajectory
 from tests.architecture.documents import (
     OTHERS,
     OURS,
@@ -279,7 +284,7 @@ def marked(language: str) -> Any:
 
 
 def test_blocks_have_known_marks() -> None:
-    marks = {"", "sh", "toml", "json", "jsonl", "text"}
+    marks = {"", "sh", "toml", "json", "jsonl", "text", "python"}
     assert [block.place for block in BLOCKS if block.language not in marks] == []
 
 
@@ -292,6 +297,16 @@ def test_settings_load(block: Block, tmp_path: Path) -> None:
         text = f'schema_version = 1\nbase = "{ROOT / QUICKSTART}"\n{text}'
     path.write_text(text, encoding="utf-8")
     load_config(path)
+
+
+@marked("python")
+def test_code_runs_and_reward_functions_give_numbers(block: Block) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(block.text, block.place, "exec"), names)
+    for function in re.findall(r"^def (\w+)\(trajectories\)", block.text, flags=re.MULTILINE):
+        with GradingPool(0) as pool:
+            trajectories = score([make_trajectory(2, [300, 300])], [OutcomeReward(pool)])
+            assert len(checked_values(names[function](trajectories), trajectories)) == 1
 
 
 @marked("json")

@@ -138,7 +138,7 @@ csrc/                 kernels: parallel.h (threads), and x_<y>.cpp
   CMakeLists.txt  module.cpp (bindings only)
 satori_fast/
   types.py            the nouns: Problem, metrics.json
-  data/  coat.py  prefixes.py
+  data/  prompts.py  prefixes.py
     mixture.py
 configs/quickstart.toml
 """
@@ -154,7 +154,7 @@ configs/quickstart.toml
             "satori_fast",
             "satori_fast/types.py",
             "satori_fast/data",
-            "satori_fast/data/coat.py",
+            "satori_fast/data/prompts.py",
             "satori_fast/data/prefixes.py",
             "satori_fast/data/mixture.py",
             "configs/quickstart.toml",

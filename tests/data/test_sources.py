@@ -14,6 +14,7 @@ import pytest
 from satori_fast.data.sources import (
     FIELD_MAPPINGS,
     FieldMapping,
+    check_source,
     load_demonstrations,
     load_problems,
     source_digest,
@@ -399,3 +400,37 @@ def test_real_solutions_read_as_the_grader_reads_them(data_dir: Path) -> None:
     demonstrations, _ = load_demonstrations(path)
     for demonstration in demonstrations:
         assert extract_answer(demonstration.response) == demonstration.problem.answer
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "arithmetc",
+            "'arithmetc' is neither a built-in domain, nor a data file, nor .*'arithmetic'$",
+        ),
+        ("gsm8", "the nearest is 'gsm8k'$"),
+        ("sums", "the nearest is 'sums.jsonl'$"),
+        ("/", "data file / is a folder"),
+        (
+            "sum.jsonl",
+            "data file sum.jsonl does not exist; the nearest in its folder is sums.jsonl$",
+        ),
+        ("no/such/folder.jsonl", "data file no/such/folder.jsonl does not exist$"),
+    ],
+)
+def test_what_is_no_source_names_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    (tmp_path / "sums.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        check_source(source, ("arithmetic",))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["arithmetic", "gsm8k", "owner/name", "sums.jsonl"])
+def test_sources_that_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    (tmp_path / "sums.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    check_source(source, ("arithmetic",))

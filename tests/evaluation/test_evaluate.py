@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import pytest
 
 from satori_fast.data.arithmetic import domain_words
 from satori_fast.data.formats.coat import COAT
+from satori_fast.data.formats.plain import PLAIN
 from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.evaluation.analysis import Attempt, SelfCorrection, self_correction
@@ -195,3 +197,20 @@ def test_problem_without_an_answer(pool: GradingPool) -> None:
     engine = ScriptedEngine(RENDERER, {"sum 4": [box(4)]})
     with pytest.raises(ValueError, match="problem 'one' has no answer to grade against"):
         evaluate(engine, [Problem("one", "sum 4", None)], max_new_tokens=9, pool=pool)
+
+
+def test_a_format_without_attempts_leaves_their_metrics_out(pool: GradingPool) -> None:
+    renderer = replace(RENDERER, format=PLAIN)
+    script = {"sum 0": [f"{box(5)} <|reflect|> over {box(4)}"], "sum 1": [box(5)]}
+    problems = [Problem(str(i), f"sum {i}", "4") for i in range(2)]
+    result = evaluate(ScriptedEngine(renderer, script), problems, max_new_tokens=60, pool=pool)
+    assert result.correct == (True, False)
+    assert result.reflections_per_answer is None and result.format_metrics == {}
+    assert set(result.metrics()) == {
+        "eval/accuracy",
+        "eval/mean_response_tokens",
+        "eval/truncated",
+        "eval/no_answer",
+    }
+    analysis = result.analysis()
+    assert analysis["by_reflections"] == [] and analysis["changes"]["num_reflected"] == 0

@@ -138,7 +138,7 @@ def test_without_plotly_the_page_has_tables_and_says_how_to_get_charts(tmp_path,
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     write_hostile_run(tmp_path)
     checker, text = check_page(write_report_html(tmp_path))
-    assert checker.scripts == 2  # the samples need none
+    assert checker.scripts == 3  # the samples need none
     assert "pip install 'satori_fast[report]'" in text and "Curves" not in text
 
 

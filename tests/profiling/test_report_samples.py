@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lines of samples.jsonl as the page shows them, and the limits of what goes into it."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from satori_fast.profiling.metrics import sample_record
 from satori_fast.profiling.report_samples import (
     MAX_TEXT,
     sample_browser,
     sample_entry,
 )
+from satori_fast.types import Problem, RewardBreakdown
+from tests.algorithms.test_advantages import make_trajectory
 
 SAMPLE = {
     "stage": "rl",
@@ -53,6 +59,16 @@ def test_a_sample_says_where_it_is_from_and_what_it_got():
 )
 def test_verdicts(correct, verdict):
     assert sample_entry(SAMPLE | {"correct": correct})["verdict"] == verdict
+
+
+def test_terms_of_any_name_and_answers_without_a_verdict_are_shown():
+    problem = Problem("p-1", "q", None)
+    reward = RewardBreakdown({"similarity": 0.25, "format": -1.0}, np.ones(1, np.float32))
+    trajectory = replace(make_trajectory(2, [3]), problem=problem).with_reward(reward)
+    entry = sample_entry(sample_record("srl", 1, trajectory=trajectory))
+    assert entry["rewards"] == {"similarity": "0.25", "format": "-1.00", "total": "-0.75"}
+    assert (entry["verdict"], entry["answer"]) == ("ungraded", "none given")
+    assert [segment["reward"] for segment in entry["segments"]] == ["1.00"]
 
 
 def test_rewards_of_segments_are_shown_where_there_are_any():

@@ -185,6 +185,17 @@ def test_models_of_other_token_ids(run: Run, tmp_path: Path) -> None:
     assert 'set tokenizer.kind = "model"' in message
 
 
+def test_a_student_whose_tokenizer_does_not_go_with_the_prompts(run: Run, tmp_path: Path) -> None:
+    student = save_model(tmp_path / "student", run.renderer.tokenizer, is_scalar=False)
+    options = ("--stages", "['distill']", "--distill.student", student)
+    message = refusal(run, tmp_path, *options, "--rollout.stop_tokens", "['no such']")
+    assert "distill.student" in message and "rollout.stop_tokens: 'no such' is 2 tokens" in message
+    model = ("--tokenizer.kind", "model", "--model.path", student, "--data.template", "chat")
+    message = refusal(run, tmp_path, *options, *model)
+    assert "distill.student" in message and "the tokenizer has no chat template" in message
+    check(run, tmp_path, *options)
+
+
 def test_a_policy_that_the_layout_does_not_divide(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "mistral"
     save_model(folder, run.renderer.tokenizer, is_scalar=False)

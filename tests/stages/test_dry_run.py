@@ -40,3 +40,13 @@ def test_a_reward_model_from_elsewhere_is_replaced_by_a_tiny_one(tmp_path: Path)
     summary = dry_run(load_config("configs/quickstart.toml", options))
     names = [entry["stage"] for entry in summary["stages"]]
     assert names == ["synthesize", "supervised", "preference", "reinforce"]
+
+
+def test_prompts_and_format_are_those_of_the_scripted_agents(tmp_path: Path) -> None:
+    options = ["--stages", '["reinforce"]', "--data.format", "plain", "--data.template", "chat"]
+    options += ["--data.system", "hello", "--rollout.stop_tokens", '["<|im_end|>"]']
+    options += ["--tokenizer.kind", "model", "--model.path", "owner/model"]
+    config = load_config("configs/quickstart.toml", options)
+    small = shrunk(config, str(tmp_path))
+    assert (small.data.format, small.data.template, small.data.system) == ("coat", "plain", None)
+    assert small.rollout.stop_tokens == () and not small.restarts_enabled

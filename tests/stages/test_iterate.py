@@ -50,8 +50,9 @@ def test_a_round_changes_what_it_sets_and_nothing_else(tmp_path: Path) -> None:
     assert second.reinforce.samples_per_problem == 6
     assert second.reinforce.optimizer.learning_rate == 2e-4
     assert second.reinforce.critic_optimizer == config.reinforce.critic_optimizer
-    assert not second.reinforce.restarts.enabled
-    assert third == config
+    assert second.reinforce.restarts.enabled is False and not second.restarts_enabled
+    assert third.reinforce.restarts.enabled is True and third.restarts_enabled
+    assert third.with_set(reinforce=config.reinforce) == config
     assert by_name["distill_2"].distill.num_kept == 7
     assert by_name["reinforce"] is config
 

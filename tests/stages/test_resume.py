@@ -48,6 +48,8 @@ def test_every_key_of_the_table_is_a_key_of_the_config() -> None:
         ("reinforce.recipe", "grpo", ["synthesize", "supervised"]),
         ("reinforce.optimizer.learning_rate", "1e-7", ["supervised", SOLUTIONS]),
         ("preference.margin", "1.0", ["synthesize", "supervised"]),
+        ("reward.functions", "[{path='m:f'}]", ["synthesize", "supervised", "preference"]),
+        ("reward.function_timeout_s", "60.0", STAGES),
         ("distill.student", "'other'", ["synthesize", "supervised", "reinforce"]),
         ("rollout.temperature", "0.7", ["synthesize", "supervised"]),
         ("rollout.sync_bucket_mib", "64", ["supervised", "reinforce"]),
@@ -76,6 +78,7 @@ def test_what_no_begun_stage_reads_may_be_corrected(
         ("solutions.num_samples", "3", ["supervised", SOLUTIONS], "solutions"),
         ("reinforce.restarts.max_backtrack", "1", [SOLUTIONS], "solutions"),
         ("reward.reflection_bonus", "0.1", ["reinforce"], "reinforce"),
+        ("reward.functions", "[{path='m:f'}]", ["reinforce_2"], "reinforce"),
         ("reinforce.num_steps", "5", ["supervised", "reinforce_2"], "reinforce"),
         ("iterate.rounds", "[{ num_steps = 5 }]", ["distill_2"], "iterate"),
         ("model.hidden_size", "256", ["supervised"], "supervised"),
@@ -131,6 +134,22 @@ def test_a_file_that_changed_is_named_where_a_begun_stage_read_it(tmp_path: Path
     data.unlink()
     with pytest.raises(ConfigError, match=r"data\.source: .*sums\.jsonl is gone"):
         check("supervised")
+
+
+def test_the_file_of_a_reward_function_is_compared(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def f(trajectories): ...\n")
+    functions = f"[{{ path = '{mine}:f', name = 'short' }}, {{ path = 'math:sqrt' }}]"
+    config = config_with(tmp_path, "--reward.functions", functions)
+    earlier = input_digests(config)
+    assert set(earlier) == {"reward.functions.short"}
+    mine.write_text("def f(trajectories): return 1\n")
+    check_inputs(earlier, input_digests(config), {"supervised", "preference"})
+    with pytest.raises(ConfigError, match=r"reward\.functions\.short: .*mine\.py is not what it w"):
+        check_inputs(earlier, input_digests(config), {"reinforce"})
+    mine.unlink()
+    with pytest.raises(ConfigError, match=r"reward\.functions\.short: .*mine\.py is gone since"):
+        check_inputs(earlier, input_digests(config), {"reinforce"})
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from satori_fast.backbone.parallel import initialize_parallel
-from satori_fast.config import Config, load_config
+from satori_fast.config import Config, ConfigError, load_config
 from satori_fast.data.arithmetic import domain_words
+from satori_fast.data.formats import FORMATS
 from satori_fast.data.formats.coat import META_ACTION_TOKENS
 from satori_fast.data.prompts import PLAIN_TEMPLATE, SATORI_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import (
@@ -28,8 +29,14 @@ from satori_fast.data.tokenizer import (
 from satori_fast.rollout.engine import SamplingParams, collect
 from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import plan_stages
+from satori_fast.stages.models import tokens_unknown_to
 from satori_fast.stages.run import Run, build_run
-from satori_fast.stages.setup import build_problems, build_renderer
+from satori_fast.stages.setup import (
+    build_problems,
+    build_renderer,
+    check_sources,
+    keep_tokenizer,
+)
 from satori_fast.types import Problem, Trajectory
 from tests.rollout.test_distributed import on_ranks
 from tests.stages.test_run import TINY
@@ -251,3 +258,81 @@ def test_markers_of_the_template_that_are_no_tokens_are_named(
     caplog.clear()
     build_renderer(run_config(tmp_path, tmp_path, "--data.template", "plain"), tmp_path)
     assert not caplog.text
+
+
+# --- prompts and stop tokens of a model ---
+
+
+def test_a_chat_template_that_the_tokenizer_lacks_is_refused_before_a_model_loads(
+    tmp_path: Path,
+) -> None:
+    TOKENIZER.save_pretrained(tmp_path / "model")  # and no model beside it
+    config = run_config(tmp_path, tmp_path / "model", "--data.template", "chat")
+    with pytest.raises(ConfigError, match="tokenizer has no chat template: take a model"):
+        build_run(config)
+
+
+def test_a_run_asks_in_the_chat_template_with_its_system_turn(tmp_path: Path) -> None:
+    tokenizer: Any = train_tokenizer([SATORI_TEMPLATE] * 4, 400)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    options = ("--data.template", "chat", "--data.system", "Box it.", "--data.format", "plain")
+    config = run_config(tmp_path, tmp_path, "--stages", '["reinforce"]', *options)
+    renderer = build_renderer(config, tmp_path)
+    text = renderer.decode(renderer.prompt_ids(Problem("1", "1 + 1", "2")))
+    assert text == (
+        "<|im_start|>system\nBox it.<|im_end|>\n<|im_start|>user\n1 + 1<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert renderer.format is FORMATS["plain"]
+
+
+def test_stop_tokens_of_the_config_end_responses_and_go_into_exports(tmp_path: Path) -> None:
+    word = domain_words()[0]
+    stop = TOKENIZER.get_vocab()[word]
+    source = model_in(tmp_path / "source", eos_token_id=0)
+    options = ("--rollout.stop_tokens", f'["{word}"]')
+    exported = tmp_path / "exported"
+    with build_run(run_config(tmp_path, source, *options)) as run:
+        assert run.renderer.stop_ids == (0, stop)
+        for trajectory in greedy(run):
+            tokens = trajectory.response_tokens.tolist()
+            assert stop not in tokens[:-1]
+            # The sampled one is a token of the last segment, and no text.
+            assert trajectory.segments[-1].stop == len(tokens)
+            ended = (tokens[-1] in (0, stop)) == (trajectory.finish == "stop")
+            assert ended and not trajectory.segments[-1].text.endswith(word)
+        models = context_of(run).model_folders
+        models.export(models.policy(run.models["policy"]), exported)
+    assert GenerationConfig.from_pretrained(exported).eos_token_id == [0, stop]
+    with pytest.raises(ConfigError, match=r"rollout\.stop_tokens: 'no such' is 2 tokens"):
+        build_renderer(run_config(tmp_path, source, "--rollout.stop_tokens", "['no such']"), source)
+
+
+def test_meta_actions_are_tokens_of_coat_alone(tmp_path: Path) -> None:
+    tokenizer = build_word_tokenizer(["a", "b"], ())
+    tokenizer.save_pretrained(tmp_path / "model")
+    for name in ("coat", "plain"):
+        special = FORMATS[name].special_tokens
+        keep_tokenizer(tmp_path / "model", tmp_path / name, special)
+        kept = load_tokenizer(tmp_path / name)
+        assert len(kept) == len(tokenizer) + len(special)
+        renderer = PromptRenderer(kept, PLAIN_TEMPLATE, 8, format=FORMATS[name])
+        assert len(tokens_unknown_to(tmp_path / "model", renderer)) == len(special)
+        assert tokens_unknown_to(tmp_path / name, renderer) == ()
+
+
+def test_a_source_that_cannot_be_one_is_refused_by_its_key(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "sums.jsonl")
+    with pytest.raises(ConfigError, match=r"data\.source: data file .*sums\.jsonl does not exist"):
+        check_sources(config)
+    config = load_config(
+        tmp_path / "tiny.toml", ["--data.source", "arithmetic", "--data.num_train", "5"]
+    )
+    check_sources(config)
+    evaluated = config.with_set(data=config.data.with_set(eval_source="arithmetic"))
+    with pytest.raises(ConfigError, match=r"data\.eval_source: 'arithmetic' is neither"):
+        check_sources(evaluated)

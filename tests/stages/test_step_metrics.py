@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from satori_fast.data.formats.coat import COAT
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL
 from satori_fast.data.packing import PackingSpec, Weighting, pack
-from satori_fast.stages.step_metrics import advantage_metrics, update_metrics
+from satori_fast.stages.step_metrics import (
+    advantage_metrics,
+    experience_metrics,
+    update_metrics,
+)
 from satori_fast.types import (
     Advantages,
     Credit,
+    Experience,
     PackedBatch,
     Prefix,
     Problem,
@@ -76,6 +82,38 @@ def test_advantages_of_right_and_wrong_answers_by_origin(
             "advantage/right_restart_incorrect": 8.0,
         }
     )
+
+
+def test_terms_are_means_over_all_trajectories_and_accuracy_over_graded_ones() -> None:
+    plain = make_trajectory(2, [1, 1])
+    parts = [
+        RewardBreakdown({"rule": -1.0, "length": 0.5}, correct=False),
+        RewardBreakdown({"rule": 0.0, "length": 0.25}, correct=True),
+        RewardBreakdown({"length": 0.25}, np.array([1.0, -0.5], np.float32)),
+        RewardBreakdown({}),
+    ]
+    scored = tuple(plain.with_reward(part) for part in parts)
+    experience = Experience(scored, None, scored, stats={"rollout/kept": 1.0, "passes": 3.0})
+    metrics = experience_metrics(experience, format=COAT)
+    assert metrics["rollout/kept"] == 1.0 and "passes" not in metrics
+    assert {k: v for k, v in metrics.items() if k.startswith("reward/")} == {
+        "reward/total": 0.0,
+        "reward/rule": -0.25,
+        "reward/length": 0.25,
+        "reward/process": 0.25,
+    }
+    assert metrics["rollout/accuracy"] == metrics["rollout/accuracy_original"] == 0.5
+    ungraded = experience_metrics(Experience((), None, scored[2:]), format=COAT)
+    assert not [name for name in ungraded if name.startswith("rollout/accuracy")]
+    assert "reward/rule" not in ungraded
+
+
+def test_answers_without_a_verdict_are_neither_right_nor_wrong() -> None:
+    answers = [answer(ORIGINAL, True, 2), answer(ORIGINAL, True, 2)]
+    answers[1] = answers[1].with_reward(RewardBreakdown({"length": 1.0}))
+    batches = pack(answers, [CREDIT] * 2, PackingSpec(64, 1), "token")
+    metrics = advantage_metrics(batches, estimates(batches, [1.0, 9.0]), answers, alone)
+    assert metrics == {"advantage/right_original": 1.0}
 
 
 def test_ranks_are_added_before_the_division() -> None:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +21,9 @@ from transformers import PreTrainedTokenizerFast
 
 from satori_fast.data.formats import FORMATS, split_at_bytes, tiled
 from satori_fast.data.formats.plain import PLAIN
-from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, build_trajectory, full_response
 from satori_fast.data.tokenizer import build_word_tokenizer
-from satori_fast.types import SegmentKind
+from satori_fast.types import Problem, SegmentKind
 
 SOLVE, VERIFY = SegmentKind.SOLVE, SegmentKind.VERIFY
 SEPARATOR = "\n\nWait"
@@ -122,3 +125,25 @@ def test_other_tokenizers_are_refused_where_bytes_are_asked_for() -> None:
     renderer = PromptRenderer(tokenizer, PLAIN_TEMPLATE, 64)
     with pytest.raises(ValueError, match="this tokenizer is not byte-level: take a model"):
         renderer.token_bytes([1])
+
+
+def test_the_worked_example_of_contributing() -> None:
+    text = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (example,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "Waits" in b]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    renderer = replace(merging(), format=names["WAITS"])
+    response = rf"it is \boxed{{3}}.{SEPARATOR}, no \boxed{{4}}.{SEPARATOR}, so"
+    ids = np.asarray([*renderer.encode(response), renderer.eos_id])
+    made = build_trajectory(
+        Problem("1", "q", "4"), ids, renderer=renderer, group_id=0, finish="stop"
+    )
+    # The line breaks that a token joins to the full stop stay with the attempt before.
+    assert [segment.text for segment in made.segments] == [
+        "it is \\boxed{3}.\n\n",
+        "Wait, no \\boxed{4}.\n\n",
+        "Wait, so",
+    ]
+    assert {segment.kind for segment in made.segments} == set(renderer.format.colours)
+    assert renderer.format.attempts(full_response(made)) == ["3", "4"]
+    assert [piece for _, piece in renderer.format.pieces(response)][1].startswith(SEPARATOR)
