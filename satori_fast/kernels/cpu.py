@@ -40,6 +40,8 @@ OPERATIONS = frozenset(
     if _C
     else ()
 )
+# Types that an operation computes in, where these are not all.
+DTYPES = {"sample_tokens": (torch.float32,)}
 # The enums in csrc/operations.h count them in this order.
 KL_ESTIMATORS = get_args(KlEstimator)
 IMPORTANCE = get_args(Importance)

@@ -27,7 +27,9 @@ from satori_fast.kernels.reference import (
     combine_stats,
 )
 
-OPERATIONS = frozenset(("linear_logprob", "linear_policy_loss") if _C else ())
+OPERATIONS = frozenset(
+    ("linear_logprob", "linear_logprob_backward", "linear_policy_loss") if _C else ()
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 CHUNK_BYTES = 64 * 2**20

@@ -12,10 +12,19 @@ from torch import Tensor
 
 from satori_fast.kernels.cpu import _C
 
-OPERATIONS = frozenset(("decode_attention", "rms_norm", "rope", "swiglu") if _C else ())
-# Functions that `dispatch.layer_function` finds here.
-GRADIENTS = ("add_rms_norm", "rms_norm_backward", "swiglu_backward")
-FUNCTIONS = OPERATIONS | frozenset(GRADIENTS if _C else ())
+OPERATIONS = frozenset(
+    (
+        "add_rms_norm",
+        "decode_attention",
+        "rms_norm",
+        "rms_norm_backward",
+        "rope",
+        "swiglu",
+        "swiglu_backward",
+    )
+    if _C
+    else ()
+)
 DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -197,7 +197,7 @@ def test_opcheck(name):
         for t in arguments
     ]
     for sample in (arguments, transposed):
-        outcome = torch.library.opcheck(layers._OPERATORS[name], tuple(sample))
+        outcome = torch.library.opcheck(getattr(layers, f"_{name}").operator, tuple(sample))
         assert set(outcome.values()) == {"SUCCESS"}
 
 
@@ -207,11 +207,11 @@ def test_opcheck_of_backwards(needs, has_sum):
     x, grad, gate_up = torch.randn(4, 6), torch.randn(4, 6), torch.randn(4, 12)
     grad_sum = torch.randn(4, 6) if has_sum else None
     arguments = (grad, grad_sum, x, torch.ones(6), torch.ones(4, 1), *needs)
-    for operator, sample in {
+    for operation, sample in {
         layers._rms_norm_backward: arguments,
         layers._swiglu_backward: (grad, gate_up),
     }.items():
-        outcome = torch.library.opcheck(operator, sample)
+        outcome = torch.library.opcheck(operation.operator, sample)
         assert set(outcome.values()) == {"SUCCESS"}
 
 
