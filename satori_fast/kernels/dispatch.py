@@ -52,8 +52,8 @@ def function_for(name: str, x: Tensor) -> Callable[..., Any]:
         # The kernels of the GPU compute in float32.
         if x.dtype != torch.float64 and name in triton.OPERATIONS:
             return triton.load(name)
-    elif x.is_cpu and name in HOST:
-        module, dtypes = HOST[name]
+    elif x.is_cpu and (compiled := HOST.get(name)):
+        module, dtypes = compiled
         if dtypes is None or x.dtype in dtypes:
             return getattr(module, name)
     return reference_of(name)
