@@ -31,26 +31,22 @@ from satori_fast.types import Advantages, LossOutput, PackedBatch
 
 
 class Loss(Protocol):
-    """What `update` asks of a loss; `algorithms.losses.PolicyLoss` is one. Results are sums."""
+    """The two losses of `update`, each a sum; `algorithms.losses.PolicyLoss` has both.
 
-    def policy(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        batch: PackedBatch,
-        advantages: Advantages,
-        *,
-        vocab_size: int,
-        vocab_start: int = 0,
-        group: Any = None,
-    ) -> LossOutput: ...
+    policy: (hidden, weight, batch, advantages, **shard), where shard are the keywords of
+            `model.PolicyHead`. value: (values [T], batch, advantages).
+    """
 
-    def value(self, values: Tensor, batch: PackedBatch, advantages: Advantages) -> LossOutput: ...
+    @property
+    def policy(self) -> Callable[..., LossOutput]: ...
+
+    @property
+    def value(self) -> Callable[..., LossOutput]: ...
 
 
 @dataclass(frozen=True)
 class Learner:
-    """One model, trained (with an optimizer) or frozen (without).
+    """A model, and its optimizer where it is trained; without one it is frozen.
 
     module: the model itself; model: the same, wrapped for training when there is an optimizer.
     """
@@ -114,7 +110,6 @@ def build_learner(
     optimizer: OptimizerSettings | None = None,
     dtype: torch.dtype = torch.float32,
     recompute: bool = False,
-    sequence_parallel: bool = False,
     seed: int = 0,
 ) -> Learner:
     """A model and, with `optimizer`, what trains it; without, it is frozen. See `build_model`.
@@ -128,7 +123,6 @@ def build_learner(
         weights=weights,
         dtype=dtype,
         recompute=recompute,
-        sequence_parallel=sequence_parallel,
         seed=seed,
     )
     if optimizer is None:
@@ -315,7 +309,7 @@ def _divided_loss(output: LossOutput, *, num_tokens: int) -> tuple[Tensor, Tenso
 
 
 def _schedule_output(output: Any, to_loss: Callable[[Any], Any]) -> tuple[Tensor, Any]:
-    """What Megatron wants of a forward: a tensor, and a function from it to loss, count and data.
+    """The output that Megatron wants of a forward: a tensor, and a function from it to loss, count and data.
 
     The last stage's result need not be a tensor, so the function closes over it.
     """

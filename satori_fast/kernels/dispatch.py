@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which implementation of an operation runs: by device, and where kernels know some types only, by
+"""The choice of what computes an operation: by device, and where kernels know some types only, by
 type. Nothing is imported for a device before it is used."""
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ HOST: dict[str, tuple[Any, tuple[torch.dtype, ...] | None]] = {
 def implementation(
     name: str, device: torch.device | str = "cpu"
 ) -> Literal["reference", "cpp", "triton"]:
-    """What runs the operation `name` on `device`. ValueError for an unknown name."""
+    """The kind of code that runs the operation `name` on `device`. ValueError for an unknown name."""
     if name not in OPERATIONS:
         raise ValueError(f"unknown operation {name!r}: one of {', '.join(OPERATIONS)}")
     kind = torch.device(device).type

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations inside a transformer layer: public functions, and what torch knows of them.
+"""The operations inside a transformer layer: public functions, and their schemas for torch.
 
 Not the mathematics (`reference_layers`, and the kernels of a device), nor how an operation reaches
 torch (`registration`).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public operations: what they mean, and checks of their arguments.
+"""The public operations: their meaning, and checks of their arguments.
 
 Not the mathematics (`reference` defines every operation, `cpu` calls the compiled ones) nor what
 torch must know of them (`schemas`).
@@ -373,5 +373,5 @@ def _check_policy(inputs: PolicyInputs, terms: PolicyTerms, num_tokens: int) -> 
 
 
 def _group_name(group: ProcessGroup | None) -> str | None:
-    """A schema cannot hold a group, but it can hold the name it is registered under."""
+    """Name under which a group is registered: a schema can hold it, but not the group."""
     return None if group is None or group.size() == 1 else group.group_name

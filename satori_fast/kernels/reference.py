@@ -89,7 +89,7 @@ class PolicyTerms(NamedTuple):
     importance: Importance = "none"
 
     def flat(self) -> tuple[list[float], str, str]:
-        """What the schema of an operation can hold; `unflat` is the way back."""
+        """The terms as the schema of an operation can hold them; `unflat` is the way back."""
         *coefficients, kl_estimator, importance = self
         return coefficients, kl_estimator, importance
 
@@ -368,7 +368,7 @@ def _clamped(log_ratio: Tensor) -> Tensor:
 
 
 def _is_clamped(log_ratio: Tensor) -> Tensor:
-    """Where the clamp changes a log-ratio, and its gradient is 0; not where it is NaN."""
+    """Mask of log-ratios that the clamp changes, and its gradient is 0; not where it is NaN."""
     return log_ratio.abs() > MAX_LOG_RATIO
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch knows of the tensor operations: a schema, a fake and a gradient for each.
+"""The tensor operations as torch knows them: a schema, a fake and a gradient for each.
 
 Not the public functions (`ops`), the mathematics (`reference`) nor the choice of an implementation
 (`dispatch`). An operation is a single node for torch.compile, and its backward is another. Checks

@@ -4,9 +4,9 @@
     python -m tests.kernels.triton.ahead             # check against limits.toml
     python -m tests.kernels.triton.ahead --update    # raise limits that are too low
 
-Run by test_ahead.py, and by hand after a kernel was added or changed. Needs no GPU: registers, stack
-(where registers spill), shared memory and tensor-core instructions are read from the machine code.
-Not a test of what the kernels compute.
+Run by test_ahead.py, and by hand after a kernel was added or changed. Needs no GPU: registers,
+stack (where registers spill), shared memory and tensor-core instructions are read from the machine
+code. Not a test of what the kernels compute.
 """
 
 import argparse
