@@ -127,7 +127,7 @@ class Meeting:
     # -- signs of the others ------------------------------------------------------------------
 
     def reason(self) -> str | None:
-        """Reason why this run cannot go on, as far as it is known: a rank that failed, or is gone."""
+        """Reason why this run cannot go on, as far as known: a rank that failed, or is gone."""
         try:
             if self._store.check([_FAILURE]):
                 return self._store.get(_FAILURE).decode()
@@ -240,7 +240,7 @@ class Meeting:
 
 
 def caller() -> str:
-    """Place where a wait was asked for: module and function of the first frame outside this room."""
+    """Place that asked for a wait: module and function of the first frame outside this room."""
     frame = sys._getframe(1)
     room = str(Path(__file__).parent)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(room):

@@ -309,7 +309,7 @@ def _divided_loss(output: LossOutput, *, num_tokens: int) -> tuple[Tensor, Tenso
 
 
 def _schedule_output(output: Any, to_loss: Callable[[Any], Any]) -> tuple[Tensor, Any]:
-    """The output that Megatron wants of a forward: a tensor, and a function from it to loss, count and data.
+    """Output of a forward for Megatron: a tensor, and a function to loss, count and data.
 
     The last stage's result need not be a tensor, so the function closes over it.
     """

@@ -157,7 +157,7 @@ def _opened(path: Path) -> Any:
 
 
 def refuse_pointer(path: Path, begin: bytes) -> None:
-    """Raise ValueError where a file that begins so is empty, or a pointer to one that was not fetched."""
+    """Raise ValueError where a file that begins so is empty, or stands for one not fetched."""
     if not begin:
         raise ValueError(f"{path} is empty: fetch it again")
     if begin.startswith(_LFS):

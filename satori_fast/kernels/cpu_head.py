@@ -42,12 +42,12 @@ NUM_PARTIAL_SUMS = 16
 
 
 def instruction_set() -> str:
-    """The instruction set that the compiled output head runs on; "none" without compiled kernels."""
+    """Instruction set that the compiled output head runs on; "none" without compiled kernels."""
     return _C.instruction_set() if _C else "none"
 
 
 def instruction_sets() -> list[str]:
-    """The instruction sets that this machine offers to the output head, widest first."""
+    """Instruction sets that this machine offers to the output head, widest first."""
     return _C.instruction_sets() if _C else []
 
 
@@ -192,7 +192,7 @@ def linear_logprob(
     vocab_start: int,
     group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference.linear_logprob`, compiled. One matrix product; the logits never leave the registers."""
+    """`reference.linear_logprob`, compiled: one matrix product, no logit leaves the registers."""
     rows = torch.arange(len(hidden))
     shard = _Shard.of(
         hidden, weight, targets, temperature, rows, start=vocab_start, vocab_size=vocab_size

@@ -160,7 +160,7 @@ def decode_attention(
     sin: Tensor,
     slots: Tensor | None,
 ) -> Tensor:
-    """`reference_layers.decode_attention`, compiled; it reads no cache entry beyond a row's position.
+    """`reference_layers.decode_attention`, compiled; no cache entry beyond a position is read.
 
     ValueError for positions and slots that the caches do not have.
     """

@@ -36,7 +36,7 @@ HOST: dict[str, tuple[Any, tuple[torch.dtype, ...] | None]] = {
 def implementation(
     name: str, device: torch.device | str = "cpu"
 ) -> Literal["reference", "cpp", "triton"]:
-    """The kind of code that runs the operation `name` on `device`. ValueError for an unknown name."""
+    """Kind of code that runs the operation `name` on `device`. ValueError for an unknown name."""
     if name not in OPERATIONS:
         raise ValueError(f"unknown operation {name!r}: one of {', '.join(OPERATIONS)}")
     kind = torch.device(device).type

@@ -161,7 +161,7 @@ def logit_gradients(
 
 
 def stash_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type that a softmax is kept in: bfloat16, which has the range of float32, for half precision."""
+    """Type of a kept softmax: bfloat16, which has the range of float32, for half precision."""
     return torch.bfloat16 if dtype.itemsize == 2 else dtype
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types, constants and options that a kernel is compiled and launched with, in one table. Not the kernels themselves."""
+"""One table of the types, constants and options that a kernel is compiled and launched with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

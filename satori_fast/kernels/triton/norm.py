@@ -181,7 +181,7 @@ def rms_norm_backward(
     need_z: bool,
     need_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`reference_layers.rms_norm_backward` on the GPU. Both gradients are made at once, needed or not."""
+    """`reference_layers.rms_norm_backward` on the GPU; both gradients at once, needed or not."""
     x, count, *layout = rows_of(z)
     grad, size = grad.contiguous(), x.shape[-1]
     added = grad if grad_sum is None else grad_sum.contiguous()
