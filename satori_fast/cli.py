@@ -145,6 +145,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the recipe as this config sets it, as JSON",
     )
+    explain = verb(
+        "explain", _explain, "show what each segment of given responses is taught, without a model"
+    )
+    explain.add_argument("config", type=Path)
+    explain.add_argument(
+        "rollouts", type=Path, help="JSON lines with question, answer, response; or samples.jsonl"
+    )
+    explain.add_argument("--json", action="store_true", help="a line of JSON per row, and a summary")
     report = verb("report", _report, "write report.html of a run, or compare.html of several")
     report.add_argument("folders", type=Path, nargs="+", metavar="folder", help="run folder")
     report.add_argument(
@@ -234,6 +242,19 @@ def _recipe_that_runs(config: Config) -> dict[str, Any]:
     if recipe.weighting == "fixed":
         described["fixed_length"] = settings.fixed_length or rollout.max_new_tokens
     return described
+
+
+def _explain(options: argparse.Namespace, overrides: list[str]) -> None:
+    config = _load(options.config, overrides)
+    from rich.console import Console
+
+    from satori_fast.stages.explain import explain, segment_colours
+
+    explanation = explain(config, options.rollouts)
+    if options.json:
+        print("\n".join(explanation.json_lines()))  # noqa: T201
+    else:
+        explanation.show(Console(), segment_colours(config))
 
 
 def _report(options: argparse.Namespace, overrides: list[str]) -> None:
