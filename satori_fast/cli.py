@@ -152,7 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "rollouts", type=Path, help="JSON lines with question, answer, response; or samples.jsonl"
     )
-    explain.add_argument("--json", action="store_true", help="a line of JSON per row, and a summary")
+    explain.add_argument(
+        "--json", action="store_true", help="a line of JSON per row, and a summary"
+    )
     report = verb("report", _report, "write report.html of a run, or compare.html of several")
     report.add_argument("folders", type=Path, nargs="+", metavar="folder", help="run folder")
     report.add_argument(
@@ -248,13 +250,13 @@ def _explain(options: argparse.Namespace, overrides: list[str]) -> None:
     config = _load(options.config, overrides)
     from rich.console import Console
 
-    from satori_fast.stages.explain import explain, segment_colours
+    from satori_fast.stages.explain import explain
 
     explanation = explain(config, options.rollouts)
     if options.json:
         print("\n".join(explanation.json_lines()))  # noqa: T201
     else:
-        explanation.show(Console(), segment_colours(config))
+        explanation.show(Console())
 
 
 def _report(options: argparse.Namespace, overrides: list[str]) -> None:
