@@ -3,8 +3,8 @@
 
 Tokenizer, format, rewards and recipe are the config's; no model is loaded, nothing is sampled and
 no run folder is made. A step of the file is what a step of a run is, in one minibatch: scored,
-filtered, credited, packed and estimated by the code that trains. What a model would have to give is null, and
-named in `Explanation.notes`.
+filtered, credited, packed and estimated by the code that trains. What a model would have to give is
+null, and named in `Explanation.notes`.
 """
 
 from __future__ import annotations

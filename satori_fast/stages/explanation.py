@@ -55,7 +55,7 @@ class Explanation:
         reward = row.trajectory.reward
         assert reward is not None
         record = {
-            "segments": [dict(segment) for segment in _segment_records(row)],
+            "segments": _segment_records(row),
             "terms": {**reward.terms, **dict.fromkeys(self.absent)},
             "total": reward.total,
             "correct": reward.correct,
@@ -66,7 +66,8 @@ class Explanation:
     def show(self, console: Console) -> None:
         """Print it for people: in colours on a terminal, as plain text elsewhere."""
         if console.is_terminal:
-            self._show(consoleself
+            self._show(console)
+            return
         plain = Console(width=_PIPED_WIDTH, color_system=None)
         with plain.capture() as capture:
             self._show(plain)
