@@ -60,7 +60,7 @@ def explain(config: Config, rollouts: Path) -> Explanation:
     renderer = _renderer(config)
     try:
         rows = read_rollout_rows(rollouts, renderer)
-        _check_answers(rows, config.reward)
+        _check_answers(rows, config.reward, file=rollouts)
         explained = _explain_rows(
             rows,
             recipe,
@@ -68,7 +68,7 @@ def explain(config: Config, rollouts: Path) -> Explanation:
             fixed_length=settings.fixed_length or config.rollout.max_new_tokens,
         )
     except ValueError as error:
-        raise ConfigError(f"{rollouts}: {error}") from error
+        raise ConfigError(str(error)) from error
     absent = ["preference"] if config.reward.preference_weight else []
     summary = _summary(explained, recipe, renderer) | {f"reward/{name}": None for name in absent}
     notes = _notes(explained, recipe, absent)
@@ -82,13 +82,13 @@ def _renderer(config: Config) -> PromptRenderer:
     return replace(renderer, max_prompt_tokens=_NO_LIMIT)
 
 
-def _check_answers(rows: Sequence[RolloutRow], reward: RewardConfig) -> None:
+def _check_answers(rows: Sequence[RolloutRow], reward: RewardConfig, *, file: Path) -> None:
     if not (reward.rule_weight or reward.reflection_bonus):
         return
     for row in rows:
         if row.trajectory.problem.answer is None:
             raise ValueError(
-                f"row {row.number}: no answer to grade against: add one, or set "
+                f"{file}, row {row.number}: no answer to grade against: add one, or set "
                 "reward.rule_weight = 0 and reward.reflection_bonus = 0"
             )
 
