@@ -25,11 +25,13 @@ from satori_fast.rollout.embedded_engine import EmbeddedEngine
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 from satori_fast.rollout.restarting import Restarting
 from satori_fast.stages.books import Books
+from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.reinforce import build_trainer, reinforce_step
 from satori_fast.stages.rewards import build_rewards
 from satori_fast.stages.run import build_run
 from satori_fast.stages.setup import build_monitor
+from satori_fast.stages.trainer import Trainer
 from satori_fast.types import Problem
 
 
@@ -128,6 +130,40 @@ num_problems = 1
     return load_config(path)
 
 
+def source_of(
+    context: Context, trainer: Trainer, workload: Workload, *, spans: SpanRecorder
+) -> tuple[GivenLengths, OnlineSource]:
+    """Experience with the workload's prompts, lengths and rewards; every group is kept, as TRL
+    does."""
+    config, rollout = context.config.reinforce, context.config.rollout
+    embedded = EmbeddedEngine.of_policy(
+        trainer.policy,
+        renderer=context.renderer,
+        max_seqlen=rollout.max_seqlen,
+        max_slots=rollout.max_slots,
+    )
+    engine = GivenLengths(embedded, workload)
+    rewards = build_rewards(
+        context.config.reward, grader=GivenVerdicts(), worker=context.functions, spans=spans
+    )
+    judge = Judge(
+        partial(score, rewards=rewards),
+        trainer.recipe.credit(),
+        min_group_std=None,
+        span=spans.span,
+    )
+    source = OnlineSource(
+        Restarting(engine, context.parallel, max_restarts=0),
+        GivenProblems(workload),
+        judge,
+        sampling=lambda step: context.sampling(
+            num_samples=config.samples_per_problem, seed=context.seeds.of("rollout", step)
+        ),
+        problems_per_step=config.problems_per_step,
+    )
+    return engine, source
+
+
 def main() -> None:
     line = Line()
     folder, core = arguments()
@@ -143,41 +179,15 @@ def main() -> None:
     books.begin_stage("reinforce")
     context = run.context(plan_stages(run.config)[0])
     trainer = build_trainer(context, books)
-    engine = GivenLengths(
-        EmbeddedEngine.of_policy(
-            trainer.policy,
-            renderer=context.renderer,
-            max_seqlen=context.config.rollout.max_seqlen,
-            max_slots=context.config.rollout.max_slots,
-        ),
-        workload,
-    )
-    rewards = build_rewards(
-        context.config.reward, grader=GivenVerdicts(), worker=context.functions, spans=spans
-    )
-    judge = Judge(
-        partial(score, rewards=rewards),
-        trainer.recipe.credit(),
-        min_group_std=None,  # TRL keeps every group
-        span=spans.span,
-    )
-    config = context.config.reinforce
-    source = OnlineSource(
-        Restarting(engine, context.parallel, max_restarts=0),
-        GivenProblems(workload),
-        judge,
-        sampling=lambda step: context.sampling(
-            num_samples=config.samples_per_problem, seed=context.seeds.of("rollout", step)
-        ),
-        problems_per_step=config.problems_per_step,
-    )
+    engine, source = source_of(context, trainer, workload, spans=spans)
+    num_samples = context.config.reinforce.num_logged_samples
     line.ready(name="satori_fast", version=__version__)
     step = 0
     monitor.reset_clock()
     while line.wait():
         engine.step = step
         result = reinforce_step(trainer, source, step)
-        metrics = books.reinforcement(step, result, trainer, num_samples=config.num_logged_samples)
+        metrics = books.reinforcement(step, result, trainer, num_samples=num_samples)
         times = books.record(step, metrics)
         wall_s, cpu_s = line.elapsed()
         line.report(

@@ -116,10 +116,11 @@ def bonus_cancels(rule: CreditRule, reward: RewardConfig, *, has_restarts: bool)
     With verdict c and weight w, a restart earns ``(w + beta) (c - 1)``, and beta more for either
     verdict where its prefix is wrong. Siblings share the prefix: within a group that is a positive
     multiple of ``w (c - 1)`` and a constant, and a rule that divides by the group's standard
-    deviation undoes both. The preference reward, where it is on, is not multiplied.
+    deviation undoes both. Other terms, where there are any, are not multiplied.
     """
     is_on = has_restarts and reward.reflection_bonus > 0
-    return is_on and rule.ignores_scale and reward.rule_weight > 0 and not reward.preference_weight
+    is_alone = reward.rule_weight > 0 and not reward.preference_weight and not reward.functions
+    return is_on and is_alone and rule.ignores_scale
 
 
 def warn_of_idle_settings(stage: str, unused: Sequence[str], *, bonus_cancels: bool) -> None:

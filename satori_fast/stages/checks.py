@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from satori_fast.backbone.architecture import load_hf_config, transformer_config
 from satori_fast.config import Config, ConfigError
 from satori_fast.data.sources import check_source, load_demonstrations
 from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
+from satori_fast.rewards.worker import FunctionWorker
 from satori_fast.stages.agents import check_agents
 from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import StagePlan
@@ -43,30 +45,48 @@ def check_stages(context: Context, folder: RunFolder, plans: Sequence[StagePlan]
     """ConfigError, on every rank, for one of `plans`, the stages still to come, that could not
     start."""
     written = demonstrations_path(folder.path)
-    folder.on_main(lambda: _check(context, plans, written if written.exists() else None))
+    start = _Start(
+        context.model_folders,
+        context.policy_folder,
+        has_reward_model="reward" in context.models,
+        functions=context.functions,
+        world_size=context.parallel.world_size,
+    )
+    folder.on_main(lambda: _check(plans, start, written if written.exists() else None))
 
 
-def _check(context: Context, plans: Sequence[StagePlan], written: Path | None) -> None:
+@dataclass(frozen=True)
+class _Start:
+    """The models and processes that the first of the stages to come starts with."""
+
+    models: ModelFolders
+    policy_folder: Path
+    _: KW_ONLY
+    has_reward_model: bool
+    functions: FunctionWorker
+    world_size: int
+
+
+def _check(plans: Sequence[StagePlan], start: _Start, written: Path | None) -> None:
     """written: demonstrations that the run has made already."""
-    kinds, models = [plan.kind for plan in plans], context.model_folders
+    kinds, models = [plan.kind for plan in plans], start.models
     if set(kinds) - {"synthesize"}:
-        _check_starting_model(context.config, models, context.policy_folder)
-        _warn_of_short_room(context.config)
+        _check_starting_model(plans[0].config, models, start.policy_folder)
+        _warn_of_short_room(plans[0].config)
     # Of the policy, and of the reward model that a stage before leaves, if one does.
-    tokenizer = context.renderer.tokenizer
-    scored_tokenizer = tokenizer if "reward" in context.models else None
+    tokenizer = models.renderer.tokenizer
+    scored_tokenizer = tokenizer if start.has_reward_model else None
     for number, plan in enumerate(plans):
         if plan.kind == "synthesize":
-            world_size = context.parallel.world_size
-            check_agents(plan.config, world_size=world_size, environment=os.environ)
+            check_agents(plan.config, world_size=start.world_size, environment=os.environ)
         elif plan.kind == "supervised" and "synthesize" not in kinds[:number]:
-            _check_demonstrations(context.config, written)
+            _check_demonstrations(plan.config, written)
         elif plan.kind == "preference":
             scored_tokenizer = tokenizer
         elif plan.kind == "distill" and plan.config.distill.student is not None:
             tokenizer = _check_student(plan.config, models, plan.config.distill.student)
         elif plan.kind == "reinforce":
-            check_functions(plan.config.reward, context.functions)
+            check_functions(plan.config.reward, start.functions)
             if _uses_reward_model(plan.config):
                 if plan.config.reward.model is not None:
                     _check_reward_model(plan.config, models, tokenizer)

@@ -8,7 +8,7 @@ measured. What it calls gets the parts that it uses, never the whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from satori_fast.stages.grader import SharedGrader
 from satori_fast.stages.models import ModelFolders
 from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.seeds import Seeds
+from satori_fast.stages.setup import build_problems, build_renderer
 from satori_fast.stages.solutions import Solver
 from satori_fast.types import Problem
 
@@ -81,6 +82,18 @@ class Context:
     def console(self) -> Console:
         """Where progress and tables go; only the main process speaks."""
         return Console(quiet=not self.parallel.is_main)
+
+    def with_tokenizer(self, tokenizer: Path, *, folder: Path) -> Context:
+        """The same with the tokenizer of another folder: prompts and problems follow it.
+
+        folder: of the run, where the problems of each tokenizer are kept.
+        """
+        renderer = build_renderer(self.config, tokenizer)
+        problems, heldout = build_problems(
+            self.config, renderer, folder=folder, tokenizer=tokenizer, parallel=self.parallel
+        )
+        models = {**self.models, "tokenizer": tokenizer}
+        return replace(self, renderer=renderer, problems=problems, heldout=heldout, models=models)
 
     def engine(self, policy: Learner, *, version: int = 0) -> Restarting:
         """An engine that samples from `policy`'s weights of now."""

@@ -21,7 +21,6 @@ from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
 from satori_fast.stages.models import model_folder
 from satori_fast.stages.outcome import StageOutcome
-from satori_fast.stages.run import with_tokenizer
 from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.setup import keep_tokenizer
 from satori_fast.stages.solutions import Solved, Solver
@@ -60,7 +59,7 @@ def distill(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
             special_tokens = context.renderer.format.special_tokens
             folder.on_main(lambda: keep_tokenizer(start, tokenizer, special_tokens))
             folder.keep(tokenizer)
-        context = with_tokenizer(context, tokenizer, folder=folder)
+        context = context.with_tokenizer(tokenizer, folder=folder.path)
     trajectories = load_trajectories(
         str(wait_for_file(path)),
         "coat",

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from satori_fast.algorithms.recipe import Recipe, effective_recipe, unused_keys
-from satori_fast.config import Config, ConfigError, ReinforceConfig, RolloutConfig
+from satori_fast.backbone.parallel import ParallelState
+from satori_fast.config import Config, ConfigError, ReinforceConfig, RewardConfig, RolloutConfig
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.experience.online import OnlineSource
@@ -22,7 +23,9 @@ from satori_fast.experience.partial import PartialSource
 from satori_fast.experience.source import ExperienceSource, Judge
 from satori_fast.experience.stored import StoredSource, read_rollouts
 from satori_fast.grading import Grader
+from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rewards.terms import Reward, score
+from satori_fast.rewards.worker import FunctionWorker
 from satori_fast.rollout.engine import SamplingParams
 from satori_fast.rollout.restarting import Restarting
 from satori_fast.stages.alarms import UninformativeSteps, bonus_cancels, warn_of_idle_settings
@@ -30,6 +33,7 @@ from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
 from satori_fast.stages.grader import SharedGrader
 from satori_fast.stages.mismatch import check_logprobs
+from satori_fast.stages.models import ModelFolders
 from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.restarts import RestartBuffers, StageProblems
 from satori_fast.stages.rewards import build_rewards
@@ -69,7 +73,16 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
     """Train the current model for `reinforce.num_steps` steps; evaluate and export it."""
     config = context.config.reinforce
     grader = SharedGrader(context.grader.pool, context.parallel)  # counts its verdicts alone
-    rewards = load_rewards(context, books, grader)
+    rewards = load_rewards(
+        context.config.reward,
+        context.model_folders,
+        trained=context.models.get("reward"),
+        grader=grader,
+        functions=context.functions,
+        packing=context.packing(),
+        parallel=context.parallel,
+        spans=books.spans,
+    )
     trainer = build_trainer(context, books)
     warn_of_settings(context.config, trainer.recipe, stage=context.stage)
     engine = context.engine(trainer.policy)
@@ -119,23 +132,29 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
 # -- set-up -----------------------------------------------------------------------------------
 
 
-def load_rewards(context: Context, books: Books, grader: Grader) -> list[Reward]:
-    """The sources of reward that the config asks for, the reward model loaded."""
+def load_rewards(
+    config: RewardConfig,
+    models: ModelFolders,
+    *,
+    trained: Path | None,
+    grader: Grader,
+    functions: FunctionWorker,
+    packing: PackingSpec,
+    parallel: ParallelState,
+    spans: SpanRecorder,
+) -> list[Reward]:
+    """The sources of reward that the config asks for, the reward model loaded; `trained` is the one
+    that the preference stage left."""
     reward_model = load_reward_model(
-        context.config.reward,
-        context.model_folders,
-        trained=context.models.get("reward"),
-        packing=context.packing(),
-        parallel=context.parallel,
-        spans=books.spans,
+        config, models, trained=trained, packing=packing, parallel=parallel, spans=spans
     )
     return build_rewards(
-        context.config.reward,
+        config,
         grader=grader,
-        worker=context.functions,
+        worker=functions,
         reward_model=reward_model,
-        share=context.parallel.from_main,
-        spans=books.spans,
+        share=parallel.from_main,
+        spans=spans,
     )
 
 

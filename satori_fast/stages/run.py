@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class Run:
             engines=self.engines,
         )
         if self.models["tokenizer"] != self.tokenizer:
-            context = with_tokenizer(context, self.models["tokenizer"], folder=self.folder)
+            context = context.with_tokenizer(self.models["tokenizer"], folder=self.folder.path)
         return context
 
     def finish_stage(self, stage: str, outcome: StageOutcome) -> None:
@@ -132,25 +132,6 @@ class Run:
             write_report_html(folder)
             print_summary_table(summary, Console())
         return summary
-
-
-def with_tokenizer(context: Context, tokenizer: Path, *, folder: RunFolder) -> Context:
-    """The context with the tokenizer of another folder: prompts and problems follow it."""
-    renderer = setup.build_renderer(context.config, tokenizer)
-    problems, heldout = setup.build_problems(
-        context.config,
-        renderer,
-        folder=folder.path,
-        tokenizer=tokenizer,
-        parallel=context.parallel,
-    )
-    return replace(
-        context,
-        renderer=renderer,
-        problems=problems,
-        heldout=heldout,
-        models={**context.models, "tokenizer": tokenizer},
-    )
 
 
 def build_run(config: Config, *, resume: bool = False) -> Run:

@@ -136,11 +136,12 @@ def test_keys_that_a_recipe_does_not_use_are_found() -> None:
     of_critic += ["gae_lambda", "normalize_critic", "value_clip"]
     of_weights = ["importance_high", "importance_level", "importance_low"]
     rest = ["fixed_length", "kl_estimator", "ratio_mean"]
-    assert unused_keys(RECIPES["ppo"], keys) == sorted(of_weights + rest)
+    # A critic learns from every group: nothing is dropped, nothing refilled.
+    rounds = ["max_sampling_rounds"]
+    assert unused_keys(RECIPES["ppo"], keys) == sorted(of_weights + rest + rounds)
     assert unused_keys(RECIPES["grpo"], keys) == sorted(of_critic + of_weights + rest)
-    everything = under(
-        recipe="ppo", weighting="fixed", ratio="sequence", kl_coefficient=0.1, importance="mask"
-    )
+    settings = {"weighting": "fixed", "ratio": "sequence", "kl_coefficient": 0.1}
+    everything = under(recipe="ppo", importance="mask", min_group_std=0.0, **settings)
     assert unused_keys(everything, keys) == []
     assert unused_keys(RECIPES["gspo"], {"clip_low", "num_steps"}) == []
     config = ReinforceConfig.model_validate({"recipe": "grpo", "gae_lambda": 1.0, "clip_low": 0.1})

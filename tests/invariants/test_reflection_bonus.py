@@ -76,9 +76,7 @@ def rewarded(sampled: Sampled, beta: float) -> Trajectory:
 
 
 def breakdown(rule: float, bonus: float, correct: bool) -> RewardBreakdown:
-    return RewardBreakdown(
-        rule, bonus, 0.0, 0.0, np.zeros(1, dtype=np.float32), rule + bonus, correct
-    )
+    return RewardBreakdown({"rule": rule, "reflection": bonus}, correct=correct)
 
 
 def gradient(rule: CreditRule, beta: float, *, restart_weight: float = 1.0) -> Tensor:

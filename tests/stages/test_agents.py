@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from satori_fast.backbone.parallel import ParallelState, initialize_parallel
+from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.config import AgentConfig, ConfigError
 from satori_fast.data.tokenizer import load_tokenizer, train_tokenizer
 from satori_fast.stages.agents import OPENAI_HOST, ScalarRewardModel, endpoint_settings
@@ -46,13 +45,6 @@ def test_an_address_must_be_one() -> None:
         endpoint_settings(AGENT.model_copy(update={"url": "nowhere"}), "critic", {})
 
 
-@dataclass
-class OneProcess:
-    """What a scalar model needs of a run."""
-
-    parallel: ParallelState
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A scalar model as transformers writes one."""
@@ -67,9 +59,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def reward_model(folder: Path, max_seqlen: int = 256) -> ScalarRewardModel:
-    run: Any = OneProcess(initialize_parallel(seed=0))
     agent = AgentConfig(kind="scalar", model=str(folder), max_seqlen=max_seqlen, dtype="float32")
-    return ScalarRewardModel(run, agent)
+    return ScalarRewardModel(agent, initialize_parallel(seed=0))
 
 
 def test_scores_of_a_scalar_model_are_those_of_transformers(folder: Path) -> None:

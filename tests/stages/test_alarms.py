@@ -8,6 +8,7 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,13 @@ def test_where_the_bonus_cancels() -> None:
     for rule in (GroupMean(divide_by_std=False), LeaveOneOut(), Terminal()):
         assert not bonus_cancels(rule, on, has_restarts=True)
     assert not bonus_cancels(grpo, on, has_restarts=False)
-    for other in ({"reflection_bonus": 0.0}, {"preference_weight": 0.5}, {"rule_weight": 0.0}):
+    others: list[dict[str, Any]] = [
+        {"reflection_bonus": 0.0},
+        {"preference_weight": 0.5},
+        {"rule_weight": 0.0},
+        {"functions": ({"path": "my_rewards.py:short_answers"},)},
+    ]
+    for other in others:
         assert not bonus_cancels(grpo, RewardConfig.model_validate(other), has_restarts=True)
 
 

@@ -353,7 +353,15 @@ def test_no_demonstration_of_a_heldout_problem_is_imitated(tmp_path: Path) -> No
     overrides = ["--output_dir", f"'{tmp_path}'", "--data.source", f"'{source}'"]
     config = load_config(path, [*overrides, "--data.mapping", "gsm8k", "--data.num_train", "150"])
     with build_run(config) as run:
-        trajectories = load_trajectories(run, str(source), "gsm8k")
+        trajectories = load_trajectories(
+            str(source),
+            "gsm8k",
+            run.renderer,
+            problems=run.problems,
+            heldout=run.heldout,
+            max_seqlen=config.rollout.max_seqlen,
+            own_data=True,
+        )
         trained = {t.problem.question for t in trajectories}
         assert trained == {p.question for p in run.problems} and len(trained) == 150
         assert trained.isdisjoint({p.question for p in run.heldout})
