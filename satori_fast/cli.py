@@ -140,14 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--kernels", action="store_true", help="which implementation each op uses here"
     )
-    show.add_argument(
-        "--recipe",
-        action="store_true",
-        help="the recipe as this config sets it, as JSON",
-    )
-    explain = verb(
-        "explain", _explain, "show what each segment of given responses is taught, without a model"
-    )
+    show.add_argument("--recipe", action="store_true", help="the recipe that runs, as JSON")
+    explain = verb("explain", _explain, "why the tokens of given responses get their signal")
     explain.add_argument("config", type=Path)
     explain.add_argument(
         "rollouts", type=Path, help="JSON lines with question, answer, response; or samples.jsonl"

@@ -147,7 +147,8 @@ def _response_ids(response: str, finish: str, renderer: PromptRenderer) -> np.nd
 
 def _warn_of_unknown_words(number: int, text: str, renderer: PromptRenderer) -> bool:
     try:
-        check_known(renderer.tokenizer, text)
+        # A model may have sampled the token itself.
+        check_known(renderer.tokenizer, text.replace(renderer.tokenizer.unk_token or "\0", " "))
     except ValueError as error:
         logger.warning("row %d: %s: it is read as an unknown word", number, error)
         return True

@@ -85,6 +85,7 @@ class Books:
         self,
         step: int,
         trajectories: Sequence[Trajectory],
+        *,
         signals: Sequence[SegmentSignal | None] | None = None,
     ) -> None:
         """Write trajectories to samples.jsonl. signals: of those that were trained on."""
@@ -133,7 +134,7 @@ class Books:
         self.count_scoring("logprob", trainer.scorers, kept)
         self.count_training(result.trained.values(), kept)
         samples = evenly_spread(experience.sampled, num_samples)
-        self.record_samples(step, samples, _signals_of(samples, result, trainer))
+        self.record_samples(step, samples, signals=_signals_of(samples, result, trainer))
         all_reduce_sum = trainer.parallel.all_reduce_sum
         metrics = {
             **experience_metrics(experience, format=self.format),
