@@ -148,7 +148,7 @@ def _response_ids(response: str, finish: str, renderer: PromptRenderer) -> np.nd
 def _warn_of_unknown_words(number: int, text: str, renderer: PromptRenderer) -> bool:
     try:
         # A model may have sampled the token itself.
-        check_known(renderer.tokenizer, text.replace(renderer.tokenizer.unk_token or "\0", " "))
+        check_known(renderer.tokenizer, text.replace(str(renderer.tokenizer.unk_token), " "))
     except ValueError as error:
         logger.warning("row %d: %s: it is read as an unknown word", number, error)
         return True
