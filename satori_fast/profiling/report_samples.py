@@ -47,7 +47,7 @@ def sample_browser(
 def sample_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
     """One line of samples.jsonl. `prefix` (of a restart; else None) and `segments` are lists of
     {"kind", "text"}; "verdict" where a segment claims one, and where it was trained on "signal":
-    its reward, baseline, advantage and loss weight, by name. The prefix is cut as the run's format
+    its reward, baseline, advantage and loss weight, each with its name. The prefix is cut as the run's format
     cuts it; lines of earlier versions have it in one piece."""
     rewards = {
         name: number(value, 2)
@@ -64,7 +64,7 @@ def sample_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
         known = {} if reward is None else {"reward": reward}
         known |= {name: segment[name] for name in _SIGNAL if name in segment}
         if known:
-            entry["signal"] = {name: number(value, 3) for name, value in known.items()}
+            entry["signal"] = [f"{name} {number(value, 3)}" for name, value in known.items()]
     return {
         "stage": sample["stage"],
         "step": sample["step"],

@@ -69,13 +69,13 @@ def test_terms_of_any_name_and_answers_without_a_verdict_are_shown():
     entry = sample_entry(sample_record("srl", 1, trajectory=trajectory, format=PLAIN))
     assert entry["rewards"] == {"similarity": "0.25", "format": "-1.00", "total": "-0.75"}
     assert (entry["verdict"], entry["answer"]) == ("ungraded", "none given")
-    assert [segment["signal"] for segment in entry["segments"]] == [{"reward": "1.000"}]
+    assert [segment["signal"] for segment in entry["segments"]] == [["reward 1.000"]]
 
 
 def test_rewards_of_segments_are_shown_where_there_are_any():
     entry = sample_entry(SAMPLE | {"reward": {"total": 1.0, "segments": [1.0, -1.0]}})
     signals = [segment["signal"] for segment in entry["segments"]]
-    assert signals == [{"reward": "1.000"}, {"reward": "-1.000"}]
+    assert signals == [["reward 1.000"], ["reward -1.000"]]
 
 
 def test_what_a_segment_was_taught_and_claims_is_shown():
@@ -86,7 +86,7 @@ def test_what_a_segment_was_taught_and_claims_is_shown():
     ]
     first, second = sample_entry(SAMPLE | {"segments": segments})["segments"]
     assert first["verdict"] == "right"
-    shown = {"reward": "1.000", "baseline": "0.250", "advantage": "-", "weight": "2.500"}
+    shown = ["reward 1.000", "baseline 0.250", "advantage -", "weight 2.500"]
     assert first["signal"] == shown
     assert second == {"kind": "verify", "text": "?"}
 

@@ -45,10 +45,7 @@
     if (segment.verdict) label.append(element("em", "", `says ${segment.verdict}`));
     const made = element("div", "segment", label,
       textElement("span", "text", segment.text, found));
-    if (segment.signal) {
-      const figures = Object.entries(segment.signal).map(([name, value]) => `${name} ${value}`);
-      made.append(element("small", "", figures.join(" \u00b7 ")));
-    }
+    if (segment.signal) made.append(element("small", "", segment.signal.join(" \u00b7 ")));
     return coloured(made, segment.kind);
   }
 
