@@ -47,8 +47,8 @@ def sample_browser(
 def sample_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
     """One line of samples.jsonl. `prefix` (of a restart; else None) and `segments` are lists of
     {"kind", "text"}; "verdict" where a segment claims one, and where it was trained on "signal":
-    its reward, baseline, advantage and loss weight, each with its name. The prefix is cut as the run's format
-    cuts it; lines of earlier versions have it in one piece."""
+    its reward, baseline, advantage and loss weight, each with its name. The prefix is cut as the
+    run's format cuts it; lines of earlier versions have it in one piece."""
     rewards = {
         name: number(value, 2)
         for name, value in sample["reward"].items()
