@@ -240,10 +240,12 @@ class Credit:
 
     values, baselines: float32 [S]. The advantage of a segment is ``values - baselines``, before it
     is spread over tokens or enters GAE.
+    scale: what both were divided by, so that readers see them in units of reward.
     """
 
     values: np.ndarray
     baselines: np.ndarray
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +385,23 @@ class Advantages:
 
     advantages: Tensor
     returns: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSignal:
+    """What an update makes of the segments of one trajectory: float64 [S] each. For readers.
+
+    rewards:    process reward of the segment where there is one, else what it earned: values of
+                `Credit`, in units of reward.
+    baselines:  what was expected of it, in units of reward.
+    advantages: mean of the advantages of its tokens (`Advantages`).
+    weights:    loss weight of each of its tokens (`PackedBatch`); 0 where they are not trained on.
+    """
+
+    rewards: np.ndarray
+    baselines: np.ndarray
+    advantages: np.ndarray
+    weights: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
