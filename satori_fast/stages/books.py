@@ -189,11 +189,20 @@ def _signals_of(
     experience = result.experience
     if not samples or experience.credits is None:
         return [None] * len(samples)
-    own = segment_signals(
-        experience.trajectories, experience.credits, result.batches, result.advantages
-    )
     places = {id(trajectory): place for place, trajectory in enumerate(experience.trajectories)}
     wanted = [places.get(id(sample), -1) for sample in samples]
+    # Few samples lie in few batches: the others stay on the device.
+    chosen = [
+        (batch, advantages)
+        for batch, advantages in zip(result.batches, result.advantages, strict=True)
+        if any(i >= 0 and i in wanted for i in batch.source.tolist())
+    ]
+    own = segment_signals(
+        experience.trajectories,
+        experience.credits,
+        [batch for batch, _ in chosen],
+        [advantages for _, advantages in chosen],
+    )
     shares = trainer.parallel.all_gather({i: own[i] for i in wanted if i in own})
     signals = {i: signal for share in shares for i, signal in share.items()}
     return [signals.get(i) for i in wanted]
