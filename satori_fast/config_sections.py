@@ -342,11 +342,11 @@ class RewardConfig(Section):
     model: str | None = None
     """folder or hub name of a reward model; None: the one that the preference stage made"""
     functions: tuple[FunctionConfig, ...] = Field(default=(), strict=False)
-    """reward terms of your own: path ("rewards.py:short_answers" or "module:function"), weight, name
+    """reward terms of your own: path ("rewards.py:short_answers", "module:function"), weight, name
     """
     function_timeout_s: float | None = Field(default=None, gt=0)
-    """CPU seconds of a call of a reward function (wall clock: ten times, at least 30); beyond it the
-    run stops; None: reward.timeout_s"""
+    """CPU seconds of a call of a reward function (wall clock: ten times, at least 30); one that
+    takes more stops the run; None: reward.timeout_s"""
     num_workers: int = Field(default=1, ge=0)
     """grading processes (while data is loaded, up to 8); 0: in the trainer, without a time limit"""
     timeout_s: float = Field(default=5.0, gt=0)
