@@ -131,28 +131,24 @@ def build_learner(
     return Learner(module, module.hf_config, model, Optimizer(model, optimizer))
 
 
-def score(
-    learner: Learner, batches: Sequence[PackedBatch], *, temperature: float
-) -> list[tuple[Tensor, Tensor]]:
-    """(log-probability [T] of each target, entropy [T]) of each batch; nats, fp32, no gradient."""
+def score(learner: Learner, batches: Sequence[PackedBatch], *, temperature: float) -> list[Tensor]:
+    """Log-probability [T] of each target of each batch; nats, fp32, no gradient."""
 
     def head(batch: PackedBatch) -> Callable[..., Tensor]:
-        def logprob_and_entropy(hidden: Tensor, weight: Tensor, **shard: Any) -> Tensor:
-            result = linear_logprob(hidden, weight, batch.targets, temperature=temperature, **shard)
-            return torch.stack(result)
+        def logprob(hidden: Tensor, weight: Tensor, **shard: Any) -> Tensor:
+            return linear_logprob(hidden, weight, batch.targets, temperature=temperature, **shard)[
+                0
+            ]
 
-        return logprob_and_entropy
+        return logprob
 
-    return [(rows[0], rows[1]) for rows in _forward(learner, batches, head, rows=2)]
+    return _forward(learner, batches, head)
 
 
 def value(learner: Learner, batches: Sequence[PackedBatch]) -> list[Tensor]:
     """Values fp32 [T] of each batch from a scalar learner, no gradient."""
 
-    def head(batch: PackedBatch) -> Callable[[Tensor], Tensor]:
-        return lambda values: values[None]
-
-    return [rows[0] for rows in _forward(learner, batches, head, rows=1)]
+    return _forward(learner, batches, lambda batch: lambda values: values)
 
 
 def annotate(
@@ -164,17 +160,16 @@ def annotate(
     temperature: float,
 ) -> list[PackedBatch]:
     """The batches with `old_logprobs` and, where a model is given, `ref_logprobs` and `values`."""
+    scores = score(policy, batches, temperature=temperature)
     annotated = [
         batch.annotated(old_logprobs=logprobs)
-        for batch, (logprobs, _) in zip(
-            batches, score(policy, batches, temperature=temperature), strict=True
-        )
+        for batch, logprobs in zip(batches, scores, strict=True)
     ]
     if reference is not None:
         scores = score(reference, batches, temperature=temperature)
         annotated = [
             batch.annotated(ref_logprobs=logprobs)
-            for batch, (logprobs, _) in zip(annotated, scores, strict=True)
+            for batch, logprobs in zip(annotated, scores, strict=True)
         ]
     if critic is not None:
         annotated = [
@@ -338,10 +333,8 @@ def _forward(
     learner: Learner,
     batches: Sequence[PackedBatch],
     head: Callable[[PackedBatch], Callable[..., Tensor]],
-    *,
-    rows: int,
 ) -> list[Tensor]:
-    """`head`'s [rows, T] of each batch, on every pipeline stage."""
+    """Numbers fp32 [T] that the head of each batch gives, on every pipeline stage."""
     if not batches:
         return []
 
@@ -357,7 +350,7 @@ def _forward(
     last = mpu.get_pipeline_model_parallel_last_rank()
     if not outputs:
         outputs = [
-            batch.tokens.new_empty(rows, batch.num_tokens, dtype=torch.float32) for batch in batches
+            batch.tokens.new_empty(batch.num_tokens, dtype=torch.float32) for batch in batches
         ]
     for output in outputs:
         dist.broadcast(output, src=last, group=group)
