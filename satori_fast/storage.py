@@ -146,7 +146,7 @@ def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote. DamagedFile, naming the file, for anything else."""
+    """Read what `write_sealed` wrote. DamagedFile, naming the file, for anything else."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise DamagedFile(f"{path} is damaged: it holds no JSON object")
@@ -186,7 +186,7 @@ def sealed_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. DamagedFile, naming it, when it is missing or not JSON."""
+    """Read a JSON file. DamagedFile, naming it, when it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

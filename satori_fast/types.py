@@ -29,7 +29,7 @@ Weighting = Literal["token", "sequence", "segment", "fixed"]  # how a loss is av
 
 
 class SegmentKind(StrEnum):
-    """What an action of a response is for."""
+    """Purpose of an action of a response."""
 
     CONTINUE = "continue"
     REFLECT = "reflect"
@@ -207,7 +207,7 @@ class ScoreStatistics:
 
 @dataclass(frozen=True, slots=True)
 class RolloutResult:
-    """What one call of `rollout.engine.collect` brought back.
+    """Result of one call of `rollout.engine.collect`.
 
     num_prompt_tokens counts each prompt once per sample; wall_s is seconds for the whole call.
     """
@@ -236,7 +236,7 @@ class StoredRollouts:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """What each segment earned, and what was expected of it. Host side, from whole groups.
+    """Values and baselines of the segments of a trajectory. Host side, from whole groups.
 
     values, baselines: float32 [S]. The advantage of a segment is ``values - baselines``, before it
     is spread over tokens or enters GAE.
@@ -248,7 +248,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What one update learns from: whole groups, scored, filtered, with their credit. Host side.
+    """Material of one update: whole groups, scored, filtered, with their credit. Host side.
 
     trajectories:   what is learnt from, siblings together, in the order of their groups.
     credits:        one for each of them; None where nothing is compared (imitation).

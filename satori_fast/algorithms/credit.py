@@ -48,7 +48,7 @@ class CreditRule(ABC):
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rule remembers, JSON-able."""
+        """State of the rule, JSON-able."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -249,7 +249,7 @@ def _resolve_mapping(
 
 
 def _fitting(found: Fields) -> str:
-    """Which known mappings fit the fields of a data set."""
+    """Known mappings that fit the fields of a data set."""
     fitting = [
         key
         for key, known in FIELD_MAPPINGS.items()

@@ -71,7 +71,7 @@ class Judge:
     figures: Callable[[], Mapping[str, float]] | None = None
 
     def informative(self, scored: Sequence[Trajectory]) -> list[Trajectory]:
-        """Those of groups that a group baseline leaves a signal."""
+        """Select the groups that a group baseline leaves a signal."""
         if self.min_group_std is None:
             return list(scored)
         return drop_uninformative_groups(scored, self.min_group_std)
@@ -84,7 +84,7 @@ class Judge:
         policy_version: int,
         stats: Mapping[str, float],
     ) -> Experience:
-        """What an update learns from: `kept` of `sampled`, credited."""
+        """Build what an update learns from: `kept` of `sampled`, credited."""
         figures = {} if self.figures is None else self.figures()
         return Experience(
             trajectories=tuple(kept),

@@ -92,7 +92,7 @@ class Worker:
         return "crash"
 
     def check(self, gold: str) -> str:
-        """What is wrong with a gold answer, "" for nothing; "timeout", "crash"."""
+        """Fault of a gold answer, "" for none; "timeout", "crash"."""
         reply = self._ask([gold])
         return "" if reply == "readable" else reply
 

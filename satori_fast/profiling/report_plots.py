@@ -337,7 +337,7 @@ def _has(bucket: Sequence[Line], metric: str) -> bool:
 
 
 def _mean(bucket: Sequence[Line], metric: str) -> float | None:
-    """Of the finite values of a bucket; None where there is none."""
+    """Mean of the finite values of a bucket; None where there is none."""
     values = [line[metric] for line in bucket if _is_number(line.get(metric))]
     return _short(sum(values) / len(values)) if values else None
 

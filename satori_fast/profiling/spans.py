@@ -251,7 +251,7 @@ class SpanRecorder:
             counter.clear()
 
     def _align_clocks(self) -> None:
-        """From our clock to that of torch's profiler, nanoseconds since 1970, which may be set.
+        """Map our clock to that of torch's profiler, nanoseconds since 1970, which may be set.
 
         What is less is the noise of reading two clocks, and would let steps overlap.
         """

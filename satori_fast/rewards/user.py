@@ -110,7 +110,7 @@ def is_file(path: str) -> bool:
 
 
 def _spec(module: str) -> importlib.machinery.ModuleSpec | None:
-    """Where a module is, by its name in dots. `importlib.util.find_spec` would import the packages
+    """Find a module by its name in dots. `importlib.util.find_spec` would import the packages
     above it."""
     parts = module.split(".")
     try:

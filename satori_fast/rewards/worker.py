@@ -50,7 +50,7 @@ class RewardFunctionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """How long one call of a function may take, for all trajectories of a step together.
+    """Time limits of one call of a function, for all trajectories of a step together.
 
     cpu_s:  CPU seconds of its process, all threads: a busy machine fails no right function.
     wall_s: seconds until it must have returned, for one that sleeps or waits.
@@ -255,7 +255,7 @@ class FunctionWorker:
         self._ask(name, path, None)
 
     def call(self, name: str, path: str, trajectories: Sequence[Trajectory]) -> list[float]:
-        """What the function gives for the trajectories, checked by `checked_values`.
+        """Call the function on the trajectories; its values are checked by `checked_values`.
 
         RewardFunctionError when it gives none; a function that is late is killed.
         """
@@ -304,7 +304,7 @@ class FunctionWorker:
         raise error
 
     def _ending(self, process: subprocess.Popen[bytes], wall_s: float, *, loading: bool) -> str:
-        """What to say of a process that sent no reply; it is gone afterwards."""
+        """Describe the end of a process that sent no reply; it is gone afterwards."""
         with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe closes before it ends
             process.wait(1.0)
         code = process.poll()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose server it is: a trainer claims one before it touches it, and a second trainer is told so.
+"""Ownership of a server: a trainer claims one before it touches it, a second one is refused.
 
 Both ends are here: `claim` is the trainer's, `Tenancy` is a worker's of the server. A claim ends by
 `release`, with the trainer's process (seen on the same machine), or after a silence. Messages carry

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came of each finished problem, in their order, so that a resumed run begins behind them."""
+"""Outcomes of finished problems, in their order, so that a resumed run begins behind them."""
 
 from __future__ import annotations
 

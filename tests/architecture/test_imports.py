@@ -32,7 +32,6 @@ EVERYTHING_BELOW_STAGES = (
         "experience",
         "synthesis",
         "evaluation",
-        "planning",
         # Above the rooms whose tables of names it looks into.
         "config",
     }
@@ -61,7 +60,6 @@ ALLOWED: dict[str, set[str]] = {
     "experience": {"types", "storage", "data", "profiling", "algorithms", "rewards", "rollout"},
     "synthesis": UPPER | {"redaction"},
     "evaluation": UPPER,
-    "planning": UPPER,
     "stages": EVERYTHING_BELOW_STAGES | PROCESS,
     "cli": EVERYTHING_BELOW_STAGES | PROCESS | {"stages"},
     "__main__": {"cli"},
