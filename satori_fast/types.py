@@ -14,7 +14,7 @@ what its fields mean and checks that they fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from itertools import pairwise
@@ -177,6 +177,14 @@ class Trajectory:
 
     def with_reward(self, reward: RewardBreakdown) -> Trajectory:
         return replace(self, reward=reward)
+
+
+def groups_of(trajectories: Sequence[Trajectory]) -> list[list[int]]:
+    """Indices of the members of each group, by `group_id`; groups in the order they come in."""
+    members: dict[int, list[int]] = {}
+    for index, trajectory in enumerate(trajectories):
+        members.setdefault(trajectory.group_id, []).append(index)
+    return list(members.values())
 
 
 @dataclass(frozen=True, slots=True)

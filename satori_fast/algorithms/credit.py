@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from satori_fast.types import Credit, Trajectory
+from satori_fast.types import Credit, Trajectory, groups_of
 
 Rewards = npt.NDArray[np.float64]
 
@@ -81,7 +81,7 @@ class GroupRule(CreditRule):
     def assign(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
         rewards = total_rewards(trajectories)
         values, baselines = rewards.copy(), rewards.copy()
-        for members in _groups(trajectories):
+        for members in groups_of(trajectories):
             group = rewards[members]
             # The rounded mean of equal numbers can miss them by an ulp, which 1 / STD_EPSILON
             # blows up.
@@ -133,13 +133,6 @@ class LeaveOneOut(GroupRule):
 def total_rewards(trajectories: Sequence[Trajectory]) -> Rewards:
     """Total reward of each trajectory, float64 [N]; ValueError, naming the problem, for none."""
     return np.array([_total_reward(t) for t in trajectories], dtype=np.float64)
-
-
-def _groups(trajectories: Sequence[Trajectory]) -> list[list[int]]:
-    members: dict[int, list[int]] = {}
-    for index, trajectory in enumerate(trajectories):
-        members.setdefault(trajectory.group_id, []).append(index)
-    return list(members.values())
 
 
 def _total_reward(trajectory: Trajectory) -> float:
