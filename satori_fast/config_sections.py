@@ -340,8 +340,8 @@ class RewardConfig(Section):
     model: str | None = None
     """folder or hub name of a reward model; None: the one that the preference stage made"""
     functions: tuple[FunctionConfig, ...] = Field(default=(), strict=False)
-    """your own reward terms: path ("rewards.py:short_answers" or "module:function"), weight, name
-    """
+    """[[reward.functions]]: a reward term of your own: path ("my_rewards.py:short_answers" or
+    "module:function"), weight, name"""
     function_timeout_s: float | None = Field(default=None, gt=0)
     """CPU seconds of a call of a reward function (wall clock: ten times, at least 30), beyond which
     the run stops; None: reward.timeout_s"""

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -157,6 +157,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def _digest_of_value(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_sealed_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON objects, one a line and each with its checksum, for `sealed_records`; all or
+    none."""
+    write_atomically(path, "".join(map(sealed_line, records)))
 
 
 def sealed_line(record: Mapping[str, Any]) -> str:

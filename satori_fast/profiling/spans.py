@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -104,12 +103,7 @@ class _Span:
         self.start_event = recorder._record_event()
         self.start_s = recorder._clock()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         recorder = self.recorder
         self.stop_s = recorder._clock()
         self.stop_event = recorder._record_event()

@@ -28,9 +28,8 @@ from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
 from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.run_folder import RunFolder
-from satori_fast.storage import sealed_line, write_atomically
-from satori_fast.synthesis.journal import Journal
-from satori_fast.synthesis.outcomes import OutcomeFile
+from satori_fast.storage import write_sealed_records
+from satori_fast.synthesis.journal import Journal, OutcomeFile
 from satori_fast.synthesis.page import write_page
 from satori_fast.synthesis.pipeline import (
     DROPPED,
@@ -179,15 +178,15 @@ def print_stats(stats: SynthesisStats, console: Console) -> None:
 
 
 def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> None:
-    """One JSON object a line; `data.sources` reads it back with mapping "coat"."""
-    lines = [
-        sealed_line(
+    """Write one JSON object a line; `data.sources` reads it back with mapping "coat"."""
+    write_sealed_records(
+        path,
+        (
             {
                 **problem_to_row(d.problem),
                 "response": d.response,
                 "trajectory_type": d.trajectory_type,
             }
-        )
-        for d in demonstrations
-    ]
-    write_atomically(path, "".join(lines))
+            for d in demonstrations
+        ),
+    )
