@@ -58,7 +58,7 @@ class ModelConfig(Section):
     intermediate_size: int = Field(default=384, gt=0)
     """width of the MLP of a fresh model"""
     tie_word_embeddings: bool = True
-    """fresh model: share the embedding with the head"""
+    """share the embedding with the head in a fresh model"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type of the parameters; the optimizer keeps fp32 copies of bfloat16 ones"""
     recompute: bool = False
@@ -77,26 +77,27 @@ class ModelConfig(Section):
 
 class TokenizerConfig(Section):
     kind: Literal["model", "words", "bpe"] = "model"
-    """model: the checkpoint's own; words: the built-in domain's; bpe: trained on the data here"""
+    """origin of the tokenizer: model (the checkpoint's), words (the built-in domain's), or bpe
+    (trained on the data)"""
     vocab_size: int = Field(default=2048, gt=300)
-    """tokens of a bpe tokenizer, special tokens included"""
+    """vocabulary of a bpe tokenizer, tokens, special ones included"""
 
 
 class DataConfig(Section):
     source: str = "arithmetic"
-    """arithmetic (built in), a .jsonl, .json (both also .gz) or .parquet file, or a hub name"""
+    """data set: arithmetic (built in), a .jsonl, .json (or .gz) or .parquet file, or a hub name"""
     mapping: str | None = None
-    """field mapping of the source (see data.sources.FIELD_MAPPINGS); None: by name"""
+    """field mapping of the data set (see data.sources.FIELD_MAPPINGS); None: by its name"""
     levels: tuple[int, ...] = Field(default=(3,), strict=False)  # TOML lists
-    """built-in domain: levels of difficulty, mixed evenly"""
+    """levels of difficulty of the built-in domain, mixed evenly"""
     num_train: int | None = Field(default=None, gt=0)
     """training problems to use; None: all (built-in domain: needed)"""
     eval_source: str | None = None
     """file with held-out problems; None: the built-in domain's held-out half, or a hash split"""
     eval_mapping: str | None = None
-    """field mapping of eval_source"""
+    """field mapping of the file with held-out problems"""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """hash split: share of the source that is held out when there is no eval_source"""
+    """share of the data set that is held out, by hash, when there is no eval_source"""
     template: Literal["satori", "plain", "chat"] = "satori"
     """prompt template: satori (the paper's Template 3), plain (the question and a line break), or
     chat (the tokenizer's own chat template)"""
@@ -105,7 +106,7 @@ class DataConfig(Section):
     format: str = "coat"
     """format of responses: coat (Satori's meta actions) or plain (a response is one segment)"""
     max_prompt_tokens: int = Field(default=1024, gt=0)
-    """longer prompts are filtered out by length, never cut"""
+    """length limit of prompts, tokens; longer ones are filtered out, never cut"""
 
 
 class ParallelConfig(Section):
@@ -196,13 +197,13 @@ class RolloutConfig(Section):
     sleep: bool = False
     """vllm: free the engine's GPU memory while the trainer updates"""
     compile: bool = False
-    """vllm, server: compile and capture graphs: faster decoding, slower start"""
+    """vllm, server: compile and capture graphs (faster decoding, slower start)"""
     gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
     """vllm, server: share of a GPU's memory for the engine's weights and cache"""
     server_url: tuple[str, ...] = Field(default=(), strict=False)
     """server: URLs of running servers, "http://127.0.0.1:8000"; none: the run starts one"""
     server_allow_public: bool = False
-    """server: allow one that others can reach, who can then replace weights or run code on it"""
+    """server: allow one that others can reach, to replace weights or run code on it"""
     server_args: tuple[str, ...] = Field(default=(), strict=False)
     """server: more vLLM flags of a server that the run starts: ["--tensor-parallel-size", "2"]"""
     server_devices: str | None = None
@@ -399,8 +400,8 @@ class LoggingConfig(Section):
 
 class EvaluationConfig(Section):
     num_problems: int = Field(default=400, gt=0)
-    """held-out problems, greedy, one response each"""
+    """held-out problems that are evaluated, with one greedy response each"""
     max_new_tokens: int | None = Field(default=None, gt=0)
-    """response limit; None: the rollout's"""
+    """response limit of the evaluation, tokens; None: the rollout's"""
     num_logged_samples: int = Field(default=8, ge=0)
     """answers of each evaluation written to samples.jsonl"""

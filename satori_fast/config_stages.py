@@ -18,11 +18,12 @@ class AgentConfig(Section):
     """scripted, endpoint (OpenAI-compatible server), embedded or vllm (engines), scalar (a reward
     model with a score head)"""
     model: str | None = None
-    """endpoint: name of the model on the server; else its folder"""
+    """name of the model on the server (endpoint), else its folder"""
     url: str = "http://127.0.0.1:8000/v1"
     """endpoint: base URL of the server"""
     api_key_variable: str | None = None
-    """endpoint: variable with the key; None: OPENAI_API_KEY, for api.openai.com or this machine"""
+    """endpoint: environment variable with the key; None: OPENAI_API_KEY, for api.openai.com or
+    this machine only"""
     temperature: float = Field(default=0.0, ge=0)
     """sampling temperature; 0: greedy"""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -80,9 +81,9 @@ class RewardModelConfig(AgentConfig):
 
 class SynthesizeConfig(Section):
     num_problems: int = Field(default=1000, gt=0)
-    """training problems to solve"""
+    """training problems that demonstrations are made of"""
     num_solutions: int = Field(default=100, gt=0)
-    """first attempts per problem"""
+    """first attempts sampled per problem"""
     num_kept: int = Field(default=4, gt=0)
     """right solutions, and wrong solutions, kept of a problem's"""
     max_rounds: int = Field(default=2, gt=0)
@@ -124,18 +125,18 @@ class SolutionsConfig(Section):
     num_problems: int = Field(default=1000, gt=0)
     """training problems that the starting model solves, for preference pairs and restarts"""
     num_samples: int = Field(default=8, gt=0)
-    """solutions per problem"""
+    """solutions sampled per problem"""
     temperature: float | None = Field(default=None, gt=0)
-    """sampling temperature; None: the rollout's"""
+    """sampling temperature of the solutions; None: the rollout's"""
     keep_logprobs: bool = False
     """keep the samples' log-probs too, so that reinforce.source = "stored" can train on the file"""
 
 
 class PreferenceConfig(Section):
     num_epochs: float = Field(default=2.0, gt=0)
-    """passes over the pairs"""
+    """passes over the preference pairs"""
     batch_size: int = Field(default=128, gt=0)
-    """pairs per optimizer step"""
+    """preference pairs per optimizer step"""
     margin: float = Field(default=2.0, ge=0)
     """tau: lead of the right solution's score that the loss asks for"""
     max_pairs_per_problem: int = Field(default=4, gt=0)
@@ -201,15 +202,15 @@ class ReinforceConfig(Section):
     problems_per_step: int = Field(default=128, gt=0)
     """prompts sampled in a step"""
     samples_per_problem: int = Field(default=8, gt=0)
-    """siblings of a prompt; group recipes need at least 2"""
+    """samples per prompt, which form a group; group recipes need at least 2"""
     num_minibatches: int = Field(default=2, gt=0)
-    """optimizer steps per rollout step"""
+    """minibatches, and so optimizer steps, per rollout step"""
     max_sampling_rounds: int = Field(default=1, gt=0)
     """rounds of new problems until problems_per_step groups are informative; 1: no refilling"""
     source: str = "online"
     """origin of the trajectories: online (sampled from the policy) or stored (a file: rollouts)"""
     rollouts: str | None = None
-    """source = "stored": a file of solutions/ that was sampled with solutions.keep_logprobs"""
+    """file of stored rollouts, for source = "stored": solutions/ sampled with keep_logprobs"""
     max_uninformative_steps: int = Field(default=50, ge=0)
     """steps in a row with nothing to learn from, all rewards equal, that stop the run; 0: never"""
     clip_low: float | None = Field(default=None, gt=0)
@@ -225,8 +226,8 @@ class ReinforceConfig(Section):
     """ratio of a segment or response: geometric mean over its tokens, or their product; None: as in
     the recipe"""
     importance: Literal["none", "truncate", "mask"] | None = None
-    """importance sampling, trainer's over engine's probability: truncate (TIS: clamped into
-    importance_low..importance_high), mask (MIS: 0 outside); None: as in the recipe"""
+    """importance sampling, trainer's over engine's probability: truncate (TIS) into the range
+    importance_low..importance_high, or mask (MIS) outside; None: as in the recipe"""
     importance_level: Literal["token", "sequence"] | None = None
     """TIS and MIS: ratio of each token, or the product over a response; None: as in the recipe"""
     importance_low: float | None = Field(default=None, ge=0)
@@ -234,8 +235,8 @@ class ReinforceConfig(Section):
     importance_high: float | None = Field(default=None, gt=0, allow_inf_nan=True)
     """TIS and MIS: upper end of the range of ratios; inf: none; None: as in the recipe (2)"""
     weighting: Literal["token", "sequence", "segment", "fixed"] | None = None
-    """mean of the loss: over tokens; over responses, of token means (sequence), of segments' means
-    (segment), or of sums divided by fixed_length (fixed); None: as in the recipe"""
+    """mean of the loss: over tokens; over responses, of token means (sequence), segments' means
+    (segment), or sums over fixed_length (fixed); None: as in the recipe"""
     fixed_length: int | None = Field(default=None, gt=0)
     """weighting = "fixed": tokens that each response's sum is divided by; None: rollout's limit"""
     kl_coefficient: float | None = Field(default=None, ge=0)
@@ -244,7 +245,7 @@ class ReinforceConfig(Section):
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """estimator of the KL to the starting model, from its log-probs; None: as in the recipe"""
     entropy_coefficient: float | None = Field(default=None, ge=0)
-    """weight of the entropy bonus; None: as in the recipe"""
+    """weight of the entropy bonus in the loss; None: as in the recipe"""
     gae_lambda: float | None = Field(default=None, ge=0, le=1)
     """ppo: lambda of the advantage estimator; None: as in the recipe"""
     value_clip: float | None = Field(default=None, gt=0, allow_inf_nan=True)
@@ -299,11 +300,11 @@ class DistillConfig(ImitationConfig):
     num_problems: int = Field(default=1000, gt=0)
     """training problems that the teacher solves"""
     num_samples: int = Field(default=8, gt=0)
-    """solutions per problem"""
+    """solutions sampled per problem"""
     temperature: float | None = Field(default=None, gt=0)
-    """sampling temperature; None: the rollout's"""
+    """sampling temperature of the solutions; None: the rollout's"""
     num_kept: int = Field(default=750, gt=0)
-    """problems kept: those that the teacher solved least often, but at least once"""
+    """problems kept, those that the teacher solved least often, but at least once"""
     solutions_per_problem: int = Field(default=1, gt=0)
     """right solutions kept of each problem"""
 
@@ -321,7 +322,7 @@ class RoundConfig(Section):
     num_steps: int | None = Field(default=None, gt=0)
     """reinforcement steps"""
     samples_per_problem: int | None = Field(default=None, gt=0)
-    """siblings of a prompt"""
+    """samples per prompt, which form a group"""
     temperature: float | None = Field(default=None, ge=0)
     """sampling temperature of the reinforcement (the paper's second round: 1.2)"""
     learning_rate: float | None = Field(default=None, gt=0)
