@@ -140,10 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--kernels", action="store_true", help="which implementation each op uses here"
     )
-    show.add_argument(
-        "--recipe",
-        action="store_true",
-        help="the recipe as this config sets it, as JSON",
+    show.add_argument("--recipe", action="store_true", help="the recipe that runs, as JSON")
+    explain = verb("explain", _explain, "why the tokens of given responses get their signal")
+    explain.add_argument("config", type=Path)
+    explain.add_argument(
+        "rollouts", type=Path, help="JSON lines with question, answer, response; or samples.jsonl"
+    )
+    explain.add_argument(
+        "--json", action="store_true", help="a line of JSON per row, and a summary"
     )
     report = verb("report", _report, "write report.html of a run, or compare.html of several")
     report.add_argument("folders", type=Path, nargs="+", metavar="folder", help="run folder")
@@ -234,6 +238,19 @@ def _recipe_that_runs(config: Config) -> dict[str, Any]:
     if recipe.weighting == "fixed":
         described["fixed_length"] = settings.fixed_length or rollout.max_new_tokens
     return described
+
+
+def _explain(options: argparse.Namespace, overrides: list[str]) -> None:
+    config = _load(options.config, overrides)
+    from rich.console import Console
+
+    from satori_fast.stages.explain import explain
+
+    explanation = explain(config, options.rollouts)
+    if options.json:
+        print("\n".join(explanation.json_lines()))  # noqa: T201
+    else:
+        explanation.show(Console())
 
 
 def _report(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -226,8 +226,8 @@ class ReinforceConfig(Section):
     """ratio of a segment or response: geometric mean over its tokens, or their product; None: as in
     the recipe"""
     importance: Literal["none", "truncate", "mask"] | None = None
-    """importance sampling, trainer's over engine's probability: truncate (TIS) into the range
-    importance_low..importance_high, or mask (MIS) outside; None: as in the recipe"""
+    """importance sampling, trainer over engine probability: truncate (TIS) or mask (MIS) what is
+    outside importance_low..importance_high; None: as in the recipe"""
     importance_level: Literal["token", "sequence"] | None = None
     """TIS and MIS: ratio of each token, or the product over a response; None: as in the recipe"""
     importance_low: float | None = Field(default=None, ge=0)
@@ -236,7 +236,7 @@ class ReinforceConfig(Section):
     """TIS and MIS: upper end of the range of ratios; inf: none; None: as in the recipe (2)"""
     weighting: Literal["token", "sequence", "segment", "fixed"] | None = None
     """mean of the loss: over tokens; over responses, of token means (sequence), segments' means
-    (segment), or sums over fixed_length (fixed); None: as in the recipe"""
+    (segment), or sums / fixed_length (fixed); None: as in the recipe"""
     fixed_length: int | None = Field(default=None, gt=0)
     """weighting = "fixed": tokens that each response's sum is divided by; None: rollout's limit"""
     kl_coefficient: float | None = Field(default=None, ge=0)

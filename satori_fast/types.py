@@ -248,10 +248,12 @@ class Credit:
 
     values, baselines: float32 [S]. The advantage of a segment is ``values - baselines``, before it
     is spread over tokens or enters GAE.
+    scale: what both were divided by, so that readers see them in units of reward.
     """
 
     values: np.ndarray
     baselines: np.ndarray
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,24 +262,26 @@ class Experience:
 
     trajectories:   what is learnt from, siblings together, in the order of their groups.
     credits:        one for each of them; None where nothing is compared (imitation).
-    sampled:        everything that was scored on the way to them, dropped groups included, in the
-                    order in which it was sampled; `trajectories` are among it.
-    policy_version: version of the weights that were sampled from; -1 where none were.
     stats:          counted on the way: shares and counts under the names of metrics, as
                     "rollout/kept", and what rates and FLOPs are made from: "prompt_tokens",
                     "generated_tokens" (of this step), "passes" of the engine on this device.
+    sampled:        everything that was scored on the way to them, dropped groups included, in the
+                    order in which it was sampled; `trajectories`, where none is given.
+    policy_version: version of the weights that were sampled from; -1 where none were.
 
     Example: two groups of two are sampled with rewards 1, 0 and 0, 0; a filter drops the second,
     so `trajectories` and `credits` have two entries and `sampled` has four.
     """
 
     trajectories: tuple[Trajectory, ...]
-    credits: tuple[Credit, ...] | None
-    sampled: tuple[Trajectory, ...]
-    policy_version: int = -1
+    credits: tuple[Credit, ...] | None = None
     stats: Mapping[str, float] = field(default_factory=dict[str, float])
+    sampled: tuple[Trajectory, ...] = ()
+    policy_version: int = -1
 
     def __post_init__(self) -> None:
+        if not self.sampled:
+            object.__setattr__(self, "sampled", self.trajectories)
         if self.credits is not None:
             assert len(self.credits) == len(self.trajectories)
         assert len(self.trajectories) <= len(self.sampled)
@@ -389,6 +393,23 @@ class Advantages:
 
     advantages: Tensor
     returns: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSignal:
+    """Learning signal of the segments of one trajectory: float64 [S] each. For readers.
+
+    rewards:    process reward of the segment where there is one, else what it earned: values of
+                `Credit`, in units of reward.
+    baselines:  what was expected of it, in units of reward.
+    advantages: mean of the advantages of its tokens (`Advantages`).
+    weights:    loss weight of each of its tokens (`PackedBatch`); 0 where they are not trained on.
+    """
+
+    rewards: np.ndarray
+    baselines: np.ndarray
+    advantages: np.ndarray
+    weights: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)

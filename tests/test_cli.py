@@ -13,6 +13,7 @@ import pytest
 from satori_fast.cli import main
 from satori_fast.config import Config, describe
 
+ROOT = Path(__file__).parents[1]
 SMALLEST = 'schema_version = 1\ntokenizer.kind = "words"\ndata.num_train = 5\n'
 
 
@@ -66,6 +67,29 @@ def test_options_of_a_verb_are_not_overrides(
     # Abbreviations are off: --resum is an override, and no key.
     line = failing_line(["run", str(config_file), "--resum", "1"], capsys)
     assert line.startswith("command line: unknown key resum;")
+
+
+def test_explain_prints_what_the_readme_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    command = "explain configs/quickstart.toml docs/puzzle.jsonl"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition(f"{command}\n```\n\n```text\n")[2].partition("```")[0]
+    assert main(command.split()) == 0
+    assert capsys.readouterr().out == shown
+    assert main([*command.split(), "--json"]) == 0
+    *rows, last = map(json.loads, capsys.readouterr().out.splitlines())
+    keys = {"segments", "terms", "total", "correct", "kept"}
+    assert [row.keys() for row in rows] == [keys] * 4
+    assert list(last) == ["summary"]
+
+
+def test_explain_names_file_and_row(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rollouts = config_file.with_name("rollouts.jsonl")
+    rollouts.write_text('{"question": "p"}\n', encoding="utf-8")
+    line = failing_line(["explain", str(config_file), str(rollouts)], capsys)
+    assert line == f"{rollouts}, row 1: it has no response: add one"
 
 
 @pytest.mark.parametrize("verb", ["report", "export"])

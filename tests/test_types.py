@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from satori_fast.types import (
+    Credit,
+    Experience,
     PackedBatch,
     Prefix,
     Problem,
@@ -152,3 +154,18 @@ def test_moving_a_batch_leaves_its_source_on_the_host() -> None:
     assert moved.old_logprobs is None
     assert moved.num_tokens == 4
     assert moved.num_minibatch_tokens == 2
+
+
+def test_experience_is_of_whole_groups_and_says_what_was_sampled() -> None:
+    kept = tuple(replace(example_trajectory(), group_id=group) for group in (0, 0))
+    dropped = replace(example_trajectory(), group_id=1)
+    credit = Credit(np.zeros(3, np.float32), np.zeros(3, np.float32))
+    assert Experience(kept).sampled == kept and Experience(kept).credits is None
+    experience = Experience(kept, (credit, credit), sampled=(*kept, dropped))
+    assert experience.num_tokens == 18 and len(experience.sampled) == 3
+    with pytest.raises(AssertionError):
+        Experience(kept, (credit,))
+    with pytest.raises(AssertionError):
+        Experience(kept, sampled=(dropped,))
+    with pytest.raises(FrozenInstanceError):
+        experience.stats = {}  # type: ignore[misc]

@@ -78,18 +78,23 @@ class GroupRule(CreditRule):
     def compare(self, rewards: Rewards) -> tuple[Rewards, Rewards]:
         """Values and baselines of the members of one group, whose rewards are not all equal."""
 
+    def scale(self, rewards: Rewards) -> float:
+        """Divisor of values and baselines in `compare`."""
+        return 1.0
+
     def assign(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
         rewards = total_rewards(trajectories)
-        values, baselines = rewards.copy(), rewards.copy()
+        values, baselines, scales = rewards.copy(), rewards.copy(), np.ones_like(rewards)
         for members in groups_of(trajectories):
             group = rewards[members]
             # The rounded mean of equal numbers can miss them by an ulp, which 1 / STD_EPSILON
             # blows up.
             if group.min() < group.max():
                 values[members], baselines[members] = self.compare(group)
+                scales[members] = self.scale(group)
         return [
-            _broadcast(t, value, baseline)
-            for t, value, baseline in zip(trajectories, values, baselines, strict=True)
+            _broadcast(t, *of_one)
+            for t, *of_one in zip(trajectories, values, baselines, scales, strict=True)
         ]
 
 
@@ -114,8 +119,11 @@ class GroupMean(GroupRule):
         mean = np.full_like(rewards, rewards.mean())
         if not self.divide_by_std:
             return rewards, mean
-        scale = rewards.std(ddof=1) + STD_EPSILON
+        scale = self.scale(rewards)
         return rewards / scale, mean / scale
+
+    def scale(self, rewards: Rewards) -> float:
+        return float(rewards.std(ddof=1)) + STD_EPSILON if self.divide_by_std else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +152,12 @@ def _total_reward(trajectory: Trajectory) -> float:
     return trajectory.reward.total
 
 
-def _broadcast(trajectory: Trajectory, value: float, baseline: float) -> Credit:
+def _broadcast(trajectory: Trajectory, value: float, baseline: float, scale: float) -> Credit:
     shape = len(trajectory.segments)
     return Credit(
         values=np.full(shape, value, dtype=np.float32),
         baselines=np.full(shape, baseline, dtype=np.float32),
+        scale=float(scale),
     )
 
 

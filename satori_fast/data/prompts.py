@@ -216,9 +216,13 @@ def build_trajectory(
     finish: Finish,
     logprobs: np.ndarray | None = None,
     policy_version: int = -1,
+    prompt_ids: Sequence[int] | None = None,
 ) -> Trajectory:
-    """A trajectory from a problem and the ids of a response to it (see `Trajectory` for shapes)."""
-    prompt = renderer.prompt_ids(problem)
+    """A trajectory from a problem and the ids of a response to it (see `Trajectory` for shapes).
+
+    prompt_ids: of the problem, where they are known: siblings have the same.
+    """
+    prompt = renderer.prompt_ids(problem) if prompt_ids is None else prompt_ids
     if logprobs is None:
         logprobs = np.zeros(len(response_ids), dtype=np.float32)
     return Trajectory(

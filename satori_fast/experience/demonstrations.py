@@ -20,8 +20,7 @@ class DemonstrationSource:
 
     def next(self, step: int) -> Experience:
         """The next demonstrations, without credit."""
-        taken = tuple(self._cursor.take(self._batch_size))
-        return Experience(taken, credits=None, sampled=taken)
+        return Experience(tuple(self._cursor.take(self._batch_size)))
 
     def sync(self, weights: ServedWeights, *, version: int) -> None:
         """Nothing: nobody samples."""

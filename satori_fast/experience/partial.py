@@ -213,5 +213,6 @@ def _trajectories(group: _Group, engine: Engine) -> Iterator[Trajectory]:
             finish=sibling.finish,
             logprobs=np.asarray(sibling.logprobs, dtype=np.float32),
             policy_version=int(versions[-1]),
+            prompt_ids=group.prompt,
         )
         yield replace(trajectory, versions=versions if len(set(sibling.versions)) > 1 else None)

@@ -38,7 +38,7 @@ from rich.text import Text
 
 from satori_fast.profiling.sinks import Sink, TensorBoardSink
 from satori_fast.storage import write_atomically
-from satori_fast.types import SegmentKind, StepReport, Trajectory
+from satori_fast.types import SegmentKind, SegmentSignal, StepReport, Trajectory
 
 _PLAIN_LINE_SECONDS = 30.0
 _PLAIN_LINE_SHARE = 0.1
@@ -216,21 +216,33 @@ class SampleFormat(Protocol):
 
 
 def sample_record(
-    stage: str, step: int, *, trajectory: Trajectory, format: SampleFormat
+    stage: str,
+    step: int,
+    *,
+    trajectory: Trajectory,
+    format: SampleFormat,
+    signal: SegmentSignal | None = None,
 ) -> dict[str, Any]:
     """One line of samples.jsonl: problem, prefix and response cut into their segments, and reward,
     if any.
 
     format: of the response; it names the colours of the report. "reward" holds each term under its
     name, "total", and "segments" where segments have rewards; "correct" is None where nothing
-    graded the answer.
+    graded the answer. signal: of a trajectory that was trained on: its segments then have "reward",
+    "baseline", "advantage" and "weight".
     """
 
     def segment(kind: SegmentKind, text: str) -> dict[str, Any]:
         return {"kind": str(kind), "text": text, "colour": format.colours.get(kind)}
 
-    problem, reward = trajectory.problem, trajectory.reward
-    given = "" if problem.prefix is None else problem.prefix.text
+    problem, reward, prefix = trajectory.problem, trajectory.reward, trajectory.problem.prefix
+    given = "" if prefix is None else prefix.text
+    segments = [segment(s.kind, s.text) for s in trajectory.segments]
+    for place, (record, own) in enumerate(zip(segments, trajectory.segments, strict=True)):
+        if own.verdict is not None:
+            record["verdict"] = own.verdict
+        if signal is not None:
+            record |= _signal_record(signal, place)
     rewards: dict[str, Any] = {}
     if reward is not None:
         rewards = {name: _finite(value) for name, value in reward.terms.items()}
@@ -243,13 +255,26 @@ def sample_record(
         "problem_id": problem.problem_id,
         "question": problem.question,
         "answer": problem.answer,
-        "prefix": None if problem.prefix is None else problem.prefix.text,
+        "prefix": None if prefix is None else prefix.text,
+        "prefix_correct": None if prefix is None else prefix.correct,
         "prefix_segments": [segment(*piece) for piece in format.pieces(given)],
-        "segments": [segment(s.kind, s.text) for s in trajectory.segments],
+        "target": None if prefix is None else prefix.target,
+        "segments": segments,
         "correct": None if reward is None else reward.correct,
         "reward": rewards,
         "finish": trajectory.finish,
     }
+
+
+def _signal_record(signal: SegmentSignal, place: int) -> dict[str, float | None]:
+    """The signal of one segment. Six digits: sums over ranks may differ in the last ones."""
+    named = {
+        "reward": signal.rewards,
+        "baseline": signal.baselines,
+        "advantage": signal.advantages,
+        "weight": signal.weights,
+    }
+    return {name: _finite(float(f"{of_all[place]:.6g}")) for name, of_all in named.items()}
 
 
 class ProgressReporter:

@@ -14,6 +14,8 @@ MAX_SAMPLES = 2000
 MAX_CHARACTERS = 4_000_000
 MAX_TEXT = 20_000
 
+# What an update makes of a segment (`types.SegmentSignal`).
+_SIGNAL = ("reward", "baseline", "advantage", "weight")
 # Whatever else a file names as a colour could be more than one.
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -44,18 +46,25 @@ def sample_browser(
 
 def sample_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
     """One line of samples.jsonl. `prefix` (of a restart; else None) and `segments` are lists of
-    {"kind", "text"}, and "reward" where a segment was given one. The prefix is cut as the run's
-    format cuts it; lines of earlier versions have it in one piece."""
+    {"kind", "text"}; "verdict" where a segment claims one, and where it was trained on "signal":
+    its reward, baseline, advantage and loss weight, each with its name. The prefix is cut as the
+    run's format cuts it; lines of earlier versions have it in one piece."""
     rewards = {
         name: number(value, 2)
         for name, value in sample["reward"].items()
         if isinstance(value, int | float)
     }
-    credits = sample["reward"].get("segments", [])
+    process = sample["reward"].get("segments", [])
     segments = _entries(sample["segments"])
-    if any(credits) and len(credits) == len(segments):
-        for segment, credit in zip(segments, credits, strict=True):
-            segment["reward"] = number(credit, 2)
+    if not (any(process) and len(process) == len(segments)):
+        process = [None] * len(segments)
+    for entry, segment, reward in zip(segments, sample["segments"], process, strict=True):
+        if isinstance(segment.get("verdict"), bool):
+            entry["verdict"] = "right" if segment["verdict"] else "wrong"
+        known = {} if reward is None else {"reward": reward}
+        known |= {name: segment[name] for name in _SIGNAL if name in segment}
+        if known:
+            entry["signal"] = [f"{name} {number(value, 3)}" for name, value in known.items()]
     return {
         "stage": sample["stage"],
         "step": sample["step"],
@@ -70,12 +79,12 @@ def sample_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pieces(sample: Mapping[str, Any]) -> list[dict[str, str]]:
+def _pieces(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
     whole = [{"kind": "whole", "text": sample["prefix"]}] if sample["prefix"] else []
     return _entries(sample.get("prefix_segments", whole))
 
 
-def _entries(segments: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _entries(segments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"kind": str(s["kind"]), "text": _cut(s["text"])} for s in segments]
 
 

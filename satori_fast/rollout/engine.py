@@ -149,6 +149,7 @@ def collect(
             finish=completion.finish,
             logprobs=completion.logprobs,
             policy_version=version,
+            prompt_ids=requests[index].prompt_ids,
         )
     trajectories = tuple(t for t in finished if t is not None)
     if len(trajectories) != len(requests):

@@ -14,13 +14,14 @@ from satori_fast.backbone.architecture import head_dim
 from satori_fast.backbone.step import Learner
 from satori_fast.data.formats import ResponseFormat
 from satori_fast.evaluation.evaluate import EvaluationResult
+from satori_fast.experience.signal import segment_signals
 from satori_fast.profiling.flops import ModelShape, forward_flops, training_flops
 from satori_fast.profiling.metrics import MetricsWriter, sample_record
 from satori_fast.profiling.monitor import StepMonitor
 from satori_fast.profiling.spans import SpanRecorder, StepTimes
 from satori_fast.stages.step_metrics import advantage_metrics, experience_metrics, update_metrics
 from satori_fast.stages.trainer import StepResult, Trainer
-from satori_fast.types import StepReport, Trajectory
+from satori_fast.types import SegmentSignal, StepReport, Trajectory
 
 
 class Books:
@@ -80,12 +81,22 @@ class Books:
             self.writer.write(report)
         return times
 
-    def record_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
-        """Write trajectories to samples.jsonl."""
-        if self.writer is not None:
-            for trajectory in trajectories:
-                record = sample_record(self.stage, step, trajectory=trajectory, format=self.format)
-                self.writer.write_sample(record)
+    def record_samples(
+        self,
+        step: int,
+        trajectories: Sequence[Trajectory],
+        *,
+        signals: Sequence[SegmentSignal | None] | None = None,
+    ) -> None:
+        """Write trajectories to samples.jsonl. signals: of those that were trained on."""
+        if self.writer is None:
+            return
+        signals = signals or [None] * len(trajectories)
+        for trajectory, signal in zip(trajectories, signals, strict=True):
+            record = sample_record(
+                self.stage, step, trajectory=trajectory, format=self.format, signal=signal
+            )
+            self.writer.write_sample(record)
 
     def record_evaluation(
         self, step: int, result: EvaluationResult, *, num_samples: int
@@ -122,7 +133,8 @@ class Books:
         )
         self.count_scoring("logprob", trainer.scorers, kept)
         self.count_training(result.trained.values(), kept)
-        self.record_samples(step, evenly_spread(experience.sampled, num_samples))
+        samples = evenly_spread(experience.sampled, num_samples)
+        self.record_samples(step, samples, signals=_signals_of(samples, result, trainer))
         all_reduce_sum = trainer.parallel.all_reduce_sum
         metrics = {
             **experience_metrics(experience, format=self.format),
@@ -168,6 +180,32 @@ class Books:
             num_bytes = next(policy.module.parameters()).element_size()
             num_bytes *= shape_of(policy).num_weights_read / tensor_size
             self.spans.count_bytes("rollout", num_passes * num_bytes)
+
+
+def _signals_of(
+    samples: Sequence[Trajectory], result: StepResult, trainer: Trainer
+) -> list[SegmentSignal | None]:
+    """The signal of each sample, None for one that was not trained on; every rank has its share."""
+    experience = result.experience
+    if not samples or experience.credits is None:
+        return [None] * len(samples)
+    places = {id(trajectory): place for place, trajectory in enumerate(experience.trajectories)}
+    wanted = [places.get(id(sample), -1) for sample in samples]
+    # Few samples lie in few batches: the others stay on the device.
+    chosen = [
+        (batch, advantages)
+        for batch, advantages in zip(result.batches, result.advantages, strict=True)
+        if any(i >= 0 and i in wanted for i in batch.source.tolist())
+    ]
+    own = segment_signals(
+        experience.trajectories,
+        experience.credits,
+        [batch for batch, _ in chosen],
+        [advantages for _, advantages in chosen],
+    )
+    shares = trainer.parallel.all_gather({i: own[i] for i in wanted if i in own})
+    signals = {i: signal for share in shares for i, signal in share.items()}
+    return [signals.get(i) for i in wanted]
 
 
 def shape_of(learner: Learner) -> ModelShape:

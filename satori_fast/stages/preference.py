@@ -69,7 +69,7 @@ def preference_step(
     with span("update"):
         terms = partial(pairwise_loss, margin=margin)
         stats = update_one(model, batches, terms, name="preference")
-    experience = Experience(solutions, credits=None, sampled=solutions)
+    experience = Experience(solutions)
     return StepResult(experience, batches, (), stats, {"reward": model})
 
 

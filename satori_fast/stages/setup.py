@@ -94,15 +94,17 @@ def make_tokenizer(config: Config, place: RunFolder) -> None:
     saved = tokenizer_folder(place.path)
     if place.has(saved.name):
         return
-    _write_tokenizer(config, saved)
+    write_tokenizer(config, saved)
     place.note(saved)
 
 
-def _write_tokenizer(config: Config, saved: Path) -> None:
+def write_tokenizer(config: Config, saved: Path) -> None:
+    """Leave the tokenizer that the config asks for in the folder `saved`; of a model of the hub
+    nothing else is fetched."""
     special_tokens = FORMATS[config.data.format].special_tokens
     if config.tokenizer.kind == "model":
         assert config.model.path is not None
-        keep_tokenizer(model_folder(config.model.path), saved, special_tokens)
+        keep_tokenizer(model_folder(config.model.path, weights=False), saved, special_tokens)
         return
     if config.tokenizer.kind == "words":
         tokenizer = build_word_tokenizer(domain_words(), special_tokens)

@@ -154,6 +154,7 @@ BEING_REWRITTEN = (
     "satori_fast/kernels/",
     "satori_fast/backbone/",
     "satori_fast/profiling/metrics.py",
+    "satori_fast/stages/explanation.py",
 )
 
 

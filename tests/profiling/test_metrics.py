@@ -17,6 +17,7 @@ from satori_fast.types import (
     RewardBreakdown,
     Segment,
     SegmentKind,
+    SegmentSignal,
     StepReport,
     Trajectory,
 )
@@ -169,10 +170,12 @@ def test_sample_record_of_a_restart_trajectory():
         "question": "2 + 2",
         "answer": "4",
         "prefix": "5 <|reflect|>",
+        "prefix_correct": False,
         "prefix_segments": [
             {"kind": "continue", "text": "5 ", "colour": "#3f6fb5"},
             {"kind": "reflect", "text": "<|reflect|>", "colour": "#c9892f"},
         ],
+        "target": None,
         "segments": [
             {"kind": "continue", "text": "no", "colour": "#3f6fb5"},
             {"kind": "explore", "text": "<|explore|> 4", "colour": "#3d9480"},
@@ -186,6 +189,38 @@ def test_sample_record_of_a_restart_trajectory():
     record = sample_record("rl", 5, trajectory=trajectory.with_reward(process), format=COAT)
     assert record["reward"] == {"shape": None, "total": None, "segments": [0.5, -1.0]}
     assert record["correct"] is None
+
+
+def test_sample_record_of_a_trajectory_that_was_trained_on():
+    segments = (
+        Segment(SegmentKind.SOLVE, 0, 1, "5"),
+        Segment(SegmentKind.VERIFY, 1, 3, "wrong", verdict=False),
+    )
+    trajectory = Trajectory(
+        problem=Problem("p7", "2 + 2", "4"),
+        group_id=0,
+        tokens=np.arange(6, dtype=np.int32),
+        prompt_len=3,
+        logprobs=np.zeros(3, np.float32),
+        policy_version=2,
+        finish="stop",
+        segments=segments,
+    )
+    signal = SegmentSignal(
+        rewards=np.array([-1.0, 1.0]),
+        baselines=np.array([0.0, 1 / 3]),
+        advantages=np.array([-1.0, np.nan]),
+        weights=np.array([2.0, 0.5]),
+    )
+    record = sample_record("rl", 5, trajectory=trajectory, format=COAT, signal=signal)
+    shared = {"colour": None, "weight": 2.0}
+    assert record["segments"] == [
+        {"kind": "solve", "text": "5", "reward": -1.0, "baseline": 0.0, "advantage": -1.0} | shared,
+        {"kind": "verify", "text": "wrong", "verdict": False, "reward": 1.0, "baseline": 0.333333}
+        | {"advantage": None}
+        | shared
+        | {"weight": 0.5},
+    ]
 
 
 def run_progress(console, seconds_per_step, total=20, completed=0):

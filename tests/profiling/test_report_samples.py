@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from satori_fast.data.formats.plain import PLAIN
 from satori_fast.profiling.metrics import sample_record
 from satori_fast.profiling.report_samples import (
     MAX_TEXT,
@@ -65,15 +66,29 @@ def test_terms_of_any_name_and_answers_without_a_verdict_are_shown():
     problem = Problem("p-1", "q", None)
     reward = RewardBreakdown({"similarity": 0.25, "format": -1.0}, np.ones(1, np.float32))
     trajectory = replace(make_trajectory(2, [3]), problem=problem).with_reward(reward)
-    entry = sample_entry(sample_record("srl", 1, trajectory=trajectory))
+    entry = sample_entry(sample_record("srl", 1, trajectory=trajectory, format=PLAIN))
     assert entry["rewards"] == {"similarity": "0.25", "format": "-1.00", "total": "-0.75"}
     assert (entry["verdict"], entry["answer"]) == ("ungraded", "none given")
-    assert [segment["reward"] for segment in entry["segments"]] == ["1.00"]
+    assert [segment["signal"] for segment in entry["segments"]] == [["reward 1.000"]]
 
 
 def test_rewards_of_segments_are_shown_where_there_are_any():
     entry = sample_entry(SAMPLE | {"reward": {"total": 1.0, "segments": [1.0, -1.0]}})
-    assert [segment["reward"] for segment in entry["segments"]] == ["1.00", "-1.00"]
+    signals = [segment["signal"] for segment in entry["segments"]]
+    assert signals == [["reward 1.000"], ["reward -1.000"]]
+
+
+def test_what_a_segment_was_taught_and_claims_is_shown():
+    taught = {"reward": 1, "baseline": 0.25, "advantage": None, "weight": 2.5}
+    segments = [
+        {"kind": "verify", "text": "right", "verdict": True, "colour": None} | taught,
+        {"kind": "verify", "text": "?", "verdict": None},
+    ]
+    first, second = sample_entry(SAMPLE | {"segments": segments})["segments"]
+    assert first["verdict"] == "right"
+    shown = ["reward 1.000", "baseline 0.250", "advantage -", "weight 2.500"]
+    assert first["signal"] == shown
+    assert second == {"kind": "verify", "text": "?"}
 
 
 def test_a_prefix_is_in_the_pieces_of_its_record():

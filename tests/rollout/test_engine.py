@@ -10,7 +10,7 @@ from satori_fast.data.arithmetic import domain_words
 from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, full_response
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.rollout.engine import SamplingParams, collect, request_seed
-from satori_fast.types import Prefix, Problem, Trajectory
+from satori_fast.types import Prefix, Problem
 from tests.rollout.scripted_engine import LOGPROB, ScriptedEngine
 
 RENDERER = PromptRenderer(build_word_tokenizer(domain_words()), PLAIN_TEMPLATE, 12)
@@ -108,12 +108,6 @@ def test_request_seeds_are_distinct_and_63_bits() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     # Neighbouring arguments share no bits to speak of.
     assert max(seeds) > 2**62 > min(seeds)
-
-
-def test_finished_trajectories_are_handed_out_as_they_come() -> None:
-    seen: list[Trajectory] = []
-    result = collect(engine(), PROBLEMS, SamplingParams(num_samples=2), on_finished=seen.append)
-    assert [id(t) for t in seen] == [id(t) for t in reversed(result.trajectories)]
 
 
 def test_no_problem_no_trajectory() -> None:

@@ -172,7 +172,7 @@ def answered(*rights: bool) -> list[Trajectory]:
 
 def kept_of(sampled: list[Trajectory], num_kept: int) -> Experience:
     """An experience that keeps the first of what was sampled."""
-    return Experience(tuple(sampled[:num_kept]), credits=None, sampled=tuple(sampled))
+    return Experience(tuple(sampled[:num_kept]), sampled=tuple(sampled))
 
 
 def test_steps_without_signal_warn_once_and_stop_at_the_limit(

@@ -50,10 +50,9 @@ def check(
 ) -> None:
     packing = PackingSpec(max_tokens_per_microbatch=64, num_minibatches=1)
     batches = pack(trajectories, None, packing, "token")
-    own = tuple(trajectories)
     check_logprobs(
         annotate(batches, trainer, temperature=1.0),
-        Experience(own, credits=None, sampled=own, policy_version=version),
+        Experience(tuple(trajectories), policy_version=version),
         limit=limit,
         parallel=initialize_parallel(seed=0),
         tokenizer=renderer().tokenizer,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import torch
 from satori_fast.config import Config, ConfigError, load_config
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.stages import run_stages
+from satori_fast.stages.explain import explain
 from satori_fast.stages.export import export_stage
 from satori_fast.stages.restarts import read_restarts
 from satori_fast.stages.run import build_run
@@ -179,6 +181,18 @@ def test_restarts_end_with_a_reflection_and_say_where_they_came_from(finished: P
     for problem in restarts:
         assert problem.prefix is not None and problem.prefix.text.endswith("<|reflect|>")
         assert problem.prefix.correct in (True, False)
+
+
+def test_samples_say_what_each_segment_was_taught(finished: Path) -> None:
+    samples = [s for s in read_metrics(finished / "samples.jsonl") if s["stage"] == "reinforce"]
+    segments = [segment for sample in samples for segment in sample["segments"]]
+    taught = [segment for segment in segments if "advantage" in segment]
+    assert taught  # PPO keeps every group; evaluations are not trained on
+    for segment in taught:
+        assert segment["baseline"] == 0.0 and segment["weight"] == 1.0
+        assert math.isfinite(segment["advantage"])
+    explained = explain(tiny_config(finished.parent), finished / "samples.jsonl")
+    assert len(explained.rows) == len(read_metrics(finished / "samples.jsonl"))
 
 
 def test_every_stage_opens_in_plain_transformers(finished: Path) -> None:

@@ -93,7 +93,7 @@ def test_terms_are_means_over_all_trajectories_and_accuracy_over_graded_ones() -
         RewardBreakdown({}),
     ]
     scored = tuple(plain.with_reward(part) for part in parts)
-    experience = Experience(scored, None, scored, stats={"rollout/kept": 1.0, "passes": 3.0})
+    experience = Experience(scored, stats={"rollout/kept": 1.0, "passes": 3.0})
     metrics = experience_metrics(experience, format=COAT)
     assert metrics["rollout/kept"] == 1.0 and "passes" not in metrics
     assert {k: v for k, v in metrics.items() if k.startswith("reward/")} == {
@@ -103,7 +103,7 @@ def test_terms_are_means_over_all_trajectories_and_accuracy_over_graded_ones() -
         "reward/process": 0.25,
     }
     assert metrics["rollout/accuracy"] == metrics["rollout/accuracy_original"] == 0.5
-    ungraded = experience_metrics(Experience((), None, scored[2:]), format=COAT)
+    ungraded = experience_metrics(Experience((), sampled=scored[2:]), format=COAT)
     assert not [name for name in ungraded if name.startswith("rollout/accuracy")]
     assert "reward/rule" not in ungraded
 

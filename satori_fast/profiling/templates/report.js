@@ -42,9 +42,11 @@
 
   function segmentElement(segment, found) {
     const label = element("span", "", segment.kind);
-    if (segment.reward) label.append(element("em", "", segment.reward));
-    return coloured(element("div", "segment", label,
-      textElement("span", "text", segment.text, found)), segment.kind);
+    if (segment.verdict) label.append(element("em", "", `says ${segment.verdict}`));
+    const made = element("div", "segment", label,
+      textElement("span", "text", segment.text, found));
+    if (segment.signal) made.append(element("small", "", segment.signal.join(" \u00b7 ")));
+    return coloured(made, segment.kind);
   }
 
   function show() {
