@@ -128,7 +128,7 @@ def formed(path: Path) -> Iterator[Path]:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{path} does not hold what a run writes there ({reason}): remove it or mend it"
+            f"{path} does not hold what a run writes there ({reason}): remove or fix it"
         ) from error
 
 
@@ -140,7 +140,7 @@ def _read_config(path: Path) -> str:
         text = redacted(path.read_text(encoding="utf-8"))
         tomllib.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not TOML ({error}): remove it or mend it") from error
+        raise ValueError(f"{path} is not TOML ({error}): remove or fix it") from error
     return text
 
 
@@ -239,7 +239,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): remove it or mend it") from error
+        raise ValueError(f"{path} is not JSON ({error}): remove or fix it") from error
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named spans and token counters of one step: how long each room took and how fast it went.
+"""Named spans and token counters of one step: how long each part took and how fast it went.
 
 On CPU a span is wall seconds. On CUDA it is the time between two events on the current stream, so
 work that was only launched inside the span still counts, nothing waits inside the step, and

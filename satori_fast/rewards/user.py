@@ -81,7 +81,7 @@ def check_function(name: str, path: str) -> None:
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         what = error.msg if isinstance(error, SyntaxError) else error
-        raise _error(name, path, f"{file}{line} is not valid Python ({what}): mend it") from None
+        raise _error(name, path, f"{file}{line} is not valid Python ({what}): fix it") from None
     defined = dict(_defined(tree.body))
     if defined.keys() & {function, "*", "__getattr__"}:
         return

@@ -117,7 +117,7 @@ def _reply(
         return {"fault": str(error), "traceback": ""}
     except BaseException as error:  # sys.exit and an interrupt of the function's own, too
         return {
-            "fault": f"{doing}: {_told(error)}: mend it",
+            "fault": f"{doing}: {_described(error)}: fix it",
             "traceback": "".join(traceback.format_exception(error)),
         }
 
@@ -200,31 +200,31 @@ def _shown(value: Any) -> str:
     return f"{text} ({type(value).__name__})"
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """The error in one line, where the user's code raised it, and for which problem if a variable
     there says so."""
     message = " ".join(str(error).split())
     kind = type(error).__name__
-    told = f"{kind}: {message}" if message else kind
+    described = f"{kind}: {message}" if message else kind
     if isinstance(error, SyntaxError):
-        return told  # it names file and line itself
+        return described  # it names file and line itself
     frames: list[tuple[FrameType, int]] = [
         (frame, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
         if frame.f_code.co_filename != __file__ and "importlib" not in frame.f_code.co_filename
     ]
     if not frames:
-        return told
+        return described
     frame, line = next(
         ((f, n) for f, n in reversed(frames) if "site-packages" not in f.f_code.co_filename),
         frames[-1],
     )
-    told = f"{told} ({frame.f_code.co_filename}:{line})"
+    described = f"{described} ({frame.f_code.co_filename}:{line})"
     for frame, _ in reversed(frames):
         for value in frame.f_locals.values():
             if isinstance(value, Trajectory):
-                return f"{told}, at problem {value.problem.problem_id!r}"
-    return told
+                return f"{described}, at problem {value.problem.problem_id!r}"
+    return described
 
 
 # -- the parent's end -------------------------------------------------------------------------
