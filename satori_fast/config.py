@@ -101,15 +101,15 @@ Values = Mapping[str, Any]
 
 class Config(Section):
     schema_version: int = SCHEMA_VERSION
-    """version of this file's format"""
+    """version of the config's format"""
     name: str = "run"
-    """the run folder is output_dir/name: one folder name, at most 200 bytes"""
+    """name of the run folder, output_dir/name; at most 200 bytes"""
     output_dir: str = "runs"
-    """where run folders are made"""
+    """folder in which run folders are made"""
     seed: int = Field(default=0, ge=0)
-    """every random choice derives from it and a counter"""
+    """seed of the run: every random choice derives from it and a counter"""
     stages: tuple[StageName, ...] = Field(default=("supervised", "reinforce"), strict=False)
-    """what to do, in order"""
+    """stages of the run, in order"""
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()

@@ -58,7 +58,7 @@ class ModelConfig(Section):
     intermediate_size: int = Field(default=384, gt=0)
     """width of the MLP of a fresh model"""
     tie_word_embeddings: bool = True
-    """fresh model: share the embedding with the head"""
+    """share the embedding with the head in a fresh model"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type of the parameters; the optimizer keeps fp32 copies of bfloat16 ones"""
     recompute: bool = False
@@ -77,26 +77,27 @@ class ModelConfig(Section):
 
 class TokenizerConfig(Section):
     kind: Literal["model", "words", "bpe"] = "model"
-    """model: the checkpoint's own; words: the built-in domain's; bpe: trained on the data here"""
+    """origin of the tokenizer: model (the checkpoint's), words (the built-in domain's), or bpe
+    (trained on the data)"""
     vocab_size: int = Field(default=2048, gt=300)
-    """tokens of a bpe tokenizer, special tokens included"""
+    """vocabulary of a bpe tokenizer, tokens, special ones included"""
 
 
 class DataConfig(Section):
     source: str = "arithmetic"
-    """arithmetic (built in), a .jsonl, .json (both also .gz) or .parquet file, or a hub name"""
+    """data set: arithmetic (built in), a .jsonl, .json (or .gz) or .parquet file, or a hub name"""
     mapping: str | None = None
-    """field mapping of the source (see data.sources.FIELD_MAPPINGS); None: by name"""
+    """field mapping of the data set (see data.sources.FIELD_MAPPINGS); None: by its name"""
     levels: tuple[int, ...] = Field(default=(3,), strict=False)  # TOML lists
-    """built-in domain: levels of difficulty, mixed evenly"""
+    """levels of difficulty of the built-in domain, mixed evenly"""
     num_train: int | None = Field(default=None, gt=0)
     """training problems to use; None: all (built-in domain: needed)"""
     eval_source: str | None = None
     """file with held-out problems; None: the built-in domain's held-out half, or a hash split"""
     eval_mapping: str | None = None
-    """field mapping of eval_source"""
+    """field mapping of the file with held-out problems"""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """hash split: share of the source that is held out when there is no eval_source"""
+    """share of the data set that is held out, by hash, when there is no eval_source"""
     template: Literal["satori", "plain", "chat"] = "satori"
     """prompt template: satori (the paper's Template 3), plain (the question and a line break), or
     chat (the tokenizer's own chat template)"""
@@ -105,7 +106,7 @@ class DataConfig(Section):
     format: str = "coat"
     """format of responses: coat (Satori's meta actions) or plain (a response is one segment)"""
     max_prompt_tokens: int = Field(default=1024, gt=0)
-    """longer prompts are filtered out by length, never cut"""
+    """length limit of prompts, tokens; longer ones are filtered out, never cut"""
 
 
 class ParallelConfig(Section):
@@ -114,15 +115,15 @@ class ParallelConfig(Section):
     pipeline: int = Field(default=1, gt=0)
     """pipeline-parallel size"""
     context: int = Field(default=1, gt=0)
-    """context-parallel size; 1 is all that there is: packed attention stays on one rank"""
+    """context-parallel size; only 1 is possible: packed attention stays on one rank"""
     num_threads: int | None = Field(default=None, gt=0)
     """CPU threads of a process; None: torch's default"""
     timeout_s: float = Field(default=600.0, gt=0)
-    """longest wait of processes in a collective, and longest silence of one; seconds"""
+    """seconds that processes wait for each other in a collective, and that one may stay silent"""
     main_timeout_s: float = Field(default=7200.0, gt=0)
-    """longest wait of processes for what one does alone (rollout, sync, export); seconds"""
+    """seconds that processes wait for what one does alone (rollout, sync, export)"""
     grace_s: float = Field(default=60.0, gt=0)
-    """after SIGTERM: seconds to finish the step and save; torchrun: --shutdown-timeout as long"""
+    """seconds after SIGTERM to finish the step and save; torchrun's --shutdown-timeout: as long"""
 
     @model_validator(mode="after")
     def _context_is_one(self) -> Self:
@@ -145,21 +146,21 @@ class OptimizerConfig(Section):
     min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
     """final learning rate as a share of the peak"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """decay after warm-up"""
+    """learning-rate schedule after warm-up"""
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
-    """share of the steps that warm up linearly; a decay is left at least one step"""
+    """share of the steps with linear warm-up; at least one step is left to decay"""
     weight_decay: float = Field(default=0.0, ge=0)
     """decoupled weight decay of matrices; norms and biases never decay"""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """AdamW"""
+    """AdamW's decay of the mean of gradients"""
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    """AdamW"""
+    """AdamW's decay of the mean of squared gradients"""
     epsilon: float = Field(default=1e-8, gt=0)
-    """AdamW"""
+    """AdamW's term in the denominator"""
     clip_grad: float = Field(default=1.0, ge=0)
     """global gradient norm limit; 0 switches it off"""
     max_skipped_updates: int = Field(default=10, ge=0)
-    """updates in a row that a NaN or infinite loss or gradient may cost; one more stops the run"""
+    """updates skipped in a row for a NaN or infinite loss or gradient; one more stops the run"""
 
     def warmup_steps(self, num_steps: int) -> int:
         """Steps of the warm-up out of `num_steps`."""
@@ -168,9 +169,9 @@ class OptimizerConfig(Section):
 
 class RolloutConfig(Section):
     engine: Literal["embedded", "vllm", "server"] = "embedded"
-    """who samples: the trained weights themselves, vLLM in this process, or vLLM in another one"""
+    """sampler: the trained weights themselves, vLLM in this process, or vLLM in another one"""
     max_seqlen: int = Field(default=2048, gt=1)
-    """context of the engine: prompt and response, tokens"""
+    """context length of the engine, prompt and response, tokens"""
     max_new_tokens: int = Field(default=1024, gt=0)
     """response limit, tokens"""
     max_step_tokens: int | None = Field(default=None, gt=0)
@@ -182,43 +183,41 @@ class RolloutConfig(Section):
     temperature: float = Field(default=1.0, ge=0)
     """sampling temperature; log-probs are of the softmax at this temperature on both sides"""
     top_k: int = Field(default=0, ge=0)
-    """0: off"""
+    """sample from the k likeliest tokens only; 0: off"""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """1: off"""
+    """nucleus sampling: share of the probability that is kept; 1: off"""
     request_seeds: bool = True
-    """every sample has a random stream of its own: repeatable, and slower in vLLM"""
+    """give every sample a random stream of its own: repeatable, and slower in vLLM"""
     max_logprob_diff: float | None = Field(default=0.2, gt=0)
     """mean |engine - trainer| log-prob of a step, nats, above which the run stops; None: never"""
     sync_timeout_s: float = Field(default=300.0, gt=0)
-    """vllm, server: longest weight sync"""
+    """vllm, server: longest weight sync, seconds"""
     sync_bucket_mib: int = Field(default=512, gt=0)
-    """vllm, server: weights on their way at once"""
+    """vllm, server: size of a weight-sync bucket, MiB"""
     sleep: bool = False
-    """vllm: free its GPU memory while the trainer updates"""
+    """vllm: free the engine's GPU memory while the trainer updates"""
     compile: bool = False
-    """vllm, server: compile and capture graphs: faster decoding, slower start"""
+    """vllm, server: compile and capture graphs (faster decoding, slower start)"""
     gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
-    """vllm, server: of a GPU, for its weights and cache"""
+    """vllm, server: share of a GPU's memory for the engine's weights and cache"""
     server_url: tuple[str, ...] = Field(default=(), strict=False)
-    """server: running servers, as "http://127.0.0.1:8000"; none: the run starts one of its own"""
+    """server: URLs of running servers, "http://127.0.0.1:8000"; none: the run starts one"""
     server_allow_public: bool = False
-    """server: use one that others can reach, who can then replace weights or run code on it"""
+    """server: allow one that others can reach, to replace weights or run code on it"""
     server_args: tuple[str, ...] = Field(default=(), strict=False)
-    """server: further flags of vLLM where the run starts it, e.g. ["--tensor-parallel-size", "2"]
-    """
+    """server: more vLLM flags of a server that the run starts: ["--tensor-parallel-size", "2"]"""
     server_devices: str | None = None
     """server: CUDA_VISIBLE_DEVICES of a server that the run starts; None: the trainer's"""
     server_start_timeout_s: float = Field(default=600.0, gt=0)
-    """server: longest start of an own server, and longest wait for one that is away"""
+    """server: seconds for a server to start, or to come back where it is away"""
     sync_route: Literal["auto", "memory", "file", "broadcast"] = "auto"
-    """server: way of the weights; auto: shared memory (CUDA IPC) on one machine, else broadcast"""
+    """server: path of the weights; auto: shared memory (CUDA IPC) on one machine, else broadcast"""
     sync_folder: str | None = None
-    """server: folder of the file route, the same path for trainer and servers; None: in memory"""
+    """server: folder of sync_route = "file", seen by trainer and servers; None: in memory"""
     max_engine_restarts: int = Field(default=3, ge=0)
-    """server: deaths of the engine in a row after which the run stops"""
+    """server: engine deaths in a row that are restarted; one more stops the run"""
     server_lease_s: float = Field(default=3600.0, gt=0)
-    """server: silence, seconds, after which servers of another run, on another host, may be taken
-    """
+    """server: seconds of silence after which the servers of a run on another host may be taken"""
 
     @field_validator("server_url", mode="before")
     @classmethod
@@ -291,9 +290,9 @@ class FunctionConfig(Section):
     """the function: "my_rewards.py:short_answers", a file relative to this one, or
     "module:function" """
     weight: float = 1.0
-    """factor of its values; 0: it is not called"""
+    """factor of the function's values; 0: it is not called"""
     name: str | None = None
-    """of its term in metrics, samples and report; None: the function's"""
+    """name of the reward term in metrics, samples and report; None: the function's"""
 
     @field_validator("path")
     @classmethod
@@ -331,26 +330,26 @@ class FunctionConfig(Section):
 
 class RewardConfig(Section):
     rule_weight: float = Field(default=1.0, ge=0)
-    """factor of the rule reward: 0 when right, -1 when wrong"""
+    """factor of the reward by the final answer: 0 when right, -1 when wrong"""
     reflection_bonus: float = Field(default=0.5, ge=0)
-    """beta: + for a restart that mends a wrong solution, - for one that spoils a right one; recipes
-    grpo and gspo cancel it (group's std) if the preference reward is off"""
+    """beta: + where a restart corrects a wrong solution, - where it breaks a right one; grpo, gspo
+    cancel it (group's std) if the preference reward is off"""
     preference_weight: float = Field(default=0.0, ge=0)
     """factor of the reward model's sigmoid(score) (the paper: 1); 0: that model is not loaded"""
     normalize_preference: bool = True
-    """score minus mean over std before the sigmoid, as the paper's code does (its text: false)"""
+    """standardise scores before the sigmoid, as the paper's code does (its text: false)"""
     model: str | None = None
     """folder or hub name of a reward model; None: the one that the preference stage made"""
     functions: tuple[FunctionConfig, ...] = Field(default=(), strict=False)
-    """reward terms of your own: path ("rewards.py:short_answers", "module:function"), weight, name
-    """
+    """[[reward.functions]]: a reward term of your own: path ("my_rewards.py:short_answers" or
+    "module:function"), weight, name"""
     function_timeout_s: float | None = Field(default=None, gt=0)
-    """CPU seconds of a call of a reward function (wall clock: ten times, at least 30); one that
-    takes more stops the run; None: reward.timeout_s"""
+    """CPU seconds of a call of a reward function (wall clock: ten times, at least 30), beyond which
+    the run stops; None: reward.timeout_s"""
     num_workers: int = Field(default=1, ge=0)
-    """grading processes (while data is loaded, up to 8); 0: in the trainer, without a time limit"""
+    """grading processes (up to 8 while data is loaded); 0: in the trainer, without a time limit"""
     timeout_s: float = Field(default=5.0, gt=0)
-    """CPU seconds per answer; a grader over time is killed, the answer counts as wrong"""
+    """CPU seconds to grade an answer; beyond it the grader is killed and the answer is wrong"""
 
     @field_validator("functions")
     @classmethod
@@ -365,45 +364,44 @@ class RewardConfig(Section):
 
 class ProfilingConfig(Section):
     trace: bool = False
-    """record operators and kernels of the steps below, in each stage, in trace.json (--profile)
-    """
+    """record operators and kernels of some steps of each stage in trace.json (--profile)"""
     trace_first_step: int = Field(default=2, ge=0)
-    """steps of a stage that pass before, as warm-up"""
+    """steps of a stage before the trace begins, as warm-up"""
     trace_num_steps: int = Field(default=2, gt=0)
-    """steps of a stage that are recorded"""
+    """steps of a stage that are traced"""
     trace_stacks: bool = False
-    """record Python stacks of operators too: slower and larger"""
+    """record Python stacks in the trace too: slower and larger"""
     trace_memory: bool = False
-    """record allocations too, as curves"""
+    """record memory allocations in the trace too"""
     peak_tflops: float | None = Field(default=None, gt=0)
-    """of a device, TFLOP/s, what MFU is a share of; None: its data sheet's (dense bfloat16)"""
+    """peak TFLOP/s per device, the MFU denominator; None: its data sheet's (dense bfloat16)"""
     peak_bandwidth_gbs: float | None = Field(default=None, gt=0)
-    """of a device's memory, GB/s; None: its data sheet's"""
+    """peak memory bandwidth per device, GB/s; None: its data sheet's"""
     measure_peaks: bool = True
-    """CPUs and unknown GPUs: measure these peaks when the run starts, 0.2 s"""
+    """measure the peaks of CPUs and unknown GPUs when the run starts, 0.2 s"""
     watch_host_memory: bool = True
-    """warn when host memory grows steadily and will not last, or beyond the limit below"""
+    """warn when host memory grows steadily and will not last, or beyond host_growth_limit"""
     host_growth_limit: float = Field(default=0.25, gt=0)
-    """growth within a stage, as a share of the machine's memory"""
+    """growth of host memory within a stage that is warned of, as a share of the machine's"""
 
 
 class LoggingConfig(Section):
     tensorboard: bool = True
-    """event files in the run folder"""
+    """write TensorBoard event files to the run folder"""
     wandb: bool = False
     """send metrics to Weights & Biases (pip install wandb); WANDB_MODE=offline keeps them here"""
     wandb_project: str = "satori-fast"
-    """project that the run is shown in"""
+    """Weights & Biases project of the run"""
     prometheus_port: int = Field(default=0, ge=0, le=65535)
     """serve the newest metrics to Prometheus on this port; 0: off"""
     prometheus_address: str = "127.0.0.1"
-    """address to serve them on; whoever reaches it can read them"""
+    """address that metrics are served on; whoever reaches it can read them"""
 
 
 class EvaluationConfig(Section):
     num_problems: int = Field(default=400, gt=0)
-    """held-out problems, greedy, one response each"""
+    """held-out problems that are evaluated, with one greedy response each"""
     max_new_tokens: int | None = Field(default=None, gt=0)
-    """response limit; None: the rollout's"""
+    """response limit of the evaluation, tokens; None: the rollout's"""
     num_logged_samples: int = Field(default=8, ge=0)
     """answers of each evaluation written to samples.jsonl"""

@@ -15,40 +15,41 @@ class AgentConfig(Section):
     """A language model in a role of synthesis, or the scripted agent of the built-in domain."""
 
     kind: Literal["scripted", "endpoint", "embedded", "vllm", "scalar"] = "scripted"
-    """OpenAI-compatible server; engine of ours; scalar: a reward model with a score for a head"""
+    """scripted, endpoint (OpenAI-compatible server), embedded or vllm (engines), scalar (a reward
+    model with a score head)"""
     model: str | None = None
-    """endpoint: the model's name there; else its folder"""
+    """name of the model on the server (endpoint), else its folder"""
     url: str = "http://127.0.0.1:8000/v1"
-    """endpoint: where it answers"""
+    """endpoint: base URL of the server"""
     api_key_variable: str | None = None
-    """endpoint: variable with its key; None: OPENAI_API_KEY, to api.openai.com or this machine only
-    """
+    """endpoint: environment variable with the key; None: OPENAI_API_KEY, for api.openai.com or
+    this machine only"""
     temperature: float = Field(default=0.0, ge=0)
     """sampling temperature; 0: greedy"""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """1: off"""
+    """nucleus sampling: share of the probability that is kept; 1: off"""
     max_new_tokens: int = Field(default=256, gt=0)
     """longest reply, tokens"""
     max_concurrency: int = Field(default=64, gt=0)
-    """requests on their way, or decoded, at once"""
+    """requests in flight, or decoded, at once"""
     requests_per_minute: float | None = Field(default=None, gt=0)
-    """endpoint: limit that is kept; None: none"""
+    """endpoint: client-side rate limit of requests; None: none"""
     tokens_per_minute: float | None = Field(default=None, gt=0)
-    """endpoint: limit that is kept, of prompts and replies together; None: none"""
+    """endpoint: client-side rate limit of tokens, prompts and replies together; None: none"""
     timeout_s: float = Field(default=600.0, gt=0)
-    """endpoint: longest wait for a reply"""
+    """endpoint: longest wait for a reply, seconds"""
     max_retries: int = Field(default=10, ge=0)
-    """endpoint: of a request, with growing waits; then the run stops and can be resumed"""
+    """endpoint: retries per request (exponential backoff), then the run aborts, to be resumed"""
     prompt_price: float = Field(default=0.0, ge=0)
-    """per million prompt tokens, in any currency: for the cost that is reported"""
+    """price per million prompt tokens, in any currency, for the cost that is reported"""
     completion_price: float = Field(default=0.0, ge=0)
-    """per million reply tokens"""
+    """price per million reply tokens, in the same currency"""
     max_seqlen: int = Field(default=8192, gt=1)
-    """embedded, vllm, scalar: context, prompt and reply, tokens"""
+    """embedded, vllm, scalar: context length, prompt and reply, tokens"""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """embedded, vllm, scalar: type of the weights"""
     gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
-    """vllm: of a GPU, for its weights and cache"""
+    """vllm: share of a GPU's memory for the engine's weights and cache"""
 
     @field_validator("url")
     @classmethod
@@ -75,26 +76,26 @@ class CriticConfig(AgentConfig):
 
 class RewardModelConfig(AgentConfig):
     max_new_tokens: int = Field(default=64, gt=0)
-    """longest reply, tokens: it is asked for a rating"""
+    """longest reply, tokens: the model is asked for a rating"""
 
 
 class SynthesizeConfig(Section):
     num_problems: int = Field(default=1000, gt=0)
-    """training problems to solve"""
+    """training problems that demonstrations are made of"""
     num_solutions: int = Field(default=100, gt=0)
-    """first attempts per problem"""
+    """first attempts sampled per problem"""
     num_kept: int = Field(default=4, gt=0)
-    """right ones and wrong ones kept of them"""
+    """right solutions, and wrong solutions, kept of a problem's"""
     max_rounds: int = Field(default=2, gt=0)
-    """critic rounds"""
+    """rounds of criticism and correction per trajectory"""
     critic_share: float = Field(default=1.0, ge=0, le=1)
-    """problems that the critic works on; the others keep a right solution without reflection"""
+    """share of problems that the critic works on; the others keep a right solution as it is"""
     confirm_share: float = Field(default=0.0, ge=0, le=1)
-    """corrected trajectories that end with a reflection confirming the answer (the paper: none)"""
+    """share of corrected trajectories that end with a confirming reflection (the paper: 0)"""
     generator_skill: float = Field(default=0.3, gt=0, lt=1)
-    """scripted generator: how often an attempt is right"""
+    """scripted generator: share of attempts that are right"""
     num_concurrent: int = Field(default=256, gt=0)
-    """language models: problems worked on at once"""
+    """problems that language models work on at once"""
     generator: GeneratorConfig = GeneratorConfig()
     critic: CriticConfig = CriticConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
@@ -117,33 +118,33 @@ class SupervisedConfig(ImitationConfig):
     """demonstrations: a .jsonl file; None: what the synthesize stage wrote, or the data's solutions
     """
     mapping: str | None = "coat"
-    """field mapping of source"""
+    """field mapping of the file of demonstrations"""
 
 
 class SolutionsConfig(Section):
     num_problems: int = Field(default=1000, gt=0)
     """training problems that the starting model solves, for preference pairs and restarts"""
     num_samples: int = Field(default=8, gt=0)
-    """solutions per problem"""
+    """solutions sampled per problem"""
     temperature: float | None = Field(default=None, gt=0)
-    """sampling temperature; None: the rollout's"""
+    """sampling temperature of the solutions; None: the rollout's"""
     keep_logprobs: bool = False
     """keep the samples' log-probs too, so that reinforce.source = "stored" can train on the file"""
 
 
 class PreferenceConfig(Section):
     num_epochs: float = Field(default=2.0, gt=0)
-    """passes over the pairs"""
+    """passes over the preference pairs"""
     batch_size: int = Field(default=128, gt=0)
-    """pairs per optimizer step"""
+    """preference pairs per optimizer step"""
     margin: float = Field(default=2.0, ge=0)
     """tau: lead of the right solution's score that the loss asks for"""
     max_pairs_per_problem: int = Field(default=4, gt=0)
-    """random pairs of a right and a wrong sample, at most (the paper does not say)"""
+    """limit of random pairs of a right and a wrong sample (the paper does not say)"""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
-    """share of the solved problems that choose the checkpoint"""
+    """share of the solved problems held out to choose the checkpoint"""
     max_heldout_problems: int = Field(default=1000, gt=0)
-    """limit of that share, in problems"""
+    """limit of the problems held out to choose the checkpoint"""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-6, schedule="cosine")
     checkpoint_every: int = Field(default=500, ge=0)
     """optimizer steps between checkpoints; 0: only at the end"""
@@ -156,11 +157,11 @@ class RestartConfig(Section):
     """mix restarts into the problems (Satori: restart and explore); None: if data.format has them
     """
     refresh_every: int = Field(default=0, ge=0)
-    """steps between new buffers from the policy of the day; 0: built once (the paper)"""
+    """steps between new restart buffers from the current policy; 0: built once (the paper)"""
     max_backtrack: int = Field(default=2, ge=0)
-    """T: the last t actions are dropped, t uniform in 0..T"""
+    """T: a restart drops the last t actions of a solution, t uniform in 0..T"""
     cut_after: Literal["action", "step", "answer"] = "action"
-    """what must stand before the cut: any action (the paper), a step, a step with an answer"""
+    """last action that a restart keeps: any (the paper), a step, or a step with an answer"""
     original_weight: float = Field(default=1.0, ge=0)
     """share of whole problems in a step, relative"""
     correct_weight: float = Field(default=1.0, ge=0)
@@ -201,15 +202,15 @@ class ReinforceConfig(Section):
     problems_per_step: int = Field(default=128, gt=0)
     """prompts sampled in a step"""
     samples_per_problem: int = Field(default=8, gt=0)
-    """siblings of a prompt; group recipes need at least 2"""
+    """samples per prompt, which form a group; group recipes need at least 2"""
     num_minibatches: int = Field(default=2, gt=0)
-    """optimizer steps per rollout step"""
+    """minibatches, and so optimizer steps, per rollout step"""
     max_sampling_rounds: int = Field(default=1, gt=0)
     """rounds of new problems until problems_per_step groups are informative; 1: no refilling"""
     source: str = "online"
     """origin of the trajectories: online (sampled from the policy) or stored (a file: rollouts)"""
     rollouts: str | None = None
-    """source = "stored": a file of solutions/ that was sampled with solutions.keep_logprobs"""
+    """file of stored rollouts, for source = "stored": solutions/ sampled with keep_logprobs"""
     max_uninformative_steps: int = Field(default=50, ge=0)
     """steps in a row with nothing to learn from, all rewards equal, that stop the run; 0: never"""
     clip_low: float | None = Field(default=None, gt=0)
@@ -219,34 +220,32 @@ class ReinforceConfig(Section):
     clip_dual: float | None = Field(default=None, gt=1, allow_inf_nan=True)
     """bound of the ratio for negative advantages; inf: no bound; None: as in the recipe"""
     ratio: Literal["token", "segment", "sequence"] | None = None
-    """what the clipped probability ratio is of: each token, or the segment or response that holds
-    it; None: as in the recipe"""
+    """unit of the clipped probability ratio: each token, or the segment or response that holds it;
+    None: as in the recipe"""
     ratio_mean: bool | None = None
     """ratio of a segment or response: geometric mean over its tokens, or their product; None: as in
     the recipe"""
     importance: Literal["none", "truncate", "mask"] | None = None
-    """weight by trainer's over engine's probability: clamped into importance_low..importance_high,
-    or 0 outside; None: as in the recipe"""
+    """importance sampling, trainer over engine probability: truncate (TIS) or mask (MIS) what is
+    outside importance_low..importance_high; None: as in the recipe"""
     importance_level: Literal["token", "sequence"] | None = None
-    """trainer's over engine's probability of each token, or the product over a response; None: as
-    in the recipe"""
+    """TIS and MIS: ratio of each token, or the product over a response; None: as in the recipe"""
     importance_low: float | None = Field(default=None, ge=0)
-    """lower end of the range of importance; None: as in the recipe (0)"""
+    """TIS and MIS: lower end of the range of ratios; None: as in the recipe (0)"""
     importance_high: float | None = Field(default=None, gt=0, allow_inf_nan=True)
-    """upper end of the range of importance; inf: none; None: as in the recipe (2)"""
+    """TIS and MIS: upper end of the range of ratios; inf: none; None: as in the recipe (2)"""
     weighting: Literal["token", "sequence", "segment", "fixed"] | None = None
-    """loss: mean over tokens, over responses of their token means, of their segments' token means,
-    or of their sums over fixed_length; None: as in the recipe"""
+    """mean of the loss: over tokens; over responses, of token means (sequence), segments' means
+    (segment), or sums / fixed_length (fixed); None: as in the recipe"""
     fixed_length: int | None = Field(default=None, gt=0)
-    """weighting fixed: tokens that each response's sum is divided by; None: rollout.max_new_tokens
-    """
+    """weighting = "fixed": tokens that each response's sum is divided by; None: rollout's limit"""
     kl_coefficient: float | None = Field(default=None, ge=0)
     """weight of the KL to the starting model; 0: that model is not loaded; None: as in the recipe
     """
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """estimator of the KL to the starting model, from its log-probs; None: as in the recipe"""
     entropy_coefficient: float | None = Field(default=None, ge=0)
-    """weight of the entropy bonus; None: as in the recipe"""
+    """weight of the entropy bonus in the loss; None: as in the recipe"""
     gae_lambda: float | None = Field(default=None, ge=0, le=1)
     """ppo: lambda of the advantage estimator; None: as in the recipe"""
     value_clip: float | None = Field(default=None, gt=0, allow_inf_nan=True)
@@ -256,11 +255,11 @@ class ReinforceConfig(Section):
     """groups with a standard deviation of rewards of at most this are dropped; below 0: none are;
     None: as in the recipe"""
     critic_init: Literal["reward_model", "policy"] | None = None
-    """ppo: what the critic starts from; None: the reward model, head included, if there is one"""
+    """ppo: weights that the critic starts from; None: the reward model, head included, if any"""
     normalize_critic: bool = True
-    """ppo: values of a critic from the reward model are minus mean over std of its scores"""
+    """ppo: standardise the values of a critic from the reward model by its scores' mean and std"""
     critic_warmup_steps: int = Field(default=0, ge=0)
-    """ppo: first steps that train the critic alone"""
+    """ppo: steps at the start that train the critic alone"""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
     critic_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-6)
     restarts: RestartConfig = RestartConfig()
@@ -286,7 +285,7 @@ class ReinforceConfig(Section):
         return self
 
     def recipe_overrides(self) -> dict[str, Any]:
-        """What `algorithms.recipe.effective_recipe` takes of this section, None where unset."""
+        """Arguments of `algorithms.recipe.effective_recipe` from this section, None where unset."""
         return {key: getattr(self, key) for key in RECIPE_KEYS}
 
     def changed_keys(self) -> set[str]:
@@ -301,13 +300,13 @@ class DistillConfig(ImitationConfig):
     num_problems: int = Field(default=1000, gt=0)
     """training problems that the teacher solves"""
     num_samples: int = Field(default=8, gt=0)
-    """solutions per problem"""
+    """solutions sampled per problem"""
     temperature: float | None = Field(default=None, gt=0)
-    """sampling temperature; None: the rollout's"""
+    """sampling temperature of the solutions; None: the rollout's"""
     num_kept: int = Field(default=750, gt=0)
-    """problems kept: those that the teacher solved least often, but at least once"""
+    """problems kept, those that the teacher solved least often, but at least once"""
     solutions_per_problem: int = Field(default=1, gt=0)
-    """right solutions kept of each"""
+    """right solutions kept of each problem"""
 
 
 class RoundConfig(Section):
@@ -317,17 +316,17 @@ class RoundConfig(Section):
     num_problems: int | None = Field(default=None, gt=0)
     """training problems that the policy solves for the distillation"""
     num_kept: int | None = Field(default=None, gt=0)
-    """problems kept of them, the hardest"""
+    """hardest problems kept for the distillation"""
     distill_temperature: float | None = Field(default=None, gt=0)
     """sampling temperature of the distillation"""
     num_steps: int | None = Field(default=None, gt=0)
     """reinforcement steps"""
     samples_per_problem: int | None = Field(default=None, gt=0)
-    """siblings of a prompt"""
+    """samples per prompt, which form a group"""
     temperature: float | None = Field(default=None, ge=0)
     """sampling temperature of the reinforcement (the paper's second round: 1.2)"""
     learning_rate: float | None = Field(default=None, gt=0)
-    """peak of the policy's in the reinforcement"""
+    """peak learning rate of the policy in the reinforcement"""
     restarts: bool = False
     """mix restarts into the problems of the reinforcement (the paper's second round: no)"""
 
@@ -355,4 +354,4 @@ class RoundConfig(Section):
 
 class IterateConfig(Section):
     rounds: tuple[RoundConfig, ...] = Field(default=(RoundConfig(),), strict=False)
-    """rounds after the first, in order"""
+    """rounds of self-improvement after the first, in order"""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of an exception: one line, an exit code, and a traceback in the run's error.log.
+"""Report of an exception: one line, an exit code, and a traceback in the run's error.log.
 
 Used by the command line alone. `log_to` names the run folder once it is ours. Not for raising: an
 error says what, where and the fix in its own message.
@@ -59,13 +59,13 @@ _folder: Path | None = None
 
 
 def log_to(folder: Path | None) -> None:
-    """From now on tracebacks go to error.log of `folder`, a run folder of ours."""
+    """Write tracebacks to error.log of `folder`, a run folder of ours, from now on."""
     global _folder
     _folder = folder
 
 
 def line_of(error: BaseException) -> str:
-    """What happened, on one line without secrets."""
+    """Describe an exception on one line, without secrets."""
     text = redacted(" ".join(_text_of(error).split()))
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]} ..."
@@ -79,7 +79,7 @@ def code_of(error: BaseException) -> int:
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Is it a user's mistake, in words of this project's own?"""
+    """Whether it is a user's mistake, in words of this project's own."""
     if code_of(error) != USER:
         return False
     trace = traceback.extract_tb(error.__traceback__)
@@ -87,7 +87,7 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def is_of_peers(error: BaseException) -> bool:
-    """Does this only say that another rank is gone?"""
+    """Whether this only says that another rank is gone."""
     if type(error).__name__ in ("RankLost", "DistBackendError", "DistNetworkError"):
         return True
     is_plain = type(error).__name__ in ("RuntimeError", "DistStoreError", "DistError")

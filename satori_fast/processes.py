@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process is which, and does it still live: for names of things that outlive their owner.
+"""Identity of processes, and whether they live: for names of things that outlive their owner.
 
 A process id is used again, and means nothing on another machine or in another container, so a
 `ProcessId` says all of that. Not for starting or ending processes (`rollout.server_process`).
@@ -63,7 +63,7 @@ def group_members(group: int) -> list[int]:
 
 
 def is_resource_tracker(pid: int) -> bool:
-    """Is it what Python starts to remove the shared memory of processes that ended?"""
+    """Whether it is what Python starts to remove the shared memory of processes that ended."""
     with suppress(OSError):
         return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False

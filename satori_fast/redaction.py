@@ -47,7 +47,7 @@ def redacted(text: str) -> str:
 
 
 def has_credentials(url: str) -> bool:
-    """Does `url` carry a user or a password, as http://user:password@host?"""
+    """Whether `url` carries a user or a password, as http://user:password@host."""
     return _URL_CREDENTIALS.search(url) is not None
 
 

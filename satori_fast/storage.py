@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -146,7 +146,7 @@ def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote. DamagedFile, naming the file, for anything else."""
+    """Read what `write_sealed` wrote. DamagedFile, naming the file, for anything else."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise DamagedFile(f"{path} is damaged: it holds no JSON object")
@@ -157,6 +157,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def _digest_of_value(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_sealed_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON objects, one a line and each with its checksum, for `sealed_records`; all or
+    none."""
+    write_atomically(path, "".join(map(sealed_line, records)))
 
 
 def sealed_line(record: Mapping[str, Any]) -> str:
@@ -186,7 +192,7 @@ def sealed_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. DamagedFile, naming it, when it is missing or not JSON."""
+    """Read a JSON file. DamagedFile, naming it, when it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -47,12 +47,12 @@ class Terminated(SystemExit):
 
 
 def is_asked() -> bool:
-    """Has a SIGTERM come?"""
+    """Whether a SIGTERM has come."""
     return _asked.is_set()
 
 
 def set_grace(seconds: float) -> None:
-    """How long after a SIGTERM the process may go on (`parallel.grace_s`)."""
+    """Set how long after a SIGTERM the process may go on (`parallel.grace_s`)."""
     global _grace_s
     _grace_s = seconds
 

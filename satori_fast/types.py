@@ -14,7 +14,7 @@ what its fields mean and checks that they fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from itertools import pairwise
@@ -29,7 +29,7 @@ Weighting = Literal["token", "sequence", "segment", "fixed"]  # how a loss is av
 
 
 class SegmentKind(StrEnum):
-    """What an action of a response is for."""
+    """Purpose of an action of a response."""
 
     CONTINUE = "continue"
     REFLECT = "reflect"
@@ -179,6 +179,14 @@ class Trajectory:
         return replace(self, reward=reward)
 
 
+def groups_of(trajectories: Sequence[Trajectory]) -> list[list[int]]:
+    """Indices of the members of each group, by `group_id`; groups in the order they come in."""
+    members: dict[int, list[int]] = {}
+    for index, trajectory in enumerate(trajectories):
+        members.setdefault(trajectory.group_id, []).append(index)
+    return list(members.values())
+
+
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
     """Two finished solutions of one problem: `chosen` is right, `rejected` is wrong.
@@ -207,7 +215,7 @@ class ScoreStatistics:
 
 @dataclass(frozen=True, slots=True)
 class RolloutResult:
-    """What one call of `rollout.engine.collect` brought back.
+    """Result of one call of `rollout.engine.collect`.
 
     num_prompt_tokens counts each prompt once per sample; wall_s is seconds for the whole call.
     """
@@ -236,7 +244,7 @@ class StoredRollouts:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """What each segment earned, and what was expected of it. Host side, from whole groups.
+    """Values and baselines of the segments of a trajectory. Host side, from whole groups.
 
     values, baselines: float32 [S]. The advantage of a segment is ``values - baselines``, before it
     is spread over tokens or enters GAE.
@@ -250,7 +258,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What one update learns from: whole groups, scored, filtered, with their credit. Host side.
+    """Material of one update: whole groups, scored, filtered, with their credit. Host side.
 
     trajectories:   what is learnt from, siblings together, in the order of their groups.
     credits:        one for each of them; None where nothing is compared (imitation).
@@ -389,7 +397,7 @@ class Advantages:
 
 @dataclass(frozen=True, slots=True)
 class SegmentSignal:
-    """What an update makes of the segments of one trajectory: float64 [S] each. For readers.
+    """Learning signal of the segments of one trajectory: float64 [S] each. For readers.
 
     rewards:    process reward of the segment where there is one, else what it earned: values of
                 `Credit`, in units of reward.

@@ -144,7 +144,7 @@ def test_json_is_read_or_its_file_named(tmp_path: Path) -> None:
 
 def test_lines_are_read_or_the_wrong_one_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text(storage.sealed_line({"a": 1}) + storage.sealed_line({"a": 2}))
+    storage.write_sealed_records(path, ({"a": number} for number in (1, 2)))
     assert list(storage.sealed_records(path)) == [{"a": 1}, {"a": 2}]
     path.write_text(path.read_text().replace('{"a": 2', '{"a": 3'))
     with pytest.raises(storage.DamagedFile, match=f"{path}:2 is damaged"):

@@ -19,6 +19,7 @@ from satori_fast.types import (
     Segment,
     SegmentKind,
     Trajectory,
+    groups_of,
 )
 
 
@@ -93,6 +94,16 @@ def test_reward_gives_a_new_trajectory() -> None:
     reward = RewardBreakdown({"rule": -1.0}, correct=False)
     assert trajectory.with_reward(reward).reward is reward
     assert trajectory.reward is None
+
+
+def test_groups_hold_the_places_of_their_members_in_order() -> None:
+    ids = [3, 1, 3, 0, 1]
+    assert groups_of([replace(example_trajectory(), group_id=i) for i in ids]) == [
+        [0, 2],
+        [1, 4],
+        [3],
+    ]
+    assert groups_of([]) == []
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ VARIANCE_FLOOR = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class AdvantageRule:
-    """How credit becomes a signal per token.
+    """Rule by which credit becomes a signal per token.
 
     kind:    "spread": every token of a segment gets the segment's credit;
              "gae": generalised advantage estimation, needs `batch.values`.

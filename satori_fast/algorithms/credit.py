@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from satori_fast.types import Credit, Trajectory
+from satori_fast.types import Credit, Trajectory, groups_of
 
 Rewards = npt.NDArray[np.float64]
 
@@ -48,7 +48,7 @@ class CreditRule(ABC):
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rule remembers, JSON-able."""
+        """State of the rule, JSON-able."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -79,13 +79,13 @@ class GroupRule(CreditRule):
         """Values and baselines of the members of one group, whose rewards are not all equal."""
 
     def scale(self, rewards: Rewards) -> float:
-        """What `compare` divides values and baselines by."""
+        """Divisor of values and baselines in `compare`."""
         return 1.0
 
     def assign(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
         rewards = total_rewards(trajectories)
         values, baselines, scales = rewards.copy(), rewards.copy(), np.ones_like(rewards)
-        for members in _groups(trajectories):
+        for members in groups_of(trajectories):
             group = rewards[members]
             # The rounded mean of equal numbers can miss them by an ulp, which 1 / STD_EPSILON
             # blows up.
@@ -141,13 +141,6 @@ class LeaveOneOut(GroupRule):
 def total_rewards(trajectories: Sequence[Trajectory]) -> Rewards:
     """Total reward of each trajectory, float64 [N]; ValueError, naming the problem, for none."""
     return np.array([_total_reward(t) for t in trajectories], dtype=np.float64)
-
-
-def _groups(trajectories: Sequence[Trajectory]) -> list[list[int]]:
-    members: dict[int, list[int]] = {}
-    for index, trajectory in enumerate(trajectories):
-        members.setdefault(trajectory.group_id, []).append(index)
-    return list(members.values())
 
 
 def _total_reward(trajectory: Trajectory) -> float:

@@ -194,7 +194,7 @@ class PolicyLoss:
 
 
 class _Constants(NamedTuple):
-    """What the loss of tokens is given, each [T]; where ratios are those of units, such that it is
+    """Inputs of the loss of tokens, each [T]; where ratios are those of units, such that it is
     the loss of units, and the log-probabilities of now."""
 
     old_logprobs: Tensor

@@ -177,7 +177,7 @@ def effective_recipe(name: str, *, temperature: float, **overrides: Any) -> Reci
 
 
 def unused_keys(recipe: Recipe, keys: Collection[str]) -> list[str]:
-    """Those of `keys`, names of a config's section `reinforce`, that change nothing under `recipe`,
+    """Names among `keys`, of a config's section `reinforce`, that change nothing under `recipe`,
     sorted."""
     loss = recipe.loss
     idle: set[str] = set()

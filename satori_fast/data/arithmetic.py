@@ -35,7 +35,7 @@ HELDOUT_FRACTION = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How hard: `num_picked` of `num_given` distinct numbers between 1 and `largest`."""
+    """A difficulty: `num_picked` of `num_given` distinct numbers between 1 and `largest`."""
 
     num_given: int
     num_picked: int
@@ -79,7 +79,7 @@ class Puzzle:
 
     @property
     def heldout(self) -> bool:
-        """By content: the same numbers in another order are on the same side."""
+        """Whether a puzzle is held out: by content, so the order of its numbers does not matter."""
         content = f"{sorted(self.numbers)} {self.num_picked} {self.total}"
         digest = hashlib.sha256(content.encode()).digest()
         return int.from_bytes(digest[:4], "big") < HELDOUT_FRACTION * 2**32

@@ -35,7 +35,7 @@ _COMMON_ROWS, _COMMON_SHARE, _FEW_ANSWERS = 20, 0.2, 10
 
 @dataclass(slots=True)
 class SourceReport:
-    """What happened to the rows of one source.
+    """Counts of the rows of one source, read and skipped.
 
     reasons: how many rows were skipped for each; first: the first such row, and what it holds.
     """
@@ -80,7 +80,7 @@ class SourceReport:
 
 
 class Selection(Protocol):
-    """Which problems of a source are taken, in its order. Reading stops when it is full."""
+    """Problems of a source that are taken, in its order. Reading stops when it is full."""
 
     @property
     def is_full(self) -> bool: ...

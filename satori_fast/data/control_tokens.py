@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tokenizer does beyond text: control tokens, and what it puts before every text.
+"""Control tokens of a tokenizer, and the tokens that it puts before every text.
 
 A control token is one that text cannot spell by chance: turns of a chat, the end of text, a meta
 action. A template writes them; a question that merely quotes one must not. Stop tokens are
@@ -69,7 +69,7 @@ def unknown_markers(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What the tokenizer's post-processor puts before every text: begin-of-text, or nothing.
+    """Ids that the tokenizer's post-processor puts before every text: begin-of-text, or none.
 
     Read off what it does: that a `bos_token` is set does not say that it is used. What it puts
     after a text (some put the end there) has no place in a prompt.

@@ -34,7 +34,7 @@ class ProblemCursor(Generic[Item]):
 
     @property
     def epoch(self) -> int:
-        """How many times every item has been handed out."""
+        """Number of times that every item has been handed out."""
         return self._epoch
 
     def take(self, count: int) -> list[Item]:

@@ -13,7 +13,7 @@ AnswerForm = Literal["plain", "boxed", "hashes", "choice"]
 
 @dataclass(frozen=True, slots=True)
 class FieldMapping:
-    """Where a data set keeps what we need. Values are field names.
+    """Field names under which a data set keeps what we need.
 
     answer_form: how the answer field holds the answer: "plain", the answer itself (text, number,
         truth value, or a list of them); "boxed", in the last ``\\boxed{}`` of a solution; "hashes",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the problems of a step come from: whole ones, D+ and D- restarts, in fixed shares.
+"""Mixture of the problems of a step: whole ones, D+ and D- restarts, in fixed shares.
 
 Every step mixes all origins: batches of one origin let a policy answer the origin instead of the
 problem. Each origin keeps its own cursor, so a resumed run takes the same problems.
@@ -23,7 +23,7 @@ ORIGINS = ORIGINAL, CORRECT, INCORRECT = "original", "restart_correct", "restart
 
 
 def origin_of(problem: Problem) -> Origin:
-    """Which buffer a problem belongs to."""
+    """Buffer that a problem belongs to."""
     if problem.prefix is None or problem.prefix.kind != "restart":
         return ORIGINAL
     return CORRECT if problem.prefix.correct else INCORRECT

@@ -30,7 +30,7 @@ _BALANCE_TOLERANCE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class PackingSpec:
-    """How `pack` cuts a rollout into optimizer steps and microbatches.
+    """Sizes by which `pack` cuts a rollout into optimizer steps and microbatches.
 
     max_tokens_per_microbatch: tokens, prompt and padding included; bounds activation memory.
     num_minibatches:     optimizer steps; fewer when there are fewer trajectories.
@@ -131,7 +131,7 @@ def pack(
 
 
 def pack_pairs(pairs: Sequence[PreferencePair], packing: PackingSpec) -> list[PackedBatch]:
-    """As `pack`, with pairs in the place of trajectories: both solutions lie in one microbatch.
+    """Pack pairs, as `pack` does trajectories: both solutions lie in one microbatch.
 
     Sequences come as chosen, rejected, chosen, rejected, ...; the `source` of pair i is 2i and
     2i + 1. `num_minibatch_tokens` is the number of pairs: the loss has a term for each of them.

@@ -92,7 +92,7 @@ def restart_buffer(
 
 
 def restart_cuts(trajectory: Trajectory, max_backtrack: int, *, cut_after: CutAfter) -> list[int]:
-    """Which t (actions dropped from the end) make a restart of this solution: T + 1 at most.
+    """Values of t (actions dropped from the end) that make a restart of this solution.
 
     An action that the length limit cut off is none: it is dropped first and does not count towards
     T. cut_after says what must stand last: "action" (the paper: anything), "step" (no reflection,

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def question_key(question: str) -> str:
-    """What two writings of one question share: its words, without spacing and case."""
+    """Key that two writings of one question share: its words, without spacing and case."""
     return " ".join(question.split()).casefold()
 
 
@@ -133,7 +133,7 @@ class _Unasked:
 
 
 def fitting(problems: Iterable[Problem], renderer: PromptRenderer, *, what: str) -> list[Problem]:
-    """Those whose prompt is short enough for `renderer`; the others are counted in the log."""
+    """Select problems whose prompt is short enough for `renderer`; the log counts the others."""
     taken = list(problems)
     kept = [problem for problem in taken if renderer.fits(problem)]
     _report_lengths(what, len(kept), len(taken) - len(kept), renderer)

@@ -81,7 +81,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, template: ChatTempla
     if text.count(_PROBE) != 1:
         raise ValueError(
             f'data.template = "chat": the tokenizer\'s chat template writes the question '
-            f'{text.count(_PROBE)} times: set data.template = "plain", or mend the template'
+            f'{text.count(_PROBE)} times: set data.template = "plain", or fix the template'
         )
 
 

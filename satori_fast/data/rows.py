@@ -276,7 +276,7 @@ _DECODER = json.JSONDecoder(parse_float=_number)
 
 
 def _encoding(path: Path, start: bytes) -> str:
-    """By the byte order mark; without one it can only be UTF-8."""
+    """Encoding by the byte order mark; without one it can only be UTF-8."""
     for mark, encoding in _BYTE_ORDER_MARKS:
         if start.startswith(mark):
             return encoding
@@ -303,7 +303,7 @@ def _wrong_encoding(path: Path, row: int, error: UnicodeDecodeError) -> ValueErr
 
 @contextmanager
 def _readable(path: Path) -> Generator[None]:
-    """What the system or gzip says of a file, as one line with its name."""
+    """Message of the system or gzip about a file, as one line with its name."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:

@@ -49,6 +49,7 @@ from satori_fast.data.values import (
     scalar_text,
     text_field,
 )
+from satori_fast.grading import extract_answer
 from satori_fast.storage import digest
 from satori_fast.types import Demonstration, Problem
 
@@ -249,7 +250,7 @@ def _resolve_mapping(
 
 
 def _fitting(found: Fields) -> str:
-    """Which known mappings fit the fields of a data set."""
+    """Known mappings that fit the fields of a data set."""
     fitting = [
         key
         for key, known in FIELD_MAPPINGS.items()
@@ -320,7 +321,7 @@ def _answer(row: GoodRow, fields: FieldMapping, *, num_choices: int) -> str:
             raise BadRow(f"no choice index in {name!r}", f"{value!r} of {num_choices} choices")
         return _LETTERS[value]
     if fields.answer_form == "boxed":
-        answer = _last_box(text_field(row, name))
+        answer = extract_answer(text_field(row, name))
         if not answer:
             raise BadRow(f"no boxed answer in {name!r}")
         return answer
@@ -330,16 +331,3 @@ def _answer(row: GoodRow, fields: FieldMapping, *, num_choices: int) -> str:
             raise BadRow(f"no '####' answer in {name!r}")
         return answer.strip().replace(",", "")
     return answer_text(value, name)
-
-
-def _last_box(solution: str) -> str | None:
-    r"""Content of the last ``\boxed{}`` of a published solution (`grading` looks at responses)."""
-    start = solution.rfind(r"\boxed{") + len(r"\boxed{")
-    if start < len(r"\boxed{"):
-        return None
-    depth = 1
-    for brace in re.finditer(r"\\.|[{}]", solution[start:], re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return solution[start : start + brace.start()].strip()
-    return None

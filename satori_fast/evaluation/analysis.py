@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation says beyond its accuracy: what reflections did to answers, and accuracy by
+"""Analysis of an evaluation beyond its accuracy: what reflections did to answers, and accuracy by
 length, by number of reflections and by difficulty.
 
 Pure functions over graded answers. Not for sampling or grading (`evaluate`) nor for plots
@@ -38,11 +38,11 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class SelfCorrection:
-    """What reflections did to answers, counted over responses that gave an answer before one.
+    """Changes of answers by reflections, counted over responses that gave an answer before one.
 
     The answer before the first such reflection is compared with the final one.
 
-    wrong_to_right, right_to_wrong: mended and spoilt. wrong_to_wrong: from one wrong answer to
+    wrong_to_right, right_to_wrong: corrected and broken. wrong_to_wrong: from one wrong answer to
     another. right_unchanged, wrong_unchanged: the final answer is the first one.
     """
 
@@ -60,7 +60,7 @@ class SelfCorrection:
 
 @dataclass(frozen=True, slots=True)
 class VerdictQuality:
-    """How well a reflection judges the answer that it follows, told by what came of the answer.
+    """Quality of reflections as judges of the answers before them, measured by what came of these.
 
     num_on_wrong: reflections on a wrong answer; num_changed of them were followed by another one.
     num_on_right: reflections on a right answer; num_kept of them were followed by the same one.
@@ -176,7 +176,7 @@ def accuracy_by(
 def earlier_pass_rates(
     problem_ids: Sequence[str], earlier: Sequence[Mapping[str, bool]]
 ) -> list[str]:
-    """Which of the earlier evaluations solved each problem, one of `PASS_RATES`; "" where none had
+    """Share of the earlier evaluations that solved each problem, in `PASS_RATES`; "" where none had
     it. A difficulty for problems that come without one.
 
     earlier: problem id to verdict, one mapping for each evaluation.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well scores pick the right one among several answers to a problem.
+"""Best-of-n accuracy: scores pick the right one among several answers to a problem.
 
 Best-of-n accuracy is what Satori chooses the checkpoint of its reward model by (appendix D.3:
 RM@8). Where the scores come from does not matter here.

@@ -149,7 +149,7 @@ def mean_metrics(trajectories: Sequence[Trajectory], format: ResponseFormat) -> 
 
 
 def graded(trajectories: Sequence[Trajectory], pool: Grader) -> list[bool]:
-    """Is the last answer of each whole solution right?"""
+    """Whether the last answer of each whole solution is right."""
     pairs = [(full_response(t), _gold(t)) for t in trajectories]
     return [verdict.correct for verdict in pool.grade_many(pairs)]
 

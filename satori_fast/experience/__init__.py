@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an update's trajectories come from: sampled in whole, sampled in parts, stored, imitated.
+"""Sources of an update's trajectories: sampled in whole, sampled in parts, stored, imitated.
 
     next(step) -> Experience        problems, samples, rewards, filter, credit
     sync(weights, version)          sample from these weights from now on

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each segment of a trajectory is taught, read back from the batches that an update gets.
+"""Learning signal of each segment, read back from the batches that an update gets.
 
 For people: the verb explain and the samples of a run. Nothing is computed twice: credit, loss
 weights and advantages are those that trained.

@@ -12,7 +12,7 @@ from satori_fast.algorithms.credit import CreditRule
 from satori_fast.rewards.terms import drop_uninformative_groups
 from satori_fast.rollout.restarting import ServedWeights
 from satori_fast.rollout.weight_sync import SyncReport
-from satori_fast.types import Experience, Problem, Trajectory
+from satori_fast.types import Experience, Problem, Trajectory, groups_of
 
 # The same trajectories with their reward, the same on every rank.
 Score = Callable[[Sequence[Trajectory]], list[Trajectory]]
@@ -71,7 +71,7 @@ class Judge:
     figures: Callable[[], Mapping[str, float]] | None = None
 
     def informative(self, scored: Sequence[Trajectory]) -> list[Trajectory]:
-        """Those of groups that a group baseline leaves a signal."""
+        """Select the groups that a group baseline leaves a signal."""
         if self.min_group_std is None:
             return list(scored)
         return drop_uninformative_groups(scored, self.min_group_std)
@@ -84,7 +84,7 @@ class Judge:
         policy_version: int,
         stats: Mapping[str, float],
     ) -> Experience:
-        """What an update learns from: `kept` of `sampled`, credited."""
+        """Build what an update learns from: `kept` of `sampled`, credited."""
         figures = {} if self.figures is None else self.figures()
         return Experience(
             trajectories=tuple(kept),
@@ -97,10 +97,10 @@ class Judge:
 
 def num_groups(trajectories: Sequence[Trajectory]) -> int:
     """Number of groups of siblings."""
-    return len({t.group_id for t in trajectories})
+    return len(groups_of(trajectories))
 
 
 def first_groups(trajectories: Sequence[Trajectory], number: int) -> list[Trajectory]:
     """Trajectories of the first `number` groups, in the order in which they come."""
-    wanted = list(dict.fromkeys(t.group_id for t in trajectories))[:number]
-    return [t for t in trajectories if t.group_id in set(wanted)]
+    wanted = {index for group in groups_of(trajectories)[:number] for index in group}
+    return [t for index, t in enumerate(trajectories) if index in wanted]

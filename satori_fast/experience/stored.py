@@ -21,7 +21,7 @@ from satori_fast.data.problem_file import problem_from_row, problem_to_row
 from satori_fast.data.prompts import PromptRenderer, build_trajectory
 from satori_fast.experience.source import Judge
 from satori_fast.rollout.restarting import ServedWeights
-from satori_fast.storage import sealed_line, sealed_records, write_atomically
+from satori_fast.storage import sealed_records, write_sealed_records
 from satori_fast.types import Experience, StoredRollouts, Trajectory
 
 _HEADER = "rollouts"
@@ -70,10 +70,9 @@ def write_rollouts(path: Path, rollouts: StoredRollouts) -> None:
     header = header_of(
         rollouts.temperature, format=rollouts.format, fingerprint=rollouts.fingerprint
     )
-    lines = [sealed_line(header)]
-    for number, siblings in enumerate(rollouts.groups):
-        lines += [sealed_line(trajectory_to_row(t, group=number)) for t in siblings]
-    write_atomically(path, "".join(lines))
+    groups = enumerate(rollouts.groups)
+    rows = [trajectory_to_row(t, group=n) for n, siblings in groups for t in siblings]
+    write_sealed_records(path, [header, *rows])
 
 
 def read_rollouts(path: Path, renderer: PromptRenderer) -> StoredRollouts:
@@ -97,15 +96,17 @@ def header_of(temperature: float, *, format: str, fingerprint: str) -> dict[str,
     return {_HEADER: {"temperature": temperature, "format": format, "fingerprint": fingerprint}}
 
 
-def trajectory_to_row(trajectory: Trajectory, *, group: int) -> dict[str, Any]:
-    """A trajectory as a JSON object, its log-probs with it."""
-    return {
+def trajectory_to_row(
+    trajectory: Trajectory, *, group: int, keep_logprobs: bool = True
+) -> dict[str, Any]:
+    """A trajectory as a JSON object, with its log-probs or without."""
+    row: dict[str, Any] = {
         **problem_to_row(trajectory.problem),
         "group": group,
         "response_ids": trajectory.response_tokens.tolist(),
-        "logprobs": trajectory.logprobs.tolist(),
         "finish": trajectory.finish,
     }
+    return row | {"logprobs": trajectory.logprobs.tolist()} if keep_logprobs else row
 
 
 def _groups(

@@ -166,7 +166,7 @@ def check(text: str) -> None:
 
 
 def is_number(text: str) -> bool:
-    """Is `text` an expression without variables?"""
+    """Whether `text` is an expression without variables."""
     if number(text) is not None:
         return True
     try:
@@ -177,7 +177,7 @@ def is_number(text: str) -> bool:
 
 
 def same_expression(a: str, b: str, *, ratio: Fraction = Fraction(1)) -> bool:
-    """Is a the same as `ratio` times b? False where one of them cannot be read."""
+    """Whether a is the same as `ratio` times b. False where one of them cannot be read."""
     a_number, b_number = number(a), number(b)
     if a_number is not None and b_number is not None:
         return a_number == b_number * ratio
@@ -201,7 +201,7 @@ def _is_matrix(expression: Any) -> bool:
 
 
 def _is_postponed(expression: Any) -> bool:
-    """Is there a sum, an integral or a limit to be worked out?"""
+    """Whether there is a sum, an integral or a limit to be worked out."""
     import sympy
 
     kinds = sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative
@@ -316,7 +316,7 @@ def _same_constant(a: Any, b: Any) -> bool:
 
 
 def same_equation(a: tuple[str, str], b: tuple[str, str], *, positive: bool = False) -> bool:
-    """Do two equations (left, right) say the same, up to a constant factor?
+    """Whether two equations (left, right) say the same, up to a constant factor.
 
     positive: the factor must be positive, for inequalities.
     """

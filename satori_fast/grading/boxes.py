@@ -23,7 +23,7 @@ _BRACE = re.compile(r"\s*\{")
 
 @dataclass(slots=True)
 class _Box:
-    """Where the content of a box begins and ends. end: None while it is open."""
+    """Begin and end of the content of a box. end: None while it is open."""
 
     start: int
     end: int | None

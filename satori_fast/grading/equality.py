@@ -49,7 +49,7 @@ _MOST_PAIRS = 40  # items of a collection that are matched in pairs; longer ones
 
 
 def same_answer(answer: str, gold: str) -> bool:
-    """Is the cleaned `answer` right where the cleaned `gold` is?"""
+    """Whether the cleaned `answer` is right where the cleaned `gold` is."""
     if same_text(answer, gold):
         return True
     gold_choice, answer_choice = choice(gold), choice(answer)
@@ -65,7 +65,7 @@ def same_answer(answer: str, gold: str) -> bool:
 
 
 def same_form(answer: Form, gold: Form) -> bool:
-    """Is the form of an answer the same thing as the gold one?"""
+    """Whether the form of an answer is the same thing as the gold one."""
     if isinstance(answer, Scalar) != isinstance(gold, Scalar):
         answer, gold = _as_list(answer), _as_list(gold)
     match answer, gold:
@@ -154,7 +154,7 @@ def _same_scalar(answer: str, gold: str) -> bool:
 
 
 def _same_value(a: Quantity, g: Quantity, ratio: Fraction = Fraction(1)) -> bool:
-    """Is a's value `ratio` times g's? Scale words count."""
+    """Whether a's value is `ratio` times g's. Scale words count."""
     a_form, g_form = read(a.value), read(g.value)
     if isinstance(a_form, Ratio) or isinstance(g_form, Ratio):
         return ratio == 1 and same_form(a_form, g_form)
@@ -268,7 +268,7 @@ def _same_collection(answer: Collection, gold: Collection) -> bool:
 
 
 def _covers(items: Many[Form], others: Many[Form], *, swap: bool = False) -> bool:
-    """Is each item one of the others?"""
+    """Whether each item is one of the others."""
     for item in items:
         if item in others:
             continue
@@ -289,7 +289,7 @@ def _names(items: Many[Form]) -> frozenset[str]:
 
 
 def _named_value(chain: Chain, *, strict: bool = False) -> Form | None:
-    r"""What a chain of equalities gives as its value, None where it gives none.
+    r"""Value that a chain of equalities gives, None where it gives none.
 
     Its first member is a name or the same number as the last; numbers in between must be the last
     one too, so that "x = 2 = 3" is not 3.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What kind of thing an answer is: a list, a pair, a set, an interval, a chain of relations, a
+r"""Kinds of answers: a list, a pair, a set, an interval, a chain of relations, a
 ratio, a matrix, a choice, words or a single expression.
 
 Read from the outside in, by brackets and separators alone, so that a list can never be taken for a
@@ -356,7 +356,7 @@ def _read_matrix(text: str, _: int) -> Form | None:
 
 
 def _read_brackets(text: str, depth: int) -> Form | None:
-    """What stands between one pair of brackets that encloses everything."""
+    """Content of one pair of brackets that encloses everything."""
     stream = list(tokens(text))
     if len(stream) < 2 or any(level <= 0 for _, _, level in stream[1:-1]):
         return None
@@ -447,7 +447,7 @@ _NAME = re.compile(
 
 
 def is_name(text: str) -> bool:
-    r"""Is `text` what an answer may give its value to: ``x``, ``f(x)``, ``\angle ABC``, ``m+n``?"""
+    r"""Whether `text` can be given a value: ``x``, ``f(x)``, ``\angle ABC``, ``m+n``."""
     bare = _INDEX.sub("", text).strip()
     if len(bare) > 60:
         return False
@@ -456,5 +456,5 @@ def is_name(text: str) -> bool:
 
 
 def same_text(a: str, b: str) -> bool:
-    """Do two cleaned texts say the same, letter for letter?"""
+    """Whether two cleaned texts say the same, letter for letter."""
     return key(a) == key(b)

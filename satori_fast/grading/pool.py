@@ -86,7 +86,7 @@ class GradingPool:
         return [future.result() for future in futures]
 
     def check_golds(self, golds: Sequence[str]) -> list[str | None]:
-        """Why each gold answer cannot be graded, in a few words, in order; None for one that can.
+        """Fault of each gold answer that cannot be graded, in a few words; None for one that can.
 
         Runs in the workers under the time limit: `check_gold` would hang on a tower of powers.
         """

@@ -54,7 +54,7 @@ ALL = RealSet((Piece(_LOW, _HIGH, True, True),))
 
 
 def same_region(a: RealSet, b: RealSet) -> bool:
-    """Are two sets of real numbers the same? Two pairs of numbers are never taken for intervals."""
+    """Whether two sets of real numbers are the same. Two pairs of numbers are never intervals."""
     if not a.is_surely_set and not b.is_surely_set:
         return False
     if a.name and b.name and a.name != b.name:
@@ -233,7 +233,7 @@ def _sorted(spans: list[_Span]) -> list[_Span]:
 
 
 def _apart(stop: tuple[Any, int], start: tuple[Any, int]) -> bool:
-    """Is there a number between the end of one span and the start of the next?"""
+    """Whether there is a number between the end of one span and the start of the next."""
     if bool(stop[0] < start[0]):
         return True
     return bool(stop[0] == start[0]) and stop[1] == -1 and start[1] == 1

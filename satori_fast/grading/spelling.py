@@ -227,7 +227,7 @@ _TRAILING = re.compile(r"(?:(?<!\\)[,;:\s]|(?<![.\\])\.)+$")
 
 
 def _has_one_group(text: str) -> bool:
-    """Does the brace that opens `text` close at its end?"""
+    """Whether the brace that opens `text` closes at its end."""
     depth = 0
     for position, letter in enumerate(text):
         if letter in "{}" and (position == 0 or text[position - 1] != "\\"):

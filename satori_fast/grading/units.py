@@ -160,7 +160,7 @@ def _singular(word: str) -> str:
 
 @dataclass
 class _Reading:
-    """What the words of a unit have added up to."""
+    """Sum of the words of a unit, as far as they are read."""
 
     unit: dict[str, int] = field(default_factory=dict)
     scale: Fraction = Fraction(1)
@@ -182,7 +182,7 @@ class _Reading:
 
 @lru_cache(maxsize=4096)
 def _unit(text: str) -> _Reading | None:
-    """What a unit says; None where the words are no unit."""
+    """Unit that the words say; None where they are no unit."""
     text = (
         re.sub(r"\\text\{\s*\(?([^{}()]*)\)?\s*\}", r" \1 ", text)
         .replace(r"\cdot", " ")
@@ -273,7 +273,7 @@ def quantity(text: str, *, letters: bool = False) -> Quantity:
 
 
 def _is_bare_unit(match: re.Match[str], *, letters: bool) -> bool:
-    """Are the letters after a number a unit, not a product of variables?"""
+    """Whether the letters after a number are a unit, not a product of variables."""
     first = re.split(r"[ .^/]", match["unit"], maxsplit=1)[0]
     if len(first) == 1:
         return letters and match["unit"] in LETTER_UNITS
@@ -285,7 +285,7 @@ def _is_bare_unit(match: re.Match[str], *, letters: bool) -> bool:
 
 
 def same_unit(a: Quantity, b: Quantity) -> bool:
-    """Do two units name the same thing, apart from scale? Both must be there."""
+    """Whether two units name the same thing, apart from scale. Both must be there."""
     if a.unit == b.unit:
         return True
     # "18 small bottles" and "18 bottles"; known units must all agree.

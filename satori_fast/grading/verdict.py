@@ -64,7 +64,7 @@ def decided_cheaply(answer: str, gold: str) -> bool | None:
 
 @lru_cache(maxsize=65_536)
 def equivalent(answer: str, gold: str) -> bool:
-    """Does `answer` equal `gold`? Both are bare answers, without box or dollar signs (allowed).
+    """Whether `answer` equals `gold`. Both are bare answers, without box or dollar signs (allowed).
 
     Runs in the caller, without a time limit: use `GradingPool` for answers that a model wrote.
     """
@@ -84,7 +84,7 @@ def check_gold(gold: str) -> None:
 
 
 def gold_fault(gold: str) -> str | None:
-    """Why `gold` cannot be graded, None where it can."""
+    """Reason why `gold` cannot be graded, None where it can."""
     cleaned = clean(gold)
     if not cleaned:
         return "is empty"

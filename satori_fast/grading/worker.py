@@ -26,6 +26,7 @@ _WORKER_PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]);"
     "from satori_fast.grading.worker import serve; serve(float(sys.argv[2]))"
 )
+ROOT = Path(__file__).resolve().parents[2]  # a worker finds the package here, installed or not
 _KILLED_BY_TIMER = (-signal.SIGPROF, -signal.SIGALRM)
 _WALL_FACTOR = 10  # wall-clock limit over CPU limit: a backstop for a worker that waits or starves
 _MEMORY_LIMIT_BYTES = 4 * 2**30  # address space; a runaway power asks for more before it is late
@@ -92,7 +93,7 @@ class Worker:
         return "crash"
 
     def check(self, gold: str) -> str:
-        """What is wrong with a gold answer, "" for nothing; "timeout", "crash"."""
+        """Fault of a gold answer, "" for none; "timeout", "crash"."""
         reply = self._ask([gold])
         return "" if reply == "readable" else reply
 
@@ -116,9 +117,8 @@ class Worker:
         return "timeout" if process.returncode in _KILLED_BY_TIMER else "crash"
 
     def _start(self) -> subprocess.Popen[str]:
-        root = str(Path(__file__).resolve().parents[1])
         # A session of its own: Ctrl-C reaches the parent only, whose end closes the worker's stdin.
-        command = [sys.executable, "-P", "-c", _WORKER_PROGRAM, root, str(self._timeout_s)]
+        command = [sys.executable, "-P", "-c", _WORKER_PROGRAM, str(ROOT), str(self._timeout_s)]
         pipe = subprocess.PIPE
         process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, encoding="utf-8", start_new_session=True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How hot the machine runs: GPU load, memory, power and energy (NVML), host memory.
+"""Load of the machine: GPU load, memory, power and energy (NVML), host memory.
 
 Without an NVIDIA driver, or without nvidia-ml-py, only host memory is sampled; nothing fails.
 
@@ -14,7 +14,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -66,7 +65,7 @@ class NvmlSampler:
 
     @property
     def available(self) -> bool:
-        """Is there a GPU that NVML can read?"""
+        """Whether there is a GPU that NVML can read."""
         return self._handle is not None
 
     def __enter__(self) -> NvmlSampler:
@@ -76,12 +75,7 @@ class NvmlSampler:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -161,7 +155,7 @@ def host_memory(process: psutil.Process | None = None) -> dict[str, float]:
 
 
 def describe_device(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What the run ran on, for summary.json: kind, name, count, memory, cores, versions.
+    """Describe what the run ran on, for summary.json: kind, name, count, memory, cores, versions.
 
     "name" is the GPU for a CUDA device, else the processor; "cores" are those this process may use.
     """

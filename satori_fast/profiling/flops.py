@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step would cost at least: FLOPs and bytes of a dense decoder, and the share of the peak.
+"""Least cost of a step: FLOPs and bytes of a dense decoder, and the share of the peak.
 
 Model FLOPs, as in PaLM (arXiv 2204.02311, appendix B): the multiplications and additions of the
 matrix products that the result needs, a multiply-add being two. Recomputed activations and logits

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the host's memory grow step by step, and will it last? An alarm for leaks, early.
+"""Alarm for memory leaks of the host: memory that grows step by step and will not last.
 
 Kept apart from what only looks like a leak: the first steps of a stage (caches fill), noise, and a
 jump (a checkpoint, an evaluation). Not for: reading memory (`device`), or that of a GPU.
@@ -98,8 +98,8 @@ def robust_slope(values: np.ndarray) -> float:
 
 
 def is_steady(values: np.ndarray) -> bool:
-    """Does every fifth of the values lie above the one before, by a fair share of the growth, and
-    does the growth not slow down?
+    """Whether every fifth of the values lies above the one before, by a fair share of growth, and
+    the growth does not slow down.
 
     A jump fails the first: nothing grows between the fifths before it, or after. A cache that fills
     fails the second.
@@ -113,7 +113,7 @@ def is_steady(values: np.ndarray) -> bool:
 
 
 def machine_memory() -> MachineMemory:
-    """Of this machine, or of the container (cgroup v2) that this process is confined to."""
+    """Memory of this machine, or of the container (cgroup v2) that confines this process."""
     memory = psutil.virtual_memory()
     whole = MachineMemory(float(memory.total), float(memory.available))
     group = Path("/sys/fs/cgroup")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every step of a run is measured with, in one place: rates, shares of the peaks, the device,
+"""Measurement of every step of a run, in one place: rates, shares of the peaks, the device,
 memory and its growth, the other ranks, and the trace of chosen steps.
 
 A run ends each step with `StepMonitor.end_step` on every rank and writes what it returns. Not for:
@@ -93,7 +93,7 @@ class StepMonitor:
         return times, metrics
 
     def reset_clock(self) -> None:
-        """What went on since the last step is no step's: a checkpoint, the set-up of a stage."""
+        """Exclude the time since the last step: a checkpoint, the set-up of a stage."""
         self._sampler.take()
         self._spans.start_step()
 

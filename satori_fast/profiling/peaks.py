@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device could do at most: the denominators of MFU and of the share of memory bandwidth.
+"""Peaks of a device: the denominators of MFU and of the share of memory bandwidth.
 
 Data sheets for known GPUs, a short measurement for everything else. Not for: what was done
 (`flops`), or for judging a kernel (`benchmarks/measure.py` measures its floors beside it).
@@ -111,7 +111,7 @@ def measured_peaks(device: torch.device) -> DevicePeaks:
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of a call, its work on the device included; the first call is not counted."""
+    """Shortest time of a call, its work on the device included; the first call is not counted."""
 
     def seconds() -> float:
         begin = time.perf_counter()

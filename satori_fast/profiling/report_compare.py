@@ -52,7 +52,7 @@ def distinct_names(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def result_rows(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """For each stage the cells of the final table (`summary.COLUMNS` without the first and the
+    """Cells of the final table for each stage (`summary.COLUMNS` without the first and the
     last), a row for each run that has the stage: {"stage", "rows": [{"run": number, "cells"}]}."""
     entries = [{str(s["stage"]): s for s in run.summary["stages"]} for run in runs]
     return [
@@ -104,7 +104,7 @@ def config_rows(runs: Sequence[RunRecord]) -> dict[str, list[dict[str, Any]]]:
 def fact_lists(
     facts: Sequence[Sequence[tuple[str, str]]],
 ) -> tuple[list[tuple[str, str]], list[list[tuple[str, str]]]]:
-    """What is the same in all runs, and what else each of them is."""
+    """Facts that are the same in all runs, and those of each run."""
     shared = [fact for fact in facts[0] if all(fact in own for own in facts)]
     return shared, [[fact for fact in own if fact not in shared] for own in facts]
 

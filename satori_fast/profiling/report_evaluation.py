@@ -40,7 +40,7 @@ GROUPINGS = (
 
 
 def stage_charts(stages: Sequence[Stage]) -> list[Chart]:
-    """What the entries of analysis.json say. Left out: what no stage has, and groups where there
+    """Charts of the entries of analysis.json. Left out: what no stage has, and groups where there
     is only one to compare."""
     colours = {
         stage["stage"]: SERIES_COLOURS[i % len(SERIES_COLOURS)] for i, stage in enumerate(stages)

@@ -313,15 +313,15 @@ def curve_charts(names: Iterable[str]) -> list[dict[str, Any]]:
 
 def _coloured(labels: Mapping[str, str]) -> list[dict[str, str]]:
     """A kind of work has its colour of the timeline where all curves of the chart have one."""
-    rooms = [name.partition("/")[0] for name in labels]
-    by_room = len(set(rooms)) == len(rooms) and all(r in SPAN_COLOURS or r == "step" for r in rooms)
+    parts = [name.partition("/")[0] for name in labels]
+    by_part = len(set(parts)) == len(parts) and all(r in SPAN_COLOURS or r == "step" for r in parts)
     curves = []
     others = iter(SERIES_COLOURS * (1 + len(labels) // len(SERIES_COLOURS)))
-    for name, room in zip(labels, rooms, strict=True):
-        if room == "step" or name.endswith("/total"):
+    for name, part in zip(labels, parts, strict=True):
+        if part == "step" or name.endswith("/total"):
             colour = _TOTAL_COLOUR
         else:
-            colour = SPAN_COLOURS[room] if by_room and len(rooms) > 1 else next(others)
+            colour = SPAN_COLOURS[part] if by_part and len(parts) > 1 else next(others)
         curves.append({"metric": name, "label": labels[name], "colour": colour})
     return curves
 
@@ -337,7 +337,7 @@ def _has(bucket: Sequence[Line], metric: str) -> bool:
 
 
 def _mean(bucket: Sequence[Line], metric: str) -> float | None:
-    """Of the finite values of a bucket; None where there is none."""
+    """Mean of the finite values of a bucket; None where there is none."""
     values = [line[metric] for line in bucket if _is_number(line.get(metric))]
     return _short(sum(values) / len(values)) if values else None
 

@@ -27,7 +27,7 @@ _FILES = ("summary.json", "metrics.jsonl", "samples.jsonl")
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
-    """When a stage ran and what it spent its time on.
+    """Time of a stage: when it ran, and its spans.
 
     start_s:   since the start of the run; stages run one after another.
     wall_s:    of the whole stage, what no span covers included.
@@ -41,7 +41,7 @@ class StageTime:
 
     @property
     def rest_s(self) -> float:
-        """What no span covers; 0 where spans overlap."""
+        """Seconds that no span covers; 0 where spans overlap."""
         return max(0.0, self.wall_s - sum(self.seconds.values()))
 
 
@@ -71,7 +71,7 @@ class RunRecord:
 
     @property
     def wall_s(self) -> float:
-        """Of the whole run: at least what its stages add up to."""
+        """Seconds of the whole run: at least what its stages add up to."""
         return max(self.summary["wall_s"] or 0.0, sum(time.wall_s for time in self.times))
 
 
@@ -128,7 +128,7 @@ def formed(path: Path) -> Iterator[Path]:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{path} does not hold what a run writes there ({reason}): remove it or mend it"
+            f"{path} does not hold what a run writes there ({reason}): remove or fix it"
         ) from error
 
 
@@ -140,7 +140,7 @@ def _read_config(path: Path) -> str:
         text = redacted(path.read_text(encoding="utf-8"))
         tomllib.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not TOML ({error}): remove it or mend it") from error
+        raise ValueError(f"{path} is not TOML ({error}): remove or fix it") from error
     return text
 
 
@@ -181,7 +181,7 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def run_facts(run: RunRecord) -> list[tuple[str, str]]:
-    """What ran, and on what: pairs of a name and its value, for people."""
+    """Facts of a run and its machine: pairs of a name and its value, for people."""
     flat, device = flat_config(run.config), run.summary["device"]
     facts = [
         ("stages", ", ".join(time.stage for time in run.times)),
@@ -239,7 +239,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): remove it or mend it") from error
+        raise ValueError(f"{path} is not JSON ({error}): remove or fix it") from error
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

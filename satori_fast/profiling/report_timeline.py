@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a run went, as bars: when each stage ran, and the share of each span in it.
+"""Timeline of a run, as bars: when each stage ran, and the share of each span in it.
 
 Bars are numbers in per cent of a width; the templates draw them. Not for: measuring (`spans`) or
 curves over steps (`report_plots`).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where metrics go while a run is at work, beside its files: TensorBoard, Weights & Biases,
+"""Sinks of the metrics of a run at work, beside its files: TensorBoard, Weights & Biases,
 Prometheus.
 
 The libraries are imported when a sink is opened; what is missing is said at the start of a run, not

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named spans and token counters of one step: how long each room took and how fast it went.
+"""Named spans and token counters of one step: how long each part took and how fast it went.
 
 On CPU a span is wall seconds. On CUDA it is the time between two events on the current stream, so
 work that was only launched inside the span still counts, nothing waits inside the step, and
@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -104,12 +103,7 @@ class _Span:
         self.start_event = recorder._record_event()
         self.start_s = recorder._clock()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         recorder = self.recorder
         self.stop_s = recorder._clock()
         self.stop_event = recorder._record_event()
@@ -251,7 +245,7 @@ class SpanRecorder:
             counter.clear()
 
     def _align_clocks(self) -> None:
-        """From our clock to that of torch's profiler, nanoseconds since 1970, which may be set.
+        """Map our clock to that of torch's profiler, nanoseconds since 1970, which may be set.
 
         What is less is the noise of reading two clocks, and would let steps overlap.
         """

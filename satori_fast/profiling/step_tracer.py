@@ -19,7 +19,7 @@ from satori_fast.profiling.trace_file import kernel_part
 
 @dataclass(frozen=True, slots=True)
 class TraceSettings:
-    """Which steps of a stage are recorded, and how much of them.
+    """Choice of the steps of a stage that are recorded, and of how much of them.
 
     first_step: steps of a stage that pass before, as warm-up; fewer in a stage that is too short.
     num_steps:  steps recorded.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run came to: summary.json and the final table in the terminal.
+"""Summary of a run: summary.json and the final table in the terminal.
 
 Not for: measuring (`spans`, `device`), the files that grow during a run (`metrics`) or the page
 (`report`).
@@ -124,7 +124,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """For people, two units at most: 0.04 s, 5.2 s, 3 min 20 s, 2 h 5 min, 1 d 3 h."""
+    """Write a duration for people, in two units: 0.04 s, 5.2 s, 3 min 20 s, 2 h 5 min, 1 d 3 h."""
     if seconds is None:
         return "-"
     if seconds < 59.5:

@@ -30,7 +30,7 @@ _FAST = 3  # of gzip's levels: a fifth larger than the best, several times faste
 
 
 def kernel_part(folder: Path, rank: int, unix_ns: int) -> Path:
-    """Where torch's profiler leaves what it recorded from `unix_ns` on."""
+    """File in which torch's profiler leaves what it recorded from `unix_ns` on."""
     return folder / f"kernels-{unix_ns}.rank-{rank}.json.gz"
 
 
@@ -128,7 +128,7 @@ def _parts(folder: Path) -> Iterator[tuple[int, str, int, Path]]:
 def _of_profiler(
     document: Mapping[str, Any], tracks: _Tracks, *, rank: int, number: int
 ) -> list[Event]:
-    """What torch's profiler recorded, on tracks with names, in nanoseconds since 1970."""
+    """Events that torch's profiler recorded, on tracks with names, in nanoseconds since 1970."""
     recorded: list[Event] = document["traceEvents"]
     base_ns = int(document.get("baseTimeNanoseconds", 0))
     processes = _names(recorded, "process_labels", "labels")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from satori_fast.types import RewardBreakdown, Trajectory
+from satori_fast.types import RewardBreakdown, Trajectory, groups_of
 
 # A source of reward: its own terms for each trajectory, in their order. What the sources before it
 # gave is in `Trajectory.reward`.
@@ -61,9 +61,8 @@ def drop_uninformative_groups(
 
     In a group where every sibling earned the same, a group baseline leaves no signal.
     """
-    totals: dict[int, list[float]] = {}
-    for trajectory in trajectories:
-        assert trajectory.reward is not None
-        totals.setdefault(trajectory.group_id, []).append(trajectory.reward.total)
-    informative = {group for group, values in totals.items() if np.std(values) > min_std}
-    return [t for t in trajectories if t.group_id in informative]
+    totals = np.array([t.reward.total for t in trajectories if t.reward is not None])
+    assert len(totals) == len(trajectories)
+    groups = groups_of(trajectories)
+    kept = {index for group in groups if np.std(totals[group]) > min_std for index in group}
+    return [t for index, t in enumerate(trajectories) if index in kept]

@@ -81,7 +81,7 @@ def check_function(name: str, path: str) -> None:
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         what = error.msg if isinstance(error, SyntaxError) else error
-        raise _error(name, path, f"{file}{line} is not valid Python ({what}): mend it") from None
+        raise _error(name, path, f"{file}{line} is not valid Python ({what}): fix it") from None
     defined = dict(_defined(tree.body))
     if defined.keys() & {function, "*", "__getattr__"}:
         return
@@ -110,7 +110,7 @@ def is_file(path: str) -> bool:
 
 
 def _spec(module: str) -> importlib.machinery.ModuleSpec | None:
-    """Where a module is, by its name in dots. `importlib.util.find_spec` would import the packages
+    """Find a module by its name in dots. `importlib.util.find_spec` would import the packages
     above it."""
     parts = module.split(".")
     try:

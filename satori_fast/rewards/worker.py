@@ -50,7 +50,7 @@ class RewardFunctionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """How long one call of a function may take, for all trajectories of a step together.
+    """Time limits of one call of a function, for all trajectories of a step together.
 
     cpu_s:  CPU seconds of its process, all threads: a busy machine fails no right function.
     wall_s: seconds until it must have returned, for one that sleeps or waits.
@@ -117,7 +117,7 @@ def _reply(
         return {"fault": str(error), "traceback": ""}
     except BaseException as error:  # sys.exit and an interrupt of the function's own, too
         return {
-            "fault": f"{doing}: {_told(error)}: mend it",
+            "fault": f"{doing}: {_described(error)}: fix it",
             "traceback": "".join(traceback.format_exception(error)),
         }
 
@@ -200,31 +200,31 @@ def _shown(value: Any) -> str:
     return f"{text} ({type(value).__name__})"
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """The error in one line, where the user's code raised it, and for which problem if a variable
     there says so."""
     message = " ".join(str(error).split())
     kind = type(error).__name__
-    told = f"{kind}: {message}" if message else kind
+    described = f"{kind}: {message}" if message else kind
     if isinstance(error, SyntaxError):
-        return told  # it names file and line itself
+        return described  # it names file and line itself
     frames: list[tuple[FrameType, int]] = [
         (frame, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
         if frame.f_code.co_filename != __file__ and "importlib" not in frame.f_code.co_filename
     ]
     if not frames:
-        return told
+        return described
     frame, line = next(
         ((f, n) for f, n in reversed(frames) if "site-packages" not in f.f_code.co_filename),
         frames[-1],
     )
-    told = f"{told} ({frame.f_code.co_filename}:{line})"
+    described = f"{described} ({frame.f_code.co_filename}:{line})"
     for frame, _ in reversed(frames):
         for value in frame.f_locals.values():
             if isinstance(value, Trajectory):
-                return f"{told}, at problem {value.problem.problem_id!r}"
-    return told
+                return f"{described}, at problem {value.problem.problem_id!r}"
+    return described
 
 
 # -- the parent's end -------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class FunctionWorker:
         self._ask(name, path, None)
 
     def call(self, name: str, path: str, trajectories: Sequence[Trajectory]) -> list[float]:
-        """What the function gives for the trajectories, checked by `checked_values`.
+        """Call the function on the trajectories; its values are checked by `checked_values`.
 
         RewardFunctionError when it gives none; a function that is late is killed.
         """
@@ -304,7 +304,7 @@ class FunctionWorker:
         raise error
 
     def _ending(self, process: subprocess.Popen[bytes], wall_s: float, *, loading: bool) -> str:
-        """What to say of a process that sent no reply; it is gone afterwards."""
+        """Describe the end of a process that sent no reply; it is gone afterwards."""
         with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe closes before it ends
             process.wait(1.0)
         code = process.poll()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every rollout engine offers, and the one function that turns problems into trajectories.
+"""Protocol of rollout engines, and the one function that turns problems into trajectories.
 
 An engine knows token ids, not problems: `collect` renders prompts, asks for samples, and builds
 trajectories as the completions come in. Engines differ in speed and place, never in what they
@@ -27,7 +27,7 @@ class EngineDied(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample. The log-probs that come back are of the full softmax at `temperature`.
+    """Parameters of sampling. Log-probs that come back are of the full softmax at `temperature`.
 
     temperature:    0 is greedy (log-probs are then at temperature 1).
     top_k, top_p:   0 and 1.0 switch the filters off. They restrict what is sampled, not the
@@ -100,7 +100,7 @@ class Engine(Protocol):
         ...
 
     def weight_sink(self) -> WeightSink | None:
-        """Where `weight_sync.push_weights` sends weights; None when the engine reads the
+        """Receiver of what `weight_sync.push_weights` sends; None when the engine reads the
         trainer's own."""
         ...
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes over HTTP to a vLLM server: requests for completions, and messages to its workers.
+"""HTTP client of a vLLM server: requests for completions, and messages to its workers.
 
 Messages carry the server's secret and the owner's token (`server_owner`); requests for completions
 carry VLLM_API_KEY, where the environment has one.
@@ -115,13 +115,13 @@ class ServerClient:
 
 
 def api_headers() -> dict[str, str]:
-    """What vLLM asks for where it was started with a key (VLLM_API_KEY)."""
+    """Headers that vLLM asks for where it was started with a key (VLLM_API_KEY)."""
     key = os.environ.get("VLLM_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def server_error(url: str, text: str) -> Exception:
-    """What an answer that is no success means: a dead engine, or an error in a living one."""
+    """Exception for an answer that is no success: a dead engine, or an error in a living one."""
     text = redacted(text)
     if not is_healthy(url, _HEALTH_TIMEOUT_S):
         return EngineDied(f"the engine of the server at {url} is gone: {text}")
@@ -132,7 +132,7 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__} {error}".strip()
 
 
-class Flight:
+class RequestPool:
     """Requests on their way to servers, `slots` at a time for each, from a thread of its own.
 
     Iterate for (index of the body, answer) as they come. `close` takes back what still runs: vLLM
@@ -143,9 +143,9 @@ class Flight:
         self._urls = urls
         self._bodies = bodies
         self._slots = slots
-        self._landed: queue.SimpleQueue[tuple[int, Answer] | Exception] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[int, Answer] | Exception] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
-        self._flying: asyncio.Task[None] = self._loop.create_task(self._fly())
+        self._task: asyncio.Task[None] = self._loop.create_task(self._send_all())
         self._thread = threading.Thread(target=self._run, name="server requests", daemon=True)
         self._thread.start()
 
@@ -156,33 +156,33 @@ class Flight:
     def _next(self) -> tuple[int, Answer]:
         while True:
             try:
-                landed = self._landed.get(timeout=_SILENCE_S)
+                answer = self._answers.get(timeout=_SILENCE_S)
             except queue.Empty:
                 for url in self._urls:
                     if not is_healthy(url, _HEALTH_TIMEOUT_S):
                         raise EngineDied(f"the server at {url} fell silent") from None
                 continue
-            if isinstance(landed, Exception):
-                raise landed
-            return landed
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-            self._loop.call_soon_threadsafe(self._flying.cancel)
+            self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            self._loop.run_until_complete(self._flying)
+            self._loop.run_until_complete(self._task)
         except asyncio.CancelledError:
             pass
         except ExceptionGroup as group:
             error = group.exceptions[0]
-            self._landed.put(error)
+            self._answers.put(error)
         finally:
             self._loop.close()
 
-    async def _fly(self) -> None:
+    async def _send_all(self) -> None:
         waiting = iter(enumerate(self._bodies))
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
         slots = min(self._slots, len(self._bodies))
@@ -204,7 +204,7 @@ class Flight:
             if response.status_code != 200:
                 text = f"a request answered {response.status_code}: {response.text}"
                 raise await asyncio.to_thread(server_error, url, text)
-            self._landed.put((index, response.json()))
+            self._answers.put((index, response.json()))
 
     async def _ask(self, http: httpx.AsyncClient, url: str, body: Answer) -> httpx.Response:
         # Once more after a lost connection: a request and its seed give the same answer again.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.rollout.engine import Completion, Engine, EngineDied, Request, SamplingParams
-from satori_fast.rollout.server_client import Flight, ServerClient
+from satori_fast.rollout.server_client import RequestPool, ServerClient
 from satori_fast.rollout.server_owner import Owner
 from satori_fast.rollout.server_process import ServerProcess, is_healthy, is_loopback
 from satori_fast.rollout.server_routes import (
@@ -54,7 +54,7 @@ RouteName = Literal["auto", "memory", "file", "broadcast"]
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """How to use servers.
+    """Settings of running servers.
 
     max_slots:     requests in flight at each server.
     request_seeds: every request has a stream of its own; the server must not cut prompts then.
@@ -135,12 +135,12 @@ class ServerEngine(Engine):
         check_filters(sampling)
         self._check_weights()
         bodies = [self._body(request, sampling) for request in requests]
-        flight = Flight([c.url for c in self._clients], bodies, self._settings.max_slots)
+        pool = RequestPool([c.url for c in self._clients], bodies, self._settings.max_slots)
         try:
-            for index, answer in flight:
+            for index, answer in pool:
                 yield index, _completion(answer)
         finally:
-            flight.close()
+            pool.close()
         self._check_weights()
 
     def _body(self, request: Request, sampling: SamplingParams) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class ServerEngine(Engine):
         self._close_route()
 
     def _keep_failure(self, act: Callable[[], None]) -> None:
-        """Do a part of a sync. With peers an error waits for `finish`: they would hang without
+        """Run a part of a sync. With peers an error waits for `finish`: they would hang without
         this process."""
         if self._failure is None:
             try:

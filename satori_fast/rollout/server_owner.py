@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose server it is: a trainer claims one before it touches it, and a second trainer is told so.
+"""Ownership of a server: a trainer claims one before it touches it, a second one is refused.
 
 Both ends are here: `claim` is the trainer's, `Tenancy` is a worker's of the server. A claim ends by
 `release`, with the trainer's process (seen on the same machine), or after a silence. Messages carry
@@ -47,7 +47,7 @@ def claim(
 ) -> None:
     """Make `owner` the owner of the server at `url`, by `tell` (`ServerClient.message`).
 
-    ValueError when another run uses it: one that may live, and was heard of within `lease_s`.
+    ValueError when another run uses it: one that may live, and was last seen within `lease_s`.
     """
     fields = asdict(owner)
     holders = [
@@ -60,7 +60,7 @@ def claim(
     holder = Owner.of(holders[0]["holder"])
     if not holder.process.is_gone():
         raise ValueError(
-            f"the server at {url} is used by {holder}, heard of {holders[0]['silent_s']:.0f} s "
+            f"the server at {url} is used by {holder}, last seen {holders[0]['silent_s']:.0f} s "
             "ago: stop that run, or give this one a server of its own (rollout.server_url)"
         )
     tell("claim", owner=fields, lease_s=lease_s, force=True)
@@ -72,7 +72,7 @@ class Tenancy:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._owner: Owner | None = None
-        self._heard = 0.0
+        self._last_seen = 0.0
 
     def check(self, message: Message) -> None:
         """PermissionError for a message that is not for this worker to obey."""
@@ -83,17 +83,17 @@ class Tenancy:
                 "same value for both"
             )
         if self._owner is None or message.get("token") == self._owner.token:
-            self._heard = self._now()
+            self._last_seen = self._now()
         elif message["do"] not in _HARMLESS:
             raise PermissionError(f"the server is used by {self._owner}")
 
     def claim(self, message: Message) -> dict[str, Any]:
         """Take the asker for the owner, or answer who is."""
         asker = Owner.of(message["owner"])
-        silent_s = self._now() - self._heard
+        silent_s = self._now() - self._last_seen
         is_free = self._owner is None or self._owner.token == asker.token
         if is_free or message["force"] or silent_s > message["lease_s"]:
-            self._owner, self._heard = asker, self._now()
+            self._owner, self._last_seen = asker, self._now()
             return {"holder": None}
         assert self._owner is not None
         return {"holder": asdict(self._owner), "silent_s": silent_s}

@@ -61,7 +61,7 @@ def check_address(host: str, *, allowed: bool, flag: str = "rollout.server_allow
 
 
 def is_loopback(host: str) -> bool:
-    """Does every address of `host` stay on this machine? A name that cannot be found does not."""
+    """Whether every address of `host` stays on this machine; one that cannot be found does not."""
     try:
         found = socket.getaddrinfo(host, None)
     except OSError:
@@ -71,7 +71,7 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """How to start a server.
+    """Command that starts a server.
 
     folder:  config and tokenizer. flags: further flags of vLLM.
     log:     file that the server's output is appended to.
@@ -164,7 +164,7 @@ class ServerProcess:
         return self._process is not None and self._process.poll() is None
 
     def log_tail(self) -> str:
-        """What its log says last of an error, on one line, and where the rest is."""
+        """Last error in its log, on one line, and where the rest is."""
         text = redacted(self.command.log.read_text(encoding="utf-8", errors="replace"))
         lines = [line.strip() for line in text.splitlines()[-_LOG_TAIL_LINES:] if line.strip()]
         errors = [line for line in lines if "error" in line.lower()]
@@ -172,7 +172,7 @@ class ServerProcess:
         return f"It said: {said} (all of it: {self.command.log})"
 
     def _says(self, text: str, begin: int) -> bool:
-        """Is `text` in the log behind byte `begin`?"""
+        """Whether `text` is in the log behind byte `begin`."""
         return text in self.command.log.read_bytes()[begin:].decode(errors="replace").lower()
 
     def stop(self) -> None:
@@ -209,7 +209,7 @@ class ServerProcess:
 
 
 def is_healthy(url: str, timeout_s: float = 10.0) -> bool:
-    """Does a server answer at `url`, and does its engine live?"""
+    """Whether a server answers at `url`, and its engine lives."""
     try:
         return httpx.get(f"{url}/health", timeout=timeout_s, trust_env=False).status_code == 200
     except httpx.HTTPError:

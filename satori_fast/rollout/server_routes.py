@@ -26,15 +26,15 @@ from satori_fast.rollout.shared_memory import (
     memory_folder,
     num_bytes_of,
 )
-from satori_fast.rollout.weight_group import GroupSeat, WeightGroup, address_towards, open_store
+from satori_fast.rollout.weight_group import GroupConfig, WeightGroup, address_towards, open_store
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord, rows_of
 
 
 class Route(Protocol):
-    """How buckets reach one set of servers."""
+    """Transport of buckets to one set of servers."""
 
     def open(self, clients: Sequence[ServerClient]) -> None:
-        """Before the first bucket of a sync. Does nothing when it is open."""
+        """Prepare the first bucket of a sync. Does nothing when it is open."""
         ...
 
     def send(self, records: Sequence[TensorRecord], tensors: Sequence[Tensor]) -> None:
@@ -147,7 +147,7 @@ class BroadcastRoute:
         address = address_towards(client.host)
         store = open_store(address, self._timeout_s)
         self._num_opened += 1
-        seat = GroupSeat(
+        config = GroupConfig(
             address=address,
             port=store.port,
             name=str(self._num_opened),
@@ -155,10 +155,10 @@ class BroadcastRoute:
             rank=0,
             timeout_s=self._timeout_s,
         )
-        shared = {name: value for name, value in asdict(seat).items() if name != "rank"}
-        joining = self._calls.submit(client.message, "join", seat=shared)
+        shared = {name: value for name, value in asdict(config).items() if name != "rank"}
+        joining = self._calls.submit(client.message, "join", config=shared)
         try:
-            group = WeightGroup(seat, self._device, store=store)
+            group = WeightGroup(config, self._device, store=store)
         except SyncError as error:
             raise self._cause(joining, error) from error
         joining.result()
@@ -179,7 +179,7 @@ class BroadcastRoute:
             call.result()
 
     def _cause(self, call: Future[Any], ours: SyncError) -> Exception:
-        """What the workers say of a broadcast that failed, if they say anything; else `ours`."""
+        """Error of the workers in a broadcast that failed, if they report one; else `ours`."""
         try:
             theirs = call.exception(timeout=self._timeout_s)
         except TimeoutError:

@@ -21,7 +21,7 @@ from torch import Tensor
 from satori_fast.rollout.server_owner import Tenancy
 from satori_fast.rollout.shared_memory import map_block, views, wait_for
 from satori_fast.rollout.vllm_worker import SyncExtension
-from satori_fast.rollout.weight_group import GroupSeat, WeightGroup
+from satori_fast.rollout.weight_group import GroupConfig, WeightGroup
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord, records_of
 
 
@@ -41,7 +41,7 @@ class ServerExtension(SyncExtension):
         return Tenancy()
 
     def satori_message(self, text: str) -> dict[str, Any]:
-        """Do what one message asks. The answer has this worker's rank and "error", None if none."""
+        """Handle one message. The answer has this worker's rank and "error", None if none."""
         message = json.loads(text)
         actions: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
             "describe": self._satori_describe,
@@ -54,7 +54,7 @@ class ServerExtension(SyncExtension):
             "receive": self._satori_load,
             "finish": lambda m: self.satori_finish(records_of(m["records"])),
             "name": self._satori_name,
-            "abort": self._satori_give_up,
+            "abort": self._satori_abort_sync,
         }
         try:
             self._satori_tenancy.check(message)
@@ -77,8 +77,8 @@ class ServerExtension(SyncExtension):
 
     def _satori_join(self, message: dict[str, Any]) -> None:
         self._satori_leave()
-        seat = GroupSeat(**message["seat"], rank=1 + self.rank)
-        self._satori_group = WeightGroup(seat, self.device)
+        config = GroupConfig(**message["config"], rank=1 + self.rank)
+        self._satori_group = WeightGroup(config, self.device)
 
     def _satori_map(self, message: dict[str, Any]) -> None:
         self._satori_block = None  # the old one can go before the new one comes
@@ -97,20 +97,20 @@ class ServerExtension(SyncExtension):
     def _satori_load(self, message: dict[str, Any]) -> None:
         records = records_of(message["records"])
         ways: dict[str, Callable[[], list[Tensor]]] = {
-            "memory": lambda: self._satori_see(records),
+            "memory": lambda: self._satori_receive_shm(records),
             "file": lambda: read_bucket(message["path"], records),
-            "broadcast": lambda: self._satori_hear(records),
+            "broadcast": lambda: self._satori_receive_broadcast(records),
         }
         self.satori_receive(records, ways[message["via"]]())
         # The answer lets the sender write over a shared block: nothing may still be reading it.
         wait_for(self.device)
 
-    def _satori_see(self, records: list[TensorRecord]) -> list[Tensor]:
+    def _satori_receive_shm(self, records: list[TensorRecord]) -> list[Tensor]:
         if self._satori_block is None:
             raise SyncError("weight sync: a bucket came before this worker mapped the block")
         return views(self._satori_block, records)
 
-    def _satori_hear(self, records: list[TensorRecord]) -> list[Tensor]:
+    def _satori_receive_broadcast(self, records: list[TensorRecord]) -> list[Tensor]:
         if self._satori_group is None:
             raise SyncError("weight sync: a broadcast came before this worker joined the group")
         tensors = [
@@ -126,7 +126,7 @@ class ServerExtension(SyncExtension):
     def _satori_name(self, message: dict[str, Any]) -> None:
         self._satori_weights = message["weights"]
 
-    def _satori_give_up(self, _: dict[str, Any]) -> None:
+    def _satori_abort_sync(self, _: dict[str, Any]) -> None:
         self._satori_weights = ""
         self._satori_leave()
         self.satori_abort()

@@ -144,7 +144,7 @@ def views(block: Tensor, records: Sequence[TensorRecord]) -> list[Tensor]:
 
 
 def _offsets(records: Sequence[TensorRecord]) -> list[int]:
-    """Where each tensor starts, and the end of the last."""
+    """Offsets at which the tensors start, and the end of the last."""
     sizes = (-(-_num_bytes(record) // _ALIGNMENT) * _ALIGNMENT for record in records)
     return list(accumulate(sizes, initial=0))
 

@@ -44,7 +44,7 @@ EXTENSION = "satori_fast.rollout.vllm_worker.SyncExtension"
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """How to start vLLM.
+    """Settings that vLLM starts with.
 
     dtype:              "float32" or "bfloat16", the trainer's.
     max_slots:          requests decoded at once.

@@ -136,8 +136,8 @@ def _tied_head(model: Any) -> Any:
 
 
 def _repack_tied_head(model: Any) -> None:
-    """On CPU a tied head keeps a packed copy of the OLD embedding through a reload, and samples
-    from it without a word (vLLM 0.32). Pack it again from the new one."""
+    """Pack a tied head again: on CPU a copy of the OLD embedding outlives a reload, and samples are
+    taken from it without a word (vLLM 0.32)."""
     if not current_platform.is_cpu():
         return
     head = _tied_head(model)

@@ -27,8 +27,8 @@ c10d: Any = torch.distributed  # its stubs do not know the classes below
 
 
 @dataclass(frozen=True, slots=True)
-class GroupSeat:
-    """Where the group meets and where one process sits in it.
+class GroupConfig:
+    """Rendezvous of the group, and the rank of one process in it.
 
     address, port: of the trainer's store. name: distinct for every group that meets there.
     """
@@ -44,19 +44,20 @@ class GroupSeat:
 class WeightGroup:
     """One broadcast at a time from rank 0. After an error the group is of no use: `close` it."""
 
-    def __init__(self, seat: GroupSeat, device: torch.device, *, store: Any = None) -> None:
+    def __init__(self, config: GroupConfig, device: torch.device, *, store: Any = None) -> None:
         """Blocks until all have come; SyncError when somebody does not come in time."""
-        self.rank = seat.rank
+        self.rank = config.rank
         self._group: Any = None
-        self._timeout_s = seat.timeout_s
+        self._timeout_s = config.timeout_s
         try:
-            store = store or _connect(seat)
-            shared = c10d.PrefixStore(seat.name, store)
-            self._group = _backend(shared, seat, device)
+            store = store or _connect(config)
+            shared = c10d.PrefixStore(config.name, store)
+            self._group = _backend(shared, config, device)
         except (RuntimeError, ValueError) as error:
             raise SyncError(
-                f"weight sync: rank {seat.rank} of {seat.size} could not meet the others at "
-                f"{seat.address}:{seat.port} within {seat.timeout_s:g} s: {_first_line(error)}"
+                f"weight sync: rank {config.rank} of {config.size} could not meet the others "
+                f"at {config.address}:{config.port} within {config.timeout_s:g} s: "
+                f"{_first_line(error)}"
             ) from error
 
     def broadcast(
@@ -110,12 +111,12 @@ class WeightGroup:
             threading.Thread(target=held.clear, name="weight group's end", daemon=True).start()
 
 
-def _connect(seat: GroupSeat) -> Any:
+def _connect(config: GroupConfig) -> Any:
     return c10d.TCPStore(
-        seat.address,
-        seat.port,
+        config.address,
+        config.port,
         is_master=False,
-        timeout=timedelta(seconds=seat.timeout_s),
+        timeout=timedelta(seconds=config.timeout_s),
         wait_for_workers=False,
     )
 
@@ -143,19 +144,19 @@ def address_towards(host: str) -> str:
         return probe.getsockname()[0]
 
 
-def _backend(store: Any, seat: GroupSeat, device: torch.device) -> Any:
-    timeout = timedelta(seconds=seat.timeout_s)
+def _backend(store: Any, config: GroupConfig, device: torch.device) -> Any:
+    timeout = timedelta(seconds=config.timeout_s)
     if device.type == "cuda":
         options = c10d.ProcessGroupNCCL.Options()
         # The process group's own watchdog ends the process: it must come after our time-out.
         options._timeout = 2 * timeout
-        return c10d.ProcessGroupNCCL(store, seat.rank, seat.size, options)
+        return c10d.ProcessGroupNCCL(store, config.rank, config.size, options)
     options = c10d.ProcessGroupGloo._Options()
     options._timeout = timeout
-    own = address_towards(seat.address)
+    own = address_towards(config.address)
     options._devices = [c10d.ProcessGroupGloo.create_device(hostname=own)]
     options._threads = 1
-    return c10d.ProcessGroupGloo(store, seat.rank, seat.size, options)
+    return c10d.ProcessGroupGloo(store, config.rank, config.size, options)
 
 
 def _first_line(error: BaseException) -> str:

@@ -40,7 +40,7 @@ class SyncError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """What the sender says of one tensor. fingerprint: see `fingerprint`."""
+    """Description of one tensor by its sender. fingerprint: see `fingerprint`."""
 
     name: str
     dtype: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What says that a stage has stopped learning: updates that are not finite, steps without signal.
+"""Alarms of a stage that has stopped learning: updates that are not finite, steps without signal.
 
 The first of either is a warning; too many in a row stop the run. Settings without effect are a
 warning when it starts. That an engine and the trainer agree is `mismatch`.

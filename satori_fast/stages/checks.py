@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stage needs, looked at before the first stage trains: files, models, agents, keys.
+"""Checks of what a stage needs, before the first stage trains: files, models, agents, keys.
 
 A stage that could not start stops the run here, not after the stages before it. Settings that
 contradict each other without a look at the disk are `config_checks`; the weights of a model are
@@ -163,7 +163,7 @@ def _starts_critic(config: Config) -> bool:
 def _check_reward_model(
     config: Config, models: ModelFolders, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """It has a head, the policy's token ids and, where scores are normalised, their statistics."""
+    """Check its head, its token ids and, where scores are normalised, their statistics."""
     model = config.reward.model
     assert model is not None
     with _naming(f"reward.model = {model!r}"):
@@ -189,7 +189,7 @@ def _check_model(models: ModelFolders, folder: Path) -> None:
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """What is wrong inside is a mistake of the config; its message begins with `what`."""
+    """Raise errors inside as mistakes of the config; their messages begin with `what`."""
     try:
         yield
     except (ValueError, OSError) as error:

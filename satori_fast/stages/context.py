@@ -80,7 +80,7 @@ class Context:
 
     @property
     def console(self) -> Console:
-        """Where progress and tables go; only the main process speaks."""
+        """Console for progress and tables; only the main process writes to it."""
         return Console(quiet=not self.parallel.is_main)
 
     def with_tokenizer(self, tokenizer: Path, *, folder: Path) -> Context:

@@ -181,7 +181,7 @@ def check_engine(rollout: RolloutConfig) -> None:
 
 
 def has_port(url: str) -> bool:
-    """Is what stands where a port does one, or nothing?"""
+    """Whether the port of `url` is a number, or absent."""
     try:
         return urlsplit(url).port != 0
     except ValueError:
@@ -189,8 +189,11 @@ def has_port(url: str) -> bool:
 
 
 def _architecture(hf_config: Any) -> str:
-    """What an engine is built for; where the checkpoint lay, who wrote it and what ends a response
-    (each request says that) do not matter."""
+    """Architecture that an engine is built for.
+
+    Where the checkpoint lay, who wrote it and what ends a response (each request says that) do
+    not matter.
+    """
     ignored = {"_name_or_path", "transformers_version", "eos_token_id"}
     fields = {name: value for name, value in hf_config.to_dict().items() if name not in ignored}
     return json.dumps(fields, sort_keys=True, default=str)
@@ -216,7 +219,7 @@ def server_flags(rollout: RolloutConfig, *, dtype: str) -> tuple[str, ...]:
 def write_engine_folder(
     folder: Path, hf_config: Any, renderer: PromptRenderer, *, dtype: str
 ) -> None:
-    """What an engine starts from: config and tokenizer, no weights."""
+    """Write what an engine starts from: config and tokenizer, no weights."""
     if folder.exists():
         shutil.rmtree(folder)
     config = copy.deepcopy(hf_config)

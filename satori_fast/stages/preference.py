@@ -159,7 +159,7 @@ def preference_data(
 
 @dataclass(frozen=True)
 class Validation:
-    """How well a reward model picks among the samples of each held-out problem."""
+    """Accuracy of a reward model's choice among the samples of each held-out problem."""
 
     heldout: Sequence[GradedSamples]
     eos_id: int
@@ -216,7 +216,7 @@ class Best:
 
 
 def is_better(result: SelectionResult, best: SelectionResult | None) -> bool:
-    """By best-of-n accuracy, then by pair accuracy."""
+    """Whether it is better, by best-of-n accuracy, then by pair accuracy."""
     if best is None:
         return True
     return (result.best_of_n, result.pair_accuracy) > (best.best_of_n, best.pair_accuracy)

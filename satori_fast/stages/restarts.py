@@ -21,7 +21,7 @@ from satori_fast.data.prefixes import restart_buffer
 from satori_fast.data.problem_file import problem_from_row, problem_to_row
 from satori_fast.rollout.restarting import Restarting
 from satori_fast.stages.solutions import Solver
-from satori_fast.storage import sealed_line, sealed_records, wait_for_file, write_atomically
+from satori_fast.storage import sealed_records, wait_for_file, write_sealed_records
 from satori_fast.types import Problem
 
 logger = logging.getLogger(__name__)
@@ -137,9 +137,8 @@ class StageProblems:
 
 
 def write_restarts(path: Path, restarts: Sequence[Problem]) -> None:
-    """One JSON object a line, in one piece."""
-    lines = [sealed_line(problem_to_row(problem)) for problem in restarts]
-    write_atomically(path, "".join(lines))
+    """Write one JSON object a line, in one piece."""
+    write_sealed_records(path, map(problem_to_row, restarts))
 
 
 def read_restarts(path: Path) -> list[Problem]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may differ between a run and its resumption: which settings, and which files they name.
+"""Differences allowed between a run and its resumption: settings, and the files that they name.
 
 A stage that has begun goes on with every setting that it reads, and with the same files behind
 them. What no begun stage reads may be corrected: a wrong reward model must not cost the format
@@ -158,7 +158,7 @@ def check_settings(earlier: Config, now: Config, begun: Collection[str]) -> list
 
 
 def input_digests(config: Config) -> dict[str, dict[str, Any]]:
-    """For each key that names a local file or model folder: the path, and SHA-256 by file name."""
+    """Digests of each key that names a local file or model folder: path, SHA-256 by file name."""
     found: dict[str, dict[str, Any]] = {}
     for key, path in _inputs(config):
         if path.is_file():

@@ -63,7 +63,7 @@ _WRITTEN = (
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """Where a stage stands: steps done, their times, and the position of its data."""
+    """Progress of a stage: steps done, their times, and the position of its data."""
 
     step: int = 0
     times: StepTimes = field(default_factory=StepTimes)
@@ -234,7 +234,7 @@ class RunFolder:
         return action() if self.parallel is None else self.parallel.from_main(action)
 
     def on_main(self, action: Callable[[], object]) -> None:
-        """Do `action` in the main process alone; all ranks leave together."""
+        """Run `action` in the main process alone; all ranks leave together."""
         if self.parallel is None:
             action()
         else:

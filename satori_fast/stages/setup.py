@@ -230,14 +230,14 @@ def _problems_key(config: Config, tokenizer: Path) -> dict[str, Any]:
 
 
 def trace_parts(folder: Path) -> Path:
-    """Where ranks leave their parts of the trace."""
+    """Folder in which ranks leave their parts of the trace."""
     return folder / "trace_parts"
 
 
 def build_monitor(
     config: Config, folder: Path, parallel: ParallelState, spans: SpanRecorder
 ) -> StepMonitor:
-    """What measures the steps of this rank."""
+    """Build what measures the steps of this rank."""
     profiling, tracer, growth = config.profiling, None, None
     if profiling.trace:
         settings = TraceSettings(

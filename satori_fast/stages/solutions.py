@@ -19,10 +19,10 @@ from rich.console import Console
 
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.config import SolutionsConfig
-from satori_fast.data.problem_file import problem_from_row, problem_to_row
+from satori_fast.data.problem_file import problem_from_row
 from satori_fast.data.prompts import PromptRenderer, build_trajectory, full_response
 from satori_fast.evaluation.evaluate import graded
-from satori_fast.experience.stored import header_of
+from satori_fast.experience.stored import header_of, trajectory_to_row
 from satori_fast.grading import Grader
 from satori_fast.profiling.metrics import progress
 from satori_fast.profiling.spans import SpanRecorder
@@ -111,11 +111,15 @@ class Solver:
                     rollout = collect(engine, problems, sampling)
                     correct = graded(rollout.trajectories, self.grader)
                 self.spans.count("solutions", rollout.num_generated_tokens)
-                rows = _rows(rollout, correct, chunk=number, first_group=number * num_each)
-                if self.size.keep_logprobs:
-                    _add_logprobs(rows, rollout)
-                    if number == 0:
-                        rows.insert(0, self._header(engine, sampling))
+                rows = _rows(
+                    rollout,
+                    correct,
+                    chunk=number,
+                    first_group=number * num_each,
+                    keep_logprobs=self.size.keep_logprobs,
+                )
+                if self.size.keep_logprobs and number == 0:
+                    rows.insert(0, self._header(engine, sampling))
                 self.folder.on_main(lambda rows=rows: _append(path, rows))
                 bar.advance()
         self.folder.keep(path)
@@ -128,15 +132,17 @@ class Solver:
 
 
 def _rows(
-    rollout: RolloutResult, correct: Sequence[bool], *, chunk: int, first_group: int
+    rollout: RolloutResult,
+    correct: Sequence[bool],
+    *,
+    chunk: int,
+    first_group: int,
+    keep_logprobs: bool,
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {
-            **problem_to_row(t.problem),
-            "group": first_group + t.group_id,
+            **trajectory_to_row(t, group=first_group + t.group_id, keep_logprobs=keep_logprobs),
             "response": full_response(t),
-            "response_ids": t.response_tokens.tolist(),
-            "finish": t.finish,
             "correct": right,
             "chunk": chunk,
         }
@@ -144,11 +150,6 @@ def _rows(
     ]
     rows[-1]["ends_chunk"] = True
     return rows
-
-
-def _add_logprobs(rows: list[dict[str, Any]], rollout: RolloutResult) -> None:
-    for row, trajectory in zip(rows, rollout.trajectories, strict=True):
-        row["logprobs"] = trajectory.logprobs.tolist()
 
 
 def _num_chunks(path: Path) -> int:

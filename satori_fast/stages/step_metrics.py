@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reinforcement step leaves in the metrics: names and means. Times and rates are
+"""Metrics of a reinforcement step: names and means. Times and rates are
 `profiling.spans`."""
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def advantage_metrics(
     kept: Sequence[Trajectory],
     all_reduce_sum: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
-    """What the update learns from: mean advantage of the tokens of right and of wrong answers, by
+    """Mean advantage of the tokens of right and of wrong answers, by
     where the problem started, "advantage/right_ORIGIN" and "advantage/wrong_ORIGIN".
 
     Tokens count by their share of the loss. Right answers near 0 are not learnt from: the baseline
@@ -99,7 +99,7 @@ def advantage_metrics(
 
 
 def update_metrics(stats: Mapping[str, float]) -> dict[str, float]:
-    """What `update` returned, with some numbers under the names that people look for.
+    """Sums that `update` returned, some of them under the names that people look for.
 
     "rollout/logprob_abs_diff" (and its max): |engine - trainer| under the same weights, nats;
     "rollout/logprob_kl" and "rollout/importance_clip_fraction" are of the same pair; the critic's

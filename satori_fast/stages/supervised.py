@@ -167,7 +167,7 @@ def load_trajectories(
 
 
 def demonstration_source(config: Config, written: Path | None) -> tuple[str, str | None]:
-    """Where the demonstrations of format tuning are, and their field mapping.
+    """Path of the demonstrations of format tuning, and their field mapping.
 
     written: those of the run's own synthesis, if there are any.
     """

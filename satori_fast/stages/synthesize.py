@@ -28,10 +28,8 @@ from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
 from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.run_folder import RunFolder
-from satori_fast.storage import sealed_line, write_atomically
-from satori_fast.synthesis.account import Account
-from satori_fast.synthesis.journal import Journal
-from satori_fast.synthesis.outcomes import OutcomeFile
+from satori_fast.storage import write_sealed_records
+from satori_fast.synthesis.journal import Journal, OutcomeFile
 from satori_fast.synthesis.page import write_page
 from satori_fast.synthesis.pipeline import (
     DROPPED,
@@ -40,6 +38,7 @@ from satori_fast.synthesis.pipeline import (
     distinct_problems,
     synthesize,
 )
+from satori_fast.synthesis.stats import SynthesisStats
 from satori_fast.types import Demonstration, Problem
 
 _TICK_S = 1.0
@@ -81,8 +80,8 @@ async def _synthesize(context: Context, folder: Path) -> Metrics:
             stack.enter_context(contextlib.closing(journal))
         finished = OutcomeFile(folder / "synthesis" / "finished.jsonl", problems)
         stack.enter_context(contextlib.closing(finished))
-        account = Account(prices, journal)
-        account.counts[DROPPED + "same_question"] = len(given) - len(problems)
+        stats = SynthesisStats(prices, journal)
+        stats.counts[DROPPED + "same_question"] = len(given) - len(problems)
         bar = progress(
             context.stage, len(problems), completed=len(finished.outcomes), console=context.console
         )
@@ -102,13 +101,13 @@ async def _synthesize(context: Context, folder: Path) -> Metrics:
             stream = synthesize(
                 problems[num_done:], agents.agents, options, num_concurrent=num_concurrent
             )
-            await _work(stream, bar, finished, account)
+            await _work(stream, bar, finished, stats)
     made = [d for outcome in finished.outcomes for d in outcome.demonstrations]
     write_demonstrations(demonstrations_path(folder), made)
-    write_page(folder / "synthesis.html", made, account, title=config.name)
+    write_page(folder / "synthesis.html", made, stats, title=config.name)
     if prices:
-        print_account(account, context.console)
-    return account.metrics()
+        print_stats(stats, context.console)
+    return stats.metrics()
 
 
 def synthesis_options(config: SynthesizeConfig, *, seed: int) -> SynthesisOptions:
@@ -127,26 +126,26 @@ async def _work(
     stream: AsyncGenerator[Outcome, None],
     bar: contextlib.AbstractContextManager[ProgressReporter],
     finished: OutcomeFile,
-    account: Account,
+    stats: SynthesisStats,
 ) -> None:
     """Add what comes of each problem that is not finished yet."""
     for outcome in finished.outcomes:
-        account.add(outcome)
+        stats.add(outcome)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(contextlib.aclosing(stream))
         reporter = stack.enter_context(bar)
-        await stack.enter_async_context(_running(_tick(reporter, account)))
+        await stack.enter_async_context(_running(_tick(reporter, stats)))
         async for outcome in stream:
             finished.append(outcome)
-            account.add(outcome)
-            reporter.advance(1, account.headline())
+            stats.add(outcome)
+            reporter.advance(1, stats.headline())
 
 
-async def _tick(reporter: ProgressReporter, account: Account) -> None:
+async def _tick(reporter: ProgressReporter, stats: SynthesisStats) -> None:
     """Keep the numbers beside the bar fresh while no problem is finished."""
     while True:
         await asyncio.sleep(_TICK_S)
-        reporter.advance(0, account.headline())
+        reporter.advance(0, stats.headline())
 
 
 @contextlib.asynccontextmanager
@@ -159,17 +158,17 @@ async def _running(endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         task.cancel()
 
 
-def print_account(account: Account, console: Console) -> None:
+def print_stats(stats: SynthesisStats, console: Console) -> None:
     """Tables of what was made, dropped and spent."""
     made = Table("type", "trajectories", "demonstrations", box=SIMPLE_HEAD)
-    for kind, number in account.demonstrations.items():
-        made.add_row(kind, f"{account.counts[f'trajectories/{kind}']:,}", f"{number:,}")
+    for kind, number in stats.demonstrations.items():
+        made.add_row(kind, f"{stats.counts[f'trajectories/{kind}']:,}", f"{number:,}")
     dropped = Table("dropped", "times", box=SIMPLE_HEAD)
-    for reason, number in account.dropped().items():
+    for reason, number in stats.dropped().items():
         dropped.add_row(reason, f"{number:,}")
     columns = ("role", "requests", "retries", "prompt tokens", "reply tokens", "cost")
     spent = Table(*columns, box=SIMPLE_HEAD)
-    for role, numbers in account.spent().items():
+    for role, numbers in stats.spent().items():
         *counts, cost = numbers.values()
         spent.add_row(role, *(f"{number:,}" for number in counts), f"{cost:,.2f}")
     for table in (made, dropped, spent):
@@ -179,15 +178,15 @@ def print_account(account: Account, console: Console) -> None:
 
 
 def write_demonstrations(path: Path, demonstrations: list[Demonstration]) -> None:
-    """One JSON object a line; `data.sources` reads it back with mapping "coat"."""
-    lines = [
-        sealed_line(
+    """Write one JSON object a line; `data.sources` reads it back with mapping "coat"."""
+    write_sealed_records(
+        path,
+        (
             {
                 **problem_to_row(d.problem),
                 "response": d.response,
                 "trajectory_type": d.trajectory_type,
             }
-        )
-        for d in demonstrations
-    ]
-    write_atomically(path, "".join(lines))
+            for d in demonstrations
+        ),
+    )

@@ -44,7 +44,7 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Critique:
-    """What the critic says of a wrong solution.
+    """Criticism of a wrong solution.
 
     wrong_step: index of the first wrong step; the solution is kept up to it, that step included.
     mistake:    becomes the ``<|reflect|>`` action.   hint: becomes the ``<|explore|>`` action.

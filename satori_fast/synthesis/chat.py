@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What synthesis asks of a language model: one user turn in, one text out, and what that cost.
+"""Language model as synthesis uses it: one user turn in, one text out, and what that cost.
 
 Who answers is elsewhere: an OpenAI-compatible server (`endpoint_chat`) or an engine of ours
 (`engine_chat`). `journal` remembers the answers.
@@ -21,7 +21,7 @@ class ChatError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ChatSampling:
-    """How a role samples. temperature 0 is greedy; max_new_tokens limits the answer.
+    """Sampling of a role. temperature 0 is greedy; max_new_tokens limits the answer.
 
     seed: every sample derives its own from it (`ChatRequest.seed`), where the model takes one.
     """
@@ -53,7 +53,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """What a model answered.
+    """Answer of a model.
 
     finish:      "length" where the token limit cut it; "refused": the model takes no such request,
                  and `text` is its reason.
@@ -69,7 +69,7 @@ class ChatReply:
 
 @dataclass(slots=True)
 class Usage:
-    """What one role has asked for: requests, retries, and tokens of prompts and of answers."""
+    """Usage of one role: requests, retries, and tokens of prompts and of answers."""
 
     requests: int = 0
     retries: int = 0
@@ -83,7 +83,7 @@ class Usage:
         self.completion_tokens += reply.completion_tokens
 
     def cost(self, prompt_price: float, completion_price: float) -> float:
-        """In the currency of the prices, which are per million tokens."""
+        """Cost in the currency of the prices, which are per million tokens."""
         spent = self.prompt_tokens * prompt_price + self.completion_tokens * completion_price
         return spent / 1e6
 

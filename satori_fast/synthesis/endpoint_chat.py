@@ -36,7 +36,7 @@ _MOST_REFUSALS = 16
 
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
-    """Where a model answers and how hard it may be pressed.
+    """Address of a model, and the limits of its use.
 
     url: with its path, as http://127.0.0.1:8000/v1. model: its name there.
     requests_per_minute, tokens_per_minute: limits that are kept (None: none).
@@ -171,7 +171,7 @@ def _is_transient(status: int) -> bool:
 
 
 def _said(error: Any) -> str:
-    """What went wrong, with what the server wrote about it, on one line."""
+    """Describe an error, with what the server wrote about it, on one line."""
     response = getattr(error, "response", None)
     said = error if response is None else f"{error.status_code} {response.text}"
     # A server may echo the key that it refuses, or a part of the request's headers.

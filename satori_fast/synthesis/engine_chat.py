@@ -90,7 +90,7 @@ class EngineChat:
     def _generate(
         self, batch: Sequence[_Waiting], sampling: ChatSampling, loop: asyncio.AbstractEventLoop
     ) -> None:
-        """In the engine's thread: hand each reply over as soon as it is there."""
+        """Generate in the engine's thread, and hand each reply over as soon as it is there."""
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,

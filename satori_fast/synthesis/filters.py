@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may not stand in a demonstration: leaks, other languages, markup; and what says it twice.
+"""Filters of demonstrations: leaks, other languages, markup, and what says a thing twice.
 
 Language is decided by rule, because statistical identifiers read mathematics badly: py3langid
 calls 4 % of the lines of GSM8K's English solutions another language. The rule: no letter of another
@@ -23,7 +23,7 @@ _FEWEST_FOREIGN_WORDS = 3
 
 
 def fault_of(text: str) -> str | None:
-    """Why `text` may not be part of a demonstration: "special_token", "leak" or "not_english"."""
+    """Reason why `text` may not be in a demonstration: "special_token", "leak" or "not_english"."""
     if _SPECIAL_TOKEN.search(text):
         return "special_token"
     if leaks(text):
@@ -32,7 +32,7 @@ def fault_of(text: str) -> str | None:
 
 
 def leaks(text: str) -> bool:
-    """Does `text` speak of an answer that its writer was shown, and a reader never sees?"""
+    """Whether `text` speaks of an answer that its writer was shown, and a reader never sees."""
     return _leak_pattern().search(text) is not None
 
 

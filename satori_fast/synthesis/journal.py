@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every reply of every language model, so that nothing is asked twice.
+"""Replies of language models and outcomes of problems, so that nothing is asked or done twice.
 
 A reply is found by the hash of what was asked: role, model, prompt, sampling and sample number. A
-resumed run asks again only what was in flight when it was killed.
+resumed run begins behind the finished problems, and asks again only what was in flight when it was
+killed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from satori_fast.synthesis.chat import ChatModel, ChatReply, ChatRequest, ChatSampling, Usage
+from satori_fast.synthesis.pipeline import Outcome
 from satori_fast.synthesis.record_file import RecordFile
+from satori_fast.types import Demonstration, Problem
 
 
 class Journal:
@@ -85,3 +88,50 @@ class RecordedChat:
             return reply
         finally:
             del self._in_flight[key]
+
+
+class OutcomeFile:
+    """Outcomes of the first of `problems`, in their order.
+
+    Raises ValueError when the file is of other problems.
+    """
+
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        self.outcomes: list[Outcome] = []
+        self._problems = problems
+        self._path = path
+        self._file = RecordFile(path, self._read)
+
+    def append(self, outcome: Outcome) -> None:
+        self._file.append(_record(outcome))
+        self.outcomes.append(outcome)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _read(self, record: dict[str, Any], place: int) -> None:
+        number = len(self.outcomes)
+        problem = self._problems[number] if number < len(self._problems) else None
+        if problem is None or problem.problem_id != record["problem_id"]:
+            raise ValueError(
+                f"{self._path}: its problem {number + 1} is {record['problem_id']!r}, which the "
+                "data does not have in that place: resume with the same data"
+            )
+        self.outcomes.append(_outcome(record, problem))
+
+
+def _record(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "problem_id": outcome.problem.problem_id,
+        "demonstrations": [
+            {"trajectory_type": d.trajectory_type, "response": d.response}
+            for d in outcome.demonstrations
+        ],
+        "counts": outcome.counts,
+        "faults": outcome.faults,
+    }
+
+
+def _outcome(record: dict[str, Any], problem: Problem) -> Outcome:
+    demonstrations = [Demonstration(problem, **fields) for fields in record["demonstrations"]]
+    return Outcome(problem, demonstrations, Counter(record["counts"]), record["faults"])

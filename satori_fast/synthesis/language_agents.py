@@ -192,7 +192,7 @@ def read_steps(reply: ChatReply) -> Solution:
 
 
 def read_critique(reply: ChatReply, *, num_steps: int) -> Critique:
-    """ "In Step <id>: ..." and "Alternatively: ...", the last such pair. Raises Unusable."""
+    """Read the last pair of "In Step <id>: ..." and "Alternatively: ...". Raises Unusable."""
     text = _usable_text(reply, "critic")
     found = _CRITIQUE.findall(text)
     if not found:
@@ -248,7 +248,7 @@ def _text_of(reply: ChatReply, role: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without the brackets of "[one sentence]" and without a mark of emphasis whose other half was
+    """Remove the brackets of "[one sentence]" and a mark of emphasis whose other half was
     cut off."""
     text = text.strip()
     if text.startswith("[") and text.endswith("]"):
@@ -259,7 +259,7 @@ def _plain(text: str) -> str:
 
 
 def _introduction(text: str) -> str:
-    """What stands before the first step, but for headings and announcements ("Solution:")."""
+    """Text before the first step, without headings and announcements ("Solution:")."""
     lines = (line.strip(" *\t") for line in text.splitlines())
     return " ".join(line for line in lines if line and line[0] != "#" and line[-1] != ":")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from satori_fast.data.formats.coat import CONTINUE, EXPLORE, REFLECT, split_actions
 from satori_fast.storage import write_atomically
-from satori_fast.synthesis.account import Account
 from satori_fast.synthesis.filters import read_template
 from satori_fast.synthesis.pipeline import TRAJECTORY_TYPES
+from satori_fast.synthesis.stats import SynthesisStats
 from satori_fast.types import Demonstration
 
 _SAMPLES_PER_TYPE = 20
@@ -32,7 +32,7 @@ _MEANINGS = {
 
 
 def write_page(
-    path: Path, demonstrations: Sequence[Demonstration], account: Account, *, title: str
+    path: Path, demonstrations: Sequence[Demonstration], stats: SynthesisStats, *, title: str
 ) -> None:
     """Write the page, in one piece."""
     from jinja2 import Environment, StrictUndefined
@@ -45,20 +45,20 @@ def write_page(
         {
             "name": kind,
             "meaning": _MEANINGS[kind],
-            "trajectories": account.counts[f"trajectories/{kind}"],
-            "demonstrations": account.demonstrations[kind],
+            "trajectories": stats.counts[f"trajectories/{kind}"],
+            "demonstrations": stats.demonstrations[kind],
         }
         for kind in TRAJECTORY_TYPES
     ]
     dropped = [
-        {"reason": reason, "times": times, "example": _shortened(account.faults.get(reason, ""))}
-        for reason, times in account.dropped().items()
+        {"reason": reason, "times": times, "example": _shortened(stats.faults.get(reason, ""))}
+        for reason, times in stats.dropped().items()
     ]
     text = template.render(
         title=title,
         types=types,
         dropped=dropped,
-        spent=account.spent(),
+        spent=stats.spent(),
         samples=[_sample(d) for d in _spread(demonstrations)],
         num_demonstrations=len(demonstrations),
     )

@@ -37,7 +37,7 @@ DROPPED = "dropped/"
 
 @dataclass(frozen=True, slots=True)
 class SynthesisAgents:
-    """Who does the work. pool: grades what language models answer; None: in the caller, without a
+    """Agents of the roles. pool: grades what language models answer; None: in the caller, without a
     time limit, for agents that are trusted."""
 
     generator: Generator
@@ -48,7 +48,7 @@ class SynthesisAgents:
 
 @dataclass(frozen=True, slots=True)
 class SynthesisOptions:
-    """How much of it.
+    """Amounts of work and of data.
 
     num_solutions: first attempts per problem (paper: 100). num_kept: right ones and wrong ones kept
     of them (4 and 4). critic_share: problems that the critic works on; the others keep their best
@@ -68,7 +68,7 @@ class SynthesisOptions:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of one problem.
+    """Outcome of one problem.
 
     counts: solutions by grade ("solutions/right"), trajectories by type ("trajectories/II-I"),
     and everything that was dropped, by reason ("dropped/critic_no_step").
@@ -88,7 +88,7 @@ async def synthesize(
     *,
     num_concurrent: int = 1,
 ) -> AsyncGenerator[Outcome, None]:
-    """What comes of each problem, in the order of the problems, `num_concurrent` at work at once.
+    """Yield the outcome of each problem, in their order, `num_concurrent` at work at once.
 
     Every problem has a random stream of its own, so a killed run can go on from any problem and
     make the same demonstrations. Raises ValueError for a problem without an answer.
@@ -278,7 +278,7 @@ class _ProblemWork:
         return drafts[int(np.argmax(scores))]
 
     async def _score(self, draft: _Draft) -> float:
-        """Without a usable score a trajectory comes last."""
+        """Score of a trajectory; without a usable one it comes last."""
         try:
             return await self._agents.reward_model.score(self._problem, draft.response)
         except Unusable as fault:
@@ -308,7 +308,7 @@ class _ProblemWork:
         return verdict.correct
 
     def _sample(self, solutions: list[Solution]) -> list[Solution]:
-        """At most `num_kept` different ones, in random order."""
+        """Sample at most `num_kept` different ones, in random order."""
         distinct = {normalised(" ".join(s)): s for s in sorted(set(solutions), reverse=True)}
         self._outcome.counts[DROPPED + "same_solution"] += len(solutions) - len(distinct)
         ordered = sorted(distinct.values())

@@ -141,6 +141,52 @@ def test_every_module_says_what_it_is_for() -> None:
     assert broken == []
 
 
+# A docstring opens with a verb or a noun, so that it stands alone in `help()`; a predicate's may
+# open with "Whether".
+DANGLING = re.compile(
+    r"(what|how|where|which|who|whose|when|why|that|of|so|those|these|this|they|it|if|as|for|from"
+    r"|with|without|by|on|in|at|to|and|not|is|are|has|does|do|because|after|before|under|over"
+    r"|between|among)\b",
+    re.IGNORECASE,
+)
+# Rooms and files whose docstrings are being rewritten.
+BEING_REWRITTEN = (
+    "satori_fast/kernels/",
+    "satori_fast/backbone/",
+    "satori_fast/profiling/metrics.py",
+    "satori_fast/stages/explanation.py",
+)
+
+
+def docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    """(place, first line) of the docstrings of a module and of what it makes public."""
+
+    def visit(node: ast.AST) -> Iterator[tuple[str, str]]:
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, Function | ast.ClassDef) or child.name.startswith("_"):
+                continue
+            if text := ast.get_docstring(child):
+                yield f"{relative(path)}:{child.lineno} {child.name}", text.split("\n")[0]
+            if isinstance(child, ast.ClassDef):
+                yield from visit(child)
+
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if text := ast.get_docstring(tree):
+        yield relative(path), text.split("\n")[0]
+    yield from visit(tree)
+
+
+def test_docstrings_stand_alone() -> None:
+    broken = [
+        f"{place}: {line}"
+        for path in python_files("satori_fast")
+        if not relative(path).startswith(BEING_REWRITTEN)
+        for place, line in docstrings(path)
+        if DANGLING.match(line)
+    ]
+    assert broken == []
+
+
 def test_every_source_opens_with_its_licence() -> None:
     broken = []
     for path in [*python_files("satori_fast", "tests", "benchmarks"), *(ROOT / "csrc").rglob("*")]:
@@ -227,3 +273,27 @@ def test_every_test_file_mirrors_a_module() -> None:
         if not any(place.exists() for place in places):
             broken.append(relative(path))
     assert broken == []
+
+
+# Modules without a test file of their own, and where their behaviour is tested.
+TESTED_ELSEWHERE = {
+    "__main__.py": "test_cli starts it",
+    "config_sections.py": "test_config and test_config_checks, through `config`",
+    "config_stages.py": "test_config and test_config_checks, through `config`",
+    "data/field_mappings.py": "a table: test_sources reads every row",
+    "rollout/server_worker.py": "runs inside vLLM: test_server_engine",
+    "rollout/vllm_worker.py": "runs inside vLLM: test_vllm_engine",
+}
+# Rooms whose files are being joined.
+BEING_JOINED = ("kernels/",)
+
+
+def test_every_module_has_its_test_file() -> None:
+    missing = [
+        module
+        for path in python_files("satori_fast")
+        if path.name != "__init__.py"
+        and not (module := relative(path).removeprefix("satori_fast/")).startswith(BEING_JOINED)
+        and not (ROOT / "tests" / module).with_name(f"test_{path.name}").exists()
+    ]
+    assert sorted(missing) == sorted(TESTED_ELSEWHERE)

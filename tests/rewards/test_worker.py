@@ -138,10 +138,10 @@ FAULTS = [
     (
         "raises",
         r"raised an error: ZeroDivisionError: division by zero \(.*mine\.py:28\), at problem 'p2': "
-        "mend it",
+        "fix it",
     ),
-    ("exits", r"raised an error: SystemExit: enough \(.*mine\.py:31\): mend it"),
-    ("below", r"raised an error: ValueError: all input arrays .* \(.*mine\.py:34\): mend it"),
+    ("exits", r"raised an error: SystemExit: enough \(.*mine\.py:31\): fix it"),
+    ("below", r"raised an error: ValueError: all input arrays .* \(.*mine\.py:34\): fix it"),
     (
         "spins",
         "took more than 1 CPU seconds for one step and was killed: make it faster, or raise "
@@ -175,8 +175,8 @@ def test_a_function_that_gives_no_numbers(
     ("code", "message"),
     [
         ("import no_such_library", r"loaded: ModuleNotFoundError: No module .* \(.*f\.py:1\): men"),
-        ("def f(:", r"cannot be loaded: SyntaxError: .*f\.py, line 1\): mend it"),
-        ("raise SystemExit(2)", r"cannot be loaded: SystemExit: 2 \(.*f\.py:1\): mend it"),
+        ("def f(:", r"cannot be loaded: SyntaxError: .*f\.py, line 1\): fix it"),
+        ("raise SystemExit(2)", r"cannot be loaded: SystemExit: 2 \(.*f\.py:1\): fix it"),
         ("import time\ntime.sleep(99)", r"was not loaded within 2 s: do less when the file is im"),
     ],
 )

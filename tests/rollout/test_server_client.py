@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from satori_fast.rollout.engine import EngineDied
-from satori_fast.rollout.server_client import Flight, ServerClient
+from satori_fast.rollout.server_client import RequestPool, ServerClient
 from satori_fast.rollout.weight_sync import SyncError
 
 
@@ -85,21 +85,21 @@ def bodies(num: int) -> list[dict[str, Any]]:
 
 def test_every_request_lands_once_with_its_number(server: Script) -> None:
     server.delay = 0.05
-    landed = dict(Flight([server.url], bodies(20), slots=4))
-    assert landed == {i: {"echo": [i]} for i in range(20)}
+    answer = dict(RequestPool([server.url], bodies(20), slots=4))
+    assert answer == {i: {"echo": [i]} for i in range(20)}
     assert server.most <= 4
 
 
 def test_no_request_is_no_flight(server: Script) -> None:
-    flight = Flight([server.url], [], slots=4)
-    assert list(flight) == []
-    flight.close()
+    pool = RequestPool([server.url], [], slots=4)
+    assert list(pool) == []
+    pool.close()
 
 
 def test_a_refusal_is_an_error_with_the_servers_words(server: Script) -> None:
     server.replies["/v1/completions"] = (400, {"error": "too long"})
     with pytest.raises(RuntimeError, match=r"answered 400.*too long") as caught:
-        list(Flight([server.url], bodies(3), slots=2))
+        list(RequestPool([server.url], bodies(3), slots=2))
     assert not isinstance(caught.value, EngineDied)
 
 
@@ -107,22 +107,22 @@ def test_a_server_whose_engine_is_dead_is_dead(server: Script) -> None:
     server.replies["/v1/completions"] = (500, {"error": "engine"})
     server.replies["/health"] = (503, {})
     with pytest.raises(EngineDied, match="engine of the server"):
-        list(Flight([server.url], bodies(3), slots=2))
+        list(RequestPool([server.url], bodies(3), slots=2))
 
 
 def test_a_server_that_is_gone_is_dead() -> None:
     with pytest.raises(EngineDied, match="the server is gone"):
-        list(Flight(["http://127.0.0.1:9"], bodies(3), slots=2))
+        list(RequestPool(["http://127.0.0.1:9"], bodies(3), slots=2))
     with pytest.raises(EngineDied, match="is gone"):
         ServerClient("http://127.0.0.1:9", 5.0).message("describe")
 
 
 def test_closing_takes_back_what_runs(server: Script) -> None:
     server.delay = 1.0
-    flight = Flight([server.url], bodies(50), slots=2)
-    next(iter(flight))
+    pool = RequestPool([server.url], bodies(50), slots=2)
+    next(iter(pool))
     begin = time.monotonic()
-    flight.close()
+    pool.close()
     assert time.monotonic() < begin + 10 and server.most <= 2
 
 

@@ -47,7 +47,9 @@ def test_a_second_trainer_is_told_whose_it_is_and_changes_nothing(server: Server
     first = Owner("first", ELSEWHERE)
     server.claim(first)
     server.time = 30.0
-    with pytest.raises(ValueError, match=r"used by run 'first' on node7 \(pid 42\), heard of 30 s"):
+    with pytest.raises(
+        ValueError, match=r"used by run 'first' on node7 \(pid 42\), last seen 30 s"
+    ):
         server.claim(Owner("second"))
     server.tell("begin", token=first.token)
     with pytest.raises(PermissionError, match="used by run 'first'"):
@@ -77,7 +79,7 @@ def test_a_trainer_elsewhere_is_followed_after_a_silence(server: Server) -> None
     server.time = 90.0
     server.tell("describe", token=first.token)  # a sign of life
     server.time = 150.0
-    with pytest.raises(ValueError, match="heard of 60 s ago"):
+    with pytest.raises(ValueError, match="last seen 60 s ago"):
         server.claim(second)
     server.time = 191.0
     server.claim(second)

@@ -17,7 +17,7 @@ from torch import Tensor
 from satori_fast.rollout.engine import EngineDied
 from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, MemoryRoute, Route
 from satori_fast.rollout.shared_memory import map_block, views
-from satori_fast.rollout.weight_group import GroupSeat, WeightGroup
+from satori_fast.rollout.weight_group import GroupConfig, WeightGroup
 from satori_fast.rollout.weight_sync import SyncError, describe, records_of
 
 HOST, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -41,7 +41,7 @@ class Worker:
 
     def message(self, do: str, **fields: Any) -> list[dict[str, Any]]:
         if do == "join":
-            self.group = WeightGroup(GroupSeat(**fields["seat"], rank=1), HOST)
+            self.group = WeightGroup(GroupConfig(**fields["config"], rank=1), HOST)
         elif do == "receive" and self.failing is not None:
             raise self.failing
         elif do == "map":

@@ -196,7 +196,7 @@ def test_a_function_that_gives_no_rewards_stops_the_run_in_one_line(
     assert line.startswith(f"satori-fast: reward function {name} ({place}) {FAULTS[name]}")
     assert not any("Traceback" in line for line in lines)
     if name == "raises":
-        assert f"({tmp_path}/my_rewards.py:20): mend it" in line
+        assert f"({tmp_path}/my_rewards.py:20): fix it" in line
         # The whole of it is where every traceback is.
         log = (tmp_path / "tiny" / "error.log").read_text()
         assert 'raise KeyError("no such thing")' in log

@@ -7,22 +7,22 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from satori_fast.synthesis.account import Account
 from satori_fast.synthesis.page import write_page
 from satori_fast.synthesis.pipeline import Outcome
+from satori_fast.synthesis.stats import SynthesisStats
 from satori_fast.types import Demonstration, Problem
 
 
 def page(folder: Path, count: int) -> str:
-    account = Account({}, None)
+    stats = SynthesisStats({}, None)
     made: list[Demonstration] = []
     for i in range(count):
         problem = Problem(f"p{i}", f"Is {i} < 5 & <b>bold</b>?", "yes")
         response = f"a{i} < b<|continue|> c<|reflect|> But wait.<|explore|> This time,"
         made.append(Demonstration(problem, response, ("I", "III-I")[i % 2]))
         counts = Counter({"dropped/critic_no_step": 2, f"trajectories/{('I', 'III-I')[i % 2]}": 1})
-        account.add(Outcome(problem, made[-1:], counts, {"critic_no_step": "<script>x"}))
-    write_page(folder / "synthesis.html", made, account, title="a run")
+        stats.add(Outcome(problem, made[-1:], counts, {"critic_no_step": "<script>x"}))
+    write_page(folder / "synthesis.html", made, stats, title="a run")
     return (folder / "synthesis.html").read_text(encoding="utf-8")
 
 

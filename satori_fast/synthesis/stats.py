@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The books of a synthesis: what was made, what was dropped and why, what was asked and spent."""
+"""Statistics of a synthesis: what was made, what was dropped and why, what was asked and spent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from satori_fast.synthesis.journal import Journal
 from satori_fast.synthesis.pipeline import DROPPED, TRAJECTORY_TYPES, Outcome
 
 
-class Account:
+class SynthesisStats:
     """Sums over outcomes and replies.
 
     prices: per million tokens of prompts and of replies, for each role that is a language model.
@@ -31,7 +31,7 @@ class Account:
         self.faults = {**outcome.faults, **self.faults}
 
     def dropped(self) -> dict[str, int]:
-        """How often for each reason, the commonest first."""
+        """Number of dropped solutions by reason, the commonest first."""
         return {
             name.removeprefix(DROPPED): number
             for name, number in self.counts.most_common()
@@ -39,7 +39,7 @@ class Account:
         }
 
     def spent(self) -> dict[str, dict[str, float]]:
-        """For each role: requests, retries, tokens and cost, earlier sessions included."""
+        """Requests, retries, tokens and cost of each role, earlier sessions included."""
         if self._journal is None:
             return {}
         usage = {role: self._journal.usage[role] for role in self._prices}

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb eval: the accuracy of a model folder, and no run folder left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from satori_fast.data.arithmetic import domain_words
+from satori_fast.data.tokenizer import build_word_tokenizer
+from satori_fast.stages.evaluate import evaluate_model
+from satori_fast.stages.iterate import plan_stages
+from satori_fast.stages.run import build_run
+from tests.stages.test_run import tiny_config
+from tests.tiny_models import tiny_model
+
+
+def test_a_model_folder_is_evaluated_as_in_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = build_word_tokenizer(domain_words())
+    model = tiny_model("qwen2", vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=0)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    options = ("--tokenizer.kind", "model", "--model.path", f"'{tmp_path / 'model'}'")
+    config = tiny_config(tmp_path, *options)
+    result = evaluate_model(config)
+    assert not (tmp_path / "tiny").exists()
+    assert f"accuracy {result.accuracy:.1%}" in capsys.readouterr().out
+    with build_run(config) as run:
+        context = run.context(plan_stages(config)[0])
+        policy = context.model_folders.policy(tmp_path / "model")
+        within = context.evaluator(run.books).evaluate(context.engine(policy))
+    assert result.num_problems == within.num_problems == 20
+    assert [t.tokens.tolist() for t in result.rollout.trajectories] == [
+        t.tokens.tolist() for t in within.rollout.trajectories
+    ]
+    assert result.correct == within.correct

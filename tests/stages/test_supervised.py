@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Format tuning: which demonstrations are imitated, from where, and what a step does with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from satori_fast.backbone.parallel import initialize_parallel
+from satori_fast.backbone.step import build_learner
+from satori_fast.config import ConfigError, OptimizerConfig
+from satori_fast.data.packing import PackingSpec, pack
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
+from satori_fast.data.tokenizer import build_word_tokenizer
+from satori_fast.experience.demonstrations import DemonstrationSource
+from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.stages.models import optimizer_settings
+from satori_fast.stages.supervised import (
+    demonstration_source,
+    load_trajectories,
+    supervised_step,
+)
+from satori_fast.types import Problem, Trajectory
+from tests.stages.test_run import tiny_config
+from tests.tiny_models import imitation_reference, tiny_model
+
+WORDS = [f"w{i}" for i in range(60)]
+RENDERER = PromptRenderer(build_word_tokenizer(WORDS), PLAIN_TEMPLATE, max_prompt_tokens=6)
+# Question and solution, in words.
+ROWS = [
+    ("w0 w1", "w2 w3"),
+    ("w4", "w5 w6 w7"),
+    ("w8 w9 w10", "w11"),
+    ("w0  W1 w1 w1 w1 w1 w1", "w2"),  # beyond the prompt limit
+    ("w12", " ".join(WORDS[:40])),  # beyond the context
+]
+PROBLEMS = [Problem(str(n), question, "1") for n, (question, _) in enumerate(ROWS)]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    path = tmp_path / "demonstrations.jsonl"
+    rows = [{"question": q, "answer": "1", "response": r} for q, r in ROWS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def loaded(source: str, *, heldout: int = 2, own_data: bool = False) -> list[Trajectory]:
+    """The problem of that number is held out, the first is the only one that is trained on."""
+    return load_trajectories(
+        source,
+        "coat",
+        RENDERER,
+        problems=PROBLEMS[:1],
+        heldout=PROBLEMS[heldout : heldout + 1],
+        max_seqlen=30,
+        own_data=own_data,
+    )
+
+
+def test_heldout_and_long_demonstrations_are_left_out(
+    source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert [t.problem.question for t in loaded(source)] == ["w0 w1", "w4"]
+    # The two beyond a limit are counted together.
+    assert "of 5 demonstrations 1 are for problems not trained on, 2 exceed" in caplog.text
+
+
+def test_of_the_runs_own_data_only_training_problems_are_imitated(source: str) -> None:
+    assert [t.problem.question for t in loaded(source, own_data=True)] == ["w0 w1"]
+    with pytest.raises(ConfigError, match=r"leaves no demonstration within rollout\.max_seqlen"):
+        loaded(source, heldout=0, own_data=True)
+
+
+def test_demonstrations_come_from_the_config_then_the_run_then_the_data(tmp_path: Path) -> None:
+    alone = ("--stages", "['supervised']")
+    own = ("--supervised.source", "own.jsonl", "--supervised.mapping", "gsm8k")
+    given = tiny_config(tmp_path, *alone, *own)
+    written = tmp_path / "demonstrations.jsonl"
+    assert demonstration_source(given, written) == (given.supervised.source, "gsm8k")
+    assert demonstration_source(tiny_config(tmp_path), written) == (str(written), "coat")
+    with pytest.raises(ConfigError, match="add synthesize to stages before it"):
+        demonstration_source(tiny_config(tmp_path), None)
+    options = ("--data.source", "gsm8k.jsonl", "--data.mapping", "gsm8k", "--tokenizer.kind", "bpe")
+    data = tiny_config(tmp_path, *alone, *options)
+    assert demonstration_source(data, None) == (data.data.source, "gsm8k")
+
+
+def test_a_step_imitates_responses_and_no_prompts(source: str) -> None:
+    initialize_parallel(seed=0)
+    model = tiny_model("qwen2_tied", num_hidden_layers=2)
+    policy = build_learner(
+        model.config,
+        weights=model.state_dict(),
+        optimizer=optimizer_settings(OptimizerConfig(learning_rate=1e-3), num_steps=1),
+    )
+    demonstrations = DemonstrationSource(loaded(source), batch_size=2, seed=0)
+    packing, spans = PackingSpec(64, num_minibatches=1), SpanRecorder()
+    result = supervised_step(policy, demonstrations, 0, packing=packing, span=spans.span)
+    batches = pack(result.experience.trajectories, None, packing, "token")
+    # Two tokens and three, and the end of both.
+    assert sum(int(batch.loss_mask.sum()) for batch in batches) == 7
+    expected = imitation_reference(model, batches)
+    assert result.stats["update/loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert result.trained == {"policy": policy} and not result.advantages
+    moved = dict(policy.hf_weights())
+    assert any(not torch.equal(moved[n], w) for n, w in model.state_dict().items() if n in moved)
+    assert {"pack", "update"} <= set(spans.end_step().spans_s)
