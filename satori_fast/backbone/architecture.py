@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Hugging Face configuration means to Megatron, and which ones are refused.
+"""A Hugging Face configuration in Megatron's terms, and the refusal of unsupported ones.
 
 Everything that depends on the architecture's name is here. Not here: parameter names
 (`weight_table.py`), the modules (`model.py`).
@@ -80,21 +80,19 @@ def head_dim(hf_config: Any) -> int:
 
 
 def has_qkv_bias(hf_config: Any) -> bool:
-    """Do the query, key and value projections have a bias? (Qwen2 and Qwen2.5)"""
+    """True where the query, key and value projections have a bias (Qwen2 and Qwen2.5)."""
     return hf_config.model_type == "qwen2"
 
 
 def has_qk_norm(hf_config: Any) -> bool:
-    """Are queries and keys normalised per head? (Qwen3)"""
+    """True where queries and keys are normalised per head (Qwen3)."""
     return hf_config.model_type == "qwen3"
 
 
-def transformer_config(
-    hf_config: Any, *, dtype: torch.dtype, recompute: bool, sequence_parallel: bool
-) -> TransformerConfig:
+def transformer_config(hf_config: Any, *, dtype: torch.dtype, recompute: bool) -> TransformerConfig:
     """Megatron's configuration of a supported Hugging Face one; ValueError names what is not."""
     state = parallel_state()
-    _check_supported(hf_config, state.tensor_size, state.pipeline_size, state.context_size)
+    _check_supported(hf_config, state.tensor_size, state.pipeline_size)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"model dtype {dtype} is not supported: use float32 or bfloat16")
     recomputation: dict[str, Any] = {}
@@ -143,15 +141,11 @@ def transformer_config(
         moe_token_dispatcher_type="alltoall",
         tensor_model_parallel_size=state.tensor_size,
         pipeline_model_parallel_size=state.pipeline_size,
-        context_parallel_size=state.context_size,
-        sequence_parallel=sequence_parallel and state.tensor_size > 1,
         **recomputation,
     )
 
 
-def _check_supported(
-    hf_config: Any, tensor_size: int, pipeline_size: int, context_size: int
-) -> None:
+def _check_supported(hf_config: Any, tensor_size: int, pipeline_size: int) -> None:
     supported = ", ".join(SUPPORTED.values())
     model_type = hf_config.model_type
     if model_type not in SUPPORTED:
@@ -185,10 +179,6 @@ def _check_supported(
             raise ValueError(
                 f"parallel.{dimension} = {size} does not divide {field} = {value} of the model"
             )
-    if context_size != 1:
-        raise ValueError(
-            f"parallel.context = {context_size}: packed attention stays on one rank; set it to 1"
-        )
 
 
 def rope_parameters(hf_config: Any) -> dict[str, Any]:

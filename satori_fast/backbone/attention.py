@@ -55,7 +55,7 @@ def rotary_frequencies(head_dim: int, rope: dict[str, Any]) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What every layer needs to know about one packed batch.
+    """Layout of one packed batch for the attention of every layer.
 
     Rows: T tokens in batch order on the varlen path; P >= T slots of the rectangles otherwise.
 
@@ -206,7 +206,7 @@ class PackedSelfAttention(SelfAttention):
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, *, packed_seq_params: AttentionPlan, **_: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [T, 1, H] (sharded over the sequence with sequence parallelism)."""
+        """hidden_states [T, 1, H] -> the same, and no bias."""
         plan = packed_seq_params
         mixed, _bias = self.linear_qkv(hidden_states)
         rows = mixed.squeeze(1)

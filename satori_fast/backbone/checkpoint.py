@@ -129,7 +129,7 @@ def _writer_of(name: str) -> int:
 
 
 def verify_checkpoint(folder: str | os.PathLike[str]) -> None:
-    """DamagedFile, naming the file, unless every file in `folder` is what was written. One process
+    """Raise DamagedFile, naming the file, unless every file in `folder` is as written. One process
     may call it, for all."""
     source = Path(folder)
     check_digests(source, read_sealed(source / _MANIFEST)["files"])
@@ -192,7 +192,7 @@ def read_extra(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Reads torch's index of a checkpoint, and nothing else."""
+    """Reader of torch's index of a checkpoint, and of nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in _PICKLED.get(module, ()):

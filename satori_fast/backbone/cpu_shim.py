@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets megatron-core 0.16.1 run on a machine without CUDA; never installed where CUDA exists.
+"""Patches that let megatron-core 0.16.1 run where there is no CUDA; never installed elsewhere.
 
 Megatron names the device in literals (`device="cuda"`), asks `torch.cuda.current_device()` and
 keeps its random state on the GPU. Three kinds of patches answer that: one device query, one

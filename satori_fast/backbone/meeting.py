@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ranks wait for each other outside collectives, and who is to blame when one does not come.
+"""Waits of ranks for each other outside collectives, and the rank to blame when one is missing.
 
 A collective has a short limit (`parallel.timeout_s`): all ranks are there at once, or something is
 wrong. What one rank does alone (a rollout by servers, an export, synthesis) may take hours, so the
@@ -127,7 +127,7 @@ class Meeting:
     # -- signs of the others ------------------------------------------------------------------
 
     def reason(self) -> str | None:
-        """Why this run cannot go on, as far as it is known: a rank that failed, or is gone."""
+        """Reason why this run cannot go on, as far as known: a rank that failed, or is gone."""
         try:
             if self._store.check([_FAILURE]):
                 return self._store.get(_FAILURE).decode()
@@ -240,7 +240,7 @@ class Meeting:
 
 
 def caller() -> str:
-    """Where a wait was asked for: module and function of the first frame outside this room."""
+    """Place that asked for a wait: module and function of the first frame outside this room."""
     frame = sys._getframe(1)
     room = str(Path(__file__).parent)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(room):

@@ -17,10 +17,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import (
-    gather_from_sequence_parallel_region,
-    gather_from_tensor_model_parallel_region,
-)
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -61,7 +58,7 @@ Kind = Literal["policy", "scalar"]
 
 
 class PolicyHead(Protocol):
-    """What a policy's last stage runs on its final hidden states.
+    """Function that a policy's last pipeline stage runs on its final hidden states.
 
     hidden [T, H], weight [V / tensor-parallel size, H]: rows are the tokens from `vocab_start` on;
     rows at or beyond `vocab_size` are padding. `group` is the tensor-parallel group, None when it
@@ -74,11 +71,7 @@ class PolicyHead(Protocol):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight.
-
-    Megatron's own wrapper refuses sequence parallelism; marked weights get their gradients summed
-    over the tensor-parallel group by `finalize_model_grads`.
-    """
+    """x / sqrt(mean(x^2) + eps) * weight."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any) -> None:
         super().__init__()
@@ -86,7 +79,6 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=device)
         )
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         self.eps = eps
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
@@ -150,11 +142,6 @@ class VocabularyHead(ColumnParallelLinear):
             return super().forward(input_, weight, runtime_gather_output)
         weight = self.weight if weight is None else weight
         assert weight is not None
-        if self.sequence_parallel:
-            # The head sums the gradient over the group itself: only split it here.
-            input_ = gather_from_sequence_parallel_region(
-                input_, tensor_parallel_output_grad=False, group=self.tp_group
-            )
         size, rank = self.tp_group.size(), self.tp_group.rank()
         return head(
             input_.flatten(0, 1),
@@ -183,19 +170,11 @@ class ScalarHead(nn.Linear):
         )
         nn.init.zeros_(self.weight)
         self.statistics = statistics
-        self.sequence_parallel = config.sequence_parallel
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: Tensor) -> Tensor:
         values = F.linear(hidden.float(), self.weight.float())
         if self.statistics is not None:
             values = (values - self.statistics.mean) / self.statistics.std
-        if self.sequence_parallel:
-            values = gather_from_sequence_parallel_region(
-                values,
-                tensor_parallel_output_grad=False,
-                group=_tensor_group(),
-            )
         return values.flatten()
 
     def sharded_state_dict(
@@ -249,16 +228,7 @@ class PackedModel(GPTModel):
         return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=plan)
 
     def plan(self, batch: PackedBatch) -> AttentionPlan:
-        """The attention plan of `batch`; ValueError when sequence parallelism cannot split it."""
-        if (
-            self.config.sequence_parallel
-            and batch.num_tokens % self.config.tensor_model_parallel_size
-        ):
-            raise ValueError(
-                f"a batch of {batch.num_tokens} tokens does not split over "
-                f"{self.config.tensor_model_parallel_size} tensor-parallel ranks: "
-                "set packing.pad_to_multiple to a multiple of parallel.tensor"
-            )
+        """The attention plan of `batch`."""
         return plan_attention(
             batch.cu_seqlens,
             batch.max_seqlen,
@@ -336,7 +306,6 @@ def build_model(
     weights: Source | None = None,
     dtype: torch.dtype = torch.float32,
     recompute: bool = False,
-    sequence_parallel: bool = False,
     seed: int = 0,
 ) -> PolicyModel | ScalarModel:
     """This rank's part of the model, on its device. Call `initialize_parallel` first.
@@ -344,15 +313,12 @@ def build_model(
     weights:   a model folder or a mapping of Hugging Face names; None starts from
                normal(0, initializer_range) drawn from `seed`, the same for every parallel layout.
     recompute: keep only each layer's input and compute the layer again in the backward.
-    sequence_parallel: shard activations between layers over the tensor-parallel group.
 
     ValueError: unsupported architecture or feature, sizes that tensor parallelism does not divide.
     """
     if weights is not None and kind == "policy":
         hf_config = with_true_ties(hf_config, weights)
-    config = transformer_config(
-        hf_config, dtype=dtype, recompute=recompute, sequence_parallel=sequence_parallel
-    )
+    config = transformer_config(hf_config, dtype=dtype, recompute=recompute)
     model = (PolicyModel if kind == "policy" else ScalarModel)(config, hf_config)
     model = model.to(parallel_state().device)
     if weights is None:

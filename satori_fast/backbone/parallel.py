@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who am I among the processes: groups, ranks, device, seeds. One process needs no launcher.
+"""This process among the others: groups, ranks, device, seeds. One process needs no launcher.
 
 Under `torchrun` the world comes from the environment; without it this process is the whole world.
 Nothing here splits data or models: `data.packing` and Megatron do, by the ranks given here.
@@ -38,7 +38,7 @@ _acting = threading.local()
 class ParallelState:
     """Sizes and ranks of this process in each dimension of parallelism, and its device.
 
-    world_size = tensor_size * pipeline_size * context_size * data_size.
+    world_size = tensor_size * pipeline_size * data_size.
     meeting: how its ranks wait for each other; None for a single one.
     """
 
@@ -48,8 +48,6 @@ class ParallelState:
     tensor_rank: int
     pipeline_size: int
     pipeline_rank: int
-    context_size: int
-    context_rank: int
     data_size: int
     data_rank: int
     device: torch.device
@@ -69,7 +67,7 @@ class ParallelState:
         return self._all_reduce(value, dist.ReduceOp.MAX)
 
     def any_rank(self, flag: bool) -> bool:
-        """Is `flag` true on any process? The same answer on all."""
+        """True where `flag` is on any process; the same answer on all."""
         if self.world_size == 1:
             return flag
         flags = torch.tensor(float(flag), device=self.device)
@@ -108,7 +106,7 @@ class ParallelState:
         self.from_main(act)
 
     def from_main(self, action: Callable[[], Item], *, limit_s: float | None = None) -> Item:
-        """What `action` returns in the main process, the only one that runs it; picklable.
+        """Result of `action` from the main process, the only one that runs it; picklable.
 
         An error there is raised on every rank, with `failed_rank` = 0. The others wait `limit_s`
         (None: `Limits.main_s`) while the main process shows signs of life; then RankLost.
@@ -144,9 +142,8 @@ class ParallelState:
         if isinstance(value, Tensor):
             # NCCL reduces what lies on the device; counts are made on the host.
             reduced = value.detach().to(self.device, copy=True)
-            if self.data_size * self.context_size > 1:
-                group = mpu.get_data_parallel_group(with_context_parallel=True)
-                dist.all_reduce(reduced, op=operation, group=group)
+            if self.data_size > 1:
+                dist.all_reduce(reduced, op=operation, group=mpu.get_data_parallel_group())
             return reduced.to(value.device)
         scalar = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self._all_reduce(scalar, operation))
@@ -155,14 +152,13 @@ class ParallelState:
 def initialize_parallel(
     tensor: int = 1,
     pipeline: int = 1,
-    context: int = 1,
     seed: int = 0,
     *,
     limits: Limits | None = None,
 ) -> ParallelState:
     """Join the processes, make Megatron's groups, seed this process. Call it before any model.
 
-    tensor, pipeline, context: sizes of model parallelism; the rest of the world is data parallel.
+    tensor, pipeline: sizes of model parallelism; the rest of the world is data parallel.
     seed: same on every rank; tensor-parallel ranks get distinct streams from it where needed.
     limits: longest waits of ranks for each other.
 
@@ -170,17 +166,17 @@ def initialize_parallel(
     sizes do not divide, or sizes that differ from those of an earlier call.
     """
     global _state
-    sizes = {"tensor": tensor, "pipeline": pipeline, "context": context}
+    sizes = {"tensor": tensor, "pipeline": pipeline}
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"parallel.{name} = {size}: must be at least 1")
     if _state is None:
         _state = _join(sizes, limits or Limits())
-    current = (_state.tensor_size, _state.pipeline_size, _state.context_size)
-    if current != (tensor, pipeline, context):
+    current = (_state.tensor_size, _state.pipeline_size)
+    if current != (tensor, pipeline):
         raise ValueError(
-            f"parallel sizes are already tensor, pipeline, context = {current}; "
-            f"call shutdown_parallel() before asking for {(tensor, pipeline, context)}"
+            f"parallel sizes are already tensor, pipeline = {current}; "
+            f"call shutdown_parallel() before asking for {(tensor, pipeline)}"
         )
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
@@ -208,11 +204,11 @@ def shutdown_parallel() -> None:
 
 def _join(sizes: dict[str, int], limits: Limits) -> ParallelState:
     world_size = dist.get_world_size() if dist.is_initialized() else _environment("WORLD_SIZE", 1)
-    model_size = sizes["tensor"] * sizes["pipeline"] * sizes["context"]
+    model_size = sizes["tensor"] * sizes["pipeline"]
     if world_size % model_size:
         raise ValueError(
-            f"world size {world_size} is not a multiple of parallel.tensor * parallel.pipeline * "
-            f"parallel.context = {' * '.join(map(str, sizes.values()))} = {model_size}: "
+            f"world size {world_size} is not a multiple of parallel.tensor * parallel.pipeline = "
+            f"{' * '.join(map(str, sizes.values()))} = {model_size}: "
             "start that many processes with torchrun, or lower a size"
         )
     device = _device()
@@ -220,7 +216,6 @@ def _join(sizes: dict[str, int], limits: Limits) -> ParallelState:
     mpu.initialize_model_parallel(
         tensor_model_parallel_size=sizes["tensor"],
         pipeline_model_parallel_size=sizes["pipeline"],
-        context_parallel_size=sizes["context"],
         distributed_timeout_minutes=limits.collective_s / 60,  # pyright: ignore[reportArgumentType]
     )
     return ParallelState(
@@ -230,8 +225,6 @@ def _join(sizes: dict[str, int], limits: Limits) -> ParallelState:
         tensor_rank=mpu.get_tensor_model_parallel_rank(),
         pipeline_size=sizes["pipeline"],
         pipeline_rank=mpu.get_pipeline_model_parallel_rank(),
-        context_size=sizes["context"],
-        context_rank=mpu.get_context_parallel_rank(),
         data_size=mpu.get_data_parallel_world_size(),
         data_rank=mpu.get_data_parallel_rank(),
         device=device,
@@ -240,7 +233,7 @@ def _join(sizes: dict[str, int], limits: Limits) -> ParallelState:
 
 
 def tell_peers(line: str, *, is_of_peers: bool) -> str | None:
-    """Tell the other ranks what ends this one; what it should print instead of `line`, if anything.
+    """Tell the other ranks what ends this one; the line to print instead of `line`, if any.
 
     is_of_peers: `line` says only that another rank is gone.
     """
@@ -270,7 +263,7 @@ def _leave_meeting() -> None:
 
 
 def _alone(action: Callable[[], Item]) -> Item:
-    """What `action` returns. Inside it the other ranks cannot be met: said with one rank too, where
+    """Result of `action`. Inside it the other ranks cannot be met: said with one rank too, where
     nothing would hang."""
     assert not getattr(_acting, "is_acting", False), "from_main inside an action of from_main"
     _acting.is_acting = True

@@ -31,26 +31,22 @@ from satori_fast.types import Advantages, LossOutput, PackedBatch
 
 
 class Loss(Protocol):
-    """What `update` asks of a loss; `algorithms.losses.PolicyLoss` is one. Results are sums."""
+    """The two losses of `update`, each a sum; `algorithms.losses.PolicyLoss` has both.
 
-    def policy(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        batch: PackedBatch,
-        advantages: Advantages,
-        *,
-        vocab_size: int,
-        vocab_start: int = 0,
-        group: Any = None,
-    ) -> LossOutput: ...
+    policy: (hidden, weight, batch, advantages, **shard), where shard are the keywords of
+            `model.PolicyHead`. value: (values [T], batch, advantages).
+    """
 
-    def value(self, values: Tensor, batch: PackedBatch, advantages: Advantages) -> LossOutput: ...
+    @property
+    def policy(self) -> Callable[..., LossOutput]: ...
+
+    @property
+    def value(self) -> Callable[..., LossOutput]: ...
 
 
 @dataclass(frozen=True)
 class Learner:
-    """One model, trained (with an optimizer) or frozen (without).
+    """A model, and its optimizer where it is trained; without one it is frozen.
 
     module: the model itself; model: the same, wrapped for training when there is an optimizer.
     """
@@ -114,7 +110,6 @@ def build_learner(
     optimizer: OptimizerSettings | None = None,
     dtype: torch.dtype = torch.float32,
     recompute: bool = False,
-    sequence_parallel: bool = False,
     seed: int = 0,
 ) -> Learner:
     """A model and, with `optimizer`, what trains it; without, it is frozen. See `build_model`.
@@ -128,7 +123,6 @@ def build_learner(
         weights=weights,
         dtype=dtype,
         recompute=recompute,
-        sequence_parallel=sequence_parallel,
         seed=seed,
     )
     if optimizer is None:
@@ -137,28 +131,24 @@ def build_learner(
     return Learner(module, module.hf_config, model, Optimizer(model, optimizer))
 
 
-def score(
-    learner: Learner, batches: Sequence[PackedBatch], *, temperature: float
-) -> list[tuple[Tensor, Tensor]]:
-    """(log-probability [T] of each target, entropy [T]) of each batch; nats, fp32, no gradient."""
+def score(learner: Learner, batches: Sequence[PackedBatch], *, temperature: float) -> list[Tensor]:
+    """Log-probability [T] of each target of each batch; nats, fp32, no gradient."""
 
     def head(batch: PackedBatch) -> Callable[..., Tensor]:
-        def logprob_and_entropy(hidden: Tensor, weight: Tensor, **shard: Any) -> Tensor:
-            result = linear_logprob(hidden, weight, batch.targets, temperature=temperature, **shard)
-            return torch.stack(result)
+        def logprob(hidden: Tensor, weight: Tensor, **shard: Any) -> Tensor:
+            return linear_logprob(hidden, weight, batch.targets, temperature=temperature, **shard)[
+                0
+            ]
 
-        return logprob_and_entropy
+        return logprob
 
-    return [(rows[0], rows[1]) for rows in _forward(learner, batches, head, rows=2)]
+    return _forward(learner, batches, head)
 
 
 def value(learner: Learner, batches: Sequence[PackedBatch]) -> list[Tensor]:
     """Values fp32 [T] of each batch from a scalar learner, no gradient."""
 
-    def head(batch: PackedBatch) -> Callable[[Tensor], Tensor]:
-        return lambda values: values[None]
-
-    return [rows[0] for rows in _forward(learner, batches, head, rows=1)]
+    return _forward(learner, batches, lambda batch: lambda values: values)
 
 
 def annotate(
@@ -170,17 +160,16 @@ def annotate(
     temperature: float,
 ) -> list[PackedBatch]:
     """The batches with `old_logprobs` and, where a model is given, `ref_logprobs` and `values`."""
+    scores = score(policy, batches, temperature=temperature)
     annotated = [
         batch.annotated(old_logprobs=logprobs)
-        for batch, (logprobs, _) in zip(
-            batches, score(policy, batches, temperature=temperature), strict=True
-        )
+        for batch, logprobs in zip(batches, scores, strict=True)
     ]
     if reference is not None:
         scores = score(reference, batches, temperature=temperature)
         annotated = [
             batch.annotated(ref_logprobs=logprobs)
-            for batch, (logprobs, _) in zip(annotated, scores, strict=True)
+            for batch, logprobs in zip(annotated, scores, strict=True)
         ]
     if critic is not None:
         annotated = [
@@ -315,7 +304,7 @@ def _divided_loss(output: LossOutput, *, num_tokens: int) -> tuple[Tensor, Tenso
 
 
 def _schedule_output(output: Any, to_loss: Callable[[Any], Any]) -> tuple[Tensor, Any]:
-    """What Megatron wants of a forward: a tensor, and a function from it to loss, count and data.
+    """Output of a forward for Megatron: a tensor, and a function to loss, count and data.
 
     The last stage's result need not be a tensor, so the function closes over it.
     """
@@ -344,10 +333,8 @@ def _forward(
     learner: Learner,
     batches: Sequence[PackedBatch],
     head: Callable[[PackedBatch], Callable[..., Tensor]],
-    *,
-    rows: int,
 ) -> list[Tensor]:
-    """`head`'s [rows, T] of each batch, on every pipeline stage."""
+    """Numbers fp32 [T] that the head of each batch gives, on every pipeline stage."""
     if not batches:
         return []
 
@@ -363,7 +350,7 @@ def _forward(
     last = mpu.get_pipeline_model_parallel_last_rank()
     if not outputs:
         outputs = [
-            batch.tokens.new_empty(rows, batch.num_tokens, dtype=torch.float32) for batch in batches
+            batch.tokens.new_empty(batch.num_tokens, dtype=torch.float32) for batch in batches
         ]
     for output in outputs:
         dist.broadcast(output, src=last, group=group)

@@ -77,7 +77,7 @@ class SafetensorsFolder(Mapping[str, Tensor]):
         return self._handle_of[name].get_tensor(name)
 
     def same(self, first: str, second: str) -> bool:
-        """Are two matrices equal? Reads a block of rows at a time, up to the first difference."""
+        """True where two matrices are equal; read a block of rows at a time, up to a difference."""
         a, b = (self._handle_of[name].get_slice(name) for name in (first, second))
         return a.get_shape() == b.get_shape() and all(
             torch.equal(a[start : start + _BLOCK].float(), b[start : start + _BLOCK].float())
@@ -157,7 +157,7 @@ def _opened(path: Path) -> Any:
 
 
 def refuse_pointer(path: Path, begin: bytes) -> None:
-    """ValueError where a file that begins so is empty, or a pointer to one that was not fetched."""
+    """Raise ValueError where a file that begins so is empty, or stands for one not fetched."""
     if not begin:
         raise ValueError(f"{path} is empty: fetch it again")
     if begin.startswith(_LFS):

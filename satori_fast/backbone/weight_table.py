@@ -42,7 +42,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Layout:
-    """How Hugging Face tensors become one Megatron tensor, and how that is sharded.
+    """The way from Hugging Face tensors to one Megatron tensor, and how that is sharded.
 
     merge: parts -> full tensor; split undoes it. shard: (full, size, rank) -> this rank's slice;
     join: all slices -> full.

@@ -33,17 +33,17 @@ _USUAL = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
-class Untaught:
-    """A checkpoint that was not trained with some tokens of the vocabulary it is loaded for.
+class NewTokenRows:
+    """A checkpoint, and the ids of tokens whose rows it has not trained: these are made afresh.
 
-    source: as for `load_hf`. new_tokens: their ids.
+    source: as for `load_hf`.
     """
 
     source: str | os.PathLike[str] | Mapping[str, Tensor]
     new_tokens: tuple[int, ...]
 
 
-Source = str | os.PathLike[str] | Mapping[str, Tensor] | Untaught
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | NewTokenRows
 
 
 def load_hf(module: Any, source: Source, hf_config: Any) -> None:
@@ -52,13 +52,14 @@ def load_hf(module: Any, source: Source, hf_config: Any) -> None:
     source: a folder with safetensors, or a mapping of names to full tensors.
 
     A vocabulary larger than the checkpoint's grows: new rows are the mean of the old ones plus a
-    little deterministic noise. So become the rows of new tokens (`Untaught`): a checkpoint padded
-    beyond its tokenizer has rows for them that were never trained. A scalar model's head stays as
-    it is when the source has none.
+    little deterministic noise. The rows of new tokens (`NewTokenRows`) are made the same way: a
+    checkpoint padded beyond its tokenizer has rows for them that were never trained. A scalar
+    model's head stays as it is when the source has none.
+
     ValueError: missing or damaged file; a tensor (named) that is missing, mis-shaped, unknown, not
     of a floating type, or holds a number that is not finite.
     """
-    new_tokens = source.new_tokens if isinstance(source, Untaught) else ()
+    new_tokens = source.new_tokens if isinstance(source, NewTokenRows) else ()
     with _opened(source) as tensors:
         try:
             _load(module, tensors, hf_config, new_tokens)
@@ -87,7 +88,7 @@ def with_true_ties(hf_config: Any, source: Source) -> Any:
 
 
 def _same_rows(tensors: Mapping[str, Tensor], first: str, second: str) -> bool:
-    """Are two matrices equal? Read a block at a time, up to the first difference."""
+    """True where two matrices are equal; read a block at a time, up to the first difference."""
     if isinstance(tensors, SafetensorsFolder):
         return tensors.same(first, second)
     a, b = tensors[first], tensors[second]
@@ -97,7 +98,7 @@ def _same_rows(tensors: Mapping[str, Tensor], first: str, second: str) -> bool:
 @contextmanager
 def _opened(source: Source) -> Iterator[Mapping[str, Tensor]]:
     """The tensors of a source; files are closed at the end."""
-    if isinstance(source, Untaught):
+    if isinstance(source, NewTokenRows):
         source = source.source
     if isinstance(source, Mapping):
         yield source
@@ -189,7 +190,7 @@ def _refuse_unknown(source: Mapping[str, Tensor], entries: list[Entry]) -> None:
 
 
 def _check_finite(parameter: Tensor, parts: dict[str, Tensor]) -> None:
-    """ValueError, naming the tensor, where not every number of a loaded parameter is finite.
+    """Raise ValueError, naming the tensor, where not every number of a loaded parameter is finite.
 
     A sum tells: one pass and one number to wait for. Where it overflowed, the numbers decide.
     """

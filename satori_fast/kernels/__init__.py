@@ -2,8 +2,9 @@
 """Fast maths on tensors and on ragged integer sequences.
 
 Knows no reinforcement learning beyond the words "policy loss". `reference` is the definition of
-every operation; `ops` gives it a schema and picks an implementation by device. Sampling has a file
-of its own, and the operations inside a transformer layer have two, `reference_layers` and `layers`.
+every operation; `ops` checks the arguments, `schemas` gives it a schema and a gradient, and
+`dispatch` picks an implementation by device. The operations inside a transformer layer have files
+of their own, `reference_layers` and `layers`.
 """
 
 from satori_fast.kernels.layers import decode_attention, rms_norm, rope, swiglu
@@ -17,10 +18,10 @@ from satori_fast.kernels.ops import (
     linear_policy_loss,
     pack_bins,
     policy_loss,
+    sample_tokens,
     segment_scan,
     sequence_similarity,
 )
-from satori_fast.kernels.sampling import sample_tokens
 
 __all__ = [
     "MAX_LOG_RATIO",

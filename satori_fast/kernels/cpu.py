@@ -40,6 +40,8 @@ OPERATIONS = frozenset(
     if _C
     else ()
 )
+# Types that an operation computes in, where these are not all.
+DTYPES = {"sample_tokens": (torch.float32,)}
 # The enums in csrc/operations.h count them in this order.
 KL_ESTIMATORS = get_args(KlEstimator)
 IMPORTANCE = get_args(Importance)
@@ -48,7 +50,7 @@ IMPORTANCE = get_args(Importance)
 def policy_loss(
     logprobs: Tensor, entropies: Tensor, inputs: PolicyInputs, terms: PolicyTerms
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `reference.policy_loss`; the same bits for any number of threads."""
+    """`reference.policy_loss`, compiled; the same bits for any number of threads."""
     dtype = compute_dtype(logprobs)
     tensors = [
         None if x is None else x.to(dtype).contiguous() for x in (logprobs, entropies, *inputs)
@@ -72,7 +74,7 @@ def policy_loss(
 
 
 def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, *, reverse: bool) -> Tensor:
-    """See `reference.segment_scan`; the same bits, for any number of threads.
+    """`reference.segment_scan`, compiled; the same bits, for any number of threads.
 
     ValueError if cu_seqlens does not rise from 0 to the length of x.
     """
@@ -104,7 +106,7 @@ def gae(
     gamma: float,
     decay: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.gae`; the same bits, for any number of threads."""
+    """`reference.gae`, compiled; the same bits, for any number of threads."""
     values, rewards = values.contiguous(), rewards.to(values.dtype).contiguous()
     mask, boundaries = mask.contiguous(), cu_seqlens.long().contiguous()
     segment_ids = None if segment_ids is None else segment_ids.contiguous()
@@ -124,8 +126,10 @@ def gae(
 
 
 def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """See `reference.sample_tokens`, for float32; the bits of a row are its own. Probabilities
-    below e^-64 of the largest count as 0."""
+    """`reference.sample_tokens`, compiled for float32; the bits of a row are its own.
+
+    Probabilities below e^-64 of the largest count as 0.
+    """
     logits, uniform = logits.contiguous(), uniform.contiguous()
     tokens = torch.empty(len(logits), dtype=torch.int64)
     logprobs = torch.empty(len(logits))
@@ -144,7 +148,7 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[
 def sequence_similarity(
     a: Sequence[np.ndarray], b: Sequence[np.ndarray], *, autojunk: bool
 ) -> np.ndarray:
-    """See `reference.sequence_similarity`; the same bits, pairs spread over threads."""
+    """`reference.sequence_similarity`, compiled; the same bits, pairs spread over threads."""
     ratios = np.empty(len(a))
     num_threads = torch.get_num_threads()
     _C.sequence_similarity(*_flat(a), *_flat(b), autojunk, num_threads, ratios)
@@ -164,7 +168,7 @@ def integer_array(values: list[int]) -> np.ndarray:
 
 
 def pack_bins(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """See `reference.pack_bins`; the same bins."""
+    """`reference.pack_bins`, compiled; the same bins."""
     bins = np.empty(len(lengths), dtype=np.int64)
     _C.pack_bins(np.ascontiguousarray(lengths), capacity, bins)
     return bins

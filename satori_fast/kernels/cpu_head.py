@@ -27,7 +27,9 @@ from satori_fast.kernels.reference import (
     combine_stats,
 )
 
-OPERATIONS = frozenset(("linear_logprob", "linear_policy_loss") if _C else ())
+OPERATIONS = frozenset(
+    ("linear_logprob", "linear_logprob_backward", "linear_policy_loss") if _C else ()
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 CHUNK_BYTES = 64 * 2**20
@@ -40,12 +42,12 @@ NUM_PARTIAL_SUMS = 16
 
 
 def instruction_set() -> str:
-    """What the compiled output head runs on, or "none" without compiled kernels."""
+    """Instruction set that the compiled output head runs on; "none" without compiled kernels."""
     return _C.instruction_set() if _C else "none"
 
 
 def instruction_sets() -> list[str]:
-    """What it could run on here, widest first."""
+    """Instruction sets that this machine offers to the output head, widest first."""
     return _C.instruction_sets() if _C else []
 
 
@@ -190,7 +192,7 @@ def linear_logprob(
     vocab_start: int,
     group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.linear_logprob`. One matrix product; the logits never leave the registers."""
+    """`reference.linear_logprob`, compiled: one matrix product, no logit leaves the registers."""
     rows = torch.arange(len(hidden))
     shard = _Shard.of(
         hidden, weight, targets, temperature, rows, start=vocab_start, vocab_size=vocab_size
@@ -216,7 +218,7 @@ def linear_logprob_backward(
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """See `reference.linear_logprob_backward`. A tile of logits is made again, becomes its
+    """`reference.linear_logprob_backward`, compiled. A tile of logits is made again, becomes its
     gradient and enters both products before it leaves the caches."""
     zero = torch.zeros_like(entropy)
     grad_logprob = zero if grad_logprob is None else grad_logprob
@@ -247,7 +249,7 @@ def linear_policy_loss(
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """See `reference.linear_policy_loss`. The logits of a chunk of tokens are kept until its
+    """`reference.linear_policy_loss`, compiled. The logits of a chunk of tokens are kept until its
     gradients are made: three matrix products, and one where no gradient is needed."""
     live = (inputs.loss_weights != 0).nonzero().squeeze(1)
     start, largest_shard = shard_layout(weight, group)
@@ -285,7 +287,7 @@ def _packed(x: Tensor) -> Tensor:
 
 
 def _gradient_bytes(hidden: Tensor) -> int:
-    """What a token takes while gradients are made: its hidden state, packed twice, and sums."""
+    """Bytes of a token while gradients are made: its hidden state, packed twice, and sums."""
     return 4 * hidden.shape[1] * (NUM_PARTIAL_SUMS + 2)
 
 

@@ -12,15 +12,24 @@ from torch import Tensor
 
 from satori_fast.kernels.cpu import _C
 
-OPERATIONS = frozenset(("decode_attention", "rms_norm", "rope", "swiglu") if _C else ())
-# Functions that `dispatch.layer_function` finds here.
-GRADIENTS = ("add_rms_norm", "rms_norm_backward", "swiglu_backward")
-FUNCTIONS = OPERATIONS | frozenset(GRADIENTS if _C else ())
+OPERATIONS = frozenset(
+    (
+        "add_rms_norm",
+        "decode_attention",
+        "rms_norm",
+        "rms_norm_backward",
+        "rope",
+        "swiglu",
+        "swiglu_backward",
+    )
+    if _C
+    else ()
+)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """See `reference_layers.rms_norm`."""
+    """`reference_layers.rms_norm`, compiled."""
     x = x.contiguous()
     y = torch.empty_like(x)
     return y, _rms_norm(x, None, weight, y, None, eps)
@@ -29,7 +38,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference_layers.add_rms_norm`."""
+    """`reference_layers.add_rms_norm`, compiled."""
     x = x.contiguous()
     y, total = torch.empty_like(x), torch.empty_like(x)
     return y, total, _rms_norm(x, residual.contiguous(), weight, y, total, eps)
@@ -38,7 +47,7 @@ def add_rms_norm(
 def _rms_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, y: Tensor, total: Tensor | None, eps: float
 ) -> Tensor:
-    """Writes y and `total`; returns rstd [.., 1]."""
+    """Write y and `total`; rstd [.., 1]."""
     size = x.shape[-1]
     rstd = torch.empty((*x.shape[:-1], 1))
     weight = weight.to(x.dtype).contiguous()
@@ -67,7 +76,7 @@ def rms_norm_backward(
     need_z: bool,
     need_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """See `reference_layers.rms_norm_backward`."""
+    """`reference_layers.rms_norm_backward`, compiled."""
     dtype, size = z.dtype, z.shape[-1]
     own_weight = weight.to(dtype).contiguous()
     inputs = [x if x is None else x.to(dtype).contiguous() for x in (grad, grad_sum, z)]
@@ -85,7 +94,7 @@ def rms_norm_backward(
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
-    """See `reference_layers.rope`."""
+    """`reference_layers.rope`, compiled."""
     out = x.new_empty(x.shape)
     x = _with_dense_heads(x)
     if x.dim() > 4:
@@ -108,7 +117,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """See `reference_layers.swiglu`."""
+    """`reference_layers.swiglu`, compiled."""
     gate_up = gate_up.contiguous()
     size = gate_up.shape[-1] // 2
     out = gate_up.new_empty((*gate_up.shape[:-1], size))
@@ -124,7 +133,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
-    """See `reference_layers.swiglu_backward`."""
+    """`reference_layers.swiglu_backward`, compiled."""
     grad, gate_up = grad.contiguous(), gate_up.contiguous()
     size = gate_up.shape[-1] // 2
     out = torch.empty_like(gate_up)
@@ -151,7 +160,7 @@ def decode_attention(
     sin: Tensor,
     slots: Tensor | None,
 ) -> Tensor:
-    """See `reference_layers.decode_attention`; it reads no cache entry beyond a row's position.
+    """`reference_layers.decode_attention`, compiled; no cache entry beyond a position is read.
 
     ValueError for positions and slots that the caches do not have.
     """

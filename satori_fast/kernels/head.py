@@ -75,7 +75,7 @@ class Head(NamedTuple):
 
 
 def shard_layout(weight: Tensor, group: ProcessGroup | None) -> tuple[int, int]:
-    """Where this rank's columns start (shards lie in rank order), and the largest shard's size."""
+    """First column of this rank (shards lie in rank order), and the size of the largest shard."""
     if group is None:
         return 0, weight.shape[0]
     own = torch.tensor([weight.shape[0]], device=weight.device)
@@ -161,7 +161,7 @@ def logit_gradients(
 
 
 def stash_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a softmax is kept in: bfloat16, which has the range of float32, for half precision."""
+    """Type of a kept softmax: bfloat16, which has the range of float32, for half precision."""
     return torch.bfloat16 if dtype.itemsize == 2 else dtype
 
 
@@ -246,7 +246,7 @@ class HeadGradients:
 
 
 def _own_targets(targets: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
-    """Which targets lie in this shard, [T], and a column to look at for each, [T, 1]."""
+    """Mask of the targets that lie in this shard, [T], and a column to look at for each, [T, 1]."""
     owned = (targets >= 0) & (targets < num_columns)
     return owned, targets.clamp(0, num_columns - 1)[:, None]
 

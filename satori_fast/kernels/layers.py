@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations inside a transformer layer: public functions, and what torch knows of them.
+"""The operations inside a transformer layer: public functions, and their schemas for torch.
 
-Not the mathematics (`reference_layers`, and the kernels of a device). Each operation exists twice
-over one implementation and one gradient. torch.compile sees a custom operator, a single node of its
-graph. Eager code runs an autograd node: a custom operator costs tens of microseconds of Python a
-call, which would show in a small model. Only `decode_attention` has no gradient, and no node.
+Not the mathematics (`reference_layers`, and the kernels of a device), nor how an operation reaches
+torch (`registration`).
 """
 
-from collections.abc import Callable
 from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from satori_fast.kernels.dispatch import layer_function
+from satori_fast.kernels.dispatch import function_for
 from satori_fast.kernels.head import compute_dtype
+from satori_fast.kernels.registration import Run, operation
 
 __all__ = ["decode_attention", "rms_norm", "rope", "swiglu"]
 
@@ -43,13 +40,13 @@ def rms_norm(
             f"the last dimension of x"
         )
     if residual is None:
-        return _call("rms_norm", x, weight, eps)[0]
+        return _rms_norm(x, weight, eps)[0]
     if residual.shape != x.shape or residual.dtype != x.dtype:
         raise ValueError(
             f"residual is {residual.dtype} {list(residual.shape)}, x is {x.dtype} {list(x.shape)}: "
             "they must be alike"
         )
-    y, total, _ = _call("add_rms_norm", x, residual, weight, eps)
+    y, total, _ = _add_rms_norm(x, residual, weight, eps)
     return y, total
 
 
@@ -61,7 +58,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
             f"gate_up has shape {list(gate_up.shape)}: the last dimension holds two halves, so it "
             "must be even"
         )
-    return _call("swiglu", gate_up)
+    return _swiglu(gate_up)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -74,7 +71,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     ValueError for shapes or types that do not fit.
     """
     _check_angles(x, cos, sin)
-    return _call("rope", x, cos, sin, False)
+    return _rope(x, cos, sin, False)
 
 
 def decode_attention(
@@ -112,10 +109,9 @@ def decode_attention(
                 f"{name} must be integers [{len(keys)}], got {tensor.dtype} {list(tensor.shape)}"
             )
     _check_angles(keys, cos, sin)
-    inputs = (queries, keys, values, key_cache, value_cache, positions, cos, sin, slots)
-    if torch.compiler.is_compiling():
-        return _decode_attention(*inputs)
-    return layer_function("decode_attention", keys)(*inputs)
+    return _decode_attention(
+        queries, keys, values, key_cache, value_cache, positions, cos, sin, slots
+    )
 
 
 def _check_angles(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -154,21 +150,13 @@ def _check_decode(
         raise ValueError("decode_attention has no gradient: call it under torch.no_grad()")
 
 
-def _call(name: str, *inputs: Any) -> Any:
-    if torch.compiler.is_compiling():
-        return _OPERATORS[name](*inputs)
-    if torch.is_grad_enabled():
-        return _NODES[name].apply(*inputs)
-    return layer_function(name, inputs[0])(*inputs)
-
-
 # Operators. A schema can neither return None nor an input, hence two forms of the norm and empty
 # tensors for gradients that nobody needs.
 
 
-@torch.library.custom_op("satori_fast::rms_norm", mutates_args=())
+@operation("rms_norm")
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return layer_function("rms_norm", x)(x, weight, eps)
+    return function_for("rms_norm", x)(x, weight, eps)
 
 
 @_rms_norm.register_fake
@@ -176,11 +164,11 @@ def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), _fake_rstd(x)
 
 
-@torch.library.custom_op("satori_fast::add_rms_norm", mutates_args=())
+@operation("add_rms_norm")
 def _add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return layer_function("add_rms_norm", x)(x, residual, weight, eps)
+    return function_for("add_rms_norm", x)(x, residual, weight, eps)
 
 
 @_add_rms_norm.register_fake
@@ -188,7 +176,7 @@ def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, 
     return x.new_empty(x.shape), x.new_empty(x.shape), _fake_rstd(x)
 
 
-@torch.library.custom_op("satori_fast::rms_norm_backward", mutates_args=())
+@operation("rms_norm_backward")
 def _rms_norm_backward(
     grad: Tensor,
     grad_sum: Tensor | None,
@@ -198,7 +186,7 @@ def _rms_norm_backward(
     need_z: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    backward = layer_function("rms_norm_backward", z)
+    backward = function_for("rms_norm_backward", z)
     grad_z, grad_weight = backward(grad, grad_sum, z, weight, rstd, need_z, need_weight)
     return (
         z.new_empty(0) if grad_z is None else grad_z,
@@ -222,9 +210,9 @@ def _(
     )
 
 
-@torch.library.custom_op("satori_fast::swiglu", mutates_args=())
+@operation("swiglu")
 def _swiglu(gate_up: Tensor) -> Tensor:
-    return layer_function("swiglu", gate_up)(gate_up)
+    return function_for("swiglu", gate_up)(gate_up)
 
 
 @_swiglu.register_fake
@@ -232,9 +220,9 @@ def _(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
 
-@torch.library.custom_op("satori_fast::swiglu_backward", mutates_args=())
+@operation("swiglu_backward")
 def _swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
-    return layer_function("swiglu_backward", gate_up)(grad, gate_up)
+    return function_for("swiglu_backward", gate_up)(grad, gate_up)
 
 
 @_swiglu_backward.register_fake
@@ -242,9 +230,9 @@ def _(grad: Tensor, gate_up: Tensor) -> Tensor:
     return gate_up.new_empty(gate_up.shape)
 
 
-@torch.library.custom_op("satori_fast::rope", mutates_args=())
+@operation("rope")
 def _rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
-    return layer_function("rope", x)(x, cos, sin, inverse)
+    return function_for("rope", x)(x, cos, sin, inverse)
 
 
 @_rope.register_fake
@@ -252,7 +240,7 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("satori_fast::decode_attention", mutates_args=("key_cache", "value_cache"))
+@operation("decode_attention", mutates=("key_cache", "value_cache"))
 def _decode_attention(
     queries: Tensor,
     keys: Tensor,
@@ -264,7 +252,7 @@ def _decode_attention(
     sin: Tensor,
     slots: Tensor | None,
 ) -> Tensor:
-    return layer_function("decode_attention", keys)(
+    return function_for("decode_attention", keys)(
         queries, keys, values, key_cache, value_cache, positions, cos, sin, slots
     )
 
@@ -278,9 +266,7 @@ def _fake_rstd(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], 1), dtype=compute_dtype(x))
 
 
-# Gradients. `run(name, x)` is the implementation to call: an operator while compiling.
-
-Run = Callable[[str, Tensor], Callable[..., Any]]
+# Gradients.
 
 
 def _rms_norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -295,7 +281,7 @@ def _rms_norm_gradient(run: Run, ctx: Any, grad: Tensor | None, _: Any) -> tuple
         return None, None, None
     z, weight, rstd = ctx.saved_tensors
     need_z, need_weight, _ = ctx.needs_input_grad
-    gradients = run("rms_norm_backward", z)(grad, None, z, weight, rstd, need_z, need_weight)
+    gradients = run(_rms_norm_backward, grad, None, z, weight, rstd, need_z, need_weight)
     return gradients[0] if need_z else None, gradients[1] if need_weight else None, None
 
 
@@ -314,8 +300,8 @@ def _add_rms_norm_gradient(
         return grad_sum if need_x else None, grad_sum if need_residual else None, None, None
     z, weight, rstd = ctx.saved_tensors
     need_z = need_x or need_residual
-    grad_z, grad_weight = run("rms_norm_backward", z)(
-        grad, grad_sum, z, weight, rstd, need_z, need_weight
+    grad_z, grad_weight = run(
+        _rms_norm_backward, grad, grad_sum, z, weight, rstd, need_z, need_weight
     )
     return (
         grad_z if need_x else None,
@@ -331,7 +317,7 @@ def _swiglu_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _swiglu_gradient(run: Run, ctx: Any, grad: Tensor) -> Tensor:
     (gate_up,) = ctx.saved_tensors
-    return run("swiglu_backward", gate_up)(grad, gate_up)
+    return run(_swiglu_backward, grad, gate_up)
 
 
 def _rope_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -341,43 +327,10 @@ def _rope_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _rope_gradient(run: Run, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     cos, sin = ctx.saved_tensors
-    return run("rope", grad)(grad, cos, sin, not ctx.inverse), None, None, None
+    return run(_rope, grad, cos, sin, not ctx.inverse), None, None, None
 
 
-_OPERATORS: dict[str, Any] = {
-    "rms_norm": _rms_norm,
-    "add_rms_norm": _add_rms_norm,
-    "rms_norm_backward": _rms_norm_backward,
-    "swiglu": _swiglu,
-    "swiglu_backward": _swiglu_backward,
-    "rope": _rope,
-}
-_NODES: dict[str, Any] = {}
-
-
-def _differentiate(name: str, setup: Callable[..., None], gradient: Callable[..., Any]) -> None:
-    """The gradient of the operator `name`, and its autograd node."""
-
-    class Node(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            output = layer_function(name, inputs[0])(*inputs)
-            setup(ctx, inputs, output)
-            return output
-
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            return gradient(layer_function, ctx, *grads)
-
-    def operator_gradient(ctx: Any, *grads: Tensor | None) -> Any:
-        return gradient(lambda name, _: _OPERATORS[name], ctx, *grads)
-
-    _NODES[name] = Node
-    _OPERATORS[name].register_autograd(operator_gradient, setup_context=setup)
-
-
-_differentiate("rms_norm", _rms_norm_setup, _rms_norm_gradient)
-_differentiate("add_rms_norm", _add_rms_norm_setup, _add_rms_norm_gradient)
-_differentiate("swiglu", _swiglu_setup, _swiglu_gradient)
-_differentiate("rope", _rope_setup, _rope_gradient)
+_rms_norm.register_gradient(_rms_norm_gradient, setup=_rms_norm_setup)
+_add_rms_norm.register_gradient(_add_rms_norm_gradient, setup=_add_rms_norm_setup)
+_swiglu.register_gradient(_swiglu_gradient, setup=_swiglu_setup)
+_rope.register_gradient(_rope_gradient, setup=_rope_setup)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public operations: what they mean, and checks of their arguments.
+"""The public operations: their meaning, and checks of their arguments.
 
 Not the mathematics (`reference` defines every operation, `cpu` calls the compiled ones) nor what
 torch must know of them (`schemas`).
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from satori_fast.kernels import cpu, schemas
-from satori_fast.kernels.dispatch import implementation, implementation_of
-from satori_fast.kernels.head import stash_dtype
+from satori_fast.kernels.dispatch import host_function, implementation
+from satori_fast.kernels.head import compute_dtype, stash_dtype
 from satori_fast.kernels.reference import (
     MAX_LOG_RATIO,
     POLICY_STATS,
@@ -39,6 +39,7 @@ __all__ = [
     "linear_policy_loss",
     "pack_bins",
     "policy_loss",
+    "sample_tokens",
     "segment_scan",
     "sequence_similarity",
 ]
@@ -230,6 +231,34 @@ def gae(
     return schemas.gae(values.detach(), rewards, mask, segment_ids, cu_seqlens, gamma, decay)
 
 
+def sample_tokens(
+    logits: Tensor, uniform: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """(tokens int64 [B], log-probabilities [B]) of p = softmax(logits / temperature), by inverse
+    transform: the first token whose cumulative probability exceeds `uniform`.
+
+    One number decides a row, so a sample depends neither on the other rows nor on their number. A
+    logit of -inf is never drawn. No gradients.
+
+    logits:  [B, V], V > 0; log-probabilities are float32 (float64 for float64).
+    uniform: float64 [B] in [0, 1).
+
+    ValueError for shapes or types that do not fit.
+    """
+    if logits.dim() != 2 or logits.shape[1] < 1 or not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be floating point [B, V] with V > 0, got {logits.dtype} "
+            f"{list(logits.shape)}"
+        )
+    if uniform.shape != logits.shape[:1] or uniform.dtype != torch.float64:
+        raise ValueError(
+            f"uniform must be float64 [{len(logits)}], got {uniform.dtype} {list(uniform.shape)}"
+        )
+    _check_temperature(temperature)
+    logits = logits.detach().to(compute_dtype(logits))
+    return schemas.sample_tokens(logits, uniform, temperature)
+
+
 def sequence_similarity(
     a: Sequence[Sequence[int]], b: Sequence[Sequence[int]], *, autojunk: bool = False
 ) -> np.ndarray:
@@ -238,7 +267,7 @@ def sequence_similarity(
     """
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} sequences and b has {len(b)}: they are compared in pairs")
-    compare = implementation_of("sequence_similarity")
+    compare = host_function("sequence_similarity")
     return compare(_token_arrays("a", a), _token_arrays("b", b), autojunk=autojunk)
 
 
@@ -258,7 +287,7 @@ def pack_bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> np.ndarray:
             f"lengths[{wrong[0]}] is {values[wrong[0]]}: it must be between 0 and the capacity "
             f"of a bin, {capacity}"
         )
-    return implementation_of("pack_bins")(values, capacity)
+    return host_function("pack_bins")(values, capacity)
 
 
 def _stash_or_recompute(mode: str, hidden: Tensor, weight: Tensor) -> str:
@@ -276,9 +305,13 @@ def _split_temperature(temperature: float | Tensor, num_tokens: int) -> tuple[fl
             temperature = temperature.expand(num_tokens)
         _check_per_token(num_tokens, temperature=temperature)
         return 1.0, temperature
+    _check_temperature(temperature)
+    return float(temperature), None
+
+
+def _check_temperature(temperature: float) -> None:
     if not temperature > 0.0 or math.isinf(temperature):
         raise ValueError(f"temperature is {temperature}: it must be positive and finite")
-    return float(temperature), None
 
 
 def _token_arrays(name: str, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -340,5 +373,5 @@ def _check_policy(inputs: PolicyInputs, terms: PolicyTerms, num_tokens: int) -> 
 
 
 def _group_name(group: ProcessGroup | None) -> str | None:
-    """A schema cannot hold a group, but it can hold the name it is registered under."""
+    """Name under which a group is registered: a schema can hold it, but not the group."""
     return None if group is None or group.size() == 1 else group.group_name

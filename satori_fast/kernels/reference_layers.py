@@ -43,8 +43,8 @@ def rms_norm_backward(
     need_z: bool,
     need_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """With n = z rstd and g the gradient of y: rstd (g w - n mean(g w n)) + grad_sum [.., H], and
-    sum over rows of g n [H]."""
+    """Gradients of z, rstd (g w - n mean(g w n)) + grad_sum [.., H], and of the weight, the sum
+    over rows of g n [H]; n = z rstd, and g is the gradient of y."""
     g, x = grad.to(rstd.dtype), z.to(rstd.dtype)
     product = torch.mul(g, x, out=rstd.new_empty(z.shape)).mul_(rstd)
     grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype) if need_weight else None
@@ -66,8 +66,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
-    """[.., 2 F]: both halves are written where they belong. Autograd would make them apart and copy
-    them together, the largest copy of a layer."""
+    """Gradient of gate_up [.., 2 F], both halves written where they belong. Autograd would make
+    them apart and copy them together, the largest copy of a layer."""
     gate, up = gate_up.chunk(2, dim=-1)
     grad_gate_up = gate_up.new_empty(gate_up.shape)
     grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)

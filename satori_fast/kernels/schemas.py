@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch knows of the tensor operations: a schema, a fake and a gradient for each.
+"""The tensor operations as torch knows them: a schema, a fake and a gradient for each.
 
 Not the public functions (`ops`), the mathematics (`reference`) nor the choice of an implementation
 (`dispatch`). An operation is a single node for torch.compile, and its backward is another. Checks
@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import (
 from satori_fast.kernels import dispatch, reference
 from satori_fast.kernels.head import compute_dtype, stash_dtype, stash_width
 from satori_fast.kernels.reference import POLICY_STATS, PolicyInputs, PolicyTerms
-from satori_fast.kernels.registration import define
+from satori_fast.kernels.registration import Run, operation
 
 # linear_logprob: the partition [T, 2] and, with the mode "stash", a softmax are outputs that only
 # the backward needs.
@@ -28,11 +28,11 @@ from satori_fast.kernels.registration import define
 def _head_function(name: str, hidden: Tensor, mode: str) -> Callable[..., Any]:
     # The compiled head of the host keeps no softmax.
     if mode == "stash" and dispatch.implementation("linear_logprob", hidden.device) == "cpp":
-        return getattr(reference, name)
-    return dispatch.function_for("linear_logprob", hidden, name)
+        return dispatch.reference_of(name)
+    return dispatch.function_for(name, hidden)
 
 
-@torch.library.custom_op("satori_fast::linear_logprob", mutates_args=())
+@operation("linear_logprob")
 def linear_logprob(
     hidden: Tensor,
     weight: Tensor,
@@ -71,7 +71,7 @@ def _(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
     return per_token, torch.empty_like(per_token), partition, stash
 
 
-@torch.library.custom_op("satori_fast::linear_logprob_backward", mutates_args=())
+@operation("linear_logprob_backward")
 def _linear_logprob_backward(
     grad_logprob: Tensor | None,
     grad_entropy: Tensor | None,
@@ -131,13 +131,14 @@ def _linear_logprob_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tenso
 
 
 def _linear_logprob_gradient(
-    ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None, *_: Tensor | None
+    run: Run, ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if grad_logprob is None and grad_entropy is None:
         return (None,) * 9
     *saved, temperatures = ctx.saved_tensors
     need_hidden, need_weight = ctx.needs_input_grad[:2]
-    grad_hidden, grad_weight = _linear_logprob_backward(
+    grad_hidden, grad_weight = run(
+        _linear_logprob_backward,
         grad_logprob,
         grad_entropy,
         *saved,
@@ -154,13 +155,13 @@ def _linear_logprob_gradient(
     )
 
 
-linear_logprob.register_autograd(_linear_logprob_gradient, setup_context=_linear_logprob_setup)
+linear_logprob.register_gradient(_linear_logprob_gradient, setup=_linear_logprob_setup)
 
 
 # The policy losses: both make their two gradients on the way forward, as outputs 2 and 3.
 
 
-@torch.library.custom_op("satori_fast::linear_policy_loss", mutates_args=())
+@operation("linear_policy_loss")
 def linear_policy_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -210,7 +211,8 @@ def _(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
     )
 
 
-def _run_policy_loss(
+@operation("policy_loss")
+def policy_loss(
     logprobs: Tensor,
     entropies: Tensor,
     old_logprobs: Tensor,
@@ -231,9 +233,8 @@ def _run_policy_loss(
     return loss, stats, grad_logprobs.to(logprobs.dtype), grad_entropies.to(entropies.dtype)
 
 
-def _fake_policy_loss(
-    logprobs: Tensor, entropies: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@policy_loss.register_fake
+def _(logprobs: Tensor, entropies: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         logprobs.new_empty((), dtype=compute_dtype(logprobs)),
         logprobs.new_empty(len(POLICY_STATS), dtype=torch.float32),
@@ -251,7 +252,7 @@ def _policy_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _policy_loss_gradient(
-    ctx: Any, grad_loss: Tensor | None, *_: Tensor | None
+    _run: Run, ctx: Any, grad_loss: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * ctx.num_inputs
@@ -262,26 +263,20 @@ def _policy_loss_gradient(
     return (*gradients, *(None,) * (ctx.num_inputs - 2))
 
 
-linear_policy_loss.register_autograd(_policy_loss_gradient, setup_context=_policy_loss_setup)
-policy_loss = define(
-    "policy_loss(Tensor logprobs, Tensor entropies, Tensor old_logprobs, Tensor advantages, "
-    "Tensor loss_weights, Tensor? rollout_logprobs, Tensor? ref_logprobs, float[] coefficients, "
-    "str kl_estimator, str importance) -> (Tensor, Tensor, Tensor, Tensor)",
-    _run_policy_loss,
-    fake=_fake_policy_loss,
-    setup_context=_policy_loss_setup,
-    gradient=_policy_loss_gradient,
-)
+linear_policy_loss.register_gradient(_policy_loss_gradient, setup=_policy_loss_setup)
+policy_loss.register_gradient(_policy_loss_gradient, setup=_policy_loss_setup)
 
 
 # segment_scan: the backward of a scan is the scan in the other direction.
 
 
-def _run_segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> Tensor:
+@operation("segment_scan")
+def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> Tensor:
     return dispatch.function_for("segment_scan", x)(x, decay, cu_seqlens, reverse=reverse)
 
 
-def _fake_segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> Tensor:
+@segment_scan.register_fake
+def _(x: Tensor, decay: float, cu_seqlens: Tensor, reverse: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -290,24 +285,19 @@ def _segment_scan_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
     ctx.save_for_backward(cu_seqlens)
 
 
-def _segment_scan_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _segment_scan_gradient(run: Run, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (cu_seqlens,) = ctx.saved_tensors
-    return segment_scan(grad, ctx.decay, cu_seqlens, not ctx.reverse), None, None, None
+    return run(segment_scan, grad, ctx.decay, cu_seqlens, not ctx.reverse), None, None, None
 
 
-segment_scan = define(
-    "segment_scan(Tensor x, float decay, Tensor cu_seqlens, bool reverse) -> Tensor",
-    _run_segment_scan,
-    fake=_fake_segment_scan,
-    setup_context=_segment_scan_setup,
-    gradient=_segment_scan_gradient,
-)
+segment_scan.register_gradient(_segment_scan_gradient, setup=_segment_scan_setup)
 
 
 # gae: constants in, constants out.
 
 
-def _run_gae(
+@operation("gae")
+def gae(
     values: Tensor,
     rewards: Tensor,
     mask: Tensor,
@@ -323,18 +313,28 @@ def _run_gae(
     return compute(values, rewards, mask, segment_ids, cu_seqlens, gamma=gamma, decay=decay, **scan)
 
 
-def _fake_gae(values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+@gae.register_fake
+def _(values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(values), torch.empty_like(values)
 
 
-gae = define(
-    "gae(Tensor values, Tensor rewards, Tensor mask, Tensor? segment_ids, Tensor cu_seqlens, "
-    "float gamma, float decay) -> (Tensor, Tensor)",
-    _run_gae,
-    fake=_fake_gae,
-    setup_context=lambda ctx, inputs, output: ctx.mark_non_differentiable(*output),
-    gradient=lambda ctx, *_: (None,) * 7,
+gae.register_gradient(
+    lambda _run, _ctx, *_: (None,) * 7,
+    setup=lambda ctx, _inputs, output: ctx.mark_non_differentiable(*output),
 )
+
+
+# sample_tokens
+
+
+@operation("sample_tokens")
+def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    return dispatch.function_for("sample_tokens", logits)(logits, uniform, temperature)
+
+
+@sample_tokens.register_fake
+def _(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    return uniform.new_empty(uniform.shape, dtype=torch.int64), logits.new_empty(uniform.shape)
 
 
 def _new_stash(

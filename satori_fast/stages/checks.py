@@ -184,7 +184,6 @@ def _check_model(models: ModelFolders, folder: Path) -> None:
         models.hf_config(folder),
         dtype=getattr(torch, models.dtype),
         recompute=models.recompute,
-        sequence_parallel=False,
     )
 
 

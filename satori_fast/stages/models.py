@@ -18,7 +18,7 @@ from satori_fast.backbone.export import export_hf
 from satori_fast.backbone.model import Kind, PolicyModel
 from satori_fast.backbone.optimizer import OptimizerSettings
 from satori_fast.backbone.step import Learner, build_learner
-from satori_fast.backbone.weights import Untaught
+from satori_fast.backbone.weights import NewTokenRows
 from satori_fast.config import Config, ConfigError, OptimizerConfig
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.stop_tokens import exported_generation
@@ -98,7 +98,7 @@ class ModelFolders:
         return build_learner(
             hf_config,
             kind=kind,
-            weights=Untaught(folder, tokens_unknown_to(folder, self.renderer)),
+            weights=NewTokenRows(folder, tokens_unknown_to(folder, self.renderer)),
             optimizer=None if optimizer is None else optimizer_settings(optimizer, num_steps),
             dtype=getattr(torch, self.dtype),
             recompute=self.recompute,

@@ -68,7 +68,6 @@ def join_ranks(config: Config) -> ParallelState:
     return initialize_parallel(
         sizes.tensor,
         sizes.pipeline,
-        sizes.context,
         config.seed,
         limits=Limits(sizes.timeout_s, sizes.main_timeout_s),
     )

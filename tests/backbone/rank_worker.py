@@ -46,13 +46,12 @@ class Case:
     model: str
     tensor: int = 1
     pipeline: int = 1
-    sequence_parallel: bool = False
     recompute: bool = False
 
 
 CASES = {
     "tensor": Case("qwen2_tied", tensor=2),
-    "sequence": Case("qwen3", tensor=2, sequence_parallel=True, recompute=True),
+    "tensor_untied": Case("qwen3", tensor=2, recompute=True),
     "data": Case("qwen2_tied"),
     "pipeline": Case("qwen2_tied", pipeline=2),
     "pipeline_untied": Case("qwen3", pipeline=2, recompute=True),
@@ -70,7 +69,6 @@ def session(case: Case, folder: Path) -> dict[str, Any]:
     reference = tiny_model(case.model)
     options = {
         "optimizer": _SETTINGS,
-        "sequence_parallel": case.sequence_parallel,
         "recompute": case.recompute,
     }
     policy = build_learner(reference.config, weights=reference.state_dict(), **options)

@@ -16,8 +16,8 @@ from satori_fast.backbone.parallel import (
 
 def test_one_process_is_rank_zero_of_one(one_process: ParallelState) -> None:
     assert one_process.world_size == 1 and one_process.is_main
-    sizes = (one_process.tensor_size, one_process.pipeline_size, one_process.context_size)
-    assert (*sizes, one_process.data_size) == (1, 1, 1, 1)
+    sizes = (one_process.tensor_size, one_process.pipeline_size, one_process.data_size)
+    assert sizes == (1, 1, 1)
     assert parallel_state() is one_process
 
 
@@ -35,7 +35,7 @@ def test_other_sizes_need_a_shutdown_first() -> None:
 
 def test_world_that_the_sizes_do_not_divide_is_refused_by_name() -> None:
     shutdown_parallel()
-    with pytest.raises(ValueError, match=r"world size 1 .*parallel\.tensor.*2 \* 1 \* 1"):
+    with pytest.raises(ValueError, match=r"world size 1 .*parallel\.tensor.*2 \* 1 = 2"):
         initialize_parallel(tensor=2)
     with pytest.raises(ValueError, match=r"parallel\.pipeline = 0"):
         initialize_parallel(pipeline=0)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from satori_fast.backbone.export import export_hf
 from satori_fast.backbone.model import build_model
 from satori_fast.backbone.step import build_learner
-from satori_fast.backbone.weights import Untaught, iter_hf, load_hf
+from satori_fast.backbone.weights import NewTokenRows, iter_hf, load_hf
 from tests.tiny_models import NAMES, VOCAB_SIZE, random_batch, reference_logits, tiny_model
 
 
@@ -87,7 +87,7 @@ def test_tokens_in_untrained_padding_start_near_the_mean_of_the_trained_rows() -
     for matrix in ("model.embed_tokens.weight", "lm_head.weight"):
         state[matrix][first:] = 50.0  # padding rows hold anything
     new_tokens = (first, first + 1, first + 2)
-    model = build_model(reference.config, weights=Untaught(state, new_tokens))
+    model = build_model(reference.config, weights=NewTokenRows(state, new_tokens))
     for matrix, rows in iter_hf(model, reference.config):
         if matrix in ("model.embed_tokens.weight", "lm_head.weight"):
             trained = rows[:first]

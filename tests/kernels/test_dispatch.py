@@ -174,7 +174,7 @@ def test_opcheck_and_torch_compile(device, mode):
     w = weight[:REAL].clone().requires_grad_()
     targets, inputs = targets[:20], inputs.take(slice(20))
     outcome = torch.library.opcheck(
-        schemas.linear_logprob, (x, w, targets, 1.0, None, None, 0, None, mode)
+        schemas.linear_logprob.operator, (x, w, targets, 1.0, None, None, 0, None, mode)
     )
     assert set(outcome.values()) == {"SUCCESS"}
     boundaries = torch.tensor([0, 7, 20], device=device)

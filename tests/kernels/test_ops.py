@@ -4,22 +4,27 @@ What they compute is tested in test_reference.py."""
 
 import datetime
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from satori_fast.kernels import (
     MAX_LOG_RATIO,
     POLICY_STATS,
     PolicyTerms,
+    cpu_head,
     gae,
     implementation,
     linear_logprob,
     linear_policy_loss,
     pack_bins,
     policy_loss,
+    reference,
+    sample_tokens,
     schemas,
     segment_scan,
     sequence_similarity,
@@ -311,7 +316,7 @@ def test_opcheck(head, policy, temperatures, mode):
         ),
     }  # fmt: skip
     for operation, arguments in samples.items():
-        outcome = torch.library.opcheck(operation, arguments)
+        outcome = torch.library.opcheck(operation.operator, arguments)
         assert set(outcome.values()) == {"SUCCESS"}
 
 
@@ -500,3 +505,104 @@ def test_gae_refuses_a_mask_that_is_none():
     with pytest.raises(ValueError, match=r"segment_ids must be int32, got torch.int64"):
         ids = torch.arange(4)
         gae(x, x, x > 0, boundaries, gamma=1.0, lambda_=0.9, segment_ids=ids)
+
+
+# Sampled tokens against the cumulative probabilities in float64, on every instruction set.
+
+
+@pytest.fixture(params=cpu_head.instruction_sets() or ["none"])
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = cpu_head.instruction_set()
+    if request.param != "none":
+        cpu_head.use_instruction_set(request.param)
+    yield
+    if request.param != "none":
+        cpu_head.use_instruction_set(before)
+
+
+def distributions(num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(num_columns)
+    logits = 3 * torch.randn(num_rows, num_columns, generator=generator)
+    return logits, torch.rand(num_rows, generator=generator, dtype=torch.float64)
+
+
+# Around the lanes of a vector and the 256 columns of a block.
+@pytest.mark.parametrize("num_columns", [1, 3, 8, 100, 256, 257, 1000, 5000])
+def test_samples_and_their_logprobs_are_those_of_float64(
+    instruction_set: None, num_columns: int
+) -> None:
+    logits, uniform = distributions(400, num_columns)
+    tokens, logprobs = sample_tokens(logits, uniform, temperature=0.7)
+    cumulative = (logits.double() / 0.7).softmax(-1).cumsum(-1)
+    # Within rounding of the sums, the drawn number lies in the token's interval.
+    column = tokens[:, None]
+    upper = cumulative.gather(1, column)[:, 0]
+    lower = upper - (logits.double() / 0.7).softmax(-1).gather(1, column)[:, 0]
+    assert ((lower - 1e-6 <= uniform) & (uniform <= upper + 1e-6)).all()
+    exact_tokens, _ = sample_tokens(logits.double(), uniform, temperature=0.7)
+    assert (tokens == exact_tokens).float().mean() > 0.99
+    exact = (logits.double() / 0.7).log_softmax(-1).gather(1, column)[:, 0]
+    torch.testing.assert_close(logprobs.double(), exact, rtol=0, atol=2e-6)
+
+
+def test_a_sample_depends_on_its_row_alone(instruction_set: None) -> None:
+    logits, uniform = distributions(50, 700)
+    before = torch.get_num_threads()
+    results = []
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        results.append(sample_tokens(logits, uniform))
+    torch.set_num_threads(before)
+    for tokens, logprobs in results:
+        assert torch.equal(tokens, results[0][0]) and torch.equal(logprobs, results[0][1])
+    for row in range(50):
+        token, logprob = sample_tokens(logits[row : row + 1], uniform[row : row + 1])
+        assert token[0] == results[0][0][row] and logprob[0] == results[0][1][row]
+
+
+def test_the_ends_of_the_interval_and_columns_of_probability_0(instruction_set: None) -> None:
+    logits = torch.full((2, 600), -torch.inf)
+    logits[:, [5, 590]] = 2.0
+    uniform = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    tokens, logprobs = sample_tokens(logits, uniform)
+    assert tokens.tolist() == [5, 590]
+    torch.testing.assert_close(logprobs, torch.full((2,), 0.5).log())
+    # Rows without stride, as a test of one distribution makes them.
+    assert sample_tokens(logits[:1].expand(2, -1), uniform)[0].tolist() == [5, 590]
+
+
+def test_the_reference_samples_alike_and_half_precision_is_widened() -> None:
+    logits, uniform = distributions(300, 150)
+    tokens, logprobs = sample_tokens(logits, uniform)
+    expected = reference.sample_tokens(logits, uniform, 1.0)
+    assert (tokens == expected[0]).float().mean() > 0.99
+    torch.testing.assert_close(logprobs[tokens == expected[0]], expected[1][tokens == expected[0]])
+    tokens, logprobs = sample_tokens(logits.bfloat16(), uniform)
+    assert torch.equal(tokens, sample_tokens(logits.bfloat16().float(), uniform)[0])
+    assert logprobs.dtype == torch.float32
+
+
+def test_opcheck_and_torch_compile_of_sampling() -> None:
+    logits, uniform = distributions(4, 30)
+    outcome = torch.library.opcheck(schemas.sample_tokens.operator, (logits, uniform, 0.8))
+    assert set(outcome.values()) == {"SUCCESS"}
+    compiled = torch.compile(sample_tokens, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(
+        compiled(logits, uniform), sample_tokens(logits, uniform), strict=True
+    ):
+        assert torch.equal(got, expected)
+
+
+def test_sampling_errors_name_the_argument() -> None:
+    logits, uniform = distributions(4, 30)
+    with pytest.raises(ValueError, match=r"logits must be floating point \[B, V\]"):
+        sample_tokens(logits[0], uniform)
+    with pytest.raises(ValueError, match=r"uniform must be float64 \[4\], got torch.float32"):
+        sample_tokens(logits, uniform.float())
+    with pytest.raises(ValueError, match="temperature is 0"):
+        sample_tokens(logits, uniform, temperature=0)
+
+
+def test_sampling_by_device() -> None:
+    assert implementation("sample_tokens", "cpu") in ("cpp", "reference")
+    assert implementation("sample_tokens", "cuda") == "reference"

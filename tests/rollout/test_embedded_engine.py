@@ -109,7 +109,7 @@ def test_logprobs_equal_the_trainers(temperature: float) -> None:
     packing = PackingSpec(max_tokens_per_microbatch=256, num_minibatches=1)
     batches = pack(trajectories, None, packing, "token")
     scores = score(policy, batches, temperature=temperature)
-    for batch, (logprobs, _) in zip(batches, scores, strict=True):
+    for batch, logprobs in zip(batches, scores, strict=True):
         difference = (logprobs - batch.rollout_logprobs)[batch.loss_mask]
         assert difference.abs().max() < 1e-5
 
@@ -127,7 +127,7 @@ def test_padding_of_the_vocabulary_is_never_sampled_nor_in_the_trainers_softmax(
     packing = PackingSpec(max_tokens_per_microbatch=256, num_minibatches=1)
     batches = pack(trajectories, None, packing, "token")
     scores = score(policy, batches, temperature=temperature)
-    for batch, (logprobs, _) in zip(batches, scores, strict=True):
+    for batch, logprobs in zip(batches, scores, strict=True):
         mask = batch.loss_mask
         assert (logprobs - batch.rollout_logprobs)[mask].abs().max() < 1e-5
         with torch.no_grad():

@@ -25,10 +25,10 @@ function of the operation:
 
 A kernel is launched through a `Configuration` only, so whatever can be launched is in the table.
 The file is listed in `FILES` and its operations in `FUNCTIONS`, below.
-`python -m satori_fast.kernels.triton.ahead` compiles every configuration for the GPUs it names,
-without a GPU, and holds what the compiler made of it to `limits.toml`; `--update` rewrites that
-file for a new or changed kernel. Tests run kernels on CPU tensors with the fixture `interpreter`
-of tests/kernels/triton/conftest.py.
+`python -m tests.kernels.triton.ahead` compiles every configuration for the GPUs it names, without a
+GPU, and holds what the compiler made of it to limits.toml beside it; `--update` rewrites that file
+for a new or changed kernel. Tests run kernels on CPU tensors with the fixture `interpreter` of
+tests/kernels/triton/conftest.py.
 """
 
 import importlib

@@ -68,7 +68,7 @@ CONFIGURATIONS = (FORWARD, BACKWARD)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """See `reference_layers.swiglu`."""
+    """`reference_layers.swiglu` on the GPU."""
     rows = _rows(gate_up)
     out = gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
     if out.numel():
@@ -78,7 +78,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
-    """See `reference_layers.swiglu_backward`."""
+    """`reference_layers.swiglu_backward` on the GPU."""
     rows, upstream = _rows(gate_up), _rows(grad)
     out = gate_up.new_empty(gate_up.shape)
     if out.numel():

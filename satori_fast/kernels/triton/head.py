@@ -238,7 +238,7 @@ CONFIGURATIONS = (STATISTICS, MERGE, *GRADIENTS.values())
 
 
 class Rows(NamedTuple):
-    """What the row kernels know of R tokens and of the shard of the vocabulary.
+    """Arguments of the row kernels: R tokens, and the shard of the vocabulary.
 
     targets:      int64 [R], vocabulary indices.
     temperature:  a number, used where `temperatures`, float32 [R], is None.
@@ -267,7 +267,7 @@ class Rows(NamedTuple):
         return self._replace(targets=self.targets[rows], temperatures=temperatures)
 
     def arguments(self) -> tuple[Tensor, Tensor, int, int, float, int]:
-        """In the order of ROW_TYPES. Temperatures that are absent are not read."""
+        """The arguments in the order of ROW_TYPES. Temperatures that are absent are not read."""
         has_temperatures = self.temperatures is not None
         temperatures = self.temperatures if has_temperatures else self.targets.view(torch.float32)
         layout = (self.num_columns, self.start, self.temperature, int(has_temperatures))
@@ -283,7 +283,7 @@ def statistics(logits: Tensor, rows: Rows, out: Tensor) -> None:
 
 
 def merge(shards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See `kernels.head.merge_statistics`; shards: float32 [shards, T, 4], contiguous."""
+    """`kernels.head.merge_statistics` on the GPU; shards: float32 [shards, T, 4], contiguous."""
     num_shards, num_tokens, _ = shards.shape
     # Not views of one tensor: outputs of an operation must not share memory.
     outputs = (

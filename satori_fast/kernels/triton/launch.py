@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel is compiled and launched with: one table for both. Not the kernels themselves."""
+"""One table of the types, constants and options that a kernel is compiled and launched with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Configuration:
     num_stages: int = 3
 
     def options(self) -> dict[str, Any]:
-        """What the compiler is told besides; multiply-add fusion is off by default from 3.10 on."""
+        """Options of the compiler; multiply-add fusion is off by default from 3.10 on."""
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,

@@ -33,8 +33,8 @@ def linear_logprob(
     stash: Tensor | None = None,
     chunk_bytes: int = FORWARD_CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.linear_logprob`: one matrix product, one collective, and no value read on the
-    host."""
+    """`reference.linear_logprob` on the GPU: one matrix product, one collective, and no value
+    read on the host."""
     columns = real_columns(weight, vocab_start, vocab_size)
     tokens = head.Rows.of(targets, temperature, vocab_start, len(columns))
     statistics = hidden.new_empty((len(hidden), 4), dtype=torch.float32)
@@ -71,8 +71,8 @@ def linear_logprob_backward(
     stash: Tensor | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """See `reference.linear_logprob_backward`. The host waits once, for the number of tokens that
-    have a gradient: the others are left out of every product."""
+    """`reference.linear_logprob_backward` on the GPU. The host waits once, for the number of
+    tokens that have a gradient: the others are left out of every product."""
     zero = torch.zeros_like(entropy)
     incoming = [
         zero if gradient is None else gradient.to(zero.dtype)

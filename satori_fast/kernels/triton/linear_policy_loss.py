@@ -118,8 +118,8 @@ def linear_policy_loss(
     need_weight: bool,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """See `reference.linear_policy_loss`. The host waits once, for the number of tokens whose
-    weight is not 0: the others are left out of every product."""
+    """`reference.linear_policy_loss` on the GPU. The host waits once, for the number of tokens
+    whose weight is not 0: the others are left out of every product."""
     live = (inputs.loss_weights != 0).nonzero().squeeze(1)
     start, largest_shard = shard_layout(weight, group)
     columns = real_columns(weight, start, vocab_size)
@@ -178,7 +178,7 @@ def _sharded_rows(
     group: ProcessGroup | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """As `_fused_rows`, with the statistics of every shard in between."""
+    """`_fused_rows` with the statistics of every shard in between."""
     statistics = logits.new_empty(len(logits), 4)
     head.statistics(logits, rows, statistics)
     logprobs, entropies, partitions = head.merge(gather_statistics(statistics, group))

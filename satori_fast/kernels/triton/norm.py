@@ -143,7 +143,7 @@ CONFIGURATIONS = (*FORWARD.values(), *BACKWARD.values())
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """See `reference_layers.rms_norm`."""
+    """`reference_layers.rms_norm` on the GPU."""
     y, _, rstd = _launch_forward(rows_of(x), None, weight, eps)
     return y, rstd
 
@@ -151,7 +151,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference_layers.add_rms_norm`."""
+    """`reference_layers.add_rms_norm` on the GPU."""
     return _launch_forward(rows_of(x), residual.contiguous(), weight, eps)
 
 
@@ -181,7 +181,7 @@ def rms_norm_backward(
     need_z: bool,
     need_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """See `reference_layers.rms_norm_backward`. Both gradients are made at once, needed or not."""
+    """`reference_layers.rms_norm_backward` on the GPU; both gradients at once, needed or not."""
     x, count, *layout = rows_of(z)
     grad, size = grad.contiguous(), x.shape[-1]
     added = grad if grad_sum is None else grad_sum.contiguous()

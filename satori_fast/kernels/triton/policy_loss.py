@@ -48,7 +48,7 @@ def _clamped(log_ratio):
 
 @triton.jit
 def _is_clamped(log_ratio):
-    """Where `_clamped` changes it, and its gradient is 0; not where it is NaN."""
+    """Mask of log-ratios that `_clamped` changes, and its gradient is 0; not where it is NaN."""
     return tl.abs(log_ratio) > MAX_LOG_RATIO
 
 
@@ -210,7 +210,7 @@ CONFIGURATIONS = (TOKENS, TOTAL)
 def policy_loss(
     logprobs: Tensor, entropies: Tensor, inputs: PolicyInputs, terms: PolicyTerms
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `reference.policy_loss`. In float32, whatever the types of the inputs."""
+    """`reference.policy_loss` on the GPU, in float32, whatever the types of the inputs."""
     logprobs, entropies, *constants = (
         _flat(tensor) for tensor in (logprobs, entropies, *with_stand_ins(logprobs, inputs))
     )

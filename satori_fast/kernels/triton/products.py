@@ -86,7 +86,8 @@ class Gradients:
         self._is_first = True
 
     def add(self, d: Tensor, x: Tensor, rows: Tensor) -> None:
-        """d: gradient of the logits [R, C] of the tokens `rows`, with hidden states x [R, H]."""
+        """Add the products of d, the gradient of the logits [R, C] of the tokens `rows`, with x
+        [R, H], their hidden states."""
         part, reduction = None, None
         if self._hidden is not None:
             # In float32, as cuBLAS may sum in several parts and would round each of them.

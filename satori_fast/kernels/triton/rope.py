@@ -64,7 +64,7 @@ CONFIGURATIONS = tuple(ROPE.values())
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
-    """See `reference_layers.rope`."""
+    """`reference_layers.rope` on the GPU."""
     rows, count, *layout = rows_of(x)
     half = cos.shape[1]
     if half > HALVES[-1]:

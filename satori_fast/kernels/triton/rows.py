@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a kernel finds the rows (last dimensions) of a tensor that need not be contiguous."""
+"""The rows (last dimensions) of a tensor that need not be contiguous, as a kernel finds them."""
 
 from typing import NamedTuple
 

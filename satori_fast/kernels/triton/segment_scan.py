@@ -59,8 +59,8 @@ CONFIGURATIONS = tuple(SCAN.values())
 
 
 def segment_scan(x: Tensor, decay: float, cu_seqlens: Tensor, *, reverse: bool) -> Tensor:
-    """See `reference.segment_scan`; a block's sums are a tree, not a chain. No value is read on the
-    host, so the caller answers for boundaries that rise from 0 to len(x)."""
+    """`reference.segment_scan` on the GPU; a block's sums are a tree, not a chain. No value is
+    read on the host, so the caller answers for boundaries that rise from 0 to len(x)."""
     values = x.detach().to(torch.float32)
     y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     num_sequences = len(cu_seqlens) - 1

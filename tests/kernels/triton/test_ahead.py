@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import triton
 
-from satori_fast.kernels.triton import FILES, FUNCTIONS, ahead
-from satori_fast.kernels.triton.ahead import Figures
+from satori_fast.kernels import triton as kernels
+from satori_fast.kernels.triton import FILES, FUNCTIONS
+from tests.kernels.triton import ahead
+from tests.kernels.triton.ahead import Figures
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_every_shipped_configuration_is_within_its_limits(tmp_path):
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "satori_fast.kernels.triton.ahead"]
+    command = [sys.executable, "-m", "tests.kernels.triton.ahead"]
     done = subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600
     )
@@ -70,7 +72,7 @@ def test_tables_name_each_other():
     names = {configuration.name for configuration in ahead.shipped()}
     expected = {(name, target) for name in names for target in ahead.TARGETS}
     assert set(ahead.read_limits(ahead.LIMITS)) == expected
-    folder = Path(ahead.__file__).parent
+    folder = Path(kernels.__file__).parent
     assert all((folder / f"{file}.py").exists() for file in {*FILES, *FUNCTIONS.values()})
 
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles every kernel configuration ahead of time and holds the result to a table of limits.
 
-    python -m satori_fast.kernels.triton.ahead             # check against limits.toml
-    python -m satori_fast.kernels.triton.ahead --update    # raise limits that are too low
+    python -m tests.kernels.triton.ahead             # check against limits.toml
+    python -m tests.kernels.triton.ahead --update    # raise limits that are too low
 
-Needs no GPU: registers, stack (where registers spill), shared memory and tensor-core instructions
-are read from the machine code. Not a test of what the kernels compute.
+Run by test_ahead.py, and by hand after a kernel was added or changed. Needs no GPU: registers,
+stack (where registers spill), shared memory and tensor-core instructions are read from the machine
+code. Not a test of what the kernels compute.
 """
 
 import argparse
@@ -135,7 +136,7 @@ def write_limits(path: Path, limits: dict[tuple[str, int], Figures]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 when every figure is within its limit."""
-    parser = argparse.ArgumentParser(prog="python -m satori_fast.kernels.triton.ahead")
+    parser = argparse.ArgumentParser(prog="python -m tests.kernels.triton.ahead")
     parser.add_argument("--update", action="store_true", help="raise limits that are too low")
     parser.add_argument("--limits", type=Path, default=LIMITS, help="file of the limits")
     parser.add_argument("--only", default="", help="only configurations whose name holds this")
