@@ -174,7 +174,7 @@ def test_a_function_that_gives_no_numbers(
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("import no_such_library", r"loaded: ModuleNotFoundError: No module .* \(.*f\.py:1\): men"),
+        ("import no_such_library", r"loaded: ModuleNotFoundError: No module .* \(.*f\.py:1\): fix"),
         ("def f(:", r"cannot be loaded: SyntaxError: .*f\.py, line 1\): fix it"),
         ("raise SystemExit(2)", r"cannot be loaded: SystemExit: 2 \(.*f\.py:1\): fix it"),
         ("import time\ntime.sleep(99)", r"was not loaded within 2 s: do less when the file is im"),
