@@ -308,7 +308,7 @@ def build_model(
     recompute: bool = False,
     seed: int = 0,
 ) -> PolicyModel | ScalarModel:
-    """This rank's part of the model, on its device. Call `initialize_parallel` first.
+    """Build this rank's part of the model, on its device. Call `initialize_parallel` first.
 
     weights:   a model folder or a mapping of Hugging Face names; None starts from
                normal(0, initializer_range) drawn from `seed`, the same for every parallel layout.
