@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Place of this process among the others: groups, ranks, device, seeds. One needs no launcher.
+"""Groups, ranks, device and seeds of this process. One process alone needs no launcher.
 
 Under `torchrun` the world comes from the environment; without it this process is the whole world.
 Nothing here splits data or models: `data.packing` and Megatron do, by the ranks given here.

@@ -278,7 +278,7 @@ def _signal_record(signal: SegmentSignal, place: int) -> dict[str, float | None]
 
 
 class ProgressReporter:
-    """Handle of a progress bar: `advance` it after each step."""
+    """Bar that `progress` hands out: `advance` it after each step."""
 
     def __init__(self, advance: Callable[[int, str], None]) -> None:
         self._advance = advance

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Findings of the verb explain, as JSON and as text for people. They are made by `explain`."""
+"""Output of the verb explain, as JSON and as text for people. Its content is `explain`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ExplainedRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Findings about a file: its rows in order, the counts of the whole, and what was left out.
+    """Explanation of a file: its rows in order, the counts of the whole, and what was left out.
 
     absent: terms of the reward that need a model. colours: of the kinds of segments.
     """
