@@ -24,6 +24,7 @@ SPAN_COLOURS = {
     "reward_model": "#c9892f",
     "logprob": "#3d9480",
     "validate": "#93c7ba",
+    "advantage": "#6fb3a1",
     "pack": "#bcb6dc",
     "update": "#5b5499",
     "sync": "#b5527a",
