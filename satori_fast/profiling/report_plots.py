@@ -83,7 +83,6 @@ CURVE_CHARTS: tuple[CurveChart, ...] = (
             "step/seconds": "whole step",
             "rollout/seconds": "rollout",
             "reward/seconds": "reward",
-            "advantage/seconds": "advantage",
             "logprob/seconds": "log-probs",
             "update/seconds": "update",
             "sync/seconds": "weight sync",
