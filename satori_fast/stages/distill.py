@@ -38,10 +38,10 @@ def distill(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     path = folder.path / f"demonstrations_{stage}.jsonl"
     figures_path = path.with_suffix(".json")
     if not folder.from_main(path.exists):
-        teacher = context.model_folders.policy(context.policy_folder)
+        # No name keeps the teacher: its memory is the student's once the samples are there.
         demonstrations, teacher_accuracy = solved_by_teacher(
             context.solver(folder, books),
-            context.engine(teacher),
+            context.engine(context.model_folders.policy(context.policy_folder)),
             config,
             stage=stage,
             rng=context.seeds.rng(stage, "solutions"),

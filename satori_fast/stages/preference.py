@@ -77,9 +77,9 @@ def preference(context: Context, folder: RunFolder, books: Books) -> StageOutcom
     """Train a reward model for `preference.num_epochs`; its best checkpoint is exported."""
     config, seeds, stage = context.config.preference, context.seeds, context.stage
     models, exported = context.model_folders, folder.exported(stage)
-    policy = models.policy(context.policy_folder)
+    # No name keeps the policy: its memory is the reward model's once the samples are there.
     solved = context.solver(folder, books).solutions(
-        context.engine(policy), name=context.policy_folder.name
+        context.engine(models.policy(context.policy_folder)), name=context.policy_folder.name
     )
     data = preference_data(
         solved,
