@@ -76,9 +76,19 @@ def format_named(name: str) -> ResponseFormat:
     return FORMATS[name]
 
 
+def format_of(data: DataConfig, tokenizer: TokenizerConfig) -> ResponseFormat:
+    """The format of a run's responses, in the dialect that fits its tokenizer."""
+    dialect = data.dialect or ("words" if tokenizer.kind == "words" else "paper")
+    return format_named(data.format).in_dialect(dialect)
+
+
 def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig) -> None:
     """Template and format exist, and what the run makes itself can have them."""
-    format_named(data.format)
+    if data.dialect is not None and not format_named(data.format).has_dialects:
+        raise ValueError(
+            f'data.dialect = "{data.dialect}" is for data.format = "trials" and does nothing for '
+            f'"{data.format}": take it out, or set data.format = "trials"'
+        )
     if data.system is not None and data.template != "chat":
         raise ValueError(
             f'data.system is the system turn of data.template = "chat", and "{data.template}" has '

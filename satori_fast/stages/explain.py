@@ -25,6 +25,7 @@ import torch
 from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.recipe import Recipe, effective_recipe
 from satori_fast.config import Config, ConfigError, RewardConfig
+from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.rollout_rows import RolloutRow, read_rollout_rows
@@ -65,6 +66,7 @@ def explain(config: Config, rollouts: Path) -> Explanation:
             rows,
             recipe,
             config.reward.model_copy(update={"preference_weight": 0.0}),
+            renderer.format,
             fixed_length=settings.fixed_length or config.rollout.max_new_tokens,
         )
     except ValueError as error:
@@ -94,7 +96,12 @@ def _check_answers(rows: Sequence[RolloutRow], reward: RewardConfig, *, file: Pa
 
 
 def _explain_rows(
-    rows: Sequence[RolloutRow], recipe: Recipe, reward: RewardConfig, *, fixed_length: int
+    rows: Sequence[RolloutRow],
+    recipe: Recipe,
+    reward: RewardConfig,
+    format: ResponseFormat,
+    *,
+    fixed_length: int,
 ) -> list[ExplainedRow]:
     """All rows in file order. Stages are taken as they come, their steps in ascending order."""
     stages = list(dict.fromkeys(row.step[0] for row in rows))
@@ -104,7 +111,8 @@ def _explain_rows(
         GradingPool(reward.num_workers, reward.timeout_s) as grader,
         build_worker(reward) as worker,
     ):
-        scorer = partial(score, rewards=build_rewards(reward, grader=grader, worker=worker))
+        rewards = build_rewards(reward, grader=grader, worker=worker, format=format)
+        scorer = partial(score, rewards=rewards)
         for _, of_stage in groupby(ordered, key=lambda row: row.step[0]):
             judge = Judge(scorer, recipe.credit(), recipe.min_group_std, lambda _: nullcontext())
             for _, of_step in groupby(of_stage, key=lambda row: row.step[1]):
