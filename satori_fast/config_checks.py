@@ -84,7 +84,8 @@ def format_of(data: DataConfig, tokenizer: TokenizerConfig) -> ResponseFormat:
 
 def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig) -> None:
     """Template and format exist, and what the run makes itself can have them."""
-    if data.dialect is not None and not format_named(data.format).has_dialects:
+    format = format_named(data.format)
+    if data.dialect is not None and not format.has_dialects:
         raise ValueError(
             f'data.dialect = "{data.dialect}" is for data.format = "trials" and does nothing for '
             f'"{data.format}": take it out, or set data.format = "trials"'
