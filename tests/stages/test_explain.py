@@ -163,7 +163,8 @@ def test_steps_are_taken_in_order_and_a_rule_remembers_what_was_kept(tmp_path: P
     )
     config = config_of()
     recipe = replace(RECIPES["grpo"], credit=Remembering)
-    rows = read_rollout_rows(file, _renderer(config))
+    renderer = _renderer(config)
+    rows = read_rollout_rows(file, renderer)
     explained = _explain_rows(rows, recipe, config.reward, renderer.format, fixed_length=1)
     assert [own.row.number for own in explained] == [*range(1, 9)]
     # Of step 2 the two rows of a group of one reward are not remembered: 0 and -1 are.
