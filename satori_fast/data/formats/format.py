@@ -38,6 +38,8 @@ class ResponseFormat(ABC):
 
     name:           its row in `FORMATS`.
     special_tokens: added to the tokenizer as control tokens, in this order.
+    words:          what a word tokenizer needs beyond the words of the domain, for what the format
+                    itself writes.
     restart_ending: what a restart's prefix ends with, so that the policy goes on with a reflection;
                     None for a format without restarts.
     self_corrects:  a response may give several answers: changes between them are counted.
@@ -46,6 +48,7 @@ class ResponseFormat(ABC):
 
     name: ClassVar[str]
     special_tokens: ClassVar[tuple[str, ...]] = ()
+    words: ClassVar[tuple[str, ...]] = ()
     restart_ending: ClassVar[str | None] = None
     self_corrects: ClassVar[bool] = False
     colours: Mapping[SegmentKind, str]
