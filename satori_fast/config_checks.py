@@ -79,9 +79,19 @@ def format_named(name: str) -> ResponseFormat:
     return FORMATS[name]
 
 
+def format_of(data: DataConfig, tokenizer: TokenizerConfig) -> ResponseFormat:
+    """The format of a run's responses, in the dialect that fits its tokenizer."""
+    dialect = data.dialect or ("words" if tokenizer.kind == "words" else "paper")
+    return format_named(data.format).in_dialect(dialect)
+
+
 def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig) -> None:
     """Template and format exist, and what the run makes itself can have them."""
-    format_named(data.format)
+    if data.dialect is not None and not format_named(data.format).has_dialects:
+        raise ValueError(
+            f'data.dialect = "{data.dialect}" is for data.format = "trials" and does nothing for '
+            f'"{data.format}": take it out, or set data.format = "trials"'
+        )
     if data.system is not None and data.template != "chat":
         raise ValueError(
             f'data.system is the system turn of data.template = "chat", and "{data.template}" has '
@@ -250,6 +260,15 @@ def check_reinforcement(
     _check_schedule("reinforce.optimizer", config.optimizer, config, where=where)
     if "critic" in recipe.needs:
         _check_schedule("reinforce.critic_optimizer", config.critic_optimizer, config, where=where)
+
+
+def check_actions(data: DataConfig, config: ReinforceConfig, *, where: str = "") -> None:
+    """The format has the actions that the recipe gives credit to. where: ends the message."""
+    if recipe_of(config).credit().reads_actions and not format_named(data.format).has_verifications:
+        raise ValueError(
+            f'reinforce.recipe = "{config.recipe}" gives credit to solutions and verifications, '
+            f'and data.format = "{data.format}" has none: set data.format = "trials"{where}'
+        )
 
 
 def check_experience(config: ReinforceConfig, rollout: RolloutConfig) -> None:

@@ -106,7 +106,11 @@ class DataConfig(Section):
     system: str | None = None
     """system message before the question, for template = "chat"; None: none"""
     format: str = "coat"
-    """format of responses: coat (Satori's meta actions) or plain (a response is one segment)"""
+    """format of responses: coat (Satori's meta actions), trials (S2R's solutions and verifications)
+    or plain (a response is one segment)"""
+    dialect: Literal["paper", "words"] | None = None
+    """format = "trials": separators and verdicts: paper (S2R's sentences) or words (wait, again,
+    right, wrong); None: words for tokenizer.kind = "words", else paper"""
     max_prompt_tokens: int = Field(default=1024, gt=0)
     """length limit of prompts, tokens; longer ones are filtered out, never cut"""
 
@@ -332,7 +336,11 @@ class FunctionConfig(Section):
 
 class RewardConfig(Section):
     rule_weight: float = Field(default=1.0, ge=0)
-    """factor of the reward by the final answer: 0 when right, -1 when wrong"""
+    """factor of the reward by the final answer, reward.right or reward.wrong"""
+    right: float = 0.0
+    """reward of a right final answer (S2R: 1)"""
+    wrong: float = -1.0
+    """reward of a wrong or missing final answer"""
     reflection_bonus: float = Field(default=0.5, ge=0)
     """beta: + where a restart corrects a wrong solution, - where it breaks a right one; grpo, gspo
     cancel it (group's std) if the preference reward is off"""
@@ -352,6 +360,15 @@ class RewardConfig(Section):
     """grading processes (up to 8 while data is loaded); 0: in the trainer, without a time limit"""
     timeout_s: float = Field(default=5.0, gt=0)
     """CPU seconds to grade an answer; beyond it the grader is killed and the answer is wrong"""
+
+    @model_validator(mode="after")
+    def _right_is_better(self) -> Self:
+        if self.right <= self.wrong:
+            raise ValueError(
+                f"reward.right = {self.right:g} is not above reward.wrong = {self.wrong:g}: a "
+                "right answer earns more"
+            )
+        return self
 
     @field_validator("functions")
     @classmethod

@@ -113,6 +113,8 @@ class RewardBreakdown:
     segments: float32 [S], process rewards of the segments; None where no term gives them. They are
               not part of the total.
     correct:  is the final answer right? None where nothing graded it.
+    actions:  is each segment right, [S]: a solution by its own answer, a verification by its
+              verdict (S2R)? None where nothing judged them.
 
     >>> RewardBreakdown({"rule": -1.0, "short_answers": 0.25}, correct=False).total
     -0.75
@@ -121,6 +123,7 @@ class RewardBreakdown:
     terms: Mapping[str, float]
     segments: np.ndarray | None = None
     correct: bool | None = None
+    actions: tuple[bool, ...] | None = None
 
     @property
     def total(self) -> float:

@@ -144,7 +144,11 @@ def source_of(
     )
     engine = GivenLengths(embedded, workload)
     rewards = build_rewards(
-        context.config.reward, grader=GivenVerdicts(), worker=context.functions, spans=spans
+        context.config.reward,
+        grader=GivenVerdicts(),
+        worker=context.functions,
+        format=context.renderer.format,
+        spans=spans,
     )
     judge = Judge(
         partial(score, rewards=rewards),

@@ -19,7 +19,7 @@ from satori_fast.data.control_tokens import ControlTokens, opening_ids, unknown_
 from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.formats.coat import COAT
 from satori_fast.data.tokenizer import TokenBytes
-from satori_fast.types import Demonstration, Finish, Problem, Trajectory
+from satori_fast.types import Demonstration, Finish, Problem, SegmentKind, Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -256,3 +256,10 @@ def full_response(trajectory: Trajectory) -> str:
     prefix = trajectory.problem.prefix
     text = "".join(segment.text for segment in trajectory.segments)
     return prefix.text + text if prefix else text
+
+
+def answered_text(trajectory: Trajectory) -> str:
+    """Text that the final answer is read from: the last solution of a response that tells solutions
+    from verifications, which box numbers too; else the whole solution."""
+    solutions = [s for s in trajectory.segments if s.kind is SegmentKind.SOLVE]
+    return solutions[-1].text if solutions else full_response(trajectory)

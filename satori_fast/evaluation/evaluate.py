@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from satori_fast.data.formats import ResponseFormat
-from satori_fast.data.prompts import full_response
+from satori_fast.data.prompts import answered_text, full_response
 from satori_fast.evaluation.analysis import (
     REFLECTIONS,
     Attempt,
@@ -149,8 +149,8 @@ def mean_metrics(trajectories: Sequence[Trajectory], format: ResponseFormat) -> 
 
 
 def graded(trajectories: Sequence[Trajectory], pool: Grader) -> list[bool]:
-    """Whether the last answer of each whole solution is right."""
-    pairs = [(full_response(t), _gold(t)) for t in trajectories]
+    """Whether the final answer of each response is right."""
+    pairs = [(answered_text(t), _gold(t)) for t in trajectories]
     return [verdict.correct for verdict in pool.grade_many(pairs)]
 
 
@@ -177,7 +177,7 @@ def attempts_of(
     for trajectory, own, is_right in zip(trajectories, answers, correct, strict=True):
         verdicts = [next(before) for _ in own]
         standing = [Attempt(v.extracted or "", v.correct) for v in verdicts]
-        final = extract_answer(full_response(trajectory))
+        final = extract_answer(answered_text(trajectory))
         # A last box that was not closed takes the answer back.
         if standing or final is not None:
             standing.append(Attempt(final or "", is_right))

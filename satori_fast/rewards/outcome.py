@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from satori_fast.data.prompts import full_response
+from satori_fast.data.prompts import answered_text
 from satori_fast.grading import Grader
 from satori_fast.types import Problem, RewardBreakdown, Trajectory
 
@@ -16,18 +16,21 @@ class OutcomeReward:
     """Verdict on the final answer, with the terms "rule" and "reflection"; a weight of 0 leaves a
     term out.
 
-    The whole solution is graded, prefix included. rule_weight: factor of `rule_reward`.
-    reflection_bonus: Satori's beta. With both 0 the verdict is all that is given, and a problem
+    What is graded is `data.prompts.answered_text`. rule_weight: factor of `right` or `wrong`, the
+    rewards of the final answer: 0 and -1 in Satori, 1 and -1 in S2R. reflection_bonus: Satori's
+    beta. With both weights 0 the verdict is all that is given, and a problem
     without an answer is left ungraded; otherwise it is a ValueError.
     """
 
     grader: Grader
     rule_weight: float = 1.0
     reflection_bonus: float = 0.5
+    right: float = 0.0
+    wrong: float = -1.0
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[RewardBreakdown]:
         graded = [n for n, trajectory in enumerate(trajectories) if self._is_gradable(trajectory)]
-        pairs = [(full_response(trajectories[n]), _gold(trajectories[n])) for n in graded]
+        pairs = [(answered_text(trajectories[n]), _gold(trajectories[n])) for n in graded]
         verdicts = self.grader.grade_many(pairs)
         parts = [RewardBreakdown({})] * len(trajectories)
         for number, verdict in zip(graded, verdicts, strict=True):
@@ -35,8 +38,8 @@ class OutcomeReward:
         return parts
 
     def of_verdict(self, problem: Problem, correct: bool) -> RewardBreakdown:
-        """Satori's reward without the preference term, all weights 1 in the paper:
-        ``rule_weight (c - 1) + bonus``.
+        """The terms of a verdict. With the defaults they are Satori's reward without the preference
+        term, ``c - 1 + bonus``.
 
         >>> from satori_fast.grading import GradingPool
         >>> from satori_fast.types import Prefix
@@ -48,7 +51,7 @@ class OutcomeReward:
         """
         terms: dict[str, float] = {}
         if self.rule_weight:
-            terms["rule"] = self.rule_weight * rule_reward(correct)
+            terms["rule"] = self.rule_weight * (self.right if correct else self.wrong)
         if self.reflection_bonus:
             terms["reflection"] = reflection_bonus(problem, correct, scale=self.reflection_bonus)
         return RewardBreakdown(terms, correct=correct)
@@ -68,11 +71,6 @@ def _gold(trajectory: Trajectory) -> str:
     gold = trajectory.problem.answer
     assert gold is not None
     return gold
-
-
-def rule_reward(correct: bool) -> float:
-    """Satori's rule reward: 0 for a right final answer, -1 for a wrong or missing one."""
-    return 0.0 if correct else -1.0
 
 
 def reflection_bonus(problem: Problem, correct: bool, *, scale: float) -> float:

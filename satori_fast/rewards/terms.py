@@ -49,9 +49,9 @@ def _with_part(trajectory: Trajectory, part: RewardBreakdown) -> Trajectory:
         own = part.segments.astype(np.float32)
         segments = own if segments is None else segments + own
     correct = before.correct if part.correct is None else part.correct
-    return trajectory.with_reward(
-        RewardBreakdown({**before.terms, **part.terms}, segments=segments, correct=correct)
-    )
+    actions = before.actions if part.actions is None else part.actions
+    terms = {**before.terms, **part.terms}
+    return trajectory.with_reward(RewardBreakdown(terms, segments, correct, actions))
 
 
 def drop_uninformative_groups(

@@ -25,6 +25,7 @@ import torch
 from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.recipe import Recipe, effective_recipe
 from satori_fast.config import Config, ConfigError, RewardConfig
+from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.rollout_rows import RolloutRow, read_rollout_rows
@@ -39,6 +40,7 @@ from satori_fast.stages.setup import build_renderer, write_tokenizer
 from satori_fast.stages.step_metrics import reward_metrics
 from satori_fast.types import Experience, SegmentSignal, Trajectory
 
+_ANNOTATIONS = ("old_logprobs", "ref_logprobs", "values")
 # Rows are taken as they stand: no prompt is too long.
 _NO_LIMIT = 1 << 40
 
@@ -65,6 +67,7 @@ def explain(config: Config, rollouts: Path) -> Explanation:
             rows,
             recipe,
             config.reward.model_copy(update={"preference_weight": 0.0}),
+            renderer.format,
             fixed_length=settings.fixed_length or config.rollout.max_new_tokens,
         )
     except ValueError as error:
@@ -94,7 +97,12 @@ def _check_answers(rows: Sequence[RolloutRow], reward: RewardConfig, *, file: Pa
 
 
 def _explain_rows(
-    rows: Sequence[RolloutRow], recipe: Recipe, reward: RewardConfig, *, fixed_length: int
+    rows: Sequence[RolloutRow],
+    recipe: Recipe,
+    reward: RewardConfig,
+    format: ResponseFormat,
+    *,
+    fixed_length: int,
 ) -> list[ExplainedRow]:
     """All rows in file order. Stages are taken as they come, their steps in ascending order."""
     stages = list(dict.fromkeys(row.step[0] for row in rows))
@@ -104,7 +112,8 @@ def _explain_rows(
         GradingPool(reward.num_workers, reward.timeout_s) as grader,
         build_worker(reward) as worker,
     ):
-        scorer = partial(score, rewards=build_rewards(reward, grader=grader, worker=worker))
+        rewards = build_rewards(reward, grader=grader, worker=worker, format=format)
+        scorer = partial(score, rewards=rewards)
         for _, of_stage in groupby(ordered, key=lambda row: row.step[0]):
             judge = Judge(scorer, recipe.credit(), recipe.min_group_std, lambda _: nullcontext())
             for _, of_step in groupby(of_stage, key=lambda row: row.step[1]):
@@ -154,12 +163,13 @@ def _why_dropped(group: Sequence[Trajectory], min_group_std: float | None) -> st
 def _signals(
     experience: Experience, recipe: Recipe, *, fixed_length: int
 ) -> dict[int, SegmentSignal]:
-    """Signals of all trajectories as one minibatch on one rank; a critic's values are 0."""
+    """Signals of all trajectories as one minibatch on one rank; a critic's values are 0, and so is
+    the KL to a reference."""
     trajectories, credits = experience.trajectories, experience.credits
     assert credits is not None
     packing = PackingSpec(max(1, experience.num_tokens), 1, fixed_length=fixed_length)
     batches = [
-        batch.annotated(values=torch.zeros_like(batch.credit))
+        batch.annotated(**dict.fromkeys(_ANNOTATIONS, torch.zeros_like(batch.credit)))
         for batch in pack(trajectories, credits, packing, recipe.weighting)
     ]
     advantages = estimate_advantages(batches, recipe.advantage, lambda sums: sums)
@@ -189,7 +199,7 @@ def _summary(
         "tokens": sum(t.num_response_tokens for t in trajectories),
         "tokens_kept": sum(row.trajectory.num_response_tokens for row in kept),
         **{f"loss_share/{kind}": share for kind, share in loss_shares(kept).items()},
-        **({"kl": None} if recipe.loss.terms.kl_coefficient else {}),
+        **({"kl": None} if recipe.kl_coefficient else {}),
     }
 
 
@@ -210,10 +220,10 @@ def _notes(rows: Sequence[ExplainedRow], recipe: Recipe, absent: Sequence[str]) 
         notes.append("advantages are whitened over the tokens of the step")
     notes += [f"the term {name} is null: it needs the reward model" for name in absent]
     terms = recipe.loss.terms
-    if terms.kl_coefficient:
+    if recipe.kl_coefficient:
         notes.append(
-            f"kl (kl_coefficient {terms.kl_coefficient:g}) is null: it needs the policy and its "
-            "reference"
+            f"kl (kl_coefficient {recipe.kl_coefficient:g}, in the {recipe.kl_place}) is null: it "
+            "needs the policy and its reference"
         )
     if terms.importance != "none":
         notes.append("importance weights are 1: they need the policy and its engine")

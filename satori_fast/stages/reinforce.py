@@ -152,6 +152,7 @@ def load_rewards(
         config,
         grader=grader,
         worker=functions,
+        format=models.renderer.format,
         reward_model=reward_model,
         share=parallel.from_main,
         spans=spans,

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from satori_fast.config import ConfigError, RewardConfig
+from satori_fast.data.formats import ResponseFormat
 from satori_fast.grading import Grader
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rewards.outcome import OutcomeReward
 from satori_fast.rewards.preference import PreferenceReward, Scorer
+from satori_fast.rewards.process import ProcessReward
 from satori_fast.rewards.terms import Reward
 from satori_fast.rewards.user import Share, UserReward, check_function
 from satori_fast.rewards.worker import CallLimits, FunctionWorker, RewardFunctionError
@@ -25,19 +27,25 @@ def build_rewards(
     *,
     grader: Grader,
     worker: FunctionWorker,
+    format: ResponseFormat,
     reward_model: tuple[Scorer, ScoreStatistics] | None = None,
     share: Share | None = None,
     spans: SpanRecorder | None = None,
 ) -> list[Reward]:
     """Sources of reward of a config: grading, the reward model, the user's functions as listed.
 
+    format: of the responses; where it has verifications, every action is judged too.
     reward_model: how to score with it, and the statistics of its scores; needed where
     reward.preference_weight is above 0, unused elsewhere. share: runs an action in the main process
     and gives its result to all ranks; None: there is one process. spans: times them, as "reward"
     and "reward_model". Raises ConfigError where the reward model is missing.
     """
-    outcome = OutcomeReward(grader, config.rule_weight, config.reflection_bonus)
+    outcome = OutcomeReward(
+        grader, config.rule_weight, config.reflection_bonus, right=config.right, wrong=config.wrong
+    )
     sources: list[tuple[str, Reward]] = [("reward", outcome)]
+    if format.has_verifications:
+        sources.append(("reward", ProcessReward(grader)))
     if config.preference_weight:
         if reward_model is None:
             raise ConfigError(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from satori_fast.grading import GradingPool
-from satori_fast.rewards.outcome import OutcomeReward, reflection_bonus, rule_reward
+from satori_fast.rewards.outcome import OutcomeReward, reflection_bonus
 from satori_fast.rewards.terms import score
 from satori_fast.types import Prefix, Problem, Segment, SegmentKind, Trajectory
 
@@ -47,11 +47,6 @@ def problem(prefix: Prefix | None) -> Problem:
     return Problem("one", "2 + 2", "4", prefix)
 
 
-def test_rule_reward() -> None:
-    assert rule_reward(True) == 0.0
-    assert rule_reward(False) == -1.0
-
-
 @pytest.mark.parametrize(
     ("source_correct", "correct", "bonus"),
     [
@@ -85,7 +80,8 @@ def test_nothing_else_earns_a_bonus(prefix: Prefix | None, correct: bool) -> Non
 
 def test_range_of_the_sum() -> None:
     totals = {
-        (source, correct): rule_reward(correct)
+        (source, correct): float(correct)
+        - 1.0
         + reflection_bonus(
             problem(Prefix("5<|reflect|>", "restart", correct=source)), correct, scale=BETA
         )

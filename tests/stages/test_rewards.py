@@ -18,6 +18,7 @@ import pytest
 from satori_fast import cli
 from satori_fast.config import ConfigError, load_config
 from satori_fast.config_sections import FunctionConfig, RewardConfig
+from satori_fast.data.formats.plain import PLAIN
 from satori_fast.grading import GradingPool
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.rewards.terms import score
@@ -88,6 +89,7 @@ def test_terms_in_their_order() -> None:
             config,
             grader=pool,
             worker=worker,
+            format=PLAIN,
             reward_model=(scorer, ScoreStatistics()),
             share=lambda action: [3.0],
         )
@@ -101,7 +103,7 @@ def test_terms_in_their_order() -> None:
         ]
         assert scored.reward.correct is False
         with pytest.raises(ConfigError, match=r"preference_weight = 0\.5 needs a reward model"):
-            build_rewards(config, grader=pool, worker=worker)
+            build_rewards(config, grader=pool, worker=worker, format=PLAIN)
 
 
 def test_a_function_that_does_not_exist_is_a_mistake_of_the_config() -> None:

@@ -12,6 +12,7 @@ import torch
 from satori_fast.backbone.architecture import load_hf_config, score_statistics
 from satori_fast.backbone.step import Learner, value
 from satori_fast.config import ConfigError
+from satori_fast.data.formats.coat import COAT
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.prompts import build_trajectory
 from satori_fast.profiling.metrics import read_metrics
@@ -126,6 +127,7 @@ def test_rewards_are_normalised_or_not(tmp_path: Path, reward_folder: Path) -> N
                 run.config.reward,
                 grader=run.grader,
                 worker=run.functions,
+                format=COAT,
                 reward_model=reward_model,
                 spans=run.books.spans,
             )

@@ -38,20 +38,30 @@ class ResponseFormat(ABC):
 
     name:           its row in `FORMATS`.
     special_tokens: added to the tokenizer as control tokens, in this order.
-    words:          what a word tokenizer needs beyond the words of the domain, for what the format
-                    itself writes.
     restart_ending: what a restart's prefix ends with, so that the policy goes on with a reflection;
                     None for a format without restarts.
     self_corrects:  a response may give several answers: changes between them are counted.
+    has_verifications: its segments are solutions and verifications, whose verdicts can be judged.
+    has_dialects:   its separators are words, of which there is a choice (`in_dialect`).
     colours:        CSS colour of each kind of segment in the report.
     """
 
     name: ClassVar[str]
     special_tokens: ClassVar[tuple[str, ...]] = ()
-    words: ClassVar[tuple[str, ...]] = ()
     restart_ending: ClassVar[str | None] = None
     self_corrects: ClassVar[bool] = False
+    has_verifications: ClassVar[bool] = False
+    has_dialects: ClassVar[bool] = False
     colours: Mapping[SegmentKind, str]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Words that a tokenizer of whole words needs beside those of its domain."""
+        return ()
+
+    def in_dialect(self, name: str) -> ResponseFormat:
+        """Give the format in other words, where it has several dialects."""
+        return self
 
     @property
     def has_restarts(self) -> bool:
