@@ -107,7 +107,8 @@ def write_tokenizer(config: Config, saved: Path) -> None:
         keep_tokenizer(model_folder(config.model.path, weights=False), saved, special_tokens)
         return
     if config.tokenizer.kind == "words":
-        tokenizer = build_word_tokenizer([*domain_words(), *format.words], special_tokens)
+        words = dict.fromkeys((*domain_words(), *format.words))
+        tokenizer = build_word_tokenizer(words, special_tokens)
     else:
         texts = [TEMPLATES[config.data.template].format(question="")]
         for problem in load_problems(config.data.source, config.data.mapping)[0]:
