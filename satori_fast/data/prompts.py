@@ -8,6 +8,8 @@ tokens that a question quotes and begin-of-text are `data.control_tokens`; stop 
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,6 +60,18 @@ class ChatTemplate:
 def template_named(name: str, system: str | None = None) -> str | ChatTemplate:
     """The template that `data.template` and `data.system` name."""
     return ChatTemplate(system) if name == "chat" else TEMPLATES[name]
+
+
+# A conversation in the words of a template without turns of its own. System turns are refused: the
+# model never saw one.
+_AS_CHAT = """\
+{{%- for message in messages %}}\
+{{%- if message['role'] == 'user' %}}{{{{- {before} + message['content'] + {after} }}}}\
+{{%- elif message['role'] == 'assistant' %}}{{{{- message['content'] + eos_token }}}}\
+{{%- else %}}{{{{- raise_exception('this model was trained without a ' \
++ message['role'] + ' turn') }}}}\
+{{%- endif %}}\
+{{%- endfor %}}"""
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
@@ -140,6 +154,19 @@ class PromptRenderer:
             # Without the system turn, whose text is the config's.
             return unknown_markers(self.tokenizer, ChatTemplate().render(self.tokenizer, ""))
         return unknown_markers(self.tokenizer, self.template)
+
+    def tokenizer_to_serve(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with a chat template that asks as this template does: what serves the
+        model reads it, and would else ask in the words of the model that it was made of."""
+        if isinstance(self.template, ChatTemplate):
+            return self.tokenizer
+        before, after = self.template.split("{question}")
+        tokenizer: Any = copy.deepcopy(self.tokenizer)
+        opened = tokenizer.decode(list(self.opening_ids)) + before.format()
+        tokenizer.chat_template = _AS_CHAT.format(
+            before=json.dumps(opened), after=json.dumps(after.format())
+        )
+        return tokenizer
 
     @cached_property
     def _control_tokens(self) -> ControlTokens:

@@ -105,9 +105,9 @@ class ModelFolders:
         )
 
     def export(self, learner: Learner, folder: Path) -> None:
-        """Leave a learner as a Hugging Face folder with its tokenizer and stop tokens."""
+        """Leave a learner as a Hugging Face folder with its tokenizer, prompt and stop tokens."""
         generation = exported_generation(self.tokenizer_folder, self.renderer)
-        export_hf(learner, folder, self.renderer.tokenizer, generation=generation)
+        export_hf(learner, folder, self.renderer.tokenizer_to_serve(), generation=generation)
 
 
 def limit_vocabulary(learner: Learner, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -96,6 +96,8 @@ def test_transformers_generates_the_greedy_text_of_each_stage(
     # The evaluation is what a stage logs last.
     for sample in logged[-config.evaluation.num_logged_samples :]:
         prompt = PLAIN_TEMPLATE.format(question=sample["question"])
+        turns = [{"role": "user", "content": sample["question"]}]
+        assert tokenizer.apply_chat_template(turns, tokenize=False) == prompt
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         whole = model.generate(ids, do_sample=False, max_new_tokens=config.rollout.max_new_tokens)[
             0, ids.shape[1] :
