@@ -95,8 +95,9 @@ class EvaluationResult:
         """Shares of answers that were judged and changed, by name; None where the format has none,
         or where there was nothing to judge.
 
-        Of a format with verifications they are `VerificationCounts.rates`. Elsewhere error_recall
-        and right_kept are those of `VerdictQuality`, and changes are shares of all problems.
+        Of a format with verifications they are `VerificationCounts.rates`. Elsewhere
+        "eval/error_recall" and "eval/right_kept" in the metrics are those of `VerdictQuality`, and
+        changes are shares of all problems.
         """
         if self.format.has_verifications:
             return {"wrong_to_wrong": None, "right_kept": None, **self.verification.rates()}

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What verification is worth: how well verdicts judge solutions, and what becomes of these
-(S2R, arXiv 2502.12853).
+"""Worth of verification: how well verdicts judge solutions (S2R, arXiv 2502.12853).
 
-Pure functions over trajectories whose actions were judged (`rewards.process`): a solution is right
-by its own answer, a verification by its verdict. Not for answers without verdicts (`analysis`).
+Also what becomes of these solutions, and how many there are. Pure functions over trajectories whose
+actions were judged (`rewards.process`): a solution is right by its own answer, a verification by
+its verdict. Not for answers without verdicts (`analysis`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
@@ -46,8 +46,8 @@ class VerificationCounts:
     num_corrected: int = 0
 
     def __add__(self, other: VerificationCounts) -> VerificationCounts:
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return VerificationCounts(*(one + another for one, another in pairs))
+        names = (field.name for field in fields(self))
+        return VerificationCounts(*(getattr(self, n) + getattr(other, n) for n in names))
 
     def rates(self) -> dict[str, float | None]:
         """Shares in [0, 1] by name, None where there is nothing that they are of.

@@ -58,8 +58,11 @@ VERIFICATION = (
 
 
 def verification_table(stages: Sequence[Stage]) -> dict[str, Any]:
-    """What verifications are worth after each stage, for entries of analysis.json: "columns" and
-    "rows" of text; no rows where responses have none. Each share says what it is of."""
+    """Table of what verifications are worth after each stage, from the entries of analysis.json.
+
+    "columns", and "rows" of text, none where responses have no verifications. A share says what it
+    is of.
+    """
     # Entries that earlier versions wrote have no such key.
     blocks = [(s["stage"], s["verification"]) for s in stages if s.get("verification") is not None]
     rows = [
@@ -90,7 +93,10 @@ def stage_charts(stages: Sequence[Stage]) -> list[Chart]:
 
 
 def _changes_chart(stages: Sequence[Stage]) -> Chart:
-    reflected = [s for s in stages if s["changes"]["num_reflected"]]
+    # Verifications have a table, where a share of changed answers is one of other answers.
+    reflected = [
+        s for s in stages if s["changes"]["num_reflected"] and s.get("verification") is None
+    ]
     names = [f"{escape(s['stage'])}<br>n={s['changes']['num_reflected']}" for s in reflected]
     traces = []
     for key, legend, colour in CHANGES if reflected else ():

@@ -22,9 +22,11 @@ from satori_fast.types import Advantages, Experience, PackedBatch, RewardBreakdo
 def experience_metrics(experience: Experience, *, format: ResponseFormat) -> dict[str, float]:
     """Means over all that was sampled, and what was counted on the way; accuracy over the
     trajectories that were graded, also by where the problem started. Each term of the reward is
-    "reward/NAME", and each count of the format "rollout/NAME"; so is what verifications were worth,
-    where it has them.
+    "reward/NAME", and each count of the format "rollout/NAME".
 
+    Of a format with verifications "rollout/verifications" counts them, and what they are worth is
+    "rollout/verification_accuracy", "rollout/wrong_to_right", "rollout/right_to_wrong" and the
+    other rates of `VerificationCounts`, as far as there is something that they are of.
     "rollout/stale_tokens": share of response tokens that older weights sampled.
     """
     counted = {name: value for name, value in experience.stats.items() if "/" in name}

@@ -65,7 +65,8 @@ ALLOWED: dict[str, set[str]] = {
     "rollout": {"types", "storage", "data", "profiling", *PROCESS},
     "experience": {"types", "storage", "data", "profiling", "algorithms", "rewards", "rollout"},
     "synthesis": UPPER | {"redaction"},
-    "evaluation": UPPER,
+    # It judges answers and actions as rewards do.
+    "evaluation": UPPER | {"rewards"},
     "stages": EVERYTHING_BELOW_STAGES | PROCESS,
     "cli": EVERYTHING_BELOW_STAGES | PROCESS | {"stages"},
     "__main__": {"cli"},

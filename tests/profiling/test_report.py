@@ -11,7 +11,7 @@ from satori_fast.profiling.metrics import MetricsWriter
 from satori_fast.profiling.report import write_comparison_html, write_report_html
 from satori_fast.profiling.summary import write_summary
 from satori_fast.types import StepReport
-from tests.profiling.test_report_evaluation import HOSTILE, analysis_entry
+from tests.profiling.test_report_evaluation import HOSTILE, analysis_entry, verified_entry
 from tests.profiling.test_summary import summary_of_two_stages
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -124,6 +124,16 @@ def test_the_data_of_the_page_parses_and_holds_what_the_run_wrote(tmp_path):
     samples = data_of(path, "sample-data")
     assert [s["id"] for s in samples] == ["problem-0", "problem-1", "problem-2"]
     assert samples[1]["prefix"] == [{"kind": "whole", "text": HOSTILE}]
+
+
+def test_what_verification_is_worth_needs_no_charts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    write_hostile_run(tmp_path)
+    assert "What verification is worth" not in check_page(write_report_html(tmp_path))[1]
+    entries = [verified_entry(HOSTILE)]
+    (tmp_path / "analysis.json").write_text(json.dumps({"stages": entries}))
+    _, text = check_page(write_report_html(tmp_path))
+    assert "What verification is worth" in text and "66.7 % of 1,500" in text
 
 
 def test_a_page_that_leaves_samples_out_says_so(tmp_path, monkeypatch):

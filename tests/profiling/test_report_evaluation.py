@@ -5,7 +5,7 @@ import html
 
 import pytest
 
-from satori_fast.profiling.report_evaluation import CHANGES, stage_charts
+from satori_fast.profiling.report_evaluation import CHANGES, stage_charts, verification_table
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & \"'"
 
@@ -42,6 +42,36 @@ def analysis_entry(stage, *, reflected=10, levels=("1", "2")):
         "by_reflections": [group("0", 90, 0.5), group("1", 10, 0.6)],
         "correct": {"p0": True},
     }
+
+
+def trials_block(count, trials, label=None):
+    """What verifications were worth in `count` answers: none of them began right."""
+    block = {
+        "trials": trials,
+        "trials_standard_error": 0.125,
+        "num_responses": count,
+        "verification_accuracy": 2 / 3,
+        "num_verifications": 1500,
+        "accuracy_on_right": 1.0,
+        "num_on_right": 500,
+        "error_recall": 0.5,
+        "num_on_wrong": 1000,
+        "correct_precision": 0.5,
+        "num_accepted": 1000,
+        "wrong_to_right": 1 / 3,
+        "num_first_wrong": count,
+        "right_to_wrong": None,
+        "num_first_right": 0,
+    }
+    return block if label is None else {"label": label, **block}
+
+
+def verified_entry(stage, *, levels=("4", "6")):
+    entry = analysis_entry(stage)
+    entry["verdicts"] = dict.fromkeys(entry["verdicts"])
+    by_level = [trials_block(50, 1.5 + n, label) for n, label in enumerate(levels)]
+    block = {**trials_block(100, 2.0), "by_level": by_level, "by_earlier": []}
+    return {**entry, "verification": block}
 
 
 def titles(charts):
@@ -87,6 +117,35 @@ def test_what_there_is_nothing_to_compare_of_is_left_out():
         "Accuracy by reflections in the answer",
     ]
     assert stage_charts([]) == []
+
+
+def test_verifications_have_a_row_for_each_stage():
+    table = verification_table([analysis_entry("base"), verified_entry("rl")])
+    assert dict(zip(table["columns"], table["rows"][0], strict=True)) == {
+        "stage": "rl",
+        "verdicts true": "66.7 % of 1,500",
+        "on right solutions": "100.0 % of 500",
+        "on wrong solutions": "50.0 % of 1,000",
+        'true of "right"': "50.0 % of 1,000",
+        "wrong -> right": "33.3 % of 100",
+        "right -> wrong": "-",
+        "solutions": "2.00",
+    }
+    nothing = {**analysis_entry("sft"), "verification": None}
+    assert verification_table([nothing])["rows"] == [] and len(table["rows"]) == 1
+
+
+def test_trials_are_drawn_by_difficulty():
+    charts = stage_charts([analysis_entry("base"), verified_entry("sft"), verified_entry("rl")])
+    (chart,) = [c for c in charts if c["title"] == "Solutions in an answer by difficulty"]
+    assert [key["label"] for key in chart["legend"]] == ["sft", "rl"]
+    first = chart["data"][0]
+    assert (first["x"], first["y"]) == (["4", "6"], [1.5, 2.5])
+    assert first["error_y"]["array"] == [0.125, 0.125]
+    assert first["text"][0] == "4 level: 50 answers"
+    # With one level there is nothing to compare. What reflections did is not said a second time.
+    alone = titles(stage_charts([verified_entry("sft", levels=("4",))]))
+    assert not [title for title in alone if "Solutions" in title or "reflected on" in title]
 
 
 def test_names_are_escaped_where_plotly_reads_them():
