@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imitation with a KL over the vocabulary: against torch's own softmax in float64, and its memory."""
+"""Imitation with a KL over the vocabulary, against torch's own softmax in float64; its memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.measure import peak_bytes
 from satori_fast.kernels import imitation, linear_logprob
-from satori_fast.kernels.imitation import IMITATION_SUMS, Anchor, linear_imitation_loss
+from satori_fast.kernels.imitation import Anchor, linear_imitation_loss
 from tests.kernels.test_reference import LargestTensor
 
 COEFFICIENT = 0.3
