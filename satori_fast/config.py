@@ -16,12 +16,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from satori_fast.config_checks import (
+    check_actions,
     check_distillation,
     check_experience,
     check_format,
@@ -34,6 +35,7 @@ from satori_fast.config_checks import (
     check_reward_model,
     check_rewards,
     check_samples,
+    format_of,
     has_restarts,
     recipe_of,
 )
@@ -66,6 +68,9 @@ from satori_fast.config_stages import (
     SynthesizeConfig,
 )
 from satori_fast.redaction import redacted
+
+if TYPE_CHECKING:
+    from satori_fast.data.formats import ResponseFormat
 
 __all__ = [
     "KEYS_OF_ENGINES",
@@ -167,6 +172,7 @@ class Config(Section):
         if "reinforce" in self.stages:
             check_reinforcement(self.reinforce, self.rollout)
             check_experience(self.reinforce, self.rollout)
+            check_actions(self.data, self.reinforce)
             check_restarts(self.data, self.reinforce.restarts)
         if "supervised" in self.stages:
             check_imitation("supervised", self.supervised, self.data)
@@ -183,6 +189,7 @@ class Config(Section):
                 where=where,
             )
             check_restarts(self.data, settings.reinforcement(self.reinforce).restarts, where=where)
+            check_actions(self.data, settings.reinforcement(self.reinforce), where=where)
         return self
 
     @property
@@ -191,6 +198,11 @@ class Config(Section):
         into rollouts that are stored."""
         is_online = self.reinforce.source == "online"
         return is_online and has_restarts(self.data, self.reinforce.restarts)
+
+    @property
+    def response_format(self) -> ResponseFormat:
+        """The format of responses that `data.format` names, in the dialect of the tokenizer."""
+        return format_of(self.data, self.tokenizer)
 
     @classmethod
     def example(cls) -> Config:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of what is trained: a mark for each segment, nothing from elsewhere, no markup in text."""
+"""The page of what is trained: marks of segments, nothing from elsewhere, text is no markup."""
 
 from __future__ import annotations
 
