@@ -26,6 +26,7 @@ from satori_fast.config_checks import (
     check_distillation,
     check_experience,
     check_format,
+    check_imitation,
     check_inputs,
     check_layout,
     check_lengths,
@@ -173,6 +174,10 @@ class Config(Section):
             check_experience(self.reinforce, self.rollout)
             check_actions(self.data, self.reinforce)
             check_restarts(self.data, self.reinforce.restarts)
+        if "supervised" in self.stages:
+            check_imitation("supervised", self.supervised, self.data)
+        if "distill" in self.stages or rounds:
+            check_imitation("distill", self.distill, self.data)
         if "distill" in self.stages:
             check_distillation(self.distill, self.rollout)
         for number, settings in enumerate(rounds):

@@ -106,6 +106,12 @@ class ImitationConfig(Section):
     """passes over the demonstrations"""
     batch_size: int = Field(default=128, gt=0)
     """demonstrations per optimizer step"""
+    loss: Literal["all", "verify_and_last"] = "all"
+    """segments that are trained: all, or verifications and the last solution (S2R: those before it
+    are wrong); format = "trials" """
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """weight of the full-vocabulary KL to the starting model on the same tokens (S2R: 0.1, 0.01 for
+    Qwen2.5-Math); 0: that model is not loaded a second time"""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, schedule="cosine")
     checkpoint_every: int = Field(default=500, ge=0)
     """optimizer steps between checkpoints; 0: only at the end"""
