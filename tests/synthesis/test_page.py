@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from satori_fast.synthesis.outcomes import Outcome
 from satori_fast.synthesis.page import write_page
-from satori_fast.synthesis.pipeline import Outcome
 from satori_fast.synthesis.stats import SynthesisStats
 from satori_fast.types import Demonstration, Problem
 
