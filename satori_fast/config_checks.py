@@ -44,15 +44,18 @@ def check_inputs(
     supervised: SupervisedConfig,
 ) -> None:
     """Model, tokenizer, problems and demonstrations: each has a source, and one only."""
-    built_in = data.source == "arithmetic"
+    # Imported here: problems need torch, and the config must not.
+    from satori_fast.data.domains import DOMAINS
+
+    built_in = data.source in DOMAINS
     if model.path is None and tokenizer.kind == "model":
         raise ValueError(
             'tokenizer.kind = "model" needs model.path: set it, or choose "words" or "bpe"'
         )
     if built_in and tokenizer.kind == "bpe":
         raise ValueError(
-            'tokenizer.kind = "bpe" needs text, and data.source = "arithmetic" has none: choose '
-            '"words"'
+            f'tokenizer.kind = "bpe" needs text, and data.source = "{data.source}" has none: '
+            'choose "words"'
         )
     if built_in and data.num_train is None:
         raise ValueError("data.num_train is missing: the built-in domain has no end")

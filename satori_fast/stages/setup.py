@@ -18,7 +18,7 @@ from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.config import Config, ConfigError
 from satori_fast.config_checks import format_of
-from satori_fast.data.arithmetic import ArithmeticProblems, domain_words
+from satori_fast.data.domains import ARITHMETIC, DOMAINS
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
 from satori_fast.data.prompts import (
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ARITHMETIC = "arithmetic"
 _MAX_CHECKING_PROCESSES = 8  # of 100 MiB each
 
 
@@ -79,7 +78,7 @@ def check_sources(config: Config) -> None:
     for key, source in named.items():
         try:
             if source is not None:
-                check_source(source, (ARITHMETIC,) if key == "data.source" else ())
+                check_source(source, tuple(DOMAINS) if key == "data.source" else ())
         except (ValueError, OSError) as error:
             raise ConfigError(f"{key}: {error}") from None
 
@@ -107,7 +106,9 @@ def write_tokenizer(config: Config, saved: Path) -> None:
         keep_tokenizer(model_folder(config.model.path, weights=False), saved, special_tokens)
         return
     if config.tokenizer.kind == "words":
-        tokenizer = build_word_tokenizer([*domain_words(), *format.words], special_tokens)
+        words = DOMAINS.get(config.data.source, DOMAINS[ARITHMETIC]).words()
+        words += [word for word in format.words if word not in words]
+        tokenizer = build_word_tokenizer(words, special_tokens)
     else:
         texts = [TEMPLATES[config.data.template].format(question="")]
         for problem in load_problems(config.data.source, config.data.mapping)[0]:
@@ -176,7 +177,8 @@ def build_problems(
     `data.problem_file`. tokenizer: the folder of the renderer's.
     """
     data = config.data
-    if data.source != ARITHMETIC:
+    domain = DOMAINS.get(data.source)
+    if domain is None:
         # "tokenizer_distill" -> "data_distill": other prompts are too long for another tokenizer.
         kept = folder / tokenizer.name.replace("tokenizer", "data", 1)
         files = parallel.from_main(
@@ -186,9 +188,9 @@ def build_problems(
         )
         return read_problems(kept, files)
     assert data.num_train is not None
-    train = ArithmeticProblems(data.num_train, levels=data.levels, split="train", seed=config.seed)
+    train = domain.problems(data.num_train, levels=data.levels, split="train", seed=config.seed)
     # The held-out half does not depend on the seed: runs with different seeds are comparable.
-    heldout = ArithmeticProblems(
+    heldout = domain.problems(
         config.evaluation.num_problems, levels=data.levels, split="heldout", seed=0
     )
     return fitting(train, renderer, what="training"), fitting(heldout, renderer, what="held-out")
