@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from satori_fast.algorithms.losses import imitation_loss
@@ -82,8 +82,12 @@ def imitate(
     *,
     config: ImitationConfig,
     start: Path,
+    first_metrics: Mapping[str, float] | None = None,
 ) -> StageOutcome:
-    """Train the model of folder `start` on `trajectories`; evaluate and export it."""
+    """Train the model of folder `start` on `trajectories`; evaluate and export it.
+
+    first_metrics: further metrics of the first step, of how `trajectories` were made.
+    """
     stage, seeds, models = context.stage, context.seeds, context.model_folders
     warn_of_large_batch(stage, config.batch_size, len(trajectories), num_epochs=config.num_epochs)
     num_steps = math.ceil(len(trajectories) * config.num_epochs / config.batch_size)
@@ -110,6 +114,8 @@ def imitate(
             span = books.spans.span
             result = supervised_step(policy, source, step, packing=packing, span=span)
             metrics = books.training(result)
+            if step == 0 and first_metrics:
+                metrics |= first_metrics
             if loop.is_due(0):
                 evaluation = evaluator.evaluate(context.engine(policy))
                 metrics |= evaluator.record(step, evaluation)

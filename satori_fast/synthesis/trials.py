@@ -114,6 +114,7 @@ class _ProblemWork:
             response = self._options.dialect.join_trials(trials)
             made = Demonstration(self._problem, response, str(len(trials)))
             self._outcome.demonstrations.append(made)
+            self._outcome.counts[f"trajectories/{made.trajectory_type}"] += 1
         return self._outcome
 
     async def _trials(self) -> list[Trial]:
