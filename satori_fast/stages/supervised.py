@@ -64,11 +64,18 @@ def supervised(context: Context, folder: RunFolder, books: Books) -> StageOutcom
         max_seqlen=context.config.rollout.max_seqlen,
         own_data=source == context.config.data.source,
     )
+    wanted = context.config.supervised.num_demonstrations
+    if wanted is not None and wanted > len(trajectories):
+        logger.warning(
+            "supervised.num_demonstrations = %d, and there are %d: all are imitated",
+            wanted,
+            len(trajectories),
+        )
     return imitate(
         context,
         folder,
         books,
-        trajectories[: context.config.supervised.num_demonstrations],
+        trajectories[:wanted],
         config=context.config.supervised,
         start=context.policy_folder,
     )
