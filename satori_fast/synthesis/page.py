@@ -2,8 +2,8 @@
 """synthesis.html and initialise.html of a run folder: what was made, dropped and spent, and samples
 to look at.
 
-One offline file each. Samples are spread evenly over the problems, so that the page of a resumed run is
-that of an undisturbed one.
+One offline file each. Samples are spread evenly over the problems, so that the page of a resumed
+run is that of an undisturbed one.
 """
 
 from __future__ import annotations
