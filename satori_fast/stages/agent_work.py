@@ -132,7 +132,7 @@ async def _running(endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def print_stats(stats: SynthesisStats, console: Console) -> None:
-    """Tables of what was made, dropped and spent."""
+    """Print tables of what was made, dropped and, by language models, spent."""
     made = Table("type", "trajectories", "demonstrations", box=SIMPLE_HEAD)
     for kind, number in stats.demonstrations.items():
         made.add_row(kind, f"{stats.counts[f'trajectories/{kind}']:,}", f"{number:,}")
@@ -144,7 +144,7 @@ def print_stats(stats: SynthesisStats, console: Console) -> None:
     for role, numbers in stats.spent().items():
         *counts, cost = numbers.values()
         spent.add_row(role, *(f"{number:,}" for number in counts), f"{cost:,.2f}")
-    for table in (made, dropped, spent):
+    for table in (made, dropped, spent) if spent.rows else (made, dropped):
         for column in table.columns[1:]:
             column.justify = "right"
         console.print(table)
