@@ -104,7 +104,7 @@ def test_share_of_slips() -> None:
     truths = [
         WORDS.verdict(verified(ChainVerifier(0.7), CHAIN, "54", seed=seed)) for seed in range(400)
     ]
-    assert 0.6 < np.mean(truths) < 0.8
+    assert 0.6 < truths.count(True) / len(truths) < 0.8
 
 
 @pytest.mark.parametrize("answer", ["105", "5 4", "x", "-3"])
