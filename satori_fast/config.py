@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from satori_fast.config_checks import (
+    check_actions,
     check_distillation,
     check_experience,
     check_format,
@@ -171,6 +172,7 @@ class Config(Section):
         if "reinforce" in self.stages:
             check_reinforcement(self.reinforce, self.rollout)
             check_experience(self.reinforce, self.rollout)
+            check_actions(self.data, self.reinforce)
             check_restarts(self.data, self.reinforce.restarts)
         if "distill" in self.stages:
             check_distillation(self.distill, self.rollout)
@@ -183,6 +185,7 @@ class Config(Section):
                 where=where,
             )
             check_restarts(self.data, settings.reinforcement(self.reinforce).restarts, where=where)
+            check_actions(self.data, settings.reinforcement(self.reinforce), where=where)
         return self
 
     @property

@@ -271,6 +271,15 @@ def check_reinforcement(
         _check_schedule("reinforce.critic_optimizer", config.critic_optimizer, config, where=where)
 
 
+def check_actions(data: DataConfig, config: ReinforceConfig, *, where: str = "") -> None:
+    """The format has the actions that the recipe gives credit to. where: ends the message."""
+    if recipe_of(config).credit().reads_actions and not format_named(data.format).has_verifications:
+        raise ValueError(
+            f'reinforce.recipe = "{config.recipe}" gives credit to solutions and verifications, '
+            f'and data.format = "{data.format}" has none: set data.format = "trials"{where}'
+        )
+
+
 def check_experience(config: ReinforceConfig, rollout: RolloutConfig) -> None:
     """The source of experience exists, and has what it needs and no more."""
     if config.source not in EXPERIENCE_SOURCES:

@@ -245,6 +245,11 @@ RECIPE_KEYS = (
     "weighting",
     "kl_coefficient",
     "kl_estimator",
+    "kl_place",
+    "baseline",
+    "baseline_min_count",
+    "double_right_verified",
+    "double_flipped",
     "entropy_coefficient",
     "gae_lambda",
     "value_clip",
@@ -254,8 +259,8 @@ RECIPE_KEYS = (
 
 class ReinforceConfig(Section):
     recipe: str = "ppo"
-    """credit rule, advantage and loss: ppo, grpo, grpo_no_std, gspo, rloo; show --recipe prints it
-    """
+    """credit rule, advantage and loss: ppo, grpo, grpo_no_std, gspo, rloo, s2r_outcome or
+    s2r_process; show --recipe prints it"""
     num_steps: int = Field(default=100, gt=0)
     """rollout-and-update steps"""
     problems_per_step: int = Field(default=128, gt=0)
@@ -303,6 +308,21 @@ class ReinforceConfig(Section):
     """
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """estimator of the KL to the starting model, from its log-probs; None: as in the recipe"""
+    kl_place: Literal["loss", "advantage"] | None = None
+    """where the KL enters: a loss term of each token, or the advantage, summed over the response or
+    action (S2R); None: as in the recipe"""
+    baseline: Literal["running", "batch"] | None = None
+    """s2r_process: expected reward of an action from the steps before (running) or from the step
+    itself (batch); None: as in the recipe (running)"""
+    baseline_min_count: int | None = Field(default=None, gt=0)
+    """s2r_process, running: actions in a context before its mean counts; None: as in the recipe
+    (10)"""
+    double_right_verified: bool | None = None
+    """s2r_process: twice the advantage of verifications of right solutions, as S2R's code has it
+    and its paper does not; None: as in the recipe (no)"""
+    double_flipped: bool | None = None
+    """s2r_process: twice the advantage of solutions right after a wrong one, or wrong after a right
+    one, as S2R's code has it; None: as in the recipe (no)"""
     entropy_coefficient: float | None = Field(default=None, ge=0)
     """weight of the entropy bonus in the loss; None: as in the recipe"""
     gae_lambda: float | None = Field(default=None, ge=0, le=1)

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from satori_fast.algorithms.ratios import RatioUnit, unit_sums
 from satori_fast.kernels import gae
 from satori_fast.types import Advantages, PackedBatch
 
@@ -30,12 +31,18 @@ class AdvantageRule:
     lambda_: weight of longer look-aheads (gae).
     whiten:  subtract the mean and divide by the standard deviation over all loss tokens of the
              rollout, over all minibatches and ranks.
+    kl_coefficient: beta of a KL inside the advantage (spread): every token of a unit loses
+             ``beta sum log(pi_old / pi_ref)``, the sum over the unit (S2R, arXiv 2502.12853). It is
+             no loss term: there each token has its own share only.
+    kl_unit: unit of that sum.
     """
 
     kind: Literal["spread", "gae"]
     gamma: float = 1.0
     lambda_: float = 0.95
     whiten: bool = False
+    kl_coefficient: float = 0.0
+    kl_unit: RatioUnit = "sequence"
 
 
 def estimate_advantages(
@@ -54,10 +61,31 @@ def estimate_advantages(
     if rule.kind == "gae":
         estimates = [_gae(batch, rule.gamma, rule.lambda_) for batch in batches]
     else:
-        estimates = [Advantages(batch.credit * batch.loss_mask) for batch in batches]
+        estimates = [_spread(batch, rule) for batch in batches]
     if rule.whiten and estimates:
         return _whiten(batches, estimates, all_reduce_sum)
     return estimates
+
+
+def reference_kl(batches: Sequence[PackedBatch]) -> Tensor:
+    """(sum of log(pi_old / pi_ref) in nats, tokens) over all loss tokens, float64 [2]: the k1
+    estimate of the KL to the reference."""
+    sums = [torch.stack([_reference_gaps(b).sum(), b.loss_mask.sum().double()]) for b in batches]
+    return torch.stack(sums).sum(dim=0)
+
+
+def _spread(batch: PackedBatch, rule: AdvantageRule) -> Advantages:
+    credit = batch.credit * batch.loss_mask
+    if not rule.kl_coefficient:
+        return Advantages(credit)
+    sums, _ = unit_sums(_reference_gaps(batch), batch, rule.kl_unit)
+    return Advantages((credit.double() - rule.kl_coefficient * sums).float())
+
+
+def _reference_gaps(batch: PackedBatch) -> Tensor:
+    """log(pi_old / pi_ref) of each loss token, 0 elsewhere: float64 [T]."""
+    old, reference = batch.require("old_logprobs"), batch.require("ref_logprobs")
+    return torch.where(batch.loss_mask, old.double() - reference.double(), 0.0)
 
 
 def _gae(batch: PackedBatch, gamma: float, lambda_: float) -> Advantages:

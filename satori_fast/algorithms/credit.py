@@ -34,9 +34,11 @@ class CreditRule(ABC):
     rank.
 
     compares_siblings: whether a trajectory alone in its group has no signal.
+    reads_actions:     whether it needs responses whose actions are judged (`RewardBreakdown`).
     """
 
     compares_siblings: ClassVar[bool] = False
+    reads_actions: ClassVar[bool] = False
 
     @abstractmethod
     def assign(self, trajectories: Sequence[Trajectory]) -> list[Credit]:

@@ -37,15 +37,25 @@ def unit_log_ratios(
     gaps = logprobs.double() - batch.require("old_logprobs").double()
     # An infinite gap would turn the sums of all later units into NaN. A NaN stays in its token.
     gaps = torch.where(mask, gaps.nan_to_num(nan=0.0).clamp(-_FARTHEST, _FARTHEST), 0.0)
-    ids = batch.segment_ids
+    sums, counts = unit_sums(gaps, batch, unit)
+    return (sums / counts.clamp_min(1.0) if mean else sums), counts
+
+
+def unit_sums(values: Tensor, batch: PackedBatch, unit: RatioUnit) -> tuple[Tensor, Tensor]:
+    """(sum over each loss token's unit, tokens of that unit), float64 [T], 0 where masked.
+
+    values: float64 [T], finite, 0 where masked.
+    """
+    mask, ids = batch.loss_mask, batch.segment_ids
+    if unit == "token":
+        return values, mask.double()
     if unit == "sequence":
         ids = torch.where(mask, batch.sequence_of_token(), -1)
     starts, stops = _runs(ids)
     # Differences of a running sum: no order of threads can change them.
-    running = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
+    running = torch.cat([values.new_zeros(1), values.cumsum(0)])
     counts = torch.where(mask, stops - starts, 0).double()
-    sums = torch.where(mask, running[stops] - running[starts], 0.0)
-    return (sums / counts.clamp_min(1.0) if mean else sums), counts
+    return torch.where(mask, running[stops] - running[starts], 0.0), counts
 
 
 def _runs(ids: Tensor) -> tuple[Tensor, Tensor]:

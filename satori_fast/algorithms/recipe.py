@@ -23,12 +23,14 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from satori_fast.algorithms.advantages import AdvantageRule
+from satori_fast.algorithms.baselines import ContextBaselines
 from satori_fast.algorithms.credit import CreditRule, GroupMean, LeaveOneOut, Terminal
 from satori_fast.algorithms.losses import PolicyLoss
 from satori_fast.kernels import PolicyTerms
 from satori_fast.types import Weighting
 
 Need = Literal["critic", "reference"]
+KLPlace = Literal["loss", "advantage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,26 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.advantage.kind == "gae" and "critic" not in self.needs:
             raise ValueError(f'recipe {self.name!r}: advantage "gae" needs "critic" in needs')
-        if self.loss.terms.kl_coefficient and "reference" not in self.needs:
+        if self.kl_coefficient and "reference" not in self.needs:
             raise ValueError(
-                f"recipe {self.name!r}: kl_coefficient {self.loss.terms.kl_coefficient} needs "
+                f"recipe {self.name!r}: kl_coefficient {self.kl_coefficient} needs "
                 '"reference" in needs'
             )
+        if self.advantage.kl_coefficient and self.advantage.kind != "spread":
+            raise ValueError(
+                f'reinforce.kl_place = "advantage" is for recipes without a critic, not '
+                f'{self.name!r}: set it to "loss"'
+            )
+
+    @property
+    def kl_place(self) -> KLPlace:
+        """Where the KL to the reference enters."""
+        return "advantage" if self.advantage.kl_coefficient else "loss"
+
+    @property
+    def kl_coefficient(self) -> float:
+        """Weight of the KL to the reference, wherever it enters."""
+        return self.advantage.kl_coefficient or self.loss.terms.kl_coefficient
 
     def described(self) -> dict[str, Any]:
         """The row as JSON: what `satori-fast show CONFIG --recipe` prints; inf is "inf"."""
@@ -72,7 +89,7 @@ class Recipe:
         described = {
             "name": self.name,
             "paper": self.paper,
-            "credit": {"rule": type(rule).__name__} | (asdict(rule) if is_dataclass(rule) else {}),
+            "credit": {"rule": type(rule).__name__, **_settings(rule)},
             "advantage": {name.rstrip("_"): x for name, x in asdict(self.advantage).items()},
             "weighting": self.weighting,
             **ratio,
@@ -124,19 +141,41 @@ _ROWS = (
         ),
         min_group_std=1e-6,
     ),
-    # S2R subtracts beta log(pi_old / pi_ref), summed over the response, from the advantage of each
-    # token. As a loss term k2 is the part of it that is the token's own: its gradient on policy is
-    # log(pi / pi_ref) grad log pi, where that of k1 would average to zero. beta is that of
-    # Qwen2.5-Math; S2R takes 0.05 for its other models.
+    # k2 as a loss: its gradient on policy is log(pi / pi_ref) grad log pi, each token's own share,
+    # where that of k1 would average to zero.
     Recipe(
         name="rloo",
-        paper="S2R (arXiv 2502.12853) outcome level",
+        paper="RLOO (arXiv 2402.14740), with the KL as a loss term",
         credit=LeaveOneOut,
         advantage=AdvantageRule("spread"),
         weighting="sequence",
         loss=PolicyLoss(_TERMS._replace(kl_coefficient=0.01, kl_estimator="k2")),
         needs=frozenset({"reference"}),
         min_group_std=1e-6,
+    ),
+    # S2R's coefficient is 0.01 for Qwen2.5-Math and 0.05 for its other models. Its equations have
+    # the product of a unit's ratios; its code has their geometric mean, which does not grow with
+    # length. Groups without a difference are dropped: the code masks them too, the paper keeps
+    # their KL.
+    Recipe(
+        name="s2r_outcome",
+        paper="S2R (arXiv 2502.12853) outcome level: ratio and KL of the response",
+        credit=LeaveOneOut,
+        advantage=AdvantageRule("spread", kl_coefficient=0.01, kl_unit="sequence"),
+        weighting="sequence",
+        loss=PolicyLoss(_TERMS, ratio="sequence", ratio_mean=True),
+        needs=frozenset({"reference"}),
+        min_group_std=1e-6,
+    ),
+    # Its baselines span problems, so that no group is without a signal.
+    Recipe(
+        name="s2r_process",
+        paper="S2R (arXiv 2502.12853) process level: reward, baseline, KL and ratio of each action",
+        credit=partial(ContextBaselines, running=True, min_count=10),
+        advantage=AdvantageRule("spread", kl_coefficient=0.05, kl_unit="segment"),
+        weighting="segment",
+        loss=PolicyLoss(_TERMS, ratio="segment", ratio_mean=True),
+        needs=frozenset({"reference"}),
     ),
 )
 
@@ -145,14 +184,23 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in _ROWS
 # What a config may replace of a row, by the part that holds it; lambda is a word of Python.
 _LOSS_KEYS = tuple(f.name for f in fields(PolicyLoss) if f.name not in ("terms", "temperature"))
 _ROW_KEYS = ("weighting", "min_group_std")
-OVERRIDES = (*PolicyTerms._fields, *_LOSS_KEYS, *_ROW_KEYS, "gae_lambda")
+_BASELINE_KEYS = ("baseline", "baseline_min_count", "double_right_verified", "double_flipped")
+OVERRIDES = (
+    *PolicyTerms._fields,
+    *_LOSS_KEYS,
+    *_ROW_KEYS,
+    *_BASELINE_KEYS,
+    "gae_lambda",
+    "kl_place",
+)
 
 
 def effective_recipe(name: str, *, temperature: float, **overrides: Any) -> Recipe:
     """The row of that name, with those of `overrides` that are not None in the place of its own.
 
     temperature: of the sampler, above 0. overrides: by the names in `OVERRIDES`. A KL coefficient
-    above 0 adds "reference" to the needs, 0 takes it out.
+    above 0 adds "reference" to the needs, 0 takes it out; it is that of `kl_place`, the row's own
+    unless given. Keys of baselines change rows that have them, and no others.
 
     ValueError for a name that no row has, with the nearest.
     """
@@ -164,16 +212,36 @@ def effective_recipe(name: str, *, temperature: float, **overrides: Any) -> Reci
     def chosen(names: Collection[str]) -> dict[str, Any]:
         return {key: given[key] for key in names if key in given}
 
-    terms = row.loss.terms._replace(**chosen(PolicyTerms._fields))
+    place = given.get("kl_place", row.kl_place)
+    kl = given.pop("kl_coefficient", row.kl_coefficient)
+    in_loss, in_advantage = (kl, 0.0) if place == "loss" else (0.0, kl)
+    terms = row.loss.terms._replace(**chosen(PolicyTerms._fields), kl_coefficient=in_loss)
     loss = replace(row.loss, terms=terms, temperature=temperature, **chosen(_LOSS_KEYS))
-    advantage = row.advantage
+    advantage = replace(row.advantage, kl_coefficient=in_advantage)
     if "gae_lambda" in given:
         advantage = replace(advantage, lambda_=given["gae_lambda"])
     needs: set[Need] = set(row.needs)
     needs.discard("reference")
-    if terms.kl_coefficient:
+    if kl:
         needs.add("reference")
-    return replace(row, advantage=advantage, loss=loss, needs=frozenset(needs), **chosen(_ROW_KEYS))
+    return replace(
+        row,
+        credit=_credit(row, chosen(_BASELINE_KEYS)),
+        advantage=advantage,
+        loss=loss,
+        needs=frozenset(needs),
+        **chosen(_ROW_KEYS),
+    )
+
+
+def _credit(row: Recipe, given: dict[str, Any]) -> Callable[[], CreditRule]:
+    if not given or not isinstance(row.credit(), ContextBaselines):
+        return row.credit
+    if "baseline" in given:
+        given["running"] = given.pop("baseline") == "running"
+    if "baseline_min_count" in given:
+        given["min_count"] = given.pop("baseline_min_count")
+    return partial(row.credit, **given)
 
 
 def unused_keys(recipe: Recipe, keys: Collection[str]) -> list[str]:
@@ -190,6 +258,13 @@ def unused_keys(recipe: Recipe, keys: Collection[str]) -> list[str]:
         idle.add("max_sampling_rounds")  # nothing is dropped, so nothing is refilled
     if not loss.terms.kl_coefficient:
         idle.add("kl_estimator")
+    if not recipe.kl_coefficient:
+        idle.add("kl_place")
+    rule = recipe.credit()
+    if not isinstance(rule, ContextBaselines):
+        idle |= set(_BASELINE_KEYS)
+    elif not rule.running:
+        idle.add("baseline_min_count")
     if loss.terms.importance == "none":
         idle |= {"importance_level", "importance_low", "importance_high"}
     if loss.ratio == "token":
@@ -207,6 +282,12 @@ def _row(name: str) -> Recipe:
             f"(of {', '.join(RECIPES)})"
         )
     return RECIPES[name]
+
+
+def _settings(rule: CreditRule) -> dict[str, Any]:
+    """The settings of a credit rule, without what it remembers."""
+    own = fields(rule) if is_dataclass(rule) else ()
+    return {field.name: getattr(rule, field.name) for field in own if field.init}
 
 
 def _without_infinities(value: Any) -> Any:

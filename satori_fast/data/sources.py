@@ -6,7 +6,7 @@ A data set is read through a `FieldMapping`, a row of `FIELD_MAPPINGS` or one gi
 Not here: containers and encodings (`rows`), what counts as text or an answer (`values`), the books
 about skipped rows (`collection`), grading (a checker of answers is passed in), prompts (`prompts`),
 which problems are trained on (`problem_split`) and in which order (`cursor`), made-up problems
-(`arithmetic`).
+(`domains`).
 """
 
 from __future__ import annotations

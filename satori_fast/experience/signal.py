@@ -35,11 +35,9 @@ def segment_signals(
             strict=True,
         )
         for source, (advantage, weight) in zip(sources, parts, strict=True):
-            reward, credit = trajectories[source].reward, credits[source]
-            process = None if reward is None else reward.segments
-            earned = credit.scale * credit.values.astype(np.float64)
+            credit = credits[source]
             signals[source] = SegmentSignal(
-                rewards=earned if process is None else process.astype(np.float64),
+                rewards=credit.scale * credit.values.astype(np.float64),
                 baselines=credit.scale * credit.baselines.astype(np.float64),
                 advantages=advantage,
                 weights=weight,

@@ -40,6 +40,7 @@ from satori_fast.stages.setup import build_renderer, write_tokenizer
 from satori_fast.stages.step_metrics import reward_metrics
 from satori_fast.types import Experience, SegmentSignal, Trajectory
 
+_ANNOTATIONS = ("old_logprobs", "ref_logprobs", "values")
 # Rows are taken as they stand: no prompt is too long.
 _NO_LIMIT = 1 << 40
 
@@ -162,12 +163,13 @@ def _why_dropped(group: Sequence[Trajectory], min_group_std: float | None) -> st
 def _signals(
     experience: Experience, recipe: Recipe, *, fixed_length: int
 ) -> dict[int, SegmentSignal]:
-    """Signals of all trajectories as one minibatch on one rank; a critic's values are 0."""
+    """Signals of all trajectories as one minibatch on one rank; a critic's values are 0, and so is
+    the KL to a reference."""
     trajectories, credits = experience.trajectories, experience.credits
     assert credits is not None
     packing = PackingSpec(max(1, experience.num_tokens), 1, fixed_length=fixed_length)
     batches = [
-        batch.annotated(values=torch.zeros_like(batch.credit))
+        batch.annotated(**dict.fromkeys(_ANNOTATIONS, torch.zeros_like(batch.credit)))
         for batch in pack(trajectories, credits, packing, recipe.weighting)
     ]
     advantages = estimate_advantages(batches, recipe.advantage, lambda sums: sums)
@@ -197,7 +199,7 @@ def _summary(
         "tokens": sum(t.num_response_tokens for t in trajectories),
         "tokens_kept": sum(row.trajectory.num_response_tokens for row in kept),
         **{f"loss_share/{kind}": share for kind, share in loss_shares(kept).items()},
-        **({"kl": None} if recipe.loss.terms.kl_coefficient else {}),
+        **({"kl": None} if recipe.kl_coefficient else {}),
     }
 
 
@@ -218,10 +220,10 @@ def _notes(rows: Sequence[ExplainedRow], recipe: Recipe, absent: Sequence[str]) 
         notes.append("advantages are whitened over the tokens of the step")
     notes += [f"the term {name} is null: it needs the reward model" for name in absent]
     terms = recipe.loss.terms
-    if terms.kl_coefficient:
+    if recipe.kl_coefficient:
         notes.append(
-            f"kl (kl_coefficient {terms.kl_coefficient:g}) is null: it needs the policy and its "
-            "reference"
+            f"kl (kl_coefficient {recipe.kl_coefficient:g}, in the {recipe.kl_place}) is null: it "
+            "needs the policy and its reference"
         )
     if terms.importance != "none":
         notes.append("importance weights are 1: they need the policy and its engine")

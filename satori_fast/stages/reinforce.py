@@ -16,7 +16,6 @@ from pathlib import Path
 from satori_fast.algorithms.recipe import Recipe, effective_recipe, unused_keys
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.config import Config, ConfigError, ReinforceConfig, RewardConfig, RolloutConfig
-from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.experience.online import OnlineSource
@@ -80,7 +79,6 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
         trained=context.models.get("reward"),
         grader=grader,
         functions=context.functions,
-        format=context.renderer.format,
         packing=context.packing(),
         parallel=context.parallel,
         spans=books.spans,
@@ -141,7 +139,6 @@ def load_rewards(
     trained: Path | None,
     grader: Grader,
     functions: FunctionWorker,
-    format: ResponseFormat,
     packing: PackingSpec,
     parallel: ParallelState,
     spans: SpanRecorder,
@@ -155,7 +152,7 @@ def load_rewards(
         config,
         grader=grader,
         worker=functions,
-        format=format,
+        format=models.renderer.format,
         reward_model=reward_model,
         share=parallel.from_main,
         spans=spans,

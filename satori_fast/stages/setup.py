@@ -106,8 +106,8 @@ def write_tokenizer(config: Config, saved: Path) -> None:
         keep_tokenizer(model_folder(config.model.path, weights=False), saved, special_tokens)
         return
     if config.tokenizer.kind == "words":
-        words = DOMAINS.get(config.data.source, DOMAINS[ARITHMETIC]).words()
-        words += [word for word in format.words if word not in words]
+        domain = DOMAINS.get(config.data.source, DOMAINS[ARITHMETIC])
+        words = dict.fromkeys((*domain.words(), *format.words))
         tokenizer = build_word_tokenizer(words, special_tokens)
     else:
         texts = [TEMPLATES[config.data.template].format(question="")]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from satori_fast.algorithms.advantages import estimate_advantages
+from satori_fast.algorithms.advantages import estimate_advantages, reference_kl
 from satori_fast.algorithms.importance import weigh_sequences
 from satori_fast.algorithms.recipe import Recipe
 from satori_fast.backbone.parallel import ParallelState
@@ -102,12 +102,17 @@ class Trainer:
     def advantages(
         self, batches: Sequence[PackedBatch]
     ) -> tuple[list[Advantages], dict[str, float]]:
-        """The learning signal of each token, and the metrics of its importance weights."""
+        """The learning signal of each token, and the metrics of importance weights and of a KL
+        inside the advantage."""
         all_reduce_sum = self.parallel.all_reduce_sum
         estimates = estimate_advantages(batches, self.recipe.advantage, all_reduce_sum)
         weighed, counts = weigh_sequences(batches, estimates, self.recipe.loss)
         changed, total = all_reduce_sum(counts).tolist()
-        return weighed, {"rollout/sequence_clip_fraction": changed / total} if total else {}
+        metrics = {"rollout/sequence_clip_fraction": changed / total} if total else {}
+        if self.recipe.advantage.kl_coefficient:
+            nats, num_tokens = all_reduce_sum(reference_kl(batches)).tolist()
+            metrics["rollout/kl"] = nats / num_tokens
+        return weighed, metrics
 
     def update(
         self, batches: Sequence[PackedBatch], advantages: Sequence[Advantages], step: int
