@@ -24,6 +24,7 @@ from satori_fast.config_sections import (
 from satori_fast.config_stages import (
     EXPERIENCE_SOURCES,
     DistillConfig,
+    ImitationConfig,
     ReinforceConfig,
     RestartConfig,
     SolutionsConfig,
@@ -91,7 +92,8 @@ def format_of(data: DataConfig, tokenizer: TokenizerConfig) -> ResponseFormat:
 
 def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig) -> None:
     """Template and format exist, and what the run makes itself can have them."""
-    if data.dialect is not None and not format_named(data.format).has_dialects:
+    format = format_named(data.format)
+    if data.dialect is not None and not format.has_dialects:
         raise ValueError(
             f'data.dialect = "{data.dialect}" is for data.format = "trials" and does nothing for '
             f'"{data.format}": take it out, or set data.format = "trials"'
@@ -233,6 +235,15 @@ def check_rewards(stages: Sequence[str], reward: RewardConfig) -> None:
         raise ValueError(
             "reward.rule_weight, reflection_bonus and preference_weight are 0, and no function of "
             "reward.functions has a weight: every reward is 0; raise one of them"
+        )
+
+
+def check_imitation(name: str, config: ImitationConfig, data: DataConfig) -> None:
+    """What a mask asks for is there. name: of the section."""
+    if config.loss == "verify_and_last" and not format_named(data.format).has_verifications:
+        raise ValueError(
+            f'{name}.loss = "verify_and_last" trains verifications, and data.format = '
+            f'"{data.format}" has none: set data.format = "trials", or {name}.loss = "all"'
         )
 
 

@@ -304,7 +304,7 @@ class PackedBatch:
     ``loss_mask = False``. Nothing is shifted outside `data.packing`.
 
     tokens, positions, targets: int64 [T].
-    loss_mask:        bool [T], True where a response token is predicted.
+    loss_mask:        bool [T], True where a response token is predicted that has a loss.
     loss_weights:     float32 [T], 0 where masked; token mean, sequence mean and Dr.GRPO differ only
                       here.
     cu_seqlens:       int32 [N + 1], ends at T; padding, if any, is one more sequence at the end.
@@ -320,6 +320,8 @@ class PackedBatch:
                       ranks: the one denominator of every loss. In a batch of preference pairs,
                       whose loss has a term for each, the number of pairs.
     old_logprobs, ref_logprobs, values: float32 [T], None until `backbone.step.annotate`.
+    start_hidden:     [loss tokens, H], hidden states of the starting model where `loss_mask` is
+                      True, in order; None until `backbone.step.with_start_hidden`.
     """
 
     tokens: Tensor
@@ -338,6 +340,7 @@ class PackedBatch:
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     values: Tensor | None = None
+    start_hidden: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -365,10 +368,12 @@ class PackedBatch:
         return torch.bucketize(places, self.cu_seqlens[1:].long(), right=True)
 
     def annotated(self, **tensors: Tensor) -> PackedBatch:
-        """A new batch with `old_logprobs`, `ref_logprobs` or `values` filled."""
+        """A new batch with `old_logprobs` or another field that is None at first filled."""
         return replace(self, **tensors)
 
-    def require(self, name: Literal["old_logprobs", "ref_logprobs", "values"]) -> Tensor:
+    def require(
+        self, name: Literal["old_logprobs", "ref_logprobs", "values", "start_hidden"]
+    ) -> Tensor:
         """The annotation `name`, or a ValueError that says which stage forgot it."""
         value = getattr(self, name)
         if value is None:

@@ -133,6 +133,17 @@ CONTRADICTORY = [
         "--reinforce.critic_optimizer.warmup_fraction 0.9 --iterate.rounds [{num_steps=1}]",
         "reinforce.critic_optimizer: schedule",
     ),
+    # What is imitated.
+    (
+        "--supervised.loss verify_and_last",
+        'supervised.loss = "verify_and_last" trains verifications, and data.format = "coat" has '
+        'none: set data.format = "trials", or supervised.loss = "all"',
+    ),
+    ("--distill.loss verify_and_last", 'distill.loss = "verify_and_last" trains verifications'),
+    (
+        "--stages ['distill'] --data.format plain --distill.loss verify_and_last",
+        'data.format = "plain" has none',
+    ),
     # The format of responses, and its prompts.
     ("--data.format cot", 'data.format = "cot" is no format of responses; the nearest is "coat"'),
     ("--data.format PLAIN", "is no format of responses; the nearest is"),

@@ -26,6 +26,7 @@ from satori_fast.kernels import (
     linear_policy_loss,
     policy_loss,
 )
+from satori_fast.kernels.imitation import IMITATION_SUMS, Anchor, linear_imitation_loss
 from satori_fast.types import Advantages, LossOutput, PackedBatch
 
 
@@ -259,6 +260,50 @@ def imitation_loss(
     loss = -(weights * logprobs).sum()
     entropy = (weights * entropies).sum().detach()
     return LossOutput(loss, sums={"nll": loss.detach(), "entropy": entropy}, maxes={})
+
+
+@dataclass(frozen=True, slots=True)
+class AnchoredImitation:
+    """`imitation_loss`, and the KL to the model that imitation starts from (S2R, arXiv 2502.12853).
+
+    kl_coefficient: nats to loss, of KL(policy || start) over the whole vocabulary on the same
+                    tokens, with the same weights.
+    start_weight:   [V_shard, H], this tensor-parallel rank's rows of the output layer of that
+                    model; None where no loss is made (pipeline stages before the last).
+    """
+
+    kl_coefficient: float
+    start_weight: Tensor | None
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        batch: PackedBatch,
+        *,
+        vocab_size: int,
+        vocab_start: int = 0,
+        group: ProcessGroup | None = None,
+    ) -> LossOutput:
+        """Loss of one microbatch; arguments as in `PolicyLoss.policy`. The batch has
+        `start_hidden`.
+
+        sums: "nll", "kl" and "entropy", weighted by w.
+        """
+        assert self.start_weight is not None
+        rows = batch.loss_mask.nonzero().squeeze(1)
+        # The operation knows that shards lie in rank order.
+        loss, sums = linear_imitation_loss(
+            hidden.index_select(0, rows),
+            weight,
+            batch.targets[rows],
+            batch.loss_weights[rows],
+            Anchor(batch.require("start_hidden"), self.start_weight),
+            kl_coefficient=self.kl_coefficient,
+            vocab_size=vocab_size,
+            group=group,
+        )
+        return LossOutput(loss, dict(zip(IMITATION_SUMS, sums.unbind(), strict=True)), maxes={})
 
 
 def explained_variance(means: Mapping[str, float]) -> float:

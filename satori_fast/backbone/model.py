@@ -251,6 +251,16 @@ class PolicyModel(PackedModel):
             self.output_layer.__class__ = VocabularyHead
             self.output_layer.vocab_size = hf_config.vocab_size
 
+    @property
+    def head_weight(self) -> Tensor | None:
+        """This rank's rows of the output layer, [V / tensor-parallel size, H]; None on pipeline
+        stages before the last."""
+        if not self.post_process:
+            return None
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
     def limit_vocabulary(self, num_tokens: int) -> None:
         """Leave ids from `num_tokens` on out of the softmax: no token of the tokenizer has them."""
         assert 0 < num_tokens <= self.hf_config.vocab_size

@@ -179,6 +179,21 @@ def annotate(
     return annotated
 
 
+def with_start_hidden(batches: Sequence[PackedBatch], start: Learner) -> list[PackedBatch]:
+    """The batches with `start_hidden` of the frozen model `start`, on the last pipeline stage: the
+    loss is made there. On the others as they are."""
+
+    def head(batch: PackedBatch) -> Callable[..., Tensor]:
+        return lambda hidden, _weight, **_shard: hidden[batch.loss_mask]
+
+    outputs = _last_stage_outputs(start, batches, head)
+    if not outputs:
+        return list(batches)
+    return [
+        batch.annotated(start_hidden=hidden) for batch, hidden in zip(batches, outputs, strict=True)
+    ]
+
+
 def update(
     policy: Learner | None,
     critic: Learner | None,
@@ -329,12 +344,12 @@ def _run_schedule(
 
 
 @torch.no_grad()
-def _forward(
+def _last_stage_outputs(
     learner: Learner,
     batches: Sequence[PackedBatch],
     head: Callable[[PackedBatch], Callable[..., Tensor]],
 ) -> list[Tensor]:
-    """Numbers fp32 [T] that the head of each batch gives, on every pipeline stage."""
+    """What the head of each batch gives on the last pipeline stage; on others an empty list."""
     if not batches:
         return []
 
@@ -343,8 +358,17 @@ def _forward(
         return model(batch, head(batch)), lambda out: (out, torch.zeros((), dtype=torch.int), out)
 
     # The bare module: hooks of the training wrapper have nothing to do without gradients.
-    outputs = _run_schedule(learner.module, batches, forward_step, forward_only=True)
-    if parallel_state().pipeline_size == 1:
+    return _run_schedule(learner.module, batches, forward_step, forward_only=True)
+
+
+def _forward(
+    learner: Learner,
+    batches: Sequence[PackedBatch],
+    head: Callable[[PackedBatch], Callable[..., Tensor]],
+) -> list[Tensor]:
+    """Numbers fp32 [T] that the head of each batch gives, on every pipeline stage."""
+    outputs = _last_stage_outputs(learner, batches, head)
+    if not batches or parallel_state().pipeline_size == 1:
         return outputs
     group: Any = mpu.get_pipeline_model_parallel_group()
     last = mpu.get_pipeline_model_parallel_last_rank()

@@ -78,10 +78,15 @@ def pack(
     credits: Sequence[Credit] | None,
     packing: PackingSpec,
     weighting: Weighting,
+    *,
+    trained: Sequence[Sequence[bool]] | None = None,
 ) -> list[PackedBatch]:
     """The microbatches of this data-parallel rank, in the order of their minibatches.
 
     credits: one per trajectory; None where nothing is compared (imitation, scoring): credit is 0.
+    trained: for each trajectory, which of its segments have a loss (`data.masks`); None: all. The
+             tokens of the others are read like a prompt: masked, and in no denominator. For
+             weighting "token" only.
 
     Deterministic in its arguments. Every rank gets the same number of microbatches in a minibatch;
     where there is not enough to share, a rank gets one that holds padding only. No trajectories, no
@@ -99,15 +104,20 @@ def pack(
     weighting "fixed" without `packing.fixed_length`.
     """
     assert credits is None or len(trajectories) == len(credits), (len(trajectories), len(credits))
+    assert trained is None or (len(trained) == len(trajectories) and weighting == "token")
     if not trajectories:
         return []
     lengths = np.array([len(t.tokens) for t in trajectories], dtype=np.int64)
     response_lengths = np.array([t.num_response_tokens for t in trajectories], dtype=np.int64)
+    loss_lengths = response_lengths
+    if trained is not None:
+        pairs = zip(trajectories, trained, strict=True)
+        loss_lengths = np.array([int(_segment_lengths(t) @ np.array(mask)) for t, mask in pairs])
     _check_context(trajectories, lengths, packing)
     _check_capacity(trajectories, lengths, packing, what="trajectory")
     batches: list[PackedBatch] = []
     for minibatch, members in enumerate(_split_minibatches(lengths, packing)):
-        num_tokens = int(response_lengths[members].sum())
+        num_tokens = int(loss_lengths[members].sum())
         weights = _segment_weights(
             [trajectories[int(i)] for i in members],
             response_lengths[members],
@@ -122,6 +132,7 @@ def pack(
                     None if credits is None else [credits[int(i)] for i in source],
                     source=source,
                     weights=[weights[int(i)] for i in rows],
+                    trained=None if trained is None else [trained[int(i)] for i in source],
                     pad_to_multiple=packing.pad_to_multiple,
                     minibatch=minibatch,
                     num_minibatch_tokens=num_tokens,
@@ -278,6 +289,7 @@ def _build_batch(
     *,
     source: Indices,
     weights: Sequence[Weights],
+    trained: Sequence[Sequence[bool]] | None = None,
     pad_to_multiple: int,
     minibatch: int,
     num_minibatch_tokens: int,
@@ -316,6 +328,13 @@ def _build_batch(
             segment_credit = np.concatenate([c.values - c.baselines for c in credits])
             credit[loss_mask] = np.repeat(segment_credit, segment_lengths)
         rollout_logprobs[loss_mask] = np.concatenate([t.logprobs for t in trajectories])
+        if trained is not None:
+            is_masked = loss_mask.copy()
+            is_masked[loss_mask] = ~np.repeat(np.concatenate(trained), segment_lengths)
+            loss_mask &= ~is_masked
+            segment_ids[is_masked] = -1
+            for values in (credit, loss_weights, rollout_logprobs):
+                values[is_masked] = 0.0
 
     return PackedBatch(
         tokens=torch.as_tensor(tokens),

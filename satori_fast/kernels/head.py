@@ -154,10 +154,50 @@ def logit_gradients(
     rest = entropy - total.log()
     d = shifted.clamp_min_(NO_LOGIT).add_(rest[:, None]).mul_(grad_entropy[:, None])
     d = d.add_(grad_logprob[:, None]).mul_(probabilities).neg_()
-    if d.shape[1]:
-        owned, index = _own_targets(targets, d.shape[1])
-        d.scatter_add_(1, index, torch.where(owned, grad_logprob, 0.0)[:, None])
-    return d
+    return _add_to_targets(d, targets, grad_logprob)
+
+
+class Divergence(NamedTuple):
+    """The softmax p of some tokens, [T, C], against that of another model, q.
+
+    log_ratios: log p - log q, [T, C]. kl: KL(p || q) = sum p (log p - log q) over all shards, [T].
+    """
+
+    probabilities: Tensor
+    log_ratios: Tensor
+    kl: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor,
+        other_logits: Tensor,
+        partition: Tensor,
+        other_partition: Tensor,
+        *,
+        group: ProcessGroup | None,
+    ) -> "Divergence":
+        """Made in the memory of both logits [T, C]; the partitions [T, 2] are theirs."""
+        maximum, total = partition.unbind(dim=1)
+        other_maximum, other_total = other_partition.unbind(dim=1)
+        shifted = logits.sub_(maximum[:, None]).clamp_min_(NO_LOGIT)
+        other_shifted = other_logits.sub_(other_maximum[:, None]).clamp_min_(NO_LOGIT)
+        log_ratios = other_shifted.neg_().add_(shifted)
+        log_ratios = log_ratios.add_((other_total.log() - total.log())[:, None])
+        probabilities = shifted.exp_().div_(total[:, None])
+        kl = (probabilities * log_ratios).sum(dim=1)
+        if group is not None:
+            dist.all_reduce(kl, group=group)
+        return cls(probabilities, log_ratios, kl)
+
+    def logit_gradients(self, targets: Tensor, grad_logprob: Tensor, grad_kl: Tensor) -> Tensor:
+        """dLoss/dl, [T, C], made in the memory of `log_ratios`, with k = dLoss/dKL:
+
+        dLoss/dl_j = p_j (k (log p_j - log q_j - KL) - g) + [j = y] g.
+        """
+        d = self.log_ratios.sub_(self.kl[:, None]).mul_(grad_kl[:, None])
+        d = d.sub_(grad_logprob[:, None]).mul_(self.probabilities)
+        return _add_to_targets(d, targets, grad_logprob)
 
 
 def stash_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -220,7 +260,9 @@ class HeadGradients:
         self._hidden = hidden.new_zeros(hidden.shape, dtype=dtype) if need_hidden else None
         self._weight = weight.new_zeros(weight.shape, dtype=dtype) if need_weight else None
 
-    def add(self, logit_gradients: Tensor, hidden: Tensor, head: Head, rows: Tensor) -> None:
+    def add(
+        self, logit_gradients: Tensor, hidden: Tensor, head: Head, rows: Tensor | slice
+    ) -> None:
         """Add what dLoss/dl of the tokens `rows` contributes."""
         d = logit_gradients.div_(head.temperature_of(rows))
         if self._hidden is not None:
@@ -249,6 +291,14 @@ def _own_targets(targets: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
     """Mask of the targets that lie in this shard, [T], and a column to look at for each, [T, 1]."""
     owned = (targets >= 0) & (targets < num_columns)
     return owned, targets.clamp(0, num_columns - 1)[:, None]
+
+
+def _add_to_targets(d: Tensor, targets: Tensor, values: Tensor) -> Tensor:
+    """`d` [T, C] with `values` [T] added in place where a target lies in this shard."""
+    if d.shape[1]:
+        owned, index = _own_targets(targets, d.shape[1])
+        d.scatter_add_(1, index, torch.where(owned, values, 0.0)[:, None])
+    return d
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -147,10 +147,21 @@ class Books:
 
     def training(self, result: StepResult) -> dict[str, float]:
         """Count a step on what nobody sampled in it; its metrics without times."""
-        experience = result.experience
+        experience, start = result.experience, result.start
+        loss_tokens = {batch.minibatch: batch.num_minibatch_tokens for batch in result.batches}
+        num_loss_tokens = sum(loss_tokens.values())
         self.spans.count("update", experience.num_tokens)
         self.spans.count("step", experience.num_tokens)
-        self.count_training(result.trained.values(), experience.trajectories)
+        self.count_training(
+            result.trained.values(), experience.trajectories, num_loss_tokens=num_loss_tokens
+        )
+        if start is not None:
+            # Its layers are a pass of their own, its logits a part of the loss.
+            shape, lengths = shape_of(start), [len(t.tokens) for t in experience.trajectories]
+            self.spans.count("logprob", experience.num_tokens)
+            self.spans.count_flops("logprob", forward_flops(shape, lengths, num_head_tokens=0))
+            logits = forward_flops(shape, (), num_head_tokens=num_loss_tokens)
+            self.spans.count_flops("update", logits)
         return dict(result.stats)
 
     def count_scoring(
@@ -162,14 +173,19 @@ class Books:
             self.spans.count_flops(span, forward_flops(shape_of(learner), lengths))
 
     def count_training(
-        self, learners: Iterable[Learner], trajectories: Sequence[Trajectory]
+        self,
+        learners: Iterable[Learner],
+        trajectories: Sequence[Trajectory],
+        *,
+        num_loss_tokens: int | None = None,
     ) -> None:
         """Count forward and backward of each learner, span "update"; a policy needs logits of
-        responses only."""
+        tokens with a loss only. num_loss_tokens: None: all of the responses."""
         lengths = [len(t.tokens) for t in trajectories]
-        num_response_tokens = sum(t.num_response_tokens for t in trajectories)
+        if num_loss_tokens is None:
+            num_loss_tokens = sum(t.num_response_tokens for t in trajectories)
         for learner in learners:
-            head = num_response_tokens if learner.module.kind == "policy" else None
+            head = num_loss_tokens if learner.module.kind == "policy" else None
             flops = training_flops(shape_of(learner), lengths, num_head_tokens=head)
             self.spans.count_flops("update", flops)
 

@@ -17,7 +17,6 @@ from satori_fast import __version__
 from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.config import Config, ConfigError
-from satori_fast.config_checks import format_of
 from satori_fast.data.domains import ARITHMETIC, DOMAINS
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
@@ -99,7 +98,7 @@ def make_tokenizer(config: Config, place: RunFolder) -> None:
 def write_tokenizer(config: Config, saved: Path) -> None:
     """Leave the tokenizer that the config asks for in the folder `saved`; of a model of the hub
     nothing else is fetched."""
-    format = format_of(config.data, config.tokenizer)
+    format = config.response_format
     special_tokens = format.special_tokens
     if config.tokenizer.kind == "model":
         assert config.model.path is not None
@@ -149,7 +148,7 @@ def build_renderer(config: Config, folder: Path) -> PromptRenderer:
 def renderer_of(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PromptRenderer:
     """A renderer as the config wants it. ConfigError: a chat template that the tokenizer lacks, a
     stop token that is not one token of it. folder: where the model's stop tokens are named."""
-    data, format = config.data, format_of(config.data, config.tokenizer)
+    data, format = config.data, config.response_format
     template = template_named(data.template, data.system)
     try:
         if isinstance(template, ChatTemplate):

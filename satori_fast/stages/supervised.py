@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Format tuning: packed supervised fine-tuning on demonstrations (Satori, appendix D.2).
 
-Plain behaviour cloning: every response token counts, wrong tries included; prompts do not.
+Behaviour cloning: every response token counts, wrong tries included, or only the segments that a
+mask leaves; prompts do not. With a KL coefficient the policy stays near the model it starts from.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from satori_fast.algorithms.losses import imitation_loss
+from satori_fast.algorithms.losses import AnchoredImitation, imitation_loss
+from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.parallel import parallel_state
-from satori_fast.backbone.step import Learner, update_one
+from satori_fast.backbone.step import Learner, update_one, with_start_hidden
 from satori_fast.config import Config, ConfigError, ImitationConfig
 from satori_fast.data.domains import DOMAINS
+from satori_fast.data.masks import ImitatedSegments, trained_segments
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.problem_split import question_key
 from satori_fast.data.prompts import PromptRenderer, encode_demonstration
@@ -23,7 +27,7 @@ from satori_fast.data.sources import load_demonstrations
 from satori_fast.experience.demonstrations import DemonstrationSource
 from satori_fast.experience.source import ExperienceSource, Span
 from satori_fast.stages.alarms import warn_of_large_batch
-from satori_fast.stages.books import Books
+from satori_fast.stages.books import Books, evenly_spread
 from satori_fast.stages.context import Context
 from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.run_folder import RunFolder
@@ -31,22 +35,65 @@ from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.synthesize import demonstrations_path
 from satori_fast.stages.trainer import StepResult
 from satori_fast.storage import wait_for_file
-from satori_fast.types import Demonstration, Problem, Trajectory
+from satori_fast.synthesis.trained_page import write_trained_page
+from satori_fast.types import Demonstration, PackedBatch, Problem, Trajectory
 
 logger = logging.getLogger(__name__)
 
+_NUM_SHOWN = 60  # trajectories on the page of what is trained
+
+
+@dataclass(frozen=True, slots=True)
+class Imitation:
+    """What is imitated of a demonstration, and how near the policy stays to its start.
+
+    segments:       which are trained (`data.masks`).
+    start:          the model that training started from, frozen; None without a KL to it.
+    kl_coefficient: weight of that KL.
+    """
+
+    segments: ImitatedSegments = "all"
+    start: Learner | None = None
+    kl_coefficient: float = 0.0
+
+    def pack(self, trajectories: Sequence[Trajectory], packing: PackingSpec) -> list[PackedBatch]:
+        """Microbatches of this rank, on its device, with a loss on the trained tokens."""
+        trained = None
+        if self.segments != "all":
+            trained = [trained_segments(trajectory, self.segments) for trajectory in trajectories]
+        batches = pack(trajectories, None, packing, "token", trained=trained)
+        return [batch.to(parallel_state().device) for batch in batches]
+
+    def update(
+        self, policy: Learner, batches: Sequence[PackedBatch], span: Span
+    ) -> dict[str, float]:
+        """One optimizer step; what happened."""
+        if self.start is None:
+            with span("update"):
+                return update_one(policy, batches, imitation_loss)
+        with span("logprob"):
+            batches = with_start_hidden(batches, self.start)
+        assert isinstance(self.start.module, PolicyModel)
+        loss = AnchoredImitation(self.kl_coefficient, self.start.module.head_weight)
+        with span("update"):
+            return update_one(policy, batches, loss)
+
 
 def supervised_step(
-    policy: Learner, source: ExperienceSource, step: int, *, packing: PackingSpec, span: Span
+    policy: Learner,
+    source: ExperienceSource,
+    step: int,
+    *,
+    packing: PackingSpec,
+    span: Span,
+    imitation: Imitation,
 ) -> StepResult:
     """One optimizer step on the next demonstrations."""
     experience = source.next(step)
     with span("pack"):
-        batches = pack(experience.trajectories, None, packing, "token")
-        batches = [batch.to(parallel_state().device) for batch in batches]
-    with span("update"):
-        stats = update_one(policy, batches, imitation_loss)
-    return StepResult(experience, batches, (), stats, {"policy": policy})
+        batches = imitation.pack(experience.trajectories, packing)
+    stats = imitation.update(policy, batches, span)
+    return StepResult(experience, batches, (), stats, {"policy": policy}, start=imitation.start)
 
 
 def supervised(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
@@ -93,12 +140,18 @@ def imitate(
 ) -> StageOutcome:
     """Train the model of folder `start` on `trajectories`; evaluate and export it.
 
+    With a mask, trained_STAGE.html of the run folder shows samples of what it leaves.
     first_metrics: further metrics of the first step, of how `trajectories` were made.
     """
     stage, seeds, models = context.stage, context.seeds, context.model_folders
     warn_of_large_batch(stage, config.batch_size, len(trajectories), num_epochs=config.num_epochs)
     num_steps = math.ceil(len(trajectories) * config.num_epochs / config.batch_size)
     policy = models.policy(start, config.optimizer, num_steps=num_steps)
+    imitation = Imitation(
+        config.loss, models.policy(start) if config.kl_coefficient else None, config.kl_coefficient
+    )
+    if config.loss != "all":
+        folder.on_main(lambda: show_trained(context, folder.path, trajectories, config.loss))
     source = DemonstrationSource(
         trajectories, batch_size=config.batch_size, seed=seeds.of(stage, "order")
     )
@@ -119,7 +172,9 @@ def imitate(
         for step in loop:
             packing = context.packing(seed=seeds.of(stage, "minibatches", step))
             span = books.spans.span
-            result = supervised_step(policy, source, step, packing=packing, span=span)
+            result = supervised_step(
+                policy, source, step, packing=packing, span=span, imitation=imitation
+            )
             metrics = books.training(result)
             if step == 0 and first_metrics:
                 metrics |= first_metrics
@@ -131,6 +186,20 @@ def imitate(
     models.export(policy, exported)
     evaluation = evaluation or evaluator.evaluate(context.engine(policy))
     return StageOutcome({"policy": exported}, evaluation, loop.done.times)
+
+
+def show_trained(
+    context: Context, folder: Path, trajectories: Sequence[Trajectory], loss: ImitatedSegments
+) -> None:
+    """Write trained_STAGE.html: samples, with what a mask leaves of them."""
+    shown = evenly_spread(trajectories, _NUM_SHOWN)
+    write_trained_page(
+        folder / f"trained_{context.stage}.html",
+        [(trajectory, trained_segments(trajectory, loss)) for trajectory in shown],
+        total=len(trajectories),
+        colours=context.renderer.format.colours,
+        title=f"{context.config.name}: {context.stage}",
+    )
 
 
 def load_trajectories(

@@ -35,6 +35,7 @@ class StepResult:
     batches, advantages: this rank's share, in the order of its microbatches.
     stats:   of the update, under metric names.
     trained: the learners that were updated, by role.
+    start:   the frozen model that an imitation's KL is to, which read the batches too.
     """
 
     experience: Experience
@@ -43,6 +44,7 @@ class StepResult:
     stats: Mapping[str, float]
     trained: Mapping[str, Learner]
     synced: SyncReport | None = None
+    start: Learner | None = None
 
 
 @dataclass

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from satori_fast.algorithms.losses import (
+    AnchoredImitation,
     PolicyLoss,
     explained_variance,
     imitation_loss,
@@ -378,7 +379,39 @@ def test_nll_is_the_dense_formula() -> None:
     assert not output.maxes and not any(s.requires_grad for s in output.sums.values())
 
 
-@pytest.mark.parametrize("kind", ["token", "sequence", "nll"])
+def test_anchored_imitation_is_the_dense_formula() -> None:
+    hidden, weight, batch, _ = make_problem(seed=2)
+    start_hidden, start_weight = hidden + 0.2, weight.roll(1, 0)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    loss = AnchoredImitation(0.3, start_weight)
+    with pytest.raises(ValueError, match="start_hidden"):
+        loss(hidden, weight, batch, vocab_size=VOCAB)
+    batch = batch.annotated(start_hidden=start_hidden[batch.loss_mask])
+    output = loss(hidden, weight, batch, vocab_size=VOCAB)
+    gradients = torch.autograd.grad(output.loss, (hidden, weight))
+    logp, logq = (
+        (x.double() @ w.double()[:VOCAB].T).log_softmax(-1)
+        for x, w in ((hidden, weight), (start_hidden, start_weight))
+    )
+    kl = (batch.loss_weights * (logp.exp() * (logp - logq)).sum(-1)).sum()
+    plain = imitation_loss(hidden, weight, batch, vocab_size=VOCAB)
+    logprobs, _ = dense_logprobs(hidden, weight, batch, 1.0)
+    expected = -(batch.loss_weights * logprobs).sum() + 0.3 * kl
+    assert_close(output.loss, expected)
+    for actual, wanted in zip(
+        gradients, torch.autograd.grad(expected, (hidden, weight)), strict=True
+    ):
+        assert_close(actual, wanted)
+    assert_close(output.sums["kl"], kl)
+    assert kl > 1
+    for name, value in plain.sums.items():
+        assert_close(output.sums[name], value)
+    assert not gradients[0][~batch.loss_mask].any()
+    assert not output.maxes and not any(s.requires_grad for s in output.sums.values())
+
+
+@pytest.mark.parametrize("kind", ["token", "sequence", "nll", "anchored"])
 def test_a_batch_of_padding_gives_zero_and_zero_gradients(kind: str) -> None:
     rng = np.random.default_rng(0)
     credit = Credit(np.ones(1, np.float32), np.zeros(1, np.float32))
@@ -394,6 +427,10 @@ def test_a_batch_of_padding_gives_zero_and_zero_gradients(kind: str) -> None:
     loss = PolicyLoss(ratio=ratio, ratio_mean=False, value_clip=0.2)
     if kind == "nll":
         policy = imitation_loss(hidden, weight, batch, vocab_size=VOCAB)
+    elif kind == "anchored":
+        batch = batch.annotated(start_hidden=torch.zeros(0, HIDDEN))
+        anchored = AnchoredImitation(0.1, torch.zeros(PADDED_VOCAB, HIDDEN))
+        policy = anchored(hidden, weight, batch, vocab_size=VOCAB)
     else:
         policy = loss.policy(hidden, weight, batch, advantages, vocab_size=VOCAB)
     value = loss.value(values, batch, advantages)

@@ -21,6 +21,7 @@ from satori_fast.backbone.step import (
     update,
     update_one,
     value,
+    with_start_hidden,
 )
 from satori_fast.types import LossOutput, PackedBatch
 from tests.tiny_models import ImitationLoss, ones, random_batch, reference_logits, tiny_model
@@ -81,6 +82,27 @@ def test_annotate_fills_what_the_given_models_provide() -> None:
     assert torch.equal(full.require("values"), value(critic, [batch])[0])
     assert full.require("values").std() > 0
     assert score(policy, [], temperature=1.0) == []
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_tied"])
+def test_start_hidden_is_what_transformers_feeds_its_head_at_loss_tokens(name: str) -> None:
+    reference = tiny_model(name)
+    start = build_learner(reference.config, weights=reference.state_dict())
+    batches = [random_batch([7, 30, 2]), random_batch([5], 1)]
+    batches[1] = replace(batches[1], loss_mask=torch.zeros(5, dtype=torch.bool))
+    first, padding = with_start_hidden(batches, start)
+    hidden, mask = first.require("start_hidden"), first.loss_mask
+    assert hidden.shape == (int(mask.sum()), 64) and not hidden.requires_grad
+    assert padding.require("start_hidden").shape == (0, 64)
+    assert isinstance(start.module, PolicyModel)
+    weight = start.module.head_weight
+    assert weight is not None
+    with torch.no_grad():
+        expected = reference_logits(reference, first)[mask]
+        torch.testing.assert_close(
+            hidden @ weight[: expected.shape[1]].T, expected, rtol=1e-4, atol=1e-4
+        )
+    assert with_start_hidden([], start) == []
 
 
 def test_eight_microbatches_equal_one() -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -238,6 +238,90 @@ def test_without_credits_there_is_none() -> None:
     assert scored.credit.any()
     with pytest.raises(ValueError, match="one of token, sequence, segment, fixed"):
         pack([trajectory], None, SPEC, "action")  # pyright: ignore[reportArgumentType]
+
+
+MASKED = ([4, 7, 5, 8], [4, 8], [1], [3, 2, 2])
+TRAINED = ((False, True, True, True), (True, True), (True,), (True, False, True))
+
+
+def masked(num_ranks: int = 1, num_minibatches: int = 1) -> list[list[PackedBatch]]:
+    trajectories = [make_trajectory(2, shape, seed) for seed, shape in enumerate(MASKED)]
+    spec = replace(
+        SPEC, num_minibatches=num_minibatches, data_parallel_size=num_ranks, pad_to_multiple=4
+    )
+    credits = [make_credit(t, seed) for seed, t in enumerate(trajectories)]
+    return [
+        pack(
+            trajectories,
+            credits,
+            replace(spec, data_parallel_rank=rank),
+            "token",
+            trained=TRAINED,
+        )
+        for rank in range(num_ranks)
+    ]
+
+
+def test_segments_that_are_not_trained_are_masked_like_a_prompt() -> None:
+    trajectories = [make_trajectory(2, shape, seed) for seed, shape in enumerate(MASKED)]
+    plain = {b.source[0].item(): b for b in pack_all_ranks(trajectories, SPEC)[0]}
+    assert sum(b.num_minibatch_tokens for b in plain.values()) >= 44
+    rows = []
+    for batch in masked()[0]:
+        assert batch.num_minibatch_tokens == 20 + 12 + 1 + 5
+        bounds = batch.cu_seqlens.tolist()
+        for source, start, stop in zip(batch.source.tolist(), bounds, bounds[1:], strict=False):
+            rows.append(source)
+            if source < 0:
+                assert not batch.loss_mask[start:stop].any()
+                continue
+            expected = np.repeat(TRAINED[source], MASKED[source]).tolist()
+            assert batch.loss_mask[start:stop].tolist() == [False, *expected, False]
+        # What a trained token has is what it has without a mask; all others have nothing.
+        mask = batch.loss_mask
+        assert (batch.segment_ids >= 0).equal(mask) and batch.loss_weights.equal(mask.float())
+        for values in (batch.credit, batch.rollout_logprobs):
+            assert (values != 0).equal(mask)
+        assert batch.targets[mask].all()
+    assert sorted(source for source in rows if source >= 0) == [0, 1, 2, 3]
+
+
+def test_a_mask_leaves_the_order_and_the_numbers_of_trained_tokens() -> None:
+    trajectories = [make_trajectory(2, shape, seed) for seed, shape in enumerate(MASKED)]
+    spec = replace(SPEC, pad_to_multiple=4)
+    for batch, whole in zip(masked()[0], pack_all_ranks(trajectories, spec)[0], strict=True):
+        assert batch.tokens.equal(whole.tokens) and batch.source.equal(whole.source)
+        mask = batch.loss_mask
+        assert (mask & ~whole.loss_mask).sum() == 0
+        for name in ("segment_ids", "credit", "loss_weights", "rollout_logprobs"):
+            assert getattr(batch, name)[mask].equal(getattr(whole, name)[mask])
+
+
+def test_a_mask_that_leaves_everything_is_no_mask() -> None:
+    trajectories = [make_trajectory(2, shape, seed) for seed, shape in enumerate(MASKED)]
+    everything = [[True] * len(shape) for shape in MASKED]
+    plain = pack(trajectories, None, SPEC, "token")
+    for batch, same in zip(
+        plain, pack(trajectories, None, SPEC, "token", trained=everything), strict=True
+    ):
+        for field in fields(PackedBatch):
+            a, b = getattr(batch, field.name), getattr(same, field.name)
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
+
+
+def test_ranks_share_what_a_mask_leaves() -> None:
+    def work(num_ranks: int) -> Counter[tuple[int, int, int, tuple[bool, ...]]]:
+        counter: Counter[tuple[int, int, int, tuple[bool, ...]]] = Counter()
+        for batch in (b for rank in masked(num_ranks, 2) for b in rank):
+            masks = batch.loss_mask.tensor_split(batch.cu_seqlens[1:-1].long())
+            for source, mask in zip(batch.source.tolist(), masks, strict=True):
+                if source >= 0:
+                    key = (source, batch.minibatch, batch.num_minibatch_tokens)
+                    counter[*key, tuple(mask.tolist())] += 1
+        return counter
+
+    assert work(1) == work(2) == work(3) and work(1).total() == 4
+    assert sum({m: n for _, m, n, _ in work(2)}.values()) == 38
 
 
 def test_a_rank_without_trajectories_gets_padding_only() -> None:

@@ -12,7 +12,7 @@ from satori_fast.profiling.flops import ModelShape
 from satori_fast.stages.books import shape_of
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import build_run
-from satori_fast.stages.supervised import supervised_step
+from satori_fast.stages.supervised import Imitation, supervised_step
 from satori_fast.types import Demonstration
 from tests.stages.test_run import tiny_config
 
@@ -41,9 +41,15 @@ def test_a_step_counts_what_its_models_compute(tmp_path: Path) -> None:
 
         source = DemonstrationSource(trajectories, batch_size=2, seed=0)
         span, packing = books.spans.span, context.packing()
-        books.training(supervised_step(policy, source, 0, packing=packing, span=span))
+        options = {"packing": packing, "span": span}
+        books.training(supervised_step(policy, source, 0, imitation=Imitation(), **options))
         head = 2 * 32 * vocab_size * num_response_tokens
         assert books.spans.end_step().flops == {"update": 3 * (trunk + head)}
+        # A starting model reads the tokens, and its head makes the logits of the loss.
+        imitation = Imitation(start=models.policy(start), kl_coefficient=0.1)
+        books.training(supervised_step(policy, source, 1, imitation=imitation, **options))
+        flops = {"logprob": trunk, "update": 3 * (trunk + head) + head}
+        assert books.spans.end_step().flops == flops
 
         books.count_scoring("logprob", [policy, critic], trajectories)
         books.count_training([critic], trajectories)

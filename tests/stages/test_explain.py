@@ -20,6 +20,7 @@ from satori_fast.config import Config, ConfigError, load_config
 from satori_fast.data.rollout_rows import read_rollout_rows
 from satori_fast.stages.explain import _explain_rows, _renderer, explain
 from satori_fast.types import Credit, Trajectory
+from tests.evaluation.test_verification import GROUP
 
 ROOT = Path(__file__).parents[2]
 PUZZLE = ROOT / "docs" / "puzzle.jsonl"
@@ -163,8 +164,9 @@ def test_steps_are_taken_in_order_and_a_rule_remembers_what_was_kept(tmp_path: P
     )
     config = config_of()
     recipe = replace(RECIPES["grpo"], credit=Remembering)
-    rows = read_rollout_rows(file, _renderer(config))
-    explained = _explain_rows(rows, recipe, config.reward, fixed_length=1)
+    renderer = _renderer(config)
+    rows = read_rollout_rows(file, renderer)
+    explained = _explain_rows(rows, recipe, config.reward, renderer.format, fixed_length=1)
     assert [own.row.number for own in explained] == [*range(1, 9)]
     # Of step 2 the two rows of a group of one reward are not remembered: 0 and -1 are.
     baselines = [float(own.signal.baselines[0]) for own in explained]
@@ -199,7 +201,7 @@ def test_terms_that_need_a_model_are_null_and_named(tmp_path: Path) -> None:
     assert right["total"] == 0
     assert last["summary"]["kl"] is None and last["summary"]["reward/preference"] is None
     named = " ".join(last["summary"]["notes"])
-    assert "preference is null" in named and "kl (kl_coefficient 0.01) is null" in named
+    assert "preference is null" in named and "0.01, in the loss) is null" in named
 
 
 def test_restarts_earn_the_bonus_and_finish_length_has_no_end(tmp_path: Path) -> None:
@@ -225,6 +227,30 @@ def test_a_response_of_a_format_without_actions_is_one_segment(tmp_path: Path) -
     for record in records(file, "--data.format=plain", "--stages=['reinforce']")[:-1]:
         assert [segment["kind"] for segment in record["segments"]] == ["whole"]
         assert record["segments"][0]["verdict"] is None
+
+
+def test_verdicts_of_a_group_are_counted_in_the_summary(tmp_path: Path) -> None:
+    problem = {"question": "p 7 q 1 r 9 pick 2 sum 8", "answer": "p q"}
+    file = written(tmp_path / "r.jsonl", *({**problem, "response": text} for text in GROUP))
+    trials = ("--data.format=trials", "--stages=['reinforce']")
+    summary = records(file, *trials)[-1]["summary"]
+    assert summary == summary | {
+        "verification_accuracy": pytest.approx(0.666667, abs=1e-6),
+        "error_recall": 0.5,
+        "correct_precision": 0.5,
+        "wrong_to_right": pytest.approx(1 / 3),
+        "right_to_wrong": 0.0,
+        "trials": 1.5,
+        "num_verifications": 6,
+        "num_on_wrong": 4,
+        "num_accepted": 4,
+        "num_first_wrong": 3,
+        "num_first_right": 1,
+    }
+    alone = written(tmp_path / "s.jsonl", {**problem, "response": r"\boxed{ p q }"})
+    unverified = records(alone, *trials)[-1]["summary"]
+    assert unverified["verification_accuracy"] is None and unverified["right_to_wrong"] == 0.0
+    assert "verification_accuracy" not in records(PUZZLE)[-1]["summary"]
 
 
 def test_own_functions_give_their_terms(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import build_learner
-from satori_fast.config import ConfigError, OptimizerConfig
+from satori_fast.config import Config, ConfigError, OptimizerConfig
 from satori_fast.data.chains import parse_chain, solution_text
 from satori_fast.data.domains import DOMAINS
 from satori_fast.data.packing import PackingSpec, pack
@@ -22,13 +23,15 @@ from satori_fast.profiling.metrics import read_metrics
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.stages import run_stages
 from satori_fast.stages.models import optimizer_settings
+from satori_fast.stages.run import build_run
 from satori_fast.stages.supervised import (
+    Imitation,
     demonstration_source,
     load_trajectories,
     supervised_step,
 )
-from satori_fast.types import Problem, Trajectory
-from tests.stages.test_run import tiny_config
+from satori_fast.types import Problem, Segment, SegmentKind, Trajectory
+from tests.stages.test_run import take_back, timeless, tiny_config
 from tests.tiny_models import imitation_reference, tiny_model
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -138,7 +141,8 @@ def test_a_step_imitates_responses_and_no_prompts(source: str) -> None:
     )
     demonstrations = DemonstrationSource(loaded(source), batch_size=2, seed=0)
     packing, spans = PackingSpec(64, num_minibatches=1), SpanRecorder()
-    result = supervised_step(policy, demonstrations, 0, packing=packing, span=spans.span)
+    options = {"packing": packing, "span": spans.span, "imitation": Imitation()}
+    result = supervised_step(policy, demonstrations, 0, **options)
     batches = pack(result.experience.trajectories, None, packing, "token")
     # Two tokens and three, and the end of both.
     assert sum(int(batch.loss_mask.sum()) for batch in batches) == 7
@@ -148,3 +152,109 @@ def test_a_step_imitates_responses_and_no_prompts(source: str) -> None:
     moved = dict(policy.hf_weights())
     assert any(not torch.equal(moved[n], w) for n, w in model.state_dict().items() if n in moved)
     assert {"pack", "update"} <= set(spans.end_step().spans_s)
+
+
+def trials_config(folder: Path, *overrides: str) -> Config:
+    """Imitation of trials of the built-in domain, a wrong one before the right one."""
+    folder.mkdir()
+    fixed = ("--stages", "['supervised']", "--data.format", "trials")
+    wrong = r"\boxed{ t u }"
+    with build_run(tiny_config(folder, *fixed, "--name", "problems")) as run:
+        rows = [
+            {
+                "question": problem.question,
+                "answer": problem.answer,
+                "response": rf"{wrong} wait over again \boxed{{ {problem.answer} }} wait right",
+            }
+            for problem in run.problems
+        ]
+    source = folder / "trials.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tiny_config(folder, *fixed, "--supervised.source", f"'{source}'", *overrides)
+
+
+MASK = ("--supervised.loss", "verify_and_last")
+ANCHOR = ("--supervised.kl_coefficient", "0.1")
+
+
+def test_imitation_with_a_mask_and_an_anchor_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    options = (*MASK, *ANCHOR, "--supervised.num_epochs", "2", "--supervised.checkpoint_every", "2")
+    whole, cut = (trials_config(tmp_path / name, *options) for name in ("whole", "cut"))
+    run_stages(whole)
+    run_stages(cut)
+    lines = read_metrics(tmp_path / "whole" / "tiny" / "metrics.jsonl")
+    # At the start the model is the one it is compared with, to the last bit.
+    assert lines[0]["update/kl"] == 0.0 and len(lines) == 5
+    assert all(line["update/kl"] > 1e-4 for line in lines[1:])
+    for line in lines:
+        expected = line["update/nll"] + 0.1 * line["update/kl"]
+        assert line["update/loss"] == pytest.approx(expected, rel=1e-6)
+        assert line["logprob/mfu"] > 0
+    # Back to a checkpoint on the way, as a kill leaves it.
+    take_back(tmp_path / "cut" / "tiny", num_finished=0, policy="models/initial")
+    run_stages(cut, resume=True)
+    name = Path("tiny") / "models" / "supervised" / "model.safetensors"
+    assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    metrics = Path("tiny") / "metrics.jsonl"
+    assert timeless(tmp_path / "cut" / metrics) == timeless(tmp_path / "whole" / metrics)
+    page = (tmp_path / "whole" / "tiny" / "trained_supervised.html").read_text()
+    # Four tokens of fourteen are not trained.
+    assert page.count("8 of 12 tokens trained") == page.count("<article>") > 10
+
+
+def trial_trajectories() -> list[Trajectory]:
+    """Two demonstrations of solve and verify, segments of 2 (wrong), 3, 2, 3 and of 2, 3 tokens."""
+    solve, verify = SegmentKind.SOLVE, SegmentKind.VERIFY
+    shapes = [[(solve, 2), (verify, 3), (solve, 2), (verify, 3)], [(solve, 2), (verify, 3)]]
+    made = []
+    for number, shape in enumerate(shapes):
+        stops = np.cumsum([length for _, length in shape]).tolist()
+        segments = tuple(
+            Segment(kind, stop - length, stop, "")
+            for (kind, length), stop in zip(shape, stops, strict=True)
+        )
+        tokens = np.random.default_rng(number).integers(0, 60, 3 + stops[-1]).astype(np.int32)
+        logprobs = np.zeros(stops[-1], np.float32)
+        made.append(Trajectory(PROBLEMS[0], number, tokens, 3, logprobs, -1, "stop", segments))
+    return made
+
+
+def test_a_masked_step_is_transformers_loss_on_labels_of_the_trained_tokens() -> None:
+    """And its KL is that of transformers' logits, to another model, on the same tokens."""
+    initialize_parallel(seed=0)
+    model, other = (tiny_model("qwen2_tied", num_hidden_layers=n) for n in (2, 1))
+    policy = build_learner(
+        model.config,
+        weights=model.state_dict(),
+        optimizer=optimizer_settings(OptimizerConfig(learning_rate=1e-3), num_steps=1),
+    )
+    start = build_learner(other.config, weights=other.state_dict())
+    trajectories = trial_trajectories()
+    result = supervised_step(
+        policy,
+        DemonstrationSource(trajectories, batch_size=2, seed=0),
+        0,
+        packing=PackingSpec(64, num_minibatches=1),
+        span=SpanRecorder().span,
+        imitation=Imitation("verify_and_last", start, 0.5),
+    )
+    nll, kl, num_trained = 0.0, 0.0, 0
+    for trajectory, untrained in zip(trajectories, (5, 3), strict=True):
+        ids = torch.from_numpy(trajectory.tokens).long()[None]
+        labels = ids.clone()
+        labels[:, :untrained] = -100  # the prompt of three tokens, and the wrong solution
+        count = int((labels >= 0).sum())
+        with torch.no_grad():
+            nll += count * model(ids, labels=labels).loss.item()
+            logp, logq = (
+                m(ids).logits[0, untrained - 1 : -1].double().log_softmax(-1)
+                for m in (model, other)
+            )
+        kl += (logp.exp() * (logp - logq)).sum().item()
+        num_trained += count
+    assert num_trained == 8 + 5
+    assert result.stats["update/nll"] == pytest.approx(nll / num_trained, rel=1e-5)
+    assert result.stats["update/kl"] == pytest.approx(kl / num_trained, rel=1e-5)
+    expected = (nll + 0.5 * kl) / num_trained
+    assert result.stats["update/loss"] == pytest.approx(expected, rel=1e-5)
+    assert result.start is start and set(result.trained) == {"policy"}
