@@ -58,6 +58,7 @@ from satori_fast.config_stages import (
     AgentConfig,
     DistillConfig,
     ImitationConfig,
+    InitialiseConfig,
     IterateConfig,
     PreferenceConfig,
     ReinforceConfig,
@@ -80,6 +81,7 @@ __all__ = [
     "ConfigError",
     "DistillConfig",
     "ImitationConfig",
+    "InitialiseConfig",
     "LoggingConfig",
     "OptimizerConfig",
     "PreferenceConfig",
@@ -101,7 +103,9 @@ __all__ = [
 SCHEMA_VERSION = 1
 MAX_NAME_BYTES = 200
 
-StageName = Literal["synthesize", "supervised", "preference", "reinforce", "distill", "iterate"]
+StageName = Literal[
+    "synthesize", "supervised", "initialise", "preference", "reinforce", "distill", "iterate"
+]
 Values = Mapping[str, Any]
 
 
@@ -125,6 +129,7 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
     supervised: SupervisedConfig = SupervisedConfig()
+    initialise: InitialiseConfig = InitialiseConfig()
     solutions: SolutionsConfig = SolutionsConfig()
     preference: PreferenceConfig = PreferenceConfig()
     reinforce: ReinforceConfig = ReinforceConfig()

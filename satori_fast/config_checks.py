@@ -80,10 +80,14 @@ def format_named(name: str) -> ResponseFormat:
     return FORMATS[name]
 
 
+def dialect_of(data: DataConfig, tokenizer: TokenizerConfig) -> str:
+    """The dialect of a run's responses: as set, or else the one that fits its tokenizer."""
+    return data.dialect or ("words" if tokenizer.kind == "words" else "paper")
+
+
 def format_of(data: DataConfig, tokenizer: TokenizerConfig) -> ResponseFormat:
-    """The format of a run's responses, in the dialect that fits its tokenizer."""
-    dialect = data.dialect or ("words" if tokenizer.kind == "words" else "paper")
-    return format_named(data.format).in_dialect(dialect)
+    """The format of a run's responses, in its dialect."""
+    return format_named(data.format).in_dialect(dialect_of(data, tokenizer))
 
 
 def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig) -> None:
@@ -109,6 +113,11 @@ def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataCo
             f'data.format = "{data.format}" with the stage synthesize, whose demonstrations have '
             'the format "coat": take synthesize out of stages and set supervised.source, or set '
             'data.format = "coat"'
+        )
+    if "initialise" in stages and not format_named(data.format).has_verifications:
+        raise ValueError(
+            f'data.format = "{data.format}" has no verifications, which the stage initialise '
+            'writes: set data.format = "trials"'
         )
 
 

@@ -129,6 +129,57 @@ class SupervisedConfig(ImitationConfig):
     """demonstrations to imitate, the first ones; None: all"""
 
 
+class VerifierConfig(AgentConfig):
+    temperature: float = Field(default=0.1, ge=0)
+    """sampling temperature (the released script: 0.1)"""
+    max_new_tokens: int = Field(default=1024, gt=0)
+    """longest reply, tokens"""
+
+
+class JudgeConfig(AgentConfig):
+    max_new_tokens: int = Field(default=64, gt=0)
+    """longest reply, tokens: the model is asked for one line"""
+
+
+class InitialiseConfig(ImitationConfig):
+    num_epochs: float = Field(default=3.0, gt=0)
+    """passes over the trajectories of trials (the paper: 3)"""
+    batch_size: int = Field(default=32, gt=0)
+    """trajectories per optimizer step (the paper: 32)"""
+    loss: Literal["all", "verify_and_last"] = "verify_and_last"
+    """segments that are trained: all, or verifications and the last solution (the paper)"""
+    kl_coefficient: float = Field(default=0.1, ge=0)
+    """weight of the full-vocabulary KL to the starting model on the same tokens (the paper: 0.1,
+    0.01 for Qwen2.5-Math); 0: that model is not loaded a second time"""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-6, schedule="cosine")
+    num_problems: int = Field(default=1000, gt=0)
+    """training problems that the starting model solves"""
+    num_samples: int = Field(default=5, gt=0)
+    """solutions sampled per problem (the paper: 5)"""
+    temperature: float = Field(default=0.7, gt=0)
+    """sampling temperature of the solutions (the paper: 0.7)"""
+    max_trials: int = Field(default=4, ge=1, le=4)
+    """trials of a trajectory at most; how many depends on the number of wrong samples"""
+    keep: tuple[float, float, float, float] = Field(default=(0.239, 0.5, 0.5, 0.5), strict=False)
+    """share of problems kept, of those whose wrong samples ask for 1, 2, 3 and 4 trials and give
+    as many (the released script's); those that give fewer are all kept"""
+    confirming_share: float = Field(default=1.0, ge=0, le=1)
+    """share of verifications that confirm the answer; the others solve the problem again"""
+    verifier_skill: float = Field(default=1.0, ge=0, le=1)
+    """scripted verifier: share of verifications without a slip; those with one are dropped"""
+    num_concurrent: int = Field(default=256, gt=0)
+    """problems that language models work on at once"""
+    verifier: VerifierConfig = VerifierConfig()
+    judge: JudgeConfig = JudgeConfig()
+
+    @field_validator("keep")
+    @classmethod
+    def _shares(cls, keep: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= share <= 1 for share in keep):
+            raise ValueError("give four shares from 0 to 1, for 1, 2, 3 and 4 trials")
+        return keep
+
+
 class SolutionsConfig(Section):
     num_problems: int = Field(default=1000, gt=0)
     """training problems that the starting model solves, for preference pairs and restarts"""

@@ -15,6 +15,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """
     from satori_fast.stages.checks import check_stages
     from satori_fast.stages.distill import distill
+    from satori_fast.stages.initialise import initialise
     from satori_fast.stages.iterate import plan_stages
     from satori_fast.stages.preference import preference
     from satori_fast.stages.reinforce import reinforce
@@ -25,6 +26,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
     stages = {
         "synthesize": synthesize_demonstrations,
         "supervised": supervised,
+        "initialise": initialise,
         "preference": preference,
         "reinforce": reinforce,
         "distill": distill,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agents of synthesis from the config: who they are, where their models run, what they cost.
+"""The agents of synthesis and of behaviour initialisation from the config: who they are, where
+their models run, what they cost.
 
-What agents do is `synthesis`; which problems they get is `synthesize`.
+What agents do is `synthesis`; which problems they get is `synthesize` and `initialise`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ import torch
 from satori_fast.backbone.architecture import load_hf_config
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import build_learner
-from satori_fast.config import AgentConfig, Config, ConfigError, SynthesizeConfig
+from satori_fast.config import (
+    AgentConfig,
+    Config,
+    ConfigError,
+    InitialiseConfig,
+    SynthesizeConfig,
+)
+from satori_fast.config_checks import dialect_of
 from satori_fast.data.control_tokens import ControlTokens
 from satori_fast.data.domains import ARITHMETIC
 from satori_fast.data.formats.plain import PLAIN
+from satori_fast.data.formats.trials import WORDS
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.stop_tokens import stop_ids_of
@@ -55,13 +64,20 @@ from satori_fast.synthesis.language_agents import (
     without_tokens,
 )
 from satori_fast.synthesis.pipeline import SynthesisAgents
+from satori_fast.synthesis.trial_agents import (
+    SCRIPTED_VERIFIERS,
+    LanguageJudge,
+    LanguageVerifier,
+    ScriptedJudge,
+    TrialAgents,
+)
 from satori_fast.types import Problem, Segment, SegmentKind, Trajectory
 
 OPENAI_HOST = "api.openai.com"
 
 
 def agent_configs(config: SynthesizeConfig) -> dict[str, AgentConfig]:
-    """The config of each role, in the order of their work."""
+    """The config of each role of synthesis, in the order of their work."""
     return {
         "generator": config.generator,
         "critic": config.critic,
@@ -69,50 +85,40 @@ def agent_configs(config: SynthesizeConfig) -> dict[str, AgentConfig]:
     }
 
 
-class Agents:
-    """The agents of a synthesis and their models. Close it when they are done.
+def trial_agent_configs(config: InitialiseConfig) -> dict[str, AgentConfig]:
+    """The config of each role of behaviour initialisation, in the order of their work."""
+    return {"verifier": config.verifier, "judge": config.judge}
+
+
+class AgentModels:
+    """The language models of a stage's agents. Close them when they are done.
 
     Roles with the same model at the same place share it, and its limits.
 
-    journal: records what language models reply; None where all agents are scripted.
-    pool:    grades what they write. folder: of the run. seed: of a role.
+    section: of the config that names them. journal: records what they reply; None where all agents
+    are scripted. folder: of the run. seed: of a role.
     """
 
     def __init__(
         self,
-        config: SynthesizeConfig,
+        section: str,
+        configs: Mapping[str, AgentConfig],
         journal: Journal | None,
         *,
-        pool: GradingPool,
         folder: Path,
-        parallel: ParallelState,
         seed: Callable[[str], int],
     ) -> None:
-        self._journal, self._folder, self._parallel, self._seed = journal, folder, parallel, seed
+        self._section, self._configs = section, configs
+        self._journal, self._folder, self._seed = journal, folder, seed
         self._models: dict[object, ChatModel] = {}
-        self._configs = agent_configs(config)
-        generator, critic = self._chat("generator"), self._chat("critic")
-        self.agents = SynthesisAgents(
-            LanguageGenerator(generator)
-            if generator
-            else SlippingGenerator(config.generator_skill),
-            LanguageCritic(critic) if critic else CheckingCritic(),
-            self._reward_model(),
-            pool if generator else None,
-        )
 
     async def close(self) -> None:
         """Close the models."""
         for model in self._models.values():
             await model.close()
 
-    def _reward_model(self) -> RewardModel:
-        if self._configs["reward_model"].kind == "scalar":
-            return ScalarRewardModel(self._configs["reward_model"], self._parallel)
-        chat = self._chat("reward_model")
-        return LanguageRewardModel(chat) if chat else RepetitionRewardModel()
-
-    def _chat(self, role: str) -> RecordedChat | None:
+    def chat(self, role: str) -> RecordedChat | None:
+        """The model of a role; None for a scripted agent."""
         agent = self._configs[role]
         if agent.kind == "scripted":
             return None
@@ -128,15 +134,46 @@ class Agents:
         )
 
     def _model(self, agent: AgentConfig, role: str) -> ChatModel:
+        key = f"{self._section}.{role}"
         if agent.kind == "endpoint":
-            settings = endpoint_settings(agent, f"synthesize.{role}", os.environ)
+            settings = endpoint_settings(agent, key, os.environ)
             if settings not in self._models:
-                self._models[settings] = EndpointChat(settings, setting=f"synthesize.{role}")
+                self._models[settings] = EndpointChat(settings, setting=key)
             return self._models[settings]
         place = (agent.kind, agent.model, agent.max_seqlen, agent.dtype)
         if place not in self._models:
-            self._models[place] = load_engine_chat(agent, role, folder=self._folder)
+            self._models[place] = load_engine_chat(agent, key, folder=self._folder)
         return self._models[place]
+
+
+def synthesis_agents(
+    config: SynthesizeConfig, models: AgentModels, *, pool: GradingPool, parallel: ParallelState
+) -> SynthesisAgents:
+    """The agents of synthesis. pool: grades what language models write."""
+    generator, critic = models.chat("generator"), models.chat("critic")
+    reward_model: RewardModel
+    if config.reward_model.kind == "scalar":
+        reward_model = ScalarRewardModel(config.reward_model, parallel)
+    else:
+        chat = models.chat("reward_model")
+        reward_model = LanguageRewardModel(chat) if chat else RepetitionRewardModel()
+    return SynthesisAgents(
+        LanguageGenerator(generator) if generator else SlippingGenerator(config.generator_skill),
+        LanguageCritic(critic) if critic else CheckingCritic(),
+        reward_model,
+        pool if generator else None,
+    )
+
+
+def trial_agents(config: InitialiseConfig, models: AgentModels, *, source: str) -> TrialAgents:
+    """The agents of behaviour initialisation. source: of the problems, as `data.source` says."""
+    verifier, judge = models.chat("verifier"), models.chat("judge")
+    return TrialAgents(
+        LanguageVerifier(verifier)
+        if verifier
+        else SCRIPTED_VERIFIERS[source](config.verifier_skill),
+        LanguageJudge(judge) if judge else ScriptedJudge(),
+    )
 
 
 class ScalarRewardModel:
@@ -144,7 +181,7 @@ class ScalarRewardModel:
     a chat, the question and the response without meta-action tokens."""
 
     def __init__(self, agent: AgentConfig, parallel: ParallelState) -> None:
-        folder, hf_config = _model_of(agent, "reward_model")
+        folder, hf_config = _model_of(agent, "synthesize.reward_model")
         self._tokenizer: Any = load_tokenizer(folder)
         self._control_tokens = ControlTokens(self._tokenizer)
         self._learner = build_learner(
@@ -196,33 +233,68 @@ class ScalarRewardModel:
 
 
 def check_agents(config: Config, *, world_size: int, environment: Mapping[str, str]) -> None:
-    """ConfigError for agents that cannot work: on this data, in this many processes, without a key
-    or a model."""
+    """ConfigError for agents of synthesis that cannot work: on this data, in this many processes,
+    without a key or a model."""
     source = config.data.source
     for role, agent in agent_configs(config.synthesize).items():
         key = f"synthesize.{role}"
-        if agent.kind == "scripted":
-            if source != ARITHMETIC:
-                raise ConfigError(
-                    f'{key}.kind = "scripted" knows data.source = "{ARITHMETIC}" only, not '
-                    f'"{source}": name a language model, or take synthesize out of stages and set '
-                    "supervised.source"
-                )
-        elif agent.model is None:
-            raise ConfigError(f'{key}.model is missing: kind = "{agent.kind}" needs it')
-        elif agent.kind == "endpoint":
-            endpoint_settings(agent, key, environment)
-        elif agent.kind == "scalar" and role != "reward_model":
-            raise ConfigError(f'{key}.kind = "scalar" only rates: it cannot write')
-        elif world_size > 1:
+        if agent.kind != "scripted":
+            _check_agent(agent, key, world_size=world_size, environment=environment)
+        elif source != ARITHMETIC:
             raise ConfigError(
-                f'{key}.kind = "{agent.kind}" works in one process only: start without torchrun, '
-                'or serve the model with vLLM and set kind = "endpoint"'
+                f'{key}.kind = "scripted" knows data.source = "{ARITHMETIC}" only, not '
+                f'"{source}": name a language model, or take synthesize out of stages and set '
+                "supervised.source"
             )
-        elif agent.kind == "vllm" and importlib.util.find_spec("vllm") is None:
-            raise ConfigError(f'{key}.kind = "vllm" needs vLLM: {INSTALL_HINT}')
-        else:
-            _model_of(agent, role)
+
+
+def check_trial_agents(config: Config, *, world_size: int, environment: Mapping[str, str]) -> None:
+    """ConfigError for agents of behaviour initialisation that cannot work."""
+    source, initialise = config.data.source, config.initialise
+    for role, agent in trial_agent_configs(initialise).items():
+        key = f"initialise.{role}"
+        if agent.kind != "scripted":
+            _check_agent(agent, key, world_size=world_size, environment=environment)
+        elif source not in SCRIPTED_VERIFIERS:
+            raise ConfigError(
+                f'{key}.kind = "scripted" knows the built-in domains only, not "{source}": name a '
+                f"language model in [{key}], with its kind"
+            )
+    if initialise.verifier.kind != "scripted":
+        return
+    dialect = dialect_of(config.data, config.tokenizer)
+    if dialect != WORDS.name:
+        raise ConfigError(
+            f'initialise.verifier.kind = "scripted" gives verdicts of data.dialect = '
+            f'"{WORDS.name}", not "{dialect}": set data.dialect = "{WORDS.name}"'
+        )
+    share = initialise.confirming_share
+    if share < 1 and "resolving" not in SCRIPTED_VERIFIERS[source].kinds:
+        raise ConfigError(
+            f"initialise.confirming_share = {share:g}, but the scripted verifier of data.source = "
+            f'"{source}" only confirms: set it to 1'
+        )
+
+
+def _check_agent(
+    agent: AgentConfig, key: str, *, world_size: int, environment: Mapping[str, str]
+) -> None:
+    """ConfigError for a language model that cannot work. key: of its section, in dots."""
+    if agent.model is None:
+        raise ConfigError(f'{key}.model is missing: kind = "{agent.kind}" needs it')
+    if agent.kind == "endpoint":
+        endpoint_settings(agent, key, environment)
+    elif agent.kind == "scalar" and not key.endswith(".reward_model"):
+        raise ConfigError(f'{key}.kind = "scalar" only rates: it cannot write')
+    elif world_size > 1:
+        raise ConfigError(
+            f'{key}.kind = "{agent.kind}" works in one process only: start without torchrun, '
+            'or serve the model with vLLM and set kind = "endpoint"'
+        )
+    elif agent.kind == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(f'{key}.kind = "vllm" needs vLLM: {INSTALL_HINT}')
+    else:
+        _model_of(agent, key)
 
 
 def endpoint_settings(
@@ -259,9 +331,9 @@ def endpoint_settings(
     )
 
 
-def load_engine_chat(agent: AgentConfig, role: str, *, folder: Path) -> EngineChat:
-    """A model folder in an engine of this process. folder: of the run."""
-    model, hf_config = _model_of(agent, role)
+def load_engine_chat(agent: AgentConfig, key: str, *, folder: Path) -> EngineChat:
+    """A model folder in an engine of this process. key: of its section. folder: of the run."""
+    model, hf_config = _model_of(agent, key)
     policy = build_learner(hf_config, weights=model, dtype=getattr(torch, agent.dtype))
     tokenizer = load_tokenizer(model)
     limit_vocabulary(policy, tokenizer)
@@ -280,7 +352,7 @@ def load_engine_chat(agent: AgentConfig, role: str, *, folder: Path) -> EngineCh
         # Imported here: other agents must not need vLLM.
         from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
 
-        empty = folder / f"engine_{role}"
+        empty = folder / f"engine_{key.rpartition('.')[2]}"
         write_engine_folder(empty, policy.served_config(), renderer, dtype=agent.dtype)
         settings = VllmSettings(
             dtype=agent.dtype,
@@ -293,17 +365,17 @@ def load_engine_chat(agent: AgentConfig, role: str, *, folder: Path) -> EngineCh
     return EngineChat(engine, name=str(model))
 
 
-def _model_of(agent: AgentConfig, role: str) -> tuple[Path, Any]:
+def _model_of(agent: AgentConfig, key: str) -> tuple[Path, Any]:
     """Folder and Hugging Face config of an agent's own model."""
     assert agent.model is not None
     folder = Path(agent.model)
     try:
         hf_config = load_hf_config(folder)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"synthesize.{role}.model = {agent.model!r}: {error}") from None
+        raise ConfigError(f"{key}.model = {agent.model!r}: {error}") from None
     if agent.max_seqlen > hf_config.max_position_embeddings:
         raise ConfigError(
-            f"synthesize.{role}.max_seqlen = {agent.max_seqlen} exceeds the "
+            f"{key}.max_seqlen = {agent.max_seqlen} exceeds the "
             f"{hf_config.max_position_embeddings} positions of {folder}"
         )
     return folder, hf_config

@@ -25,7 +25,7 @@ from satori_fast.data.domains import DOMAINS
 from satori_fast.data.sources import check_source, load_demonstrations
 from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
 from satori_fast.rewards.worker import FunctionWorker
-from satori_fast.stages.agents import check_agents
+from satori_fast.stages.agents import check_agents, check_trial_agents
 from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import StagePlan
 from satori_fast.stages.models import ModelFolders, model_folder
@@ -82,6 +82,8 @@ def _check(plans: Sequence[StagePlan], start: _Start, written: Path | None) -> N
             check_agents(plan.config, world_size=start.world_size, environment=os.environ)
         elif plan.kind == "supervised" and "synthesize" not in kinds[:number]:
             _check_demonstrations(plan.config, written)
+        elif plan.kind == "initialise":
+            check_trial_agents(plan.config, world_size=start.world_size, environment=os.environ)
         elif plan.kind == "preference":
             scored_tokenizer = tokenizer
         elif plan.kind == "distill" and plan.config.distill.student is not None:

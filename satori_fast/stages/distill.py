@@ -17,6 +17,7 @@ import numpy as np
 from satori_fast.config import ConfigError, DistillConfig, SolutionsConfig
 from satori_fast.data.prompts import full_response
 from satori_fast.rollout.restarting import Restarting
+from satori_fast.stages.agent_work import write_demonstrations
 from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
 from satori_fast.stages.models import model_folder
@@ -25,7 +26,6 @@ from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.setup import keep_tokenizer
 from satori_fast.stages.solutions import Solved, Solver
 from satori_fast.stages.supervised import imitate, load_trajectories
-from satori_fast.stages.synthesize import write_demonstrations
 from satori_fast.storage import read_sealed, wait_for_file, write_sealed
 from satori_fast.types import Demonstration
 

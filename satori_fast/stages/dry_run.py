@@ -38,25 +38,30 @@ def shrunk(config: Config, output_dir: str) -> Config:
     """The config with the built-in domain, a tiny fresh model of the same family, one process, the
     embedded engine, scripted agents, and at most `NUM_STEPS` steps of reinforcement. Where no stage
     teaches the format (the run starts from a tuned checkpoint), those that do come first. The
-    format is COAT, which the scripted agents write."""
+    format is trials on chains where the config's is, else COAT, which the scripted agents of
+    synthesis write."""
     values = config.model_dump()
+    is_of_trials = config.data.format == "trials"
     if config.stages != ("synthesize",):
         # A reward model of the user's is too large, and of another vocabulary: a tiny one is made.
-        first = ("synthesize", "supervised", *(("preference",) if config.reward.model else ()))
+        first = ("supervised", *(("preference",) if config.reward.model else ()))
+        if not is_of_trials:  # the experts of the chains have written their solutions
+            first = ("synthesize", *first)
         values["stages"] = (*first, *(stage for stage in config.stages if stage not in first))
     values["reward"]["model"] = None
     values |= {"output_dir": output_dir, "name": "dry-run"}
     values["model"] |= {"path": None, **MODEL}
     values["tokenizer"]["kind"] = "words"
     values["data"] |= {
-        "source": "arithmetic",
+        "source": "chains" if is_of_trials else "arithmetic",
         "mapping": None,
-        "levels": (1,),
+        "levels": (4,) if is_of_trials else (1,),
         "num_train": NUM_PROBLEMS,
         "eval_source": None,
         "template": "plain",
         "system": None,
-        "format": "coat",
+        "format": "trials" if is_of_trials else "coat",
+        "dialect": None,
         "max_prompt_tokens": MAX_SEQLEN // 2,
     }
     values["parallel"] |= {"tensor": 1, "pipeline": 1, "context": 1}
@@ -70,10 +75,15 @@ def shrunk(config: Config, output_dir: str) -> Config:
         **{key: RolloutConfig.model_fields[key].default for key in KEYS_OF_ENGINES},
     }
     values["synthesize"] = {"num_problems": NUM_PROBLEMS, "num_solutions": 6, "critic_share": 0.5}
+    batch_size = NUM_PROBLEMS // 4 if is_of_trials else NUM_PROBLEMS  # a chain is harder to learn
     for stage in ("supervised", "distill"):
-        values[stage] |= {"num_epochs": NUM_EPOCHS, "batch_size": NUM_PROBLEMS}
+        values[stage] |= {"num_epochs": NUM_EPOCHS, "batch_size": batch_size}
         values[stage]["optimizer"]["learning_rate"] = 5e-3
-    values["supervised"]["source"] = None
+    values["supervised"] |= {"source": None, "num_demonstrations": None}
+    values["initialise"] |= {
+        **{"num_epochs": 2.0, "batch_size": batch_size, "num_problems": NUM_PROBLEMS},
+        **{"num_samples": 4, "keep": (1.0, 1.0, 1.0, 1.0), "verifier": {}, "judge": {}},
+    }
     values["distill"] |= {"student": None, "num_kept": NUM_PROBLEMS}
     for section in ("solutions", "distill"):
         values[section] |= {"num_problems": NUM_PROBLEMS, "num_samples": 4}

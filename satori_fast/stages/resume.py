@@ -18,10 +18,12 @@ from satori_fast.rewards.user import source_file
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import DamagedFile, digests
 
-EVERY_STAGE = frozenset({"synthesize", "supervised", "preference", "reinforce", "distill"})
+EVERY_STAGE = frozenset(
+    {"synthesize", "supervised", "initialise", "preference", "reinforce", "distill"}
+)
 # Graded samples on disk, and restarts cut from them: made by the stage that needs them first.
 SOLUTIONS = "solutions"
-_SAMPLING = frozenset({SOLUTIONS, "reinforce", "distill"})
+_SAMPLING = frozenset({SOLUTIONS, "initialise", "reinforce", "distill"})
 _TRAINING = EVERY_STAGE - {"synthesize"} | {SOLUTIONS}
 
 # Kinds of stages that read a key; the longest key counts. What is not here is read by all.
@@ -40,6 +42,7 @@ READ_BY: dict[str, frozenset[str]] = {
         f"{stage}.max_skipped_updates": frozenset()
         for stage in (
             "supervised.optimizer",
+            "initialise.optimizer",
             "preference.optimizer",
             "reinforce.optimizer",
             "reinforce.critic_optimizer",
@@ -62,9 +65,16 @@ READ_BY: dict[str, frozenset[str]] = {
     "reward.num_workers": frozenset(),
     "reward.function_timeout_s": frozenset(),
     "synthesize.num_concurrent": frozenset(),
+    "initialise.num_concurrent": frozenset(),
     **{
-        f"synthesize.{role}.{key}": frozenset()
-        for role in ("generator", "critic", "reward_model")
+        f"{role}.{key}": frozenset()
+        for role in (
+            "synthesize.generator",
+            "synthesize.critic",
+            "synthesize.reward_model",
+            "initialise.verifier",
+            "initialise.judge",
+        )
         for key in (
             "url",
             "api_key_variable",
@@ -83,6 +93,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "iterate": frozenset({"iterate"}),
     "synthesize": frozenset({"synthesize"}),
     "supervised": frozenset({"supervised"}),
+    "initialise": frozenset({"initialise"}),
     "solutions": frozenset({SOLUTIONS, "preference", "reinforce"}),
     "preference": frozenset({"preference"}),
     "reinforce": frozenset({"reinforce"}),
@@ -252,15 +263,17 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "distill.student": config.distill.student,
         "reinforce.rollouts": config.reinforce.rollouts,
     }
-    synthesize = config.synthesize
+    synthesize, initialise = config.synthesize, config.initialise
     agents = {
-        "generator": synthesize.generator,
-        "critic": synthesize.critic,
-        "reward_model": synthesize.reward_model,
+        "synthesize.generator": synthesize.generator,
+        "synthesize.critic": synthesize.critic,
+        "synthesize.reward_model": synthesize.reward_model,
+        "initialise.verifier": initialise.verifier,
+        "initialise.judge": initialise.judge,
     }
     for role, agent in agents.items():
         if agent.kind in ("embedded", "vllm", "scalar"):
-            named[f"synthesize.{role}.model"] = agent.model
+            named[f"{role}.model"] = agent.model
     for function in config.reward.functions:
         file = source_file(function.path)
         named[f"reward.functions.{function.term}"] = None if file is None else str(file)

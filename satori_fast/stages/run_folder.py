@@ -52,7 +52,10 @@ NUM_CHECKPOINTS_KEPT = 2
 _MARK = "satori_fast_run"
 _HOLD_ON = "wait for it to end, or choose another --name"
 # What work leaves: none of these has content in a folder whose run failed before it did anything.
-_WORK = ("metrics.jsonl", "demonstrations*.jsonl", "solutions/*.jsonl", "synthesis/*.jsonl")
+_WORK = (
+    *("metrics.jsonl", "demonstrations*.jsonl", "solutions/*.jsonl", "synthesis/*.jsonl"),
+    "initialise/*.jsonl",
+)
 # Files and folders of ours, as far as a kill can leave them half written.
 _WRITTEN = (
     *("config.toml", "progress.json", "analysis.json", "metrics.jsonl", "samples.jsonl"),
@@ -194,6 +197,7 @@ class RunFolder:
                 checkpoint.numbered_checkpoints(self.checkpoints(stage))
                 or (self.path / f"demonstrations_{stage}.jsonl").exists()
                 or (stage == "synthesize" and outcomes.exists() and outcomes.stat().st_size)
+                or (stage == "initialise" and (self.path / "solutions/initialise.jsonl").exists())
             ):
                 begun.add(stage)
         if any(self.path.glob("solutions/*.jsonl")) or any(self.path.glob("restarts/*.jsonl")):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,10 +136,12 @@ def imitate(
     *,
     config: ImitationConfig,
     start: Path,
+    first_metrics: Mapping[str, float] | None = None,
 ) -> StageOutcome:
     """Train the model of folder `start` on `trajectories`; evaluate and export it.
 
     With a mask, trained_STAGE.html of the run folder shows samples of what it leaves.
+    first_metrics: further metrics of the first step, of how `trajectories` were made.
     """
     stage, seeds, models = context.stage, context.seeds, context.model_folders
     warn_of_large_batch(stage, config.batch_size, len(trajectories), num_epochs=config.num_epochs)
@@ -174,6 +176,8 @@ def imitate(
                 policy, source, step, packing=packing, span=span, imitation=imitation
             )
             metrics = books.training(result)
+            if step == 0 and first_metrics:
+                metrics |= first_metrics
             if loop.is_due(0):
                 evaluation = evaluator.evaluate(context.engine(policy))
                 metrics |= evaluator.record(step, evaluation)

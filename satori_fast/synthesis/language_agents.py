@@ -175,7 +175,7 @@ def _pick(phrases: tuple[str, ...], rng: np.random.Generator) -> str:
 def read_steps(reply: ChatReply) -> Solution:
     """The steps of a solution: what follows each "Step:" or "Step 3:", else its paragraphs, else
     its lines. Display formulas are not cut. Raises Unusable."""
-    text = _usable_text(reply, "generator")
+    text = usable_text(reply, "generator")
     if reply.finish == "length":
         raise Unusable("generator_cut_off", text)
     starts = list(_STEP.finditer(text))
@@ -193,7 +193,7 @@ def read_steps(reply: ChatReply) -> Solution:
 
 def read_critique(reply: ChatReply, *, num_steps: int) -> Critique:
     """Read the last pair of "In Step <id>: ..." and "Alternatively: ...". Raises Unusable."""
-    text = _usable_text(reply, "critic")
+    text = usable_text(reply, "critic")
     found = _CRITIQUE.findall(text)
     if not found:
         has_step = _WRONG_STEP.search(text) is not None
@@ -208,7 +208,7 @@ def read_critique(reply: ChatReply, *, num_steps: int) -> Critique:
 
 def read_verification(reply: ChatReply) -> str:
     """ "Verify: ...", the last one. Raises Unusable."""
-    text = _usable_text(reply, "critic")
+    text = usable_text(reply, "critic")
     found = _VERIFY.findall(text)
     if not found:
         raise Unusable("critic_no_verification", text)
@@ -217,7 +217,7 @@ def read_verification(reply: ChatReply) -> str:
 
 def read_rating(reply: ChatReply) -> float:
     """ "Rating: 73", the last one, from 0 to 100. Raises Unusable."""
-    text = _text_of(reply, "reward_model")
+    text = text_of(reply, "reward_model")
     found = _RATING.findall(text)
     if not found or float(found[-1]) > _BEST_RATING:
         raise Unusable("reward_model_no_rating", text)
@@ -231,16 +231,16 @@ def _steps_or_fault(reply: ChatReply) -> Solution | Unusable:
         return fault
 
 
-def _usable_text(reply: ChatReply, role: str) -> str:
+def usable_text(reply: ChatReply, role: str) -> str:
     """The text of a reply that may become part of a demonstration."""
-    text = _text_of(reply, role)
+    text = text_of(reply, role)
     fault = fault_of(text)
     if fault is not None:
         raise Unusable(f"{role}_{fault}", text)
     return text
 
 
-def _text_of(reply: ChatReply, role: str) -> str:
+def text_of(reply: ChatReply, role: str) -> str:
     """The text of a reply; where the token limit cut it, without the line that was cut."""
     if reply.finish == "refused":
         raise Unusable(f"{role}_refused", reply.text)

@@ -12,16 +12,14 @@ trajectories that end right, the reward model picks the best of each type:
     III-I   one correction
     III-II  two corrections (or more, where `max_rounds` allows them)
 
-Many problems are worked on at once, each from its beginning to its end: whoever waits for a
-language model lets the others go on.
+How many problems are worked on at once is `outcomes`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,10 +27,15 @@ from satori_fast.data.formats.coat import CONTINUE, EXPLORE, REFLECT
 from satori_fast.grading import GradingPool, grade
 from satori_fast.synthesis.agents import Critic, Generator, RewardModel, Solution, Unusable
 from satori_fast.synthesis.filters import normalised
+from satori_fast.synthesis.outcomes import (
+    DROPPED,
+    Outcome,
+    outcomes_in_order,
+    problem_stream,
+)
 from satori_fast.types import Demonstration, Problem
 
 TRAJECTORY_TYPES = ("I", "II-I", "II-II", "III-I", "III-II")
-DROPPED = "dropped/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +69,7 @@ class SynthesisOptions:
     seed: int = 0
 
 
-@dataclass(slots=True)
-class Outcome:
-    """Outcome of one problem.
-
-    counts: solutions by grade ("solutions/right"), trajectories by type ("trajectories/II-I"),
-    and everything that was dropped, by reason ("dropped/critic_no_step").
-    faults: one reply for each reason, to look at.
-    """
-
-    problem: Problem
-    demonstrations: list[Demonstration] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    faults: dict[str, str] = field(default_factory=dict)
-
-
-async def synthesize(
+def synthesize(
     problems: Iterable[Problem],
     agents: SynthesisAgents,
     options: SynthesisOptions,
@@ -93,29 +81,13 @@ async def synthesize(
     Every problem has a random stream of its own, so a killed run can go on from any problem and
     make the same demonstrations. Raises ValueError for a problem without an answer.
     """
-    waiting = iter(problems)
-    running: dict[asyncio.Task[Outcome], int] = {}
-    finished: dict[int, Outcome] = {}
-    num_begun = num_yielded = 0
-    try:
-        while True:
-            for problem in waiting:
-                running[asyncio.ensure_future(_work(problem, agents, options))] = num_begun
-                num_begun += 1
-                if len(running) == num_concurrent:
-                    break
-            if not running:
-                return
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                finished[running.pop(task)] = task.result()
-            while num_yielded in finished:
-                yield finished.pop(num_yielded)
-                num_yielded += 1
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+
+    async def work(problem: Problem) -> Outcome:
+        if problem.answer is None:
+            raise ValueError(f"problem {problem.problem_id!r} has no answer: synthesis needs one")
+        return await _ProblemWork(problem, problem.answer, agents, options).run()
+
+    return outcomes_in_order(work, problems, num_concurrent=num_concurrent)
 
 
 def distinct_problems(problems: Iterable[Problem]) -> list[Problem]:
@@ -124,12 +96,6 @@ def distinct_problems(problems: Iterable[Problem]) -> list[Problem]:
     for problem in problems:
         distinct.setdefault(normalised(problem.question), problem)
     return list(distinct.values())
-
-
-async def _work(problem: Problem, agents: SynthesisAgents, options: SynthesisOptions) -> Outcome:
-    if problem.answer is None:
-        raise ValueError(f"problem {problem.problem_id!r} has no answer: synthesis needs one")
-    return await _ProblemWork(problem, problem.answer, agents, options).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +133,7 @@ class _ProblemWork:
     ) -> None:
         self._problem, self._answer = problem, answer
         self._agents, self._options = agents, options
-        self._rng = _problem_stream(options.seed, problem.problem_id)
+        self._rng = problem_stream(options.seed, problem.problem_id)
         self._outcome = Outcome(problem)
 
     async def run(self) -> Outcome:
@@ -210,7 +176,7 @@ class _ProblemWork:
                     raise solution
                 (right if await self._is_right(solution) else wrong).append(solution)
             except Unusable as fault:
-                self._drop(fault)
+                self._outcome.drop(fault)
         self._outcome.counts["solutions/right"] += len(right)
         self._outcome.counts["solutions/wrong"] += len(wrong)
         return right, wrong
@@ -228,7 +194,7 @@ class _ProblemWork:
                     raise Unusable("still_wrong")
                 draft = await self._correct(draft)
         except Unusable as fault:
-            self._drop(fault)
+            self._outcome.drop(fault)
             return None
         return draft
 
@@ -282,7 +248,7 @@ class _ProblemWork:
         try:
             return await self._agents.reward_model.score(self._problem, draft.response)
         except Unusable as fault:
-            self._drop(fault)
+            self._outcome.drop(fault)
             return -np.inf
 
     async def _confirmed(self, draft: _Draft) -> _Draft:
@@ -292,7 +258,7 @@ class _ProblemWork:
         try:
             text = await self._agents.critic.verify(self._problem, draft.solution, rng=self._rng)
         except Unusable as fault:
-            self._drop(fault)
+            self._outcome.drop(fault)
             return draft
         return replace(draft, actions=(*draft.actions, f"{REFLECT} {text}"))
 
@@ -314,10 +280,6 @@ class _ProblemWork:
         ordered = sorted(distinct.values())
         return [ordered[i] for i in self._rng.permutation(len(ordered))[: self._options.num_kept]]
 
-    def _drop(self, fault: Unusable) -> None:
-        self._outcome.counts[DROPPED + fault.reason] += 1
-        self._outcome.faults.setdefault(fault.reason, fault.text)
-
 
 def _join(solution: Solution) -> tuple[str, ...]:
     """Steps to actions: the first step of a response carries no token."""
@@ -326,7 +288,3 @@ def _join(solution: Solution) -> tuple[str, ...]:
 
 def _continued(steps: Solution) -> tuple[str, ...]:
     return tuple(f"{CONTINUE} {step}" for step in steps)
-
-
-def _problem_stream(seed: int, problem_id: str) -> np.random.Generator:
-    return np.random.default_rng([seed, *problem_id.encode()])

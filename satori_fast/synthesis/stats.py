@@ -4,23 +4,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from satori_fast.synthesis.journal import Journal
-from satori_fast.synthesis.pipeline import DROPPED, TRAJECTORY_TYPES, Outcome
+from satori_fast.synthesis.outcomes import DROPPED, Outcome
+from satori_fast.synthesis.pipeline import TRAJECTORY_TYPES
 
 
 class SynthesisStats:
     """Sums over outcomes and replies.
 
     prices: per million tokens of prompts and of replies, for each role that is a language model.
-    journal: None where there is none.
+    journal: None where there is none. types: of trajectories, in their order. stage: whose metrics
+    they are.
     """
 
-    def __init__(self, prices: Mapping[str, tuple[float, float]], journal: Journal | None) -> None:
+    def __init__(
+        self,
+        prices: Mapping[str, tuple[float, float]],
+        journal: Journal | None,
+        *,
+        types: Sequence[str] = TRAJECTORY_TYPES,
+        stage: str = "synthesize",
+    ) -> None:
+        self.types, self.stage = tuple(types), stage
         self.counts: Counter[str] = Counter()
-        self.demonstrations: Counter[str] = Counter(dict.fromkeys(TRAJECTORY_TYPES, 0))
+        self.demonstrations: Counter[str] = Counter(dict.fromkeys(types, 0))
         # One reply for each reason to drop one.
         self.faults: dict[str, str] = {}
         self._prices, self._journal = prices, journal
@@ -65,4 +75,4 @@ class SynthesisStats:
         values |= self.counts
         for role, numbers in self.spent().items():
             values |= {f"{role}/{name}": number for name, number in numbers.items()}
-        return {f"synthesize/{name}": float(number) for name, number in values.items()}
+        return {f"{self.stage}/{name}": float(number) for name, number in values.items()}

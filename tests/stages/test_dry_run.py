@@ -20,7 +20,10 @@ def test_every_config_shrinks_to_a_valid_one(path: Path, tmp_path: Path) -> None
     small = shrunk(config, str(tmp_path))
     names = [plan.name for plan in plan_stages(small)]
     assert [plan.name for plan in plan_stages(config)] == names[-len(plan_stages(config)) :]
-    assert names[:2] in (["synthesize", "supervised"], ["synthesize"])
+    if config.data.format == "trials":
+        assert names[0] == "supervised" and small.data.source == "chains"
+    else:
+        assert names[:2] in (["synthesize", "supervised"], ["synthesize"])
     assert small.model.path is None and small.parallel.tensor == 1
     assert small.reinforce.recipe == config.reinforce.recipe
     assert small.reward == config.reward
@@ -32,6 +35,15 @@ def test_a_dry_run_goes_through_all_stages(tmp_path: Path) -> None:
     names = [entry["stage"] for entry in summary["stages"]]
     assert names == ["synthesize", "supervised", "reinforce", "distill_2", "reinforce_2"]
     assert all(entry["num_problems"] == 8 for entry in summary["stages"][1:])
+
+
+def test_a_dry_run_writes_trials(tmp_path: Path) -> None:
+    options = ["--stages", '["initialise", "reinforce"]', "--data.format", "trials"]
+    options += ["--initialise.verifier.kind", "endpoint", "--initialise.verifier.model", "m"]
+    summary = dry_run(load_config("configs/quickstart.toml", options))
+    entries = {entry["stage"]: entry for entry in summary["stages"]}
+    assert list(entries) == ["supervised", "initialise", "reinforce"]
+    assert entries["initialise"]["num_demonstrations"] > 0
 
 
 def test_a_reward_model_from_elsewhere_is_replaced_by_a_tiny_one(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from satori_fast.synthesis.chat import ChatError, ChatReply, ChatRequest, ChatSampling
 from satori_fast.synthesis.journal import Journal, OutcomeFile, RecordedChat
-from satori_fast.synthesis.pipeline import Outcome
+from satori_fast.synthesis.outcomes import Outcome
 from satori_fast.types import Demonstration, Problem
 
 SAMPLING = ChatSampling(temperature=0.3, max_new_tokens=64)

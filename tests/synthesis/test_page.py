@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from satori_fast.synthesis.outcomes import Outcome
 from satori_fast.synthesis.page import write_page
-from satori_fast.synthesis.pipeline import Outcome
 from satori_fast.synthesis.stats import SynthesisStats
 from satori_fast.types import Demonstration, Problem
 
@@ -22,7 +22,7 @@ def page(folder: Path, count: int) -> str:
         made.append(Demonstration(problem, response, ("I", "III-I")[i % 2]))
         counts = Counter({"dropped/critic_no_step": 2, f"trajectories/{('I', 'III-I')[i % 2]}": 1})
         stats.add(Outcome(problem, made[-1:], counts, {"critic_no_step": "<script>x"}))
-    write_page(folder / "synthesis.html", made, stats, title="a run")
+    write_page(folder / "synthesis.html", made, stats, title="a run: synthesis")
     return (folder / "synthesis.html").read_text(encoding="utf-8")
 
 

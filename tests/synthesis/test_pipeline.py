@@ -31,9 +31,9 @@ from satori_fast.synthesis.agents import (
     Solution,
     Unusable,
 )
+from satori_fast.synthesis.outcomes import Outcome
 from satori_fast.synthesis.pipeline import (
     TRAJECTORY_TYPES,
-    Outcome,
     SynthesisAgents,
     SynthesisOptions,
     distinct_problems,

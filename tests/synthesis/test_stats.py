@@ -9,7 +9,7 @@ from pathlib import Path
 
 from satori_fast.synthesis.chat import ChatReply
 from satori_fast.synthesis.journal import Journal
-from satori_fast.synthesis.pipeline import Outcome
+from satori_fast.synthesis.outcomes import Outcome
 from satori_fast.synthesis.stats import SynthesisStats
 from satori_fast.types import Demonstration, Problem
 
