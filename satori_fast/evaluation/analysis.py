@@ -233,7 +233,7 @@ def _verification(
 ) -> dict[str, Any]:
     def rows(labels: Sequence[str], order: Sequence[str] | None = None) -> list[dict[str, Any]]:
         return [
-            {"label": name, **trial_figures(trajectories[i] for i in np.flatnonzero(own))}
+            {"label": name, **trial_figures(trajectories[i] for i in np.flatnonzero(own).tolist())}
             for name, own in _labelled(labels, order)
         ]
 
