@@ -239,7 +239,7 @@ def check_rewards(stages: Sequence[str], reward: RewardConfig) -> None:
 
 
 def check_imitation(name: str, config: ImitationConfig, data: DataConfig) -> None:
-    """What a mask asks for is there. name: of the section."""
+    """Responses have the segments that a mask keeps. name: of the section."""
     if config.loss == "verify_and_last" and not format_named(data.format).has_verifications:
         raise ValueError(
             f'{name}.loss = "verify_and_last" trains verifications, and data.format = '

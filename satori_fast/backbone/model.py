@@ -253,8 +253,8 @@ class PolicyModel(PackedModel):
 
     @property
     def head_weight(self) -> Tensor | None:
-        """This rank's rows of the output layer, [V / tensor-parallel size, H]; None on pipeline
-        stages before the last."""
+        """Rows of the output layer that this rank holds, [V / tensor-parallel size, H]; None on
+        pipeline stages before the last."""
         if not self.post_process:
             return None
         if self.share_embeddings_and_output_weights:

@@ -11,7 +11,7 @@ Not for credit (`algorithms.credit`), nor for anything that needs a model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -84,9 +84,8 @@ def pack(
     """The microbatches of this data-parallel rank, in the order of their minibatches.
 
     credits: one per trajectory; None where nothing is compared (imitation, scoring): credit is 0.
-    trained: for each trajectory, which of its segments have a loss (`data.masks`); None: all. The
-             tokens of the others are read like a prompt: masked, and in no denominator. For
-             weighting "token" only.
+    trained: segments of each that have a loss (`data.masks`), for weighting "token"; None: all. The
+             others are read like a prompt: masked, and in no denominator.
 
     Deterministic in its arguments. Every rank gets the same number of microbatches in a minibatch;
     where there is not enough to share, a rank gets one that holds padding only. No trajectories, no
@@ -104,20 +103,15 @@ def pack(
     weighting "fixed" without `packing.fixed_length`.
     """
     assert credits is None or len(trajectories) == len(credits), (len(trajectories), len(credits))
-    assert trained is None or (len(trained) == len(trajectories) and weighting == "token")
     if not trajectories:
         return []
     lengths = np.array([len(t.tokens) for t in trajectories], dtype=np.int64)
     response_lengths = np.array([t.num_response_tokens for t in trajectories], dtype=np.int64)
-    loss_lengths = response_lengths
-    if trained is not None:
-        pairs = zip(trajectories, trained, strict=True)
-        loss_lengths = np.array([int(_segment_lengths(t) @ np.array(mask)) for t, mask in pairs])
     _check_context(trajectories, lengths, packing)
     _check_capacity(trajectories, lengths, packing, what="trajectory")
     batches: list[PackedBatch] = []
     for minibatch, members in enumerate(_split_minibatches(lengths, packing)):
-        num_tokens = int(loss_lengths[members].sum())
+        num_tokens = _num_loss_tokens(trajectories, trained, members)
         weights = _segment_weights(
             [trajectories[int(i)] for i in members],
             response_lengths[members],
@@ -126,18 +120,18 @@ def pack(
         )
         for rows in _own_microbatches(lengths[members], packing):
             source = members[rows]
-            batches.append(
-                _build_batch(
-                    [trajectories[int(i)] for i in source],
-                    None if credits is None else [credits[int(i)] for i in source],
-                    source=source,
-                    weights=[weights[int(i)] for i in rows],
-                    trained=None if trained is None else [trained[int(i)] for i in source],
-                    pad_to_multiple=packing.pad_to_multiple,
-                    minibatch=minibatch,
-                    num_minibatch_tokens=num_tokens,
-                )
+            batch = _build_batch(
+                [trajectories[int(i)] for i in source],
+                None if credits is None else [credits[int(i)] for i in source],
+                source=source,
+                weights=[weights[int(i)] for i in rows],
+                pad_to_multiple=packing.pad_to_multiple,
+                minibatch=minibatch,
+                num_minibatch_tokens=num_tokens,
             )
+            if trained is not None:
+                batch = _masked(batch, [trained[int(i)] for i in source])
+            batches.append(batch)
     return batches
 
 
@@ -241,6 +235,35 @@ def _segment_weights(
     return [np.full(num, w) for num, w in zip(num_segments, per_sequence, strict=True)]
 
 
+def _num_loss_tokens(
+    trajectories: Sequence[Trajectory], trained: Sequence[Sequence[bool]] | None, members: Indices
+) -> int:
+    """Tokens with a loss in one minibatch, over all of its microbatches and ranks."""
+    if trained is None:
+        return sum(trajectories[int(i)].num_response_tokens for i in members)
+    return sum(
+        segment.stop - segment.start
+        for i in members
+        for segment, is_trained in zip(trajectories[int(i)].segments, trained[int(i)], strict=True)
+        if is_trained
+    )
+
+
+def _masked(batch: PackedBatch, trained: Sequence[Sequence[bool]]) -> PackedBatch:
+    """The batch with a loss on the trained segments of its trajectories alone."""
+    of_segments = torch.tensor([*(is_trained for mask in trained for is_trained in mask), False])
+    # The number of no segment, -1, finds the last of them.
+    kept = of_segments[batch.segment_ids.long()]
+    return replace(
+        batch,
+        loss_mask=kept,
+        segment_ids=torch.where(kept, batch.segment_ids, -1),
+        loss_weights=torch.where(kept, batch.loss_weights, 0.0),
+        credit=torch.where(kept, batch.credit, 0.0),
+        rollout_logprobs=torch.where(kept, batch.rollout_logprobs, 0.0),
+    )
+
+
 def _segment_lengths(trajectory: Trajectory) -> Indices:
     return np.array([s.stop - s.start for s in trajectory.segments], dtype=np.int64)
 
@@ -289,7 +312,6 @@ def _build_batch(
     *,
     source: Indices,
     weights: Sequence[Weights],
-    trained: Sequence[Sequence[bool]] | None = None,
     pad_to_multiple: int,
     minibatch: int,
     num_minibatch_tokens: int,
@@ -328,13 +350,6 @@ def _build_batch(
             segment_credit = np.concatenate([c.values - c.baselines for c in credits])
             credit[loss_mask] = np.repeat(segment_credit, segment_lengths)
         rollout_logprobs[loss_mask] = np.concatenate([t.logprobs for t in trajectories])
-        if trained is not None:
-            is_masked = loss_mask.copy()
-            is_masked[loss_mask] = ~np.repeat(np.concatenate(trained), segment_lengths)
-            loss_mask &= ~is_masked
-            segment_ids[is_masked] = -1
-            for values in (credit, loss_weights, rollout_logprobs):
-                values[is_masked] = 0.0
 
     return PackedBatch(
         tokens=torch.as_tensor(tokens),

@@ -45,7 +45,7 @@ _NUM_SHOWN = 60  # trajectories on the page of what is trained
 
 @dataclass(frozen=True, slots=True)
 class Imitation:
-    """What is imitated of a demonstration, and how near the policy stays to its start.
+    """Segments of demonstrations that are imitated, and the pull back to the starting model.
 
     segments:       which are trained (`data.masks`).
     start:          the model that training started from, frozen; None without a KL to it.
