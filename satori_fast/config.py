@@ -29,6 +29,7 @@ from satori_fast.config_checks import (
     check_inputs,
     check_layout,
     check_lengths,
+    check_offline,
     check_reinforcement,
     check_restarts,
     check_reward_model,
@@ -57,6 +58,7 @@ from satori_fast.config_stages import (
     DistillConfig,
     ImitationConfig,
     IterateConfig,
+    OfflineConfig,
     PreferenceConfig,
     ReinforceConfig,
     RestartConfig,
@@ -76,6 +78,7 @@ __all__ = [
     "DistillConfig",
     "ImitationConfig",
     "LoggingConfig",
+    "OfflineConfig",
     "OptimizerConfig",
     "PreferenceConfig",
     "ProfilingConfig",
@@ -96,7 +99,9 @@ __all__ = [
 SCHEMA_VERSION = 1
 MAX_NAME_BYTES = 200
 
-StageName = Literal["synthesize", "supervised", "preference", "reinforce", "distill", "iterate"]
+StageName = Literal[
+    "synthesize", "supervised", "preference", "reinforce", "offline", "distill", "iterate"
+]
 Values = Mapping[str, Any]
 
 
@@ -123,6 +128,7 @@ class Config(Section):
     solutions: SolutionsConfig = SolutionsConfig()
     preference: PreferenceConfig = PreferenceConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
+    offline: OfflineConfig = OfflineConfig()
     distill: DistillConfig = DistillConfig()
     iterate: IterateConfig = IterateConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -169,6 +175,8 @@ class Config(Section):
             check_experience(self.reinforce, self.rollout)
             check_actions(self.data, self.reinforce)
             check_restarts(self.data, self.reinforce.restarts)
+        if "offline" in self.stages:
+            check_offline(self.offline, self.rollout, self.data)
         if "distill" in self.stages:
             check_distillation(self.distill, self.rollout)
         for number, settings in enumerate(rounds):

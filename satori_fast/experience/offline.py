@@ -8,6 +8,7 @@ Files of samples are `stored`; what actions earn is `algorithms.baselines`.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -206,8 +207,10 @@ class OfflineSource:
         batch_size: int,
         seed: int,
     ) -> None:
-        self._cursor = ProblemCursor(list(zip(trajectories, credits, strict=True)), seed=seed)
+        items = list(zip(trajectories, credits, strict=True))
+        self._cursor = ProblemCursor(items, seed=seed)
         self._batch_size = batch_size
+        self._digest = _digest(items)
 
     def next(self, step: int) -> Experience:
         """The next trajectories, with the credit that they were given once."""
@@ -219,9 +222,23 @@ class OfflineSource:
         """Nothing: nobody samples."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: where the cursor stands."""
-        return self._cursor.state_dict()
+        """JSON-able: where the cursor stands, and of which set."""
+        return {"cursor": self._cursor.state_dict(), "digest": self._digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self._cursor.load_state_dict(state)
+        """Go on where `state_dict` was taken; ValueError where the set is another one."""
+        if state["digest"] != self._digest:
+            raise ValueError(
+                "cannot resume: the responses to learn from, or their credit, are not those of the "
+                "checkpoint; did a time limit of the grader decide otherwise (reward.timeout_s)?"
+            )
+        self._cursor.load_state_dict(state["cursor"])
+
+
+def _digest(items: Sequence[tuple[Trajectory, Credit]]) -> str:
+    """Name of a credited set."""
+    total = hashlib.sha256()
+    for trajectory, credit in items:
+        for array in (trajectory.tokens, trajectory.logprobs, credit.values, credit.baselines):
+            total.update(array.tobytes())
+    return total.hexdigest()[:16]

@@ -84,12 +84,16 @@ def read_rollouts(path: Path, renderer: PromptRenderer, *, temperature: float) -
     has, whose ids are not those of its text, that lost its log-probs, or whose prompts are too
     long. Which weights sampled it is for the caller to ask."""
     rows = sealed_records(path)
-    header = _header(next(rows, {}), path)
-    _check_header(header, path, renderer, temperature=temperature)
+    header = _header(next(rows, {}), path, renderer, temperature=temperature)
     groups = tuple(tuple(siblings) for siblings in _groups(rows, renderer, path))
     if not groups:
         raise ValueError(f"{path} holds no rollout")
     return StoredRollouts(groups, **header)
+
+
+def check_rollouts(path: Path, renderer: PromptRenderer, *, temperature: float) -> None:
+    """Look at the first line of a file only; ValueError as from `read_rollouts`."""
+    _header(next(sealed_records(path), {}), path, renderer, temperature=temperature)
 
 
 def header_of(
@@ -114,19 +118,15 @@ def trajectory_to_row(
     return row | {"logprobs": trajectory.logprobs.tolist()} if keep_logprobs else row
 
 
-def _header(row: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _header(
+    row: Mapping[str, Any], path: Path, renderer: PromptRenderer, *, temperature: float
+) -> dict[str, Any]:
     header: dict[str, Any] | None = row.get(_HEADER)
     if header is None or "tokenizer" not in header:
         raise ValueError(
             f"{path} does not begin with the temperature, format and fingerprints of stored "
             "rollouts: name a file of solutions/ that was sampled with solutions.keep_logprobs"
         )
-    return header
-
-
-def _check_header(
-    header: Mapping[str, Any], path: Path, renderer: PromptRenderer, *, temperature: float
-) -> None:
     if header["temperature"] != temperature:
         raise ValueError(
             f"{path}, line 1: it was sampled at temperature {header['temperature']:g}, and this "
@@ -143,6 +143,7 @@ def _check_header(
             f"{header['tokenizer']}, and this run's is {renderer.fingerprint}: take the model and "
             "the settings of the section data that it was sampled with"
         )
+    return header
 
 
 def _groups(

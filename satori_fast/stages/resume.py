@@ -18,10 +18,12 @@ from satori_fast.rewards.user import source_file
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import DamagedFile, digests
 
-EVERY_STAGE = frozenset({"synthesize", "supervised", "preference", "reinforce", "distill"})
+EVERY_STAGE = frozenset(
+    {"synthesize", "supervised", "preference", "reinforce", "offline", "distill"}
+)
 # Graded samples on disk, and restarts cut from them: made by the stage that needs them first.
 SOLUTIONS = "solutions"
-_SAMPLING = frozenset({SOLUTIONS, "reinforce", "distill"})
+_SAMPLING = frozenset({SOLUTIONS, "reinforce", "offline", "distill"})
 _TRAINING = EVERY_STAGE - {"synthesize"} | {SOLUTIONS}
 
 # Kinds of stages that read a key; the longest key counts. What is not here is read by all.
@@ -43,6 +45,7 @@ READ_BY: dict[str, frozenset[str]] = {
             "preference.optimizer",
             "reinforce.optimizer",
             "reinforce.critic_optimizer",
+            "offline.optimizer",
             "distill.optimizer",
         )
     },
@@ -87,6 +90,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "preference": frozenset({"preference"}),
     "reinforce": frozenset({"reinforce"}),
     "reinforce.restarts": frozenset({"reinforce", SOLUTIONS}),
+    "offline": frozenset({"offline"}),
     "distill": frozenset({"distill"}),
     "reward.model": frozenset({"reinforce"}),
     "reward.rule_weight": frozenset({"reinforce"}),
@@ -99,7 +103,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "rollout.top_p": _SAMPLING,
     "rollout.request_seeds": _SAMPLING,
     "rollout.max_step_tokens": frozenset({"reinforce"}),
-    "rollout.max_logprob_diff": frozenset({"reinforce"}),
+    "rollout.max_logprob_diff": frozenset({"reinforce", "offline"}),
     "rollout": _TRAINING,
     "packing": EVERY_STAGE - {"synthesize"},
     "evaluation": EVERY_STAGE - {"synthesize"},
@@ -251,6 +255,7 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "reward.model": config.reward.model,
         "distill.student": config.distill.student,
         "reinforce.rollouts": config.reinforce.rollouts,
+        "offline.rollouts": config.offline.rollouts,
     }
     synthesize = config.synthesize
     agents = {
