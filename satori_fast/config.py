@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -35,6 +35,7 @@ from satori_fast.config_checks import (
     check_reward_model,
     check_rewards,
     check_samples,
+    format_of,
     has_restarts,
     recipe_of,
 )
@@ -68,6 +69,9 @@ from satori_fast.config_stages import (
     SynthesizeConfig,
 )
 from satori_fast.redaction import redacted
+
+if TYPE_CHECKING:
+    from satori_fast.data.formats import ResponseFormat
 
 __all__ = [
     "KEYS_OF_ENGINES",
@@ -197,6 +201,11 @@ class Config(Section):
         into rollouts that are stored."""
         is_online = self.reinforce.source == "online"
         return is_online and has_restarts(self.data, self.reinforce.restarts)
+
+    @property
+    def response_format(self) -> ResponseFormat:
+        """The format of responses that `data.format` names, in the dialect of the tokenizer."""
+        return format_of(self.data, self.tokenizer)
 
     @classmethod
     def example(cls) -> Config:

@@ -45,15 +45,18 @@ def check_inputs(
     supervised: SupervisedConfig,
 ) -> None:
     """Model, tokenizer, problems and demonstrations: each has a source, and one only."""
-    built_in = data.source == "arithmetic"
+    # Imported here: problems need torch, and the config must not.
+    from satori_fast.data.domains import DOMAINS
+
+    built_in = data.source in DOMAINS
     if model.path is None and tokenizer.kind == "model":
         raise ValueError(
             'tokenizer.kind = "model" needs model.path: set it, or choose "words" or "bpe"'
         )
     if built_in and tokenizer.kind == "bpe":
         raise ValueError(
-            'tokenizer.kind = "bpe" needs text, and data.source = "arithmetic" has none: choose '
-            '"words"'
+            f'tokenizer.kind = "bpe" needs text, and data.source = "{data.source}" has none: '
+            'choose "words"'
         )
     if built_in and data.num_train is None:
         raise ValueError("data.num_train is missing: the built-in domain has no end")
@@ -85,7 +88,8 @@ def format_of(data: DataConfig, tokenizer: TokenizerConfig) -> ResponseFormat:
 
 def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig) -> None:
     """Template and format exist, and what the run makes itself can have them."""
-    if data.dialect is not None and not format_named(data.format).has_dialects:
+    format = format_named(data.format)
+    if data.dialect is not None and not format.has_dialects:
         raise ValueError(
             f'data.dialect = "{data.dialect}" is for data.format = "trials" and does nothing for '
             f'"{data.format}": take it out, or set data.format = "trials"'

@@ -85,11 +85,13 @@ class TokenizerConfig(Section):
 
 class DataConfig(Section):
     source: str = "arithmetic"
-    """data set: arithmetic (built in), a .jsonl, .json (or .gz) or .parquet file, or a hub name"""
+    """data set: arithmetic or chains (built in), a .jsonl, .json (or .gz) or .parquet file, or a
+    hub name"""
     mapping: str | None = None
     """field mapping of the data set (see data.sources.FIELD_MAPPINGS); None: by its name"""
     levels: tuple[int, ...] = Field(default=(3,), strict=False)  # TOML lists
-    """levels of difficulty of the built-in domain, mixed evenly"""
+    """levels of difficulty of the built-in domain (arithmetic: 1 to 5, chains: 4 to 16 operations),
+    mixed evenly"""
     num_train: int | None = Field(default=None, gt=0)
     """training problems to use; None: all (built-in domain: needed)"""
     eval_source: str | None = None

@@ -119,6 +119,8 @@ class SupervisedConfig(ImitationConfig):
     """
     mapping: str | None = "coat"
     """field mapping of the file of demonstrations"""
+    num_demonstrations: int | None = Field(default=None, gt=0)
+    """demonstrations to imitate, the first ones; None: all"""
 
 
 class SolutionsConfig(Section):

@@ -176,6 +176,10 @@ CONTRADICTORY = [
     ),
     ("--tokenizer.kind model", 'tokenizer.kind = "model" needs model.path'),
     ("--tokenizer.kind bpe", 'tokenizer.kind = "bpe" needs text, and data.source = "arithmetic"'),
+    (
+        "--stages ['supervised'] --data.source chains --tokenizer.kind bpe",
+        'tokenizer.kind = "bpe" needs text, and data.source = "chains" has none: choose "words"',
+    ),
     ("--model.num_attention_heads 3", "must be a multiple of num_attention_heads = 3"),
     ("--supervised.source x.jsonl", "leaves the demonstrations of the stage synthesize unused"),
     # Lengths.

@@ -62,7 +62,7 @@ class ContextBaselines(CreditRule):
         counts = count_actions(keys, trajectories)
         table, least = (self._seen, self.min_count) if self.running else (counts, 1)
         credits = [
-            action_credit(t, mean_rewards(own, table, min_count=least), self._factors(t))
+            action_credit(t, mean_rewards(own, table, min_count=least), factors=self._factors(t))
             for t, own in zip(trajectories, keys, strict=True)
         ]
         if self.running:
@@ -212,7 +212,7 @@ def mean_rewards(keys: Sequence[str], counts: Counts, *, min_count: int) -> Valu
 
 
 def action_credit(
-    trajectory: Trajectory, baselines: Values, factors: Values | float = 1.0
+    trajectory: Trajectory, baselines: Values, *, factors: Values | float = 1.0
 ) -> Credit:
     """Credit of the actions of a trajectory: 1 or -1 against `baselines`, both times `factors`."""
     rewards = np.where(judged_actions(trajectory), 1.0, -1.0)

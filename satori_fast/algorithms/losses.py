@@ -98,10 +98,7 @@ class PolicyLoss:
             terms = terms._replace(importance="none")
         shard: dict[str, Any] = {"vocab_size": vocab_size, "group": group}
         now = self._logprobs_of_now(hidden, weight, batch, vocab_start=vocab_start, **shard)
-        kl = self._unit_kl(now, batch)
-        if kl is not None:
-            signal = advantages.advantages.double() - self.advantage_kl * kl
-            advantages = replace(advantages, advantages=signal.float())
+        advantages, kl = self._less_kl(now, batch, advantages)
         given = self._constants(now, batch, advantages)
         # The operation skips tokens of weight 0 by itself, and knows that shards lie in rank order.
         loss, stats = linear_policy_loss(
@@ -122,13 +119,9 @@ class PolicyLoss:
             named["policy_loss"] = _true_policy_loss(given, batch, advantages, terms)
             # The gradient is right; the value counted each unit once per token.
             loss = loss - loss.detach() + _total(named, terms)
-        if kl is not None:
-            named["advantage_kl"] = (batch.loss_weights * kl).sum()
-        return LossOutput(
-            loss,
-            sums={name: value for name, value in named.items() if not name.endswith("_max")},
-            maxes={name: value for name, value in named.items() if name.endswith("_max")},
-        )
+        sums = {name: value for name, value in named.items() if not name.endswith("_max")}
+        maxes = {name: value for name, value in named.items() if name.endswith("_max")}
+        return LossOutput(loss, {**sums, **kl}, maxes)
 
     @torch.no_grad()
     def _logprobs_of_now(
@@ -149,14 +142,20 @@ class PolicyLoss:
         )
         return batch.require("old_logprobs").to(of_rows.dtype).index_copy(0, rows, of_rows)
 
-    def _unit_kl(self, now: Tensor | None, batch: PackedBatch) -> Tensor | None:
-        """Sum of log(pi / pi_ref) over each loss token's unit, float64 [T]."""
+    @torch.no_grad()
+    def _less_kl(
+        self, now: Tensor | None, batch: PackedBatch, advantages: Advantages
+    ) -> tuple[Advantages, dict[str, Tensor]]:
+        """The advantages with the KL taken off, and its sum by name; as they are without one."""
         if not self.advantage_kl or now is None:
-            return None
+            return advantages, {}
         gaps = now.double() - batch.require("ref_logprobs").double()
         # As `unit_log_ratios`: no token may turn the sums of later units into NaN.
         gaps = torch.where(batch.loss_mask, finite_gaps(gaps), 0.0)
-        return unit_sums(gaps, batch, self.advantage_kl_unit)[0]
+        kl, _ = unit_sums(gaps, batch, self.advantage_kl_unit)
+        signal = advantages.advantages.double() - self.advantage_kl * kl
+        less = replace(advantages, advantages=signal.float())
+        return less, {"advantage_kl": (batch.loss_weights * kl).sum()}
 
     @torch.no_grad()
     def _constants(

@@ -73,7 +73,7 @@ class Recipe:
 
     @property
     def kl_place(self) -> KLPlace:
-        """Where the KL to the reference enters."""
+        """Place where the KL to the reference enters."""
         return "advantage" if self.advantage.kl_coefficient else "loss"
 
     @property

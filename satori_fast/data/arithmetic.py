@@ -10,27 +10,22 @@ Finding the three takes search; checking three takes two additions. A check that
 again and recomputes the sum catches every way to be wrong: a wrong number, a wrong sum, a name that
 was not given. Names stand for numbers so that an answer is short and has one form.
 
-The same problems are made again from (seed, level, split). A hash of a problem's content decides
-whether it is held out, so training and held-out problems are disjoint whatever the seeds.
+Drawing, splitting and numbering problems is `drawn_problems`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, overload
 
 import numpy as np
 
-from satori_fast.types import Problem
+from satori_fast.data.drawn_problems import DrawnProblems, is_held_out
 
 NAMES = ("p", "q", "r", "s", "t", "u", "v", "w")
 VERDICTS = ("right", "over", "under")
 HINTS = ("less", "more")
-Split = Literal["train", "heldout"]
-HELDOUT_FRACTION = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +73,14 @@ class Puzzle:
         ]
 
     @property
+    def answer(self) -> str:
+        """The first of the solutions, by names."""
+        return name_answer(self.solutions[0])
+
+    @property
     def heldout(self) -> bool:
         """Whether a puzzle is held out: by content, so the order of its numbers does not matter."""
-        content = f"{sorted(self.numbers)} {self.num_picked} {self.total}"
-        digest = hashlib.sha256(content.encode()).digest()
-        return int.from_bytes(digest[:4], "big") < HELDOUT_FRACTION * 2**32
+        return is_held_out(f"{sorted(self.numbers)} {self.num_picked} {self.total}")
 
 
 def parse_puzzle(question: str) -> Puzzle:
@@ -173,58 +171,15 @@ def draw_puzzle(level: Level, rng: np.random.Generator) -> Puzzle:
             return puzzle
 
 
-class ArithmeticProblems(Sequence[Problem]):
-    """`num_problems` problems of one split, all different, made again identically from the seed.
+class ArithmeticProblems(DrawnProblems):
+    """Problems of this domain; see `DrawnProblems`."""
 
-    Problem ``i`` has level ``levels[i % len(levels)]``. Raises ValueError for an unknown level, or
-    when a level cannot give that many different problems.
-    """
+    name = "arithmetic"
 
-    def __init__(
-        self, num_problems: int, *, levels: Sequence[int], split: Split, seed: int
-    ) -> None:
-        unknown = sorted(set(levels) - set(LEVELS))
-        if unknown or not levels:
-            raise ValueError(
-                f"data.levels has {unknown or 'no entry'}: choose from {sorted(LEVELS)}"
-            )
-        self._problems: list[Problem] = []
-        streams = {level: _distinct_puzzles(level, split, seed) for level in set(levels)}
-        for i in range(num_problems):
-            level = levels[i % len(levels)]
-            puzzle = next(streams[level], None)
-            if puzzle is None:
-                raise ValueError(
-                    f"level {level} has too few different {split} problems for {num_problems}: "
-                    "lower the number or add a harder level to data.levels"
-                )
-            (choice,) = puzzle.solutions
-            name = f"arithmetic-{level}/{split}/{i}"
-            answer = name_answer(choice)
-            self._problems.append(Problem(name, puzzle.question, answer, level=str(level)))
+    def known_levels(self) -> list[int]:
+        """List the rows of `LEVELS`."""
+        return sorted(LEVELS)
 
-    def __len__(self) -> int:
-        return len(self._problems)
-
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Problem]: ...
-
-    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
-        return self._problems[index]
-
-
-def _distinct_puzzles(level: int, split: Split, seed: int) -> Iterator[Puzzle]:
-    rng = np.random.Generator(np.random.Philox(key=[seed, level * 2 + (split == "heldout")]))
-    seen: set[Puzzle] = set()
-    misses = 0
-    while misses < 2000:
-        puzzle = draw_puzzle(LEVELS[level], rng)
-        if puzzle in seen or puzzle.heldout != (split == "heldout"):
-            misses += 1
-            continue
-        misses = 0
-        seen.add(puzzle)
-        yield puzzle
+    def draw(self, level: int, rng: np.random.Generator) -> Puzzle:
+        """Draw a puzzle of a level."""
+        return draw_puzzle(LEVELS[level], rng)

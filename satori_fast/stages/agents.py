@@ -21,6 +21,7 @@ from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import build_learner
 from satori_fast.config import AgentConfig, Config, ConfigError, SynthesizeConfig
 from satori_fast.data.control_tokens import ControlTokens
+from satori_fast.data.domains import ARITHMETIC
 from satori_fast.data.formats.plain import PLAIN
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
@@ -36,7 +37,6 @@ from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.engines import has_port, write_engine_folder
 from satori_fast.stages.models import limit_vocabulary
 from satori_fast.stages.scoring import score_trajectories
-from satori_fast.stages.setup import ARITHMETIC
 from satori_fast.synthesis.agents import (
     CheckingCritic,
     RepetitionRewardModel,
@@ -204,8 +204,9 @@ def check_agents(config: Config, *, world_size: int, environment: Mapping[str, s
         if agent.kind == "scripted":
             if source != ARITHMETIC:
                 raise ConfigError(
-                    f'{key}.kind = "scripted" knows the built-in domain only, not {source!r}: name '
-                    "a language model, or take synthesize out of stages and set supervised.source"
+                    f'{key}.kind = "scripted" knows data.source = "{ARITHMETIC}" only, not '
+                    f'"{source}": name a language model, or take synthesize out of stages and set '
+                    "supervised.source"
                 )
         elif agent.model is None:
             raise ConfigError(f'{key}.model is missing: kind = "{agent.kind}" needs it')

@@ -21,6 +21,7 @@ import torch
 from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.architecture import load_hf_config, transformer_config
 from satori_fast.config import Config, ConfigError
+from satori_fast.data.domains import DOMAINS
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.sources import check_source, load_demonstrations
 from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
@@ -139,6 +140,8 @@ def _check_starting_model(config: Config, models: ModelFolders, folder: Path) ->
 def _check_demonstrations(config: Config, written: Path | None) -> None:
     """One demonstration can be read."""
     source, mapping = demonstration_source(config, written)
+    if source in DOMAINS:
+        return
     with _naming("supervised.source"):
         if config.supervised.source is not None:
             check_source(source)

@@ -24,6 +24,14 @@ MODEL = {
     "num_key_value_heads": 1,
     "intermediate_size": 128,
 }
+OFFLINE = {
+    "rollouts": None,
+    "min_accuracy": 0.0,
+    "max_accuracy": 1.0,
+    "balance": False,
+    "batch_size": NUM_PROBLEMS,
+    "num_epochs": 1.0,
+}
 
 
 def dry_run(config: Config) -> dict[str, Any]:
@@ -77,9 +85,8 @@ def shrunk(config: Config, output_dir: str) -> Config:
     values["distill"] |= {"student": None, "num_kept": NUM_PROBLEMS}
     for section in ("solutions", "offline", "distill"):
         values[section] |= {"num_problems": NUM_PROBLEMS, "num_samples": 4}
-    # What a tiny model samples is all it has, whatever is right of it.
-    values["offline"] |= {"rollouts": None, "min_accuracy": 0.0, "max_accuracy": 1.0}
-    values["offline"] |= {"balance": False, "batch_size": NUM_PROBLEMS, "num_epochs": 1.0}
+    # What a tiny model samples is all there is, however much of it is right.
+    values["offline"] |= OFFLINE
     values["preference"] |= {"heldout_fraction": 0.5, "batch_size": NUM_PROBLEMS}
     reinforce = values["reinforce"]
     reinforce |= {"num_steps": NUM_STEPS, "problems_per_step": 4}

@@ -17,8 +17,7 @@ from satori_fast import __version__
 from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.config import Config, ConfigError
-from satori_fast.config_checks import format_of
-from satori_fast.data.arithmetic import ArithmeticProblems, domain_words
+from satori_fast.data.domains import ARITHMETIC, DOMAINS
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
 from satori_fast.data.prompts import (
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ARITHMETIC = "arithmetic"
 _MAX_CHECKING_PROCESSES = 8  # of 100 MiB each
 
 
@@ -79,7 +77,7 @@ def check_sources(config: Config) -> None:
     for key, source in named.items():
         try:
             if source is not None:
-                check_source(source, (ARITHMETIC,) if key == "data.source" else ())
+                check_source(source, tuple(DOMAINS) if key == "data.source" else ())
         except (ValueError, OSError) as error:
             raise ConfigError(f"{key}: {error}") from None
 
@@ -100,14 +98,15 @@ def make_tokenizer(config: Config, place: RunFolder) -> None:
 def write_tokenizer(config: Config, saved: Path) -> None:
     """Leave the tokenizer that the config asks for in the folder `saved`; of a model of the hub
     nothing else is fetched."""
-    format = format_of(config.data, config.tokenizer)
+    format = config.response_format
     special_tokens = format.special_tokens
     if config.tokenizer.kind == "model":
         assert config.model.path is not None
         keep_tokenizer(model_folder(config.model.path, weights=False), saved, special_tokens)
         return
     if config.tokenizer.kind == "words":
-        words = dict.fromkeys((*domain_words(), *format.words))
+        domain = DOMAINS.get(config.data.source, DOMAINS[ARITHMETIC])
+        words = dict.fromkeys((*domain.words(), *format.words))
         tokenizer = build_word_tokenizer(words, special_tokens)
     else:
         texts = [TEMPLATES[config.data.template].format(question="")]
@@ -149,7 +148,7 @@ def build_renderer(config: Config, folder: Path) -> PromptRenderer:
 def renderer_of(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PromptRenderer:
     """A renderer as the config wants it. ConfigError: a chat template that the tokenizer lacks, a
     stop token that is not one token of it. folder: where the model's stop tokens are named."""
-    data, format = config.data, format_of(config.data, config.tokenizer)
+    data, format = config.data, config.response_format
     template = template_named(data.template, data.system)
     try:
         if isinstance(template, ChatTemplate):
@@ -177,7 +176,8 @@ def build_problems(
     `data.problem_file`. tokenizer: the folder of the renderer's.
     """
     data = config.data
-    if data.source != ARITHMETIC:
+    domain = DOMAINS.get(data.source)
+    if domain is None:
         # "tokenizer_distill" -> "data_distill": other prompts are too long for another tokenizer.
         kept = folder / tokenizer.name.replace("tokenizer", "data", 1)
         files = parallel.from_main(
@@ -187,9 +187,9 @@ def build_problems(
         )
         return read_problems(kept, files)
     assert data.num_train is not None
-    train = ArithmeticProblems(data.num_train, levels=data.levels, split="train", seed=config.seed)
+    train = domain.problems(data.num_train, levels=data.levels, split="train", seed=config.seed)
     # The held-out half does not depend on the seed: runs with different seeds are comparable.
-    heldout = ArithmeticProblems(
+    heldout = domain.problems(
         config.evaluation.num_problems, levels=data.levels, split="heldout", seed=0
     )
     return fitting(train, renderer, what="training"), fitting(heldout, renderer, what="held-out")

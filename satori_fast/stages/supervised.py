@@ -15,6 +15,7 @@ from satori_fast.algorithms.losses import imitation_loss
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner, update_one
 from satori_fast.config import Config, ConfigError, ImitationConfig
+from satori_fast.data.domains import DOMAINS
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.problem_split import question_key
 from satori_fast.data.prompts import PromptRenderer, encode_demonstration
@@ -26,7 +27,6 @@ from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
 from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.run_folder import RunFolder
-from satori_fast.stages.setup import ARITHMETIC
 from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.synthesize import demonstrations_path
 from satori_fast.stages.trainer import StepResult
@@ -64,11 +64,18 @@ def supervised(context: Context, folder: RunFolder, books: Books) -> StageOutcom
         max_seqlen=context.config.rollout.max_seqlen,
         own_data=source == context.config.data.source,
     )
+    wanted = context.config.supervised.num_demonstrations
+    if wanted is not None and wanted > len(trajectories):
+        logger.warning(
+            "supervised.num_demonstrations = %d, and there are %d: all are imitated",
+            wanted,
+            len(trajectories),
+        )
     return imitate(
         context,
         folder,
         books,
-        trajectories,
+        trajectories[:wanted],
         config=context.config.supervised,
         start=context.policy_folder,
     )
@@ -130,12 +137,15 @@ def load_trajectories(
     max_seqlen: int,
     own_data: bool = False,
 ) -> list[Trajectory]:
-    """Demonstrations of a file or data set, encoded.
+    """Demonstrations of a file, of a data set or by the expert of a built-in domain, encoded.
 
     Left out, and said so: solutions of `heldout` problems, those too long for the context and, with
     `own_data` (the source is the run's own data set), all but those of its training `problems`.
     """
-    demonstrations, _ = load_demonstrations(source, mapping)
+    if (domain := DOMAINS.get(source)) is not None:
+        demonstrations = domain.demonstrations(problems)
+    else:
+        demonstrations, _ = load_demonstrations(source, mapping)
     evaluated = {question_key(problem.question) for problem in heldout}
     training = {question_key(problem.question) for problem in problems}
 
@@ -167,7 +177,8 @@ def load_trajectories(
 
 
 def demonstration_source(config: Config, written: Path | None) -> tuple[str, str | None]:
-    """Path of the demonstrations of format tuning, and their field mapping.
+    """Path of the demonstrations of format tuning (or the name of the domain whose expert writes
+    them), and their field mapping.
 
     written: those of the run's own synthesis, if there are any.
     """
@@ -176,7 +187,7 @@ def demonstration_source(config: Config, written: Path | None) -> tuple[str, str
         return config.supervised.source, config.supervised.mapping
     if written is not None:
         return str(written), "coat"
-    if data.source == ARITHMETIC:
+    if data.source in DOMAINS and DOMAINS[data.source].solution is None:
         raise ConfigError(
             "supervised has no demonstrations: add synthesize to stages before it, or set "
             "supervised.source"

@@ -26,6 +26,7 @@ from satori_fast.data.arithmetic import (
     parse_puzzle,
     verdict,
 )
+from satori_fast.data.drawn_problems import HELDOUT_FRACTION
 from satori_fast.data.tokenizer import build_word_tokenizer, check_known
 from satori_fast.grading import check_gold, grade
 from satori_fast.types import Problem
@@ -92,7 +93,7 @@ def test_held_out_share() -> None:
     rng = np.random.default_rng(0)
     drawn = [draw_puzzle(LEVELS[1], rng).heldout for _ in range(2000)]
     # Four standard errors around a fifth.
-    assert abs(np.mean(drawn) - arithmetic.HELDOUT_FRACTION) < 4 * np.sqrt(0.2 * 0.8 / 2000)
+    assert abs(np.mean(drawn) - HELDOUT_FRACTION) < 4 * np.sqrt(0.2 * 0.8 / 2000)
 
 
 def test_problems_are_all_different_and_made_again_identically() -> None:

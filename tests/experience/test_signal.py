@@ -23,8 +23,7 @@ def test_every_rank_has_the_signals_of_its_own_microbatches() -> None:
         make_trajectory(2, shape).with_reward(RewardBreakdown({"rule": reward}))
         for shape, reward in zip(shapes, rewards, strict=True)
     ]
-    process = np.array([0.25, -0.5], np.float32)
-    given = RewardBreakdown({"rule": 0.5}, segments=process)
+    given = RewardBreakdown({"rule": 0.5}, segments=np.array([0.25, -0.5], np.float32))
     trajectories[-1] = replace(trajectories[-1], reward=given)
     credits = GroupMean(divide_by_std=True).assign(trajectories)
     found = {}
@@ -39,7 +38,8 @@ def test_every_rank_has_the_signals_of_its_own_microbatches() -> None:
     mean, std = np.mean(rewards), np.std(rewards, ddof=1)
     for place, (shape, reward) in enumerate(zip(shapes, rewards, strict=True)):
         signal, same = found[place], np.ones(len(shape))
-        expected = process if place == 4 else reward * same
+        # What the rule compared, not the process rewards that it does not read.
+        expected = reward * same
         assert signal.rewards == pytest.approx(expected, abs=1e-6)
         assert signal.baselines == pytest.approx(mean * same, abs=1e-6)
         assert signal.advantages == pytest.approx((reward - mean) / std * same, abs=1e-5)

@@ -88,6 +88,10 @@ MISSING = [
     ),
     (("--synthesize.critic", "{kind='endpoint'}"), "synthesize.critic.model is missing"),
     (
+        ("--data.source", "chains"),
+        'knows data.source = "arithmetic" only, not "chains": name a language model, or take',
+    ),
+    (
         ("--synthesize.critic", "{kind='embedded',model='nowhere'}"),
         "synthesize.critic.model = 'nowhere': model folder",
     ),
@@ -97,6 +101,10 @@ MISSING = [
 @pytest.mark.parametrize(("overrides", "text"), MISSING)
 def test_what_is_missing(run: Run, tmp_path: Path, overrides: tuple[str, ...], text: str) -> None:
     assert text in refusal(run, tmp_path, *overrides)
+
+
+def test_experts_of_a_domain_write_their_demonstrations(run: Run, tmp_path: Path) -> None:
+    check(run, tmp_path, "--data.source", "chains", "--stages", "['supervised']")
 
 
 def test_a_stage_that_is_done_needs_nothing_more(run: Run, tmp_path: Path) -> None:

@@ -163,8 +163,9 @@ def test_steps_are_taken_in_order_and_a_rule_remembers_what_was_kept(tmp_path: P
     )
     config = config_of()
     recipe = replace(RECIPES["grpo"], credit=Remembering)
-    rows = read_rollout_rows(file, _renderer(config))
-    explained = _explain_rows(rows, recipe, config.reward, fixed_length=1)
+    renderer = _renderer(config)
+    rows = read_rollout_rows(file, renderer)
+    explained = _explain_rows(rows, recipe, config.reward, renderer.format, fixed_length=1)
     assert [own.row.number for own in explained] == [*range(1, 9)]
     # Of step 2 the two rows of a group of one reward are not remembered: 0 and -1 are.
     baselines = [float(own.signal.baselines[0]) for own in explained]
@@ -199,7 +200,7 @@ def test_terms_that_need_a_model_are_null_and_named(tmp_path: Path) -> None:
     assert right["total"] == 0
     assert last["summary"]["kl"] is None and last["summary"]["reward/preference"] is None
     named = " ".join(last["summary"]["notes"])
-    assert "preference is null" in named and "kl (kl_coefficient 0.01) is null" in named
+    assert "preference is null" in named and "0.01, in the loss) is null" in named
 
 
 def test_restarts_earn_the_bonus_and_finish_length_has_no_end(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.config import Config, ConfigError, load_config
 from satori_fast.data.arithmetic import domain_words
+from satori_fast.data.domains import DOMAINS
 from satori_fast.data.formats import FORMATS
 from satori_fast.data.formats.coat import META_ACTION_TOKENS
 from satori_fast.data.prompts import PLAIN_TEMPLATE, SATORI_TEMPLATE, PromptRenderer
@@ -36,6 +37,7 @@ from satori_fast.stages.setup import (
     build_renderer,
     check_sources,
     keep_tokenizer,
+    write_tokenizer,
 )
 from satori_fast.types import Problem, Trajectory
 from tests.rollout.test_distributed import on_ranks
@@ -325,6 +327,23 @@ def test_meta_actions_are_tokens_of_coat_alone(tmp_path: Path) -> None:
         assert tokens_unknown_to(tmp_path / name, renderer) == ()
 
 
+@pytest.mark.parametrize("name", sorted(DOMAINS))
+def test_a_word_tokenizer_has_the_words_of_domain_and_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    config = load_config(path, ["--data.source", name])
+    write_tokenizer(config, tmp_path / "plain")
+    before = load_tokenizer(tmp_path / "plain").get_vocab()
+    assert set(DOMAINS[name].words()) < set(before) and "wait" not in before
+    # One of the format's words is the domain's too: it is not listed twice.
+    monkeypatch.setattr(type(FORMATS["coat"]), "words", ("wait", "right"))
+    write_tokenizer(config, tmp_path / "more")
+    after = load_tokenizer(tmp_path / "more").get_vocab()
+    assert after == before | {"wait": len(before)}
+
+
 def test_a_source_that_cannot_be_one_is_refused_by_its_key(tmp_path: Path) -> None:
     config = config_of(tmp_path / "sums.jsonl")
     with pytest.raises(ConfigError, match=r"data\.source: data file .*sums\.jsonl does not exist"):
@@ -333,6 +352,7 @@ def test_a_source_that_cannot_be_one_is_refused_by_its_key(tmp_path: Path) -> No
         tmp_path / "tiny.toml", ["--data.source", "arithmetic", "--data.num_train", "5"]
     )
     check_sources(config)
+    check_sources(config.with_set(data=config.data.with_set(source="chains")))
     evaluated = config.with_set(data=config.data.with_set(eval_source="arithmetic"))
     with pytest.raises(ConfigError, match=r"data\.eval_source: 'arithmetic' is neither"):
         check_sources(evaluated)

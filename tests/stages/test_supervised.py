@@ -12,11 +12,15 @@ import torch
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import build_learner
 from satori_fast.config import ConfigError, OptimizerConfig
+from satori_fast.data.chains import parse_chain, solution_text
+from satori_fast.data.domains import DOMAINS
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.experience.demonstrations import DemonstrationSource
+from satori_fast.profiling.metrics import read_metrics
 from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.stages import run_stages
 from satori_fast.stages.models import optimizer_settings
 from satori_fast.stages.supervised import (
     demonstration_source,
@@ -87,6 +91,41 @@ def test_demonstrations_come_from_the_config_then_the_run_then_the_data(tmp_path
     options = ("--data.source", "gsm8k.jsonl", "--data.mapping", "gsm8k", "--tokenizer.kind", "bpe")
     data = tiny_config(tmp_path, *alone, *options)
     assert demonstration_source(data, None) == (data.data.source, "gsm8k")
+    chains = tiny_config(tmp_path, *alone, "--data.source", "chains")
+    assert demonstration_source(chains, None)[0] == "chains"
+
+
+def test_the_expert_of_a_domain_solves_the_training_problems() -> None:
+    domain = DOMAINS["chains"]
+    problems = domain.problems(6, levels=[4], split="train", seed=0)
+    renderer = PromptRenderer(build_word_tokenizer(domain.words()), PLAIN_TEMPLATE, 16)
+    heldout, length = [problems[2]], {"max_seqlen": 60, "own_data": True}
+    loaded = load_trajectories(
+        "chains", None, renderer, problems=problems, heldout=heldout, **length
+    )
+    assert [t.problem for t in loaded] == [p for p in problems if p != problems[2]]
+    for trajectory in loaded:
+        assert trajectory.segments[0].text == solution_text(
+            parse_chain(trajectory.problem.question)
+        )
+        assert trajectory.response_tokens[-1] == renderer.eos_id
+
+
+@pytest.mark.parametrize(("wanted", "trained"), [(20, 20), (50, 30), (None, 30)])
+def test_so_many_demonstrations_are_imitated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wanted: int | None, trained: int
+) -> None:
+    settings = ["--data.source", "chains", "--data.levels", "[4,6]", "--data.num_train", "30"]
+    if wanted is not None:
+        settings += ["--supervised.num_demonstrations", str(wanted)]
+    config = tiny_config(tmp_path, "--stages", "['supervised']", *settings)
+    config = config.with_set(supervised=config.supervised.with_set(batch_size=10))
+    run_stages(config)
+    assert len(read_metrics(tmp_path / "tiny" / "metrics.jsonl")) == trained // 10
+    assert ("num_demonstrations = 50, and there are 30" in caplog.text) is (wanted == 50)
+    # Held-out chains are reported by their length.
+    (entry,) = json.loads((tmp_path / "tiny" / "analysis.json").read_text())["stages"]
+    assert [row["label"] for row in entry["by_level"]] == ["4", "6"]
 
 
 def test_a_step_imitates_responses_and_no_prompts(source: str) -> None:

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The built-in domains, a row each: `data.source` names one, and nothing else tells them apart.
+
+A row says who draws problems, which words a tokenizer needs, and who writes plain solutions to
+imitate, if anyone does. Problems and texts themselves are `arithmetic` and `chains`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from satori_fast.data import arithmetic, chains
+from satori_fast.data.drawn_problems import DrawnProblems
+from satori_fast.types import Demonstration, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A built-in domain.
+
+    problems: draws its problems, called as `DrawnProblems` is.
+    words:    every word of its texts, for a word tokenizer.
+    solution: the expert's plain solution of a question; None where plain solutions teach nothing
+              (they could only be guessed).
+    """
+
+    problems: type[DrawnProblems]
+    words: Callable[[], list[str]]
+    solution: Callable[[str], str] | None = None
+
+    def demonstrations(self, problems: Iterable[Problem]) -> list[Demonstration]:
+        """Write the expert's plain solution of each problem."""
+        assert self.solution is not None
+        return [Demonstration(problem, self.solution(problem.question)) for problem in problems]
+
+
+ARITHMETIC = "arithmetic"
+DOMAINS: Mapping[str, Domain] = MappingProxyType(
+    {
+        ARITHMETIC: Domain(arithmetic.ArithmeticProblems, arithmetic.domain_words),
+        "chains": Domain(
+            chains.ChainProblems,
+            chains.domain_words,
+            lambda question: chains.solution_text(chains.parse_chain(question)),
+        ),
+    }
+)
