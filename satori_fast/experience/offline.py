@@ -31,7 +31,7 @@ REASONS = ("too_hard", "too_easy", "not_alternating", "unverified", "too_long", 
 
 @dataclass(frozen=True, slots=True)
 class SelectionRules:
-    """Which samples are learnt from.
+    """Bounds of what is learnt from.
 
     min_accuracy, max_accuracy: share of right samples of a problem, both ends included.
     max_actions: longest response, actions that are left after the cut.
@@ -176,7 +176,8 @@ def num_useful(actions: tuple[bool, ...]) -> int:
 
 
 def balanced(trajectories: Sequence[Trajectory], rng: np.random.Generator) -> list[Trajectory]:
-    """As many wrong as right responses, in their order: the more numerous are thinned at random.
+    """Choose as many wrong as right responses, in their order: the more numerous are thinned at
+    random.
 
     S2R's code thins out the wrong ones only.
     """

@@ -24,6 +24,7 @@ MODEL = {
     "num_key_value_heads": 1,
     "intermediate_size": 128,
 }
+# What a tiny model samples is all there is, however much of it is right.
 OFFLINE = {
     "rollouts": None,
     "min_accuracy": 0.0,
@@ -52,8 +53,8 @@ def shrunk(config: Config, output_dir: str) -> Config:
         # A reward model of the user's is too large, and of another vocabulary: a tiny one is made.
         first = ("synthesize", "supervised", *(("preference",) if config.reward.model else ()))
         values["stages"] = (*first, *(stage for stage in config.stages if stage not in first))
-    values["reward"]["model"] = None
     values |= {"output_dir": output_dir, "name": "dry-run"}
+    values["reward"]["model"] = None
     values["model"] |= {"path": None, **MODEL}
     values["tokenizer"]["kind"] = "words"
     values["data"] |= {
@@ -83,15 +84,14 @@ def shrunk(config: Config, output_dir: str) -> Config:
         values[stage]["optimizer"]["learning_rate"] = 5e-3
     values["supervised"]["source"] = None
     values["distill"] |= {"student": None, "num_kept": NUM_PROBLEMS}
+    values["offline"] |= OFFLINE
     for section in ("solutions", "offline", "distill"):
         values[section] |= {"num_problems": NUM_PROBLEMS, "num_samples": 4}
-    # What a tiny model samples is all there is, however much of it is right.
-    values["offline"] |= OFFLINE
     values["preference"] |= {"heldout_fraction": 0.5, "batch_size": NUM_PROBLEMS}
     reinforce = values["reinforce"]
     reinforce |= {"num_steps": NUM_STEPS, "problems_per_step": 4}
-    reinforce["samples_per_problem"] = min(reinforce["samples_per_problem"], 4)
-    reinforce["num_minibatches"] = min(reinforce["num_minibatches"], 4)
+    for key in ("samples_per_problem", "num_minibatches"):
+        reinforce[key] = min(reinforce[key], 4)
     reinforce["critic_warmup_steps"] = min(reinforce["critic_warmup_steps"], 1)
     reinforce["restarts"]["enabled"] = config.restarts_enabled
     reinforce["restarts"]["refresh_every"] = min(reinforce["restarts"]["refresh_every"], 1)

@@ -142,7 +142,7 @@ def sampling_temperature(config: Config) -> float:
 
 
 def selected(groups: Sequence[Sequence[Trajectory]], context: Context, books: Books) -> Selection:
-    """What is learnt from, graded. ConfigError, with all accuracies, where nothing is left."""
+    """Grade samples and choose what is learnt from. ConfigError, with all accuracies, where nothing is left."""
     config, stage = context.config.offline, context.stage
     grader = SharedGrader(context.grader.pool, context.parallel)
     # S2R's own rewards: what the section reward says is for reinforcement.
