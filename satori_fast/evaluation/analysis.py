@@ -2,14 +2,14 @@
 """Analysis of an evaluation beyond its accuracy: what reflections did to answers, and accuracy by
 length, by number of reflections and by difficulty.
 
-Pure functions over graded answers. Not for sampling or grading (`evaluate`) nor for plots
-(`profiling.report_evaluation`).
+Pure functions over graded answers. Not for sampling or grading (`evaluate`), for verdicts that a
+response gives (`verification`) nor for plots (`profiling.report_evaluation`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from satori_fast.data.formats import ResponseFormat
+from satori_fast.evaluation.verification import trial_figures
 from satori_fast.types import Trajectory
 
 NUM_LENGTH_BINS = 8
@@ -168,9 +169,8 @@ def accuracy_by(
 
     order: of the labels; by name without it, "Level 2" before "Level 10".
     """
-    own, right = np.asarray(labels), np.asarray(correct, dtype=bool)
-    names = sorted({*labels} - {""}, key=_natural_key if order is None else order.index)
-    return [_group(name, right[own == name]) for name in names]
+    right = np.asarray(correct, dtype=bool)
+    return [_group(name, right[own]) for name, own in _labelled(labels, order)]
 
 
 def earlier_pass_rates(
@@ -200,7 +200,9 @@ def analyse(
     """Everything above for one evaluation, fit for JSON.
 
     The arguments go together, one entry for each answer. format: of the responses; "by_reflections"
-    is empty where it counts none. earlier: the key "correct" of what this function returned for
+    is empty where it counts none. Where it has verifications their actions are judged: "verdicts"
+    counts nothing, because "verification" says what verdicts are worth (`trial_figures`), in all
+    and by difficulty; None elsewhere. earlier: the key "correct" of what this function returned for
     earlier evaluations on the same problems.
     """
     ids = [t.problem.problem_id for t in trajectories]
@@ -208,17 +210,47 @@ def analyse(
     numbers = ["" if n is None else _reflections_label(int(n)) for n in counts]
     lengths = [t.num_response_tokens for t in trajectories]
     solved = earlier_pass_rates(ids, earlier)
-    changes, verdicts = self_correction(attempts), verdict_quality(attempts)
+    levels = [t.problem.level for t in trajectories]
+    changes = self_correction(attempts)
+    verdicts = verdict_quality(() if format.has_verifications else attempts)
     return {
         "changes": asdict(changes) | {"num_reflected": changes.num_reflected},
         "verdicts": asdict(verdicts)
         | {"error_recall": verdicts.error_recall, "right_kept": verdicts.right_kept},
         "by_length": _rows(accuracy_by_length(lengths, correct)),
         "by_reflections": _rows(accuracy_by(numbers, correct)),
-        "by_level": _rows(accuracy_by([t.problem.level for t in trajectories], correct)),
+        "by_level": _rows(accuracy_by(levels, correct)),
         "by_earlier": _rows(accuracy_by(solved, correct, order=PASS_RATES)),
+        "verification": _verification(trajectories, levels=levels, solved=solved)
+        if format.has_verifications
+        else None,
         "correct": {name: bool(c) for name, c in zip(ids, correct, strict=True)},
     }
+
+
+def _verification(
+    trajectories: Sequence[Trajectory], *, levels: Sequence[str], solved: Sequence[str]
+) -> dict[str, Any]:
+    def rows(labels: Sequence[str], order: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        return [
+            {"label": name, **trial_figures(trajectories[i] for i in np.flatnonzero(own))}
+            for name, own in _labelled(labels, order)
+        ]
+
+    return {
+        **trial_figures(trajectories),
+        "by_level": rows(levels),
+        "by_earlier": rows(solved, PASS_RATES),
+    }
+
+
+def _labelled(
+    labels: Sequence[str], order: Sequence[str] | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each label but "" in order, and which entries have it, bool [N]."""
+    own = np.asarray(labels)
+    for name in sorted({*labels} - {""}, key=_natural_key if order is None else order.index):
+        yield name, own == name
 
 
 def _reflections_label(number: int) -> str:

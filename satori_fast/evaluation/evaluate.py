@@ -8,8 +8,7 @@ and does not sample by itself (`rollout.engine.collect`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,13 @@ from satori_fast.evaluation.analysis import (
     self_correction,
     verdict_quality,
 )
+from satori_fast.evaluation.verification import VerificationCounts, count_verifications
 from satori_fast.grading import Grader, extract_answer
+from satori_fast.rewards.outcome import OutcomeReward
+from satori_fast.rewards.process import ProcessReward
+from satori_fast.rewards.terms import Reward, score
 from satori_fast.rollout.engine import Engine, SamplingParams, collect
-from satori_fast.types import Problem, RewardBreakdown, RolloutResult, Trajectory
+from satori_fast.types import Problem, RolloutResult, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class EvaluationResult:
     """accuracy in [0, 1]; standard_error of it; response tokens and the format's counts are means.
 
     format:           of the responses. format_metrics: means of what it counts.
+    rollout:          its trajectories have their verdict as rule reward, and where the format has
+                      verifications the verdict on each action.
     correct, attempts: the verdict on each answer, and the answers that stood on the way to it.
     """
 
@@ -67,6 +72,11 @@ class EvaluationResult:
     def verdict_quality(self) -> VerdictQuality:
         return verdict_quality(self.attempts)
 
+    @property
+    def verification(self) -> VerificationCounts:
+        """Counts of verdicts, all 0 for a format without verifications."""
+        return count_verifications(self.rollout.trajectories)
+
     def analysis(self, earlier: Sequence[Mapping[str, bool]] = ()) -> dict[str, Any]:
         """See `analysis.analyse`."""
         return analyse(
@@ -77,40 +87,43 @@ class EvaluationResult:
             earlier=earlier,
         )
 
-    def samples(self, num_samples: int) -> list[Trajectory]:
-        """The first answers with their verdict as rule reward, for samples.jsonl."""
-        answers = zip(self.rollout.trajectories, self.correct, strict=True)
-        return [
-            trajectory.with_reward(
-                RewardBreakdown({"rule": 0.0 if correct else -1.0}, correct=correct)
-            )
-            for trajectory, correct in islice(answers, num_samples)
-        ]
+    def samples(self, num_samples: int) -> Sequence[Trajectory]:
+        """The first answers, for samples.jsonl."""
+        return self.rollout.trajectories[:num_samples]
+
+    def corrections(self) -> dict[str, float | None]:
+        """Shares of answers that were judged and changed, by name; None where the format has none,
+        or where there was nothing to judge.
+
+        Of a format with verifications they are `VerificationCounts.rates`. Elsewhere error_recall
+        and right_kept are those of `VerdictQuality`, and changes are shares of all problems.
+        """
+        if self.format.has_verifications:
+            return {"wrong_to_wrong": None, "right_kept": None, **self.verification.rates()}
+        changed, verdicts = self.self_correction, self.verdict_quality
+        changes: dict[str, float | None] = {
+            "wrong_to_right": changed.wrong_to_right / self.num_problems,
+            "right_to_wrong": changed.right_to_wrong / self.num_problems,
+            "wrong_to_wrong": changed.wrong_to_wrong / self.num_problems,
+        }
+        if not self.format.self_corrects:
+            changes = dict.fromkeys(changes)
+        judged = {"error_recall": verdicts.error_recall, "right_kept": verdicts.right_kept}
+        return changes | judged
 
     def metrics(self) -> dict[str, float]:
-        """Scalars under their metric names; self-correction as shares of all problems. Left out:
-        how reflections judged, where there was nothing to judge, and all about changes of answers
-        where the format has none."""
-        return self._correction_metrics() | {
+        """Scalars under their metric names; those of `corrections` that are not None."""
+        corrections = {
+            f"eval/{name}": share for name, share in self.corrections().items() if share is not None
+        }
+        if self.format.has_verifications:
+            corrections = self.verification.metrics("eval")
+        return corrections | {
             "eval/accuracy": self.accuracy,
             **{f"eval/{name}": mean for name, mean in self.format_metrics.items()},
             "eval/mean_response_tokens": self.mean_response_tokens,
             "eval/truncated": self.truncated,
             "eval/no_answer": self.no_answer,
-        }
-
-    def _correction_metrics(self) -> dict[str, float]:
-        if not self.format.self_corrects:
-            return {}
-        changed, verdicts = self.self_correction, self.verdict_quality
-        judged = {
-            "eval/error_recall": verdicts.error_recall,
-            "eval/right_kept": verdicts.right_kept,
-        }
-        return {name: share for name, share in judged.items() if share is not None} | {
-            "eval/wrong_to_right": changed.wrong_to_right / self.num_problems,
-            "eval/right_to_wrong": changed.right_to_wrong / self.num_problems,
-            "eval/wrong_to_wrong": changed.wrong_to_wrong / self.num_problems,
         }
 
 
@@ -120,25 +133,35 @@ def evaluate(
     *,
     max_new_tokens: int,
     pool: Grader,
+    right: float = 0.0,
+    wrong: float = -1.0,
 ) -> EvaluationResult:
-    """One greedy response per problem, graded. Raises ValueError when there is no problem."""
+    """One greedy response per problem, graded. Raises ValueError when there is no problem.
+
+    right, wrong: rule rewards of the answers.
+    """
     if not problems:
         raise ValueError("evaluation has no problem: check data.eval_source")
     sampling = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)
     rollout = collect(engine, problems, sampling)
-    correct = graded(rollout.trajectories, pool)
-    accuracy, format = float(np.mean(correct)), engine.renderer.format
+    format = engine.renderer.format
+    rewards: list[Reward] = [OutcomeReward(pool, reflection_bonus=0.0, right=right, wrong=wrong)]
+    if format.has_verifications:
+        rewards.append(ProcessReward(pool))
+    trajectories = tuple(score(rollout.trajectories, rewards))
+    correct = tuple(t.reward is not None and t.reward.correct is True for t in trajectories)
+    accuracy = float(np.mean(correct))
     return EvaluationResult(
         accuracy=accuracy,
         standard_error=float(np.sqrt(accuracy * (1 - accuracy) / len(problems))),
         num_problems=len(problems),
         format=format,
-        format_metrics=mean_metrics(rollout.trajectories, format),
+        format_metrics=mean_metrics(trajectories, format),
         mean_response_tokens=rollout.num_generated_tokens / len(problems),
-        truncated=float(np.mean([t.finish == "length" for t in rollout.trajectories])),
-        rollout=rollout,
-        correct=tuple(correct),
-        attempts=attempts_of(rollout.trajectories, correct, pool, format=format),
+        truncated=float(np.mean([t.finish == "length" for t in trajectories])),
+        rollout=replace(rollout, trajectories=trajectories),
+        correct=correct,
+        attempts=attempts_of(trajectories, correct, pool, format=format),
     )
 
 

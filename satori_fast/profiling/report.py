@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from satori_fast.profiling import report_compare as compare
-from satori_fast.profiling.report_evaluation import stage_charts
+from satori_fast.profiling.report_evaluation import stage_charts, verification_table
 from satori_fast.profiling.report_plots import GROUPS, SERIES_COLOURS, curve_charts, curves
 from satori_fast.profiling.report_runs import RunRecord, formed, read_run, run_facts
 from satori_fast.profiling.report_samples import sample_browser
@@ -39,6 +39,7 @@ def write_report_html(run_folder: str | Path, *, output: str | Path | None = Non
         charts = curve_charts(run_curves["metrics"])
     with formed(run.folder / "analysis.json"):
         evaluations = stage_charts(run.analysis)
+        verification = verification_table(run.analysis)
     with formed(run.folder / "samples.jsonl"):
         browser = sample_browser(run.samples)
     data = {
@@ -58,6 +59,7 @@ def write_report_html(run_folder: str | Path, *, output: str | Path | None = Non
         groups=[group for group in GROUPS if any(c["group"] == group for c in charts)],
         curves=run_curves,
         evaluations=evaluations,
+        verification=verification,
         browser=browser,
         config=run.config_text,
         plotly=_plotly_script() if charts or evaluations else "",

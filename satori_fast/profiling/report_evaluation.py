@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Charts of what the evaluation of each stage says, stage beside stage.
+"""Charts and a table of what the evaluation of each stage says, stage beside stage.
 
 A chart is a title and a legend as they are, and data and layout for Plotly, whose names are escaped
 because Plotly reads them as HTML. Not for curves over steps (`report_plots`) nor for computing what
@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from satori_fast.profiling.report_plots import SERIES_COLOURS
+from satori_fast.profiling.summary import number, percent
 
 Chart = dict[str, Any]
 Stage = Mapping[str, Any]
@@ -37,6 +38,43 @@ GROUPINGS = (
     ("by_earlier", "Accuracy by how many earlier stages solved the problem", "earlier stages"),
     ("by_reflections", "Accuracy by reflections in the answer", "reflections"),
 )
+TRIALS = (
+    ("by_level", "Solutions in an answer by difficulty", "level"),
+    (
+        "by_earlier",
+        "Solutions in an answer by how many earlier stages solved the problem",
+        "earlier stages",
+    ),
+)
+# Columns of the table of verifications: share, what it is of, head.
+VERIFICATION = (
+    ("verification_accuracy", "num_verifications", "verdicts true"),
+    ("accuracy_on_right", "num_on_right", "on right solutions"),
+    ("error_recall", "num_on_wrong", "on wrong solutions"),
+    ("correct_precision", "num_accepted", 'true of "right"'),
+    ("wrong_to_right", "num_first_wrong", "wrong -> right"),
+    ("right_to_wrong", "num_first_right", "right -> wrong"),
+)
+
+
+def verification_table(stages: Sequence[Stage]) -> dict[str, Any]:
+    """What verifications are worth after each stage, for entries of analysis.json: "columns" and
+    "rows" of text; no rows where responses have none. Each share says what it is of."""
+    # Entries that earlier versions wrote have no such key.
+    blocks = [(s["stage"], s["verification"]) for s in stages if s.get("verification") is not None]
+    rows = [
+        [
+            str(stage),
+            *(_share_of(block[share], block[count]) for share, count, _ in VERIFICATION),
+            number(block["trials"], 2),
+        ]
+        for stage, block in blocks
+    ]
+    return {"columns": ["stage", *(head for _, _, head in VERIFICATION), "solutions"], "rows": rows}
+
+
+def _share_of(share: float | None, count: int) -> str:
+    return "-" if share is None else f"{percent(share)} of {count:,}"
 
 
 def stage_charts(stages: Sequence[Stage]) -> list[Chart]:
@@ -47,6 +85,7 @@ def stage_charts(stages: Sequence[Stage]) -> list[Chart]:
     }
     charts = [_changes_chart(stages), _verdict_chart(stages), _length_chart(stages, colours)]
     charts += [_groups_chart(stages, *grouping, colours=colours) for grouping in GROUPINGS]
+    charts += [_trials_chart(stages, *grouping, colours=colours) for grouping in TRIALS]
     return [chart for chart in charts if chart["data"]]
 
 
@@ -99,16 +138,50 @@ def _length_chart(stages: Sequence[Stage], colours: Mapping[str, str]) -> Chart:
 def _groups_chart(
     stages: Sequence[Stage], key: str, title: str, unit: str, *, colours: Mapping[str, str]
 ) -> Chart:
-    compared = [stage for stage in stages if len(stage[key]) > 1]
-    traces = []
-    for stage in compared:
-        labels = [escape(group["label"]) for group in stage[key]]
-        bar = {"type": "bar", "x": labels, **_accuracies(stage[key], unit)}
-        traces.append((stage["stage"], colours[stage["stage"]], bar))
+    groups = {stage["stage"]: stage[key] for stage in stages}
+    bars = {name: _accuracies(own, unit) for name, own in groups.items()}
+    return _bar_chart(title, groups, bars, colours=colours, yaxis=_SHARE)
+
+
+def _trials_chart(
+    stages: Sequence[Stage], key: str, title: str, unit: str, *, colours: Mapping[str, str]
+) -> Chart:
+    blocks = {s["stage"]: s["verification"] for s in stages if s.get("verification") is not None}
+    groups = {
+        name: [group for group in block[key] if group["trials"] is not None]
+        for name, block in blocks.items()
+    }
+    bars = {
+        name: {
+            "y": [_short(group["trials"]) for group in own],
+            "error_y": _bars([group["trials_standard_error"] for group in own]),
+            "text": [f"{escape(g['label'])} {unit}: {g['num_responses']} answers" for g in own],
+        }
+        for name, own in groups.items()
+    }
+    return _bar_chart(title, groups, bars, colours=colours, yaxis={"rangemode": "tozero"})
+
+
+def _bar_chart(
+    title: str,
+    groups: Mapping[str, Sequence[Mapping[str, Any]]],
+    bars: Mapping[str, dict[str, Any]],
+    *,
+    colours: Mapping[str, str],
+    yaxis: dict[str, Any],
+) -> Chart:
+    """`groups` and `bars` of each stage; stages with only one group have nothing to compare."""
+    compared = {
+        stage: [group["label"] for group in own] for stage, own in groups.items() if len(own) > 1
+    }
+    traces = [
+        (stage, colours[stage], {"type": "bar", "x": [escape(n) for n in names], **bars[stage]})
+        for stage, names in compared.items()
+    ]
     # The order of the longest list, which the others are parts of.
-    labels = max(([g["label"] for g in stage[key]] for stage in compared), key=len, default=[])
+    labels = max(compared.values(), key=len, default=[])
     axis = {**_CATEGORY, "categoryarray": [escape(label) for label in labels]}
-    return _chart(title, traces, barmode="group", yaxis=_SHARE, xaxis=axis)
+    return _chart(title, traces, barmode="group", yaxis=yaxis, xaxis=axis)
 
 
 def _accuracies(groups: Sequence[Mapping[str, Any]], unit: str) -> dict[str, Any]:

@@ -182,6 +182,25 @@ CURVE_CHARTS: tuple[CurveChart, ...] = (
             "*/wrong_to_wrong": "*: wrong to another wrong",
         },
         axis="share",
+        note="Where answers have verifications, of those that began wrong, or right; else of all.",
+    ),
+    CurveChart(
+        _REASONING,
+        "Solutions in an answer",
+        {"rollout/trials": "rollouts", "eval/trials": "held-out"},
+    ),
+    CurveChart(
+        _REASONING,
+        "Verifications whose verdict is the truth",
+        {
+            "rollout/verification_accuracy": "rollouts, all",
+            "rollout/accuracy_on_right": "rollouts, on right solutions",
+            "rollout/error_recall": "rollouts, on wrong solutions",
+            "rollout/correct_precision": 'rollouts, those that say "right"',
+            "eval/verification_accuracy": "held-out, all",
+        },
+        axis="share",
+        note="Verdicts by chance: on right and on wrong solutions together 100 %.",
     ),
     CurveChart(
         _REASONING,

@@ -115,7 +115,7 @@ class Context:
         """The evaluation of this run."""
         config = self.config
         limit = config.rollout.max_new_tokens
-        return Evaluator(self.heldout, config.evaluation, limit, self.grader, books)
+        return Evaluator(self.heldout, config.evaluation, limit, self.grader, books, config.reward)
 
     def sampling(self, *, num_samples: int = 1, seed: int = 0) -> SamplingParams:
         """Sampling by the settings of the section `rollout`."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from satori_fast.config import EvaluationConfig
+from satori_fast.config import EvaluationConfig, RewardConfig
 from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
 from satori_fast.grading import Grader
 from satori_fast.rollout.restarting import Restarting, ServedWeights
@@ -18,7 +18,7 @@ from satori_fast.types import Problem
 class Evaluator:
     """Greedy accuracy on the held-out problems of a run.
 
-    max_new_tokens: response limit where `config` has none.
+    max_new_tokens: response limit where `config` has none. reward: of right and of wrong answers.
     """
 
     problems: Sequence[Problem]
@@ -26,12 +26,20 @@ class Evaluator:
     max_new_tokens: int
     grader: Grader
     books: Books
+    reward: RewardConfig
 
     def evaluate(self, engine: Restarting) -> EvaluationResult:
         """Evaluate what `engine` serves; span "evaluate"."""
         limit = self.config.max_new_tokens or self.max_new_tokens
         with self.books.spans.span("evaluate"):
-            result = evaluate(engine, self.problems, max_new_tokens=limit, pool=self.grader)
+            result = evaluate(
+                engine,
+                self.problems,
+                max_new_tokens=limit,
+                pool=self.grader,
+                right=self.reward.right,
+                wrong=self.reward.wrong,
+            )
         self.books.spans.count("evaluate", result.rollout.num_generated_tokens)
         return result
 

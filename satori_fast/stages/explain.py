@@ -30,6 +30,7 @@ from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.rollout_rows import RolloutRow, read_rollout_rows
 from satori_fast.evaluation.evaluate import mean_metrics
+from satori_fast.evaluation.verification import count_verifications
 from satori_fast.experience.signal import segment_signals
 from satori_fast.experience.source import Judge
 from satori_fast.grading import GradingPool
@@ -184,6 +185,7 @@ def _summary(
     rewards = [t.reward for t in trajectories if t.reward is not None]
     graded = [reward.correct for reward in rewards if reward.correct is not None]
     kept = [row for row in rows if not row.dropped]
+    judged = renderer.format.has_verifications
     return {
         "recipe": recipe.name,
         "weighting": recipe.weighting,
@@ -195,6 +197,7 @@ def _summary(
         "accuracy": float(np.mean(graded)) if graded else None,
         **reward_metrics(rewards),
         **mean_metrics(trajectories, renderer.format),
+        **(count_verifications(trajectories).figures() if judged else {}),
         "truncated": float(np.mean([t.finish == "length" for t in trajectories])),
         "tokens": sum(t.num_response_tokens for t in trajectories),
         "tokens_kept": sum(row.trajectory.num_response_tokens for row in kept),

@@ -41,21 +41,11 @@ def stage_entry(stage: str, outcome: StageOutcome, setup_times: StepTimes) -> di
     result = outcome.evaluation
     if result is None:
         return entry
-    changed = result.self_correction
-    corrections = {
-        "wrong_to_right": changed.wrong_to_right / result.num_problems,
-        "right_to_wrong": changed.right_to_wrong / result.num_problems,
-        "wrong_to_wrong": changed.wrong_to_wrong / result.num_problems,
-    }
-    if not result.format.self_corrects:
-        corrections = dict.fromkeys(corrections)
     return entry | {
         "accuracy": result.accuracy,
         "accuracy_standard_error": result.standard_error,
         "num_problems": result.num_problems,
-        **corrections,
-        "error_recall": result.verdict_quality.error_recall,
-        "right_kept": result.verdict_quality.right_kept,
+        **result.corrections(),
         "reflections_per_answer": result.reflections_per_answer,
         "mean_response_tokens": result.mean_response_tokens,
         "truncated": result.truncated,

@@ -103,7 +103,9 @@ class Run:
             self.finished.append(entry)
             return
         if outcome.evaluation is not None:
-            record_analysis(self.folder.path, stage, outcome.evaluation)
+            analysis = record_analysis(self.folder.path, stage, outcome.evaluation)
+            if analysis["verification"] is not None:
+                entry["verification"] = analysis["verification"]
         self.folder.finish_stage(entry, self.models, wall_s=self.wall_s, records=records)
 
     @property

@@ -392,8 +392,9 @@ def open_sinks(folder: Path, config: Config) -> list[Sink]:
     return sinks
 
 
-def record_analysis(folder: Path, stage: str, result: EvaluationResult) -> None:
+def record_analysis(folder: Path, stage: str, result: EvaluationResult) -> dict[str, Any]:
     """Add a stage's entry to analysis.json: `evaluation.analysis.analyse` under the stage's name.
+    Returns it without the name.
 
     A stage that was killed before progress.json named it as finished replaces its own entry.
     """
@@ -403,3 +404,4 @@ def record_analysis(folder: Path, stage: str, result: EvaluationResult) -> None:
     analysis = result.analysis(earlier=[entry["correct"] for entry in entries])
     entries.append({"stage": stage, **analysis})
     write_sealed(path, {"stages": entries}, indent=None)
+    return analysis

@@ -14,6 +14,7 @@ from satori_fast.algorithms.losses import explained_variance
 from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.mixture import ORIGINS, origin_of
 from satori_fast.evaluation.evaluate import mean_metrics
+from satori_fast.evaluation.verification import count_verifications
 from satori_fast.stages.mismatch import token_versions
 from satori_fast.types import Advantages, Experience, PackedBatch, RewardBreakdown, Trajectory
 
@@ -21,7 +22,8 @@ from satori_fast.types import Advantages, Experience, PackedBatch, RewardBreakdo
 def experience_metrics(experience: Experience, *, format: ResponseFormat) -> dict[str, float]:
     """Means over all that was sampled, and what was counted on the way; accuracy over the
     trajectories that were graded, also by where the problem started. Each term of the reward is
-    "reward/NAME", and each count of the format "rollout/NAME".
+    "reward/NAME", and each count of the format "rollout/NAME"; so is what verifications were worth,
+    where it has them.
 
     "rollout/stale_tokens": share of response tokens that older weights sampled.
     """
@@ -38,6 +40,8 @@ def experience_metrics(experience: Experience, *, format: ResponseFormat) -> dic
         "rollout/stale_tokens": float(np.mean(np.concatenate(stale))),
         "rollout/truncated": float(np.mean([t.finish == "length" for t in scored])),
     }
+    if format.has_verifications:
+        metrics |= count_verifications(scored).metrics("rollout")
     for origin in ORIGINS:
         own = [t for t in scored if origin_of(t.problem) == origin]
         metrics |= _accuracy(f"rollout/accuracy_{origin}", own)

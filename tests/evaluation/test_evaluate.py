@@ -23,6 +23,8 @@ from satori_fast.evaluation.evaluate import (
 from satori_fast.grading import GradingPool
 from satori_fast.rollout.engine import SamplingParams, collect
 from satori_fast.types import Prefix, Problem
+from tests.evaluation.test_verification import GROUP
+from tests.rewards.test_process import RENDERER as TRIALS_RENDERER
 from tests.rollout.scripted_engine import ScriptedEngine
 
 RENDERER = PromptRenderer(build_word_tokenizer(domain_words()), PLAIN_TEMPLATE, 64)
@@ -214,3 +216,57 @@ def test_a_format_without_attempts_leaves_their_metrics_out(pool: GradingPool) -
     }
     analysis = result.analysis()
     assert analysis["by_reflections"] == [] and analysis["changes"]["num_reflected"] == 0
+    assert analysis["verification"] is None
+
+
+def evaluated_trials(pool: GradingPool) -> EvaluationResult:
+    """The worked group as answers to four problems, two on each level."""
+    questions = [f"p {n}" for n in range(1, 5)]
+    problems = [Problem(q, q, "p q", level=str(1 + n // 2)) for n, q in enumerate(questions)]
+    script = {q: [text] for q, text in zip(questions, GROUP, strict=True)}
+    engine = ScriptedEngine(TRIALS_RENDERER, script)
+    return evaluate(engine, problems, max_new_tokens=60, pool=pool, right=1.0)
+
+
+def test_verifications_are_judged_by_their_verdicts(pool: GradingPool) -> None:
+    result = evaluated_trials(pool)
+    assert result.correct == (True, True, False, False)
+    metrics = result.metrics()
+    assert {name: metrics[f"eval/{name}"] for name in ("error_recall", "correct_precision")} == {
+        "error_recall": 0.5,
+        "correct_precision": 0.5,
+    }
+    assert metrics["eval/wrong_to_right"] == pytest.approx(1 / 3)
+    assert (metrics["eval/right_to_wrong"], metrics["eval/trials"]) == (0.0, 1.5)
+    assert metrics["eval/verifications"] == 6.0
+    assert not {"eval/right_kept", "eval/wrong_to_wrong"} & metrics.keys()
+
+
+def test_the_analysis_has_trials_by_difficulty(pool: GradingPool) -> None:
+    earlier = [{"p 1": True, "p 2": True, "p 3": True, "p 4": False}]
+    analysis = evaluated_trials(pool).analysis(earlier)
+    block = analysis["verification"]
+    assert block["verification_accuracy"] == pytest.approx(4 / 6) and block["trials"] == 1.5
+    # Rewards of the second level: -1 -1; -1 +1 -1 -1.
+    assert [
+        (g["label"], g["trials"], g["num_verifications"], g["verification_accuracy"])
+        for g in block["by_level"]
+    ] == [("1", 1.5, 3, 1.0), ("2", 1.5, 3, pytest.approx(1 / 3))]
+    assert [(g["label"], g["num_responses"], g["trials"]) for g in block["by_earlier"]] == [
+        ("none", 1, 2.0),
+        ("all", 3, pytest.approx(4 / 3)),
+    ]
+    # Nothing else is called a verdict; answers that were changed stay counted.
+    assert analysis["verdicts"]["error_recall"] is None
+    assert (analysis["changes"]["wrong_to_right"], analysis["changes"]["num_reflected"]) == (1, 2)
+
+
+def test_samples_have_the_rewards_of_answers_and_of_actions(pool: GradingPool) -> None:
+    first, _, third = evaluated_trials(pool).samples(3)
+    assert first.reward is not None and third.reward is not None
+    assert (first.reward.terms, third.reward.terms) == ({"rule": 1.0}, {"rule": -1.0})
+    assert first.reward.segments is not None
+    assert first.reward.segments.tolist() == [-1, 1, 1, 1]
+    (plain,) = evaluated({"right": box(4)}, pool).samples(1)
+    assert plain.reward is not None
+    assert (plain.reward.terms, plain.reward.actions) == ({"rule": 0.0}, None)

@@ -13,7 +13,7 @@ from satori_fast.grading import GradingPool
 from satori_fast.rewards.outcome import OutcomeReward
 from satori_fast.rewards.process import ProcessReward
 from satori_fast.rewards.terms import score
-from satori_fast.types import Finish, Problem, RewardBreakdown
+from satori_fast.types import Finish, Problem, RewardBreakdown, Trajectory
 
 VOCABULARY = [*"pqr+=", r"\boxed{", "}", *(str(n) for n in range(20)), "over", *WORDS.words]
 RENDERER = PromptRenderer(
@@ -21,15 +21,20 @@ RENDERER = PromptRenderer(
 )
 
 
-def scored(text: str, *, answer: str | None = "p q", finish: Finish = "stop") -> RewardBreakdown:
+def judged(text: str, *, answer: str | None = "p q", finish: Finish = "stop") -> Trajectory:
     ids = RENDERER.encode(text) + [RENDERER.eos_id] * (finish == "stop")
     problem = Problem("1", "p 7 q 1 r 9", answer)
     made = build_trajectory(problem, np.asarray(ids), renderer=RENDERER, group_id=0, finish=finish)
     with GradingPool(0) as pool:
         outcome = OutcomeReward(pool, float(answer is not None), 0.0, right=1.0)
         (result,) = score([made], [outcome, ProcessReward(pool)])
-    assert result.reward is not None
-    return result.reward
+    return result
+
+
+def scored(text: str, *, answer: str | None = "p q", finish: Finish = "stop") -> RewardBreakdown:
+    reward = judged(text, answer=answer, finish=finish).reward
+    assert reward is not None
+    return reward
 
 
 @pytest.mark.parametrize(

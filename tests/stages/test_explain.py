@@ -17,9 +17,11 @@ import pytest
 from satori_fast.algorithms.credit import CreditRule
 from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.config import Config, ConfigError, load_config
+from satori_fast.data.formats.coat import COAT
 from satori_fast.data.rollout_rows import read_rollout_rows
 from satori_fast.stages.explain import _explain_rows, _renderer, explain
 from satori_fast.types import Credit, Trajectory
+from tests.evaluation.test_verification import GROUP
 
 ROOT = Path(__file__).parents[2]
 PUZZLE = ROOT / "docs" / "puzzle.jsonl"
@@ -226,6 +228,30 @@ def test_a_response_of_a_format_without_actions_is_one_segment(tmp_path: Path) -
     for record in records(file, "--data.format=plain", "--stages=['reinforce']")[:-1]:
         assert [segment["kind"] for segment in record["segments"]] == ["whole"]
         assert record["segments"][0]["verdict"] is None
+
+
+def test_verdicts_of_a_group_are_counted_in_the_summary(tmp_path: Path) -> None:
+    problem = {"question": "p 7 q 1 r 9 pick 2 sum 8", "answer": "p q"}
+    file = written(tmp_path / "r.jsonl", *({**problem, "response": text} for text in GROUP))
+    trials = ("--data.format=trials", "--stages=['reinforce']")
+    summary = records(file, *trials)[-1]["summary"]
+    assert summary == summary | {
+        "verification_accuracy": pytest.approx(0.666667, abs=1e-6),
+        "error_recall": 0.5,
+        "correct_precision": 0.5,
+        "wrong_to_right": pytest.approx(1 / 3),
+        "right_to_wrong": 0.0,
+        "trials": 1.5,
+        "num_verifications": 6,
+        "num_on_wrong": 4,
+        "num_accepted": 4,
+        "num_first_wrong": 3,
+        "num_first_right": 1,
+    }
+    alone = written(tmp_path / "s.jsonl", {**problem, "response": r"\boxed{ p q }"})
+    unverified = records(alone, *trials)[-1]["summary"]
+    assert unverified["verification_accuracy"] is None and unverified["right_to_wrong"] == 0.0
+    assert "verification_accuracy" not in records(PUZZLE)[-1]["summary"]
 
 
 def test_own_functions_give_their_terms(tmp_path: Path) -> None:

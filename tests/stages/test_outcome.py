@@ -13,6 +13,7 @@ from satori_fast.grading import GradingPool
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.outcome import StageOutcome, stage_entry
 from satori_fast.types import Problem
+from tests.rewards.test_process import RENDERER as TRIALS_RENDERER
 from tests.rollout.scripted_engine import ScriptedEngine
 from tests.rollout.test_engine import RENDERER
 
@@ -57,3 +58,16 @@ def test_a_format_without_reflections_says_nothing_of_them() -> None:
     plain = replace(result(), format=FORMATS["plain"], format_metrics={})
     entry = stage_entry("reinforce", StageOutcome({}, plain, StepTimes()), StepTimes())
     assert entry["wrong_to_right"] is None and entry["reflections_per_answer"] is None
+
+
+def test_shares_of_a_format_with_verifications_are_those_of_its_verdicts() -> None:
+    texts = [r"\boxed{ q } wait wrong again \boxed{ p } wait right", r"\boxed{ q } wait right"]
+    script = {f"p {n}": [text] for n, text in enumerate(texts)}
+    problems = [Problem(question, question, "p") for question in script]
+    engine = ScriptedEngine(TRIALS_RENDERER, script)
+    judged = evaluate(engine, problems, max_new_tokens=50, pool=GradingPool(0))
+    entry = stage_entry("reinforce", StageOutcome({}, judged, StepTimes()), StepTimes())
+    # Of two that began wrong one ends right; of three verdicts two are true.
+    assert (entry["wrong_to_right"], entry["right_to_wrong"]) == (0.5, None)
+    assert (entry["error_recall"], entry["verification_accuracy"]) == (0.5, pytest.approx(2 / 3))
+    assert entry["wrong_to_wrong"] is None and entry["right_kept"] is None

@@ -18,14 +18,18 @@ import pytest
 import torch
 
 from satori_fast.config import Config, ConfigError, load_config
+from satori_fast.grading import GradingPool
 from satori_fast.profiling.metrics import read_metrics
+from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages import run_stages
 from satori_fast.stages.explain import explain
 from satori_fast.stages.export import export_stage
+from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.restarts import read_restarts
 from satori_fast.stages.run import build_run
 from satori_fast.stages.supervised import load_trajectories
 from satori_fast.storage import read_sealed, write_sealed
+from tests.evaluation.test_evaluate import evaluated_trials
 from tests.profiling.test_trace_file import assert_in_order, loaded, of_track
 
 TINY = """
@@ -105,6 +109,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     run_stages(tiny_config(folder, "--profiling.trace", "true", "--reinforce.export_every", "2"))
     return folder / "tiny"
+
+
+def test_what_verification_is_worth_is_in_the_summary(tmp_path: Path) -> None:
+    options = ("--data.format", "trials", "--stages", "['reinforce']")
+    with build_run(tiny_config(tmp_path, *options)) as run:
+        evaluation = evaluated_trials(GradingPool(0))
+        run.finish_stage("reinforce", StageOutcome({}, evaluation, StepTimes()))
+        (entry,) = run.finished
+    block = entry["verification"]
+    assert (block["trials"], block["num_verifications"], entry["error_recall"]) == (1.5, 6, 0.5)
+    assert [group["label"] for group in block["by_level"]] == ["1", "2"]
 
 
 def test_a_run_leaves_its_folder(finished: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from satori_fast.data.formats.coat import COAT
+from satori_fast.data.formats.trials import TRIALS
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL
 from satori_fast.data.packing import PackingSpec, Weighting, pack
 from satori_fast.stages.step_metrics import (
@@ -28,6 +29,8 @@ from satori_fast.types import (
     Trajectory,
 )
 from tests.algorithms.test_advantages import alone, make_trajectory
+from tests.evaluation.test_verification import GROUP
+from tests.rewards.test_process import judged
 
 PREFIXES = {
     ORIGINAL: None,
@@ -106,6 +109,25 @@ def test_terms_are_means_over_all_trajectories_and_accuracy_over_graded_ones() -
     ungraded = experience_metrics(Experience((), sampled=scored[2:]), format=COAT)
     assert not [name for name in ungraded if name.startswith("rollout/accuracy")]
     assert "reward/rule" not in ungraded
+
+
+def test_verifications_of_a_step_are_counted() -> None:
+    experience = Experience(tuple(judged(text) for text in GROUP))
+    metrics = experience_metrics(experience, format=TRIALS.in_dialect("words"))
+    assert metrics == metrics | {
+        "rollout/verifications": 6.0,
+        "rollout/verification_accuracy": pytest.approx(4 / 6),
+        "rollout/error_recall": 0.5,
+        "rollout/correct_precision": 0.5,
+        "rollout/wrong_to_right": pytest.approx(1 / 3),
+        "rollout/right_to_wrong": 0.0,
+        "rollout/trials": 1.5,
+        "reward/process": 0.0,  # six actions of twelve are right
+    }
+    # A rate without a denominator is left out.
+    right = experience_metrics(Experience((judged(GROUP[1]),)), format=TRIALS.in_dialect("words"))
+    assert not {"rollout/error_recall", "rollout/wrong_to_right"} & right.keys()
+    assert "rollout/verifications" not in experience_metrics(experience, format=COAT)
 
 
 def test_answers_without_a_verdict_are_neither_right_nor_wrong() -> None:
