@@ -54,7 +54,6 @@ def shrunk(config: Config, output_dir: str) -> Config:
         first = ("synthesize", "supervised", *(("preference",) if config.reward.model else ()))
         values["stages"] = (*first, *(stage for stage in config.stages if stage not in first))
     values |= {"output_dir": output_dir, "name": "dry-run"}
-    values["reward"]["model"] = None
     values["model"] |= {"path": None, **MODEL}
     values["tokenizer"]["kind"] = "words"
     values["data"] |= {
@@ -82,7 +81,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
     for stage in ("supervised", "distill"):
         values[stage] |= {"num_epochs": NUM_EPOCHS, "batch_size": NUM_PROBLEMS}
         values[stage]["optimizer"]["learning_rate"] = 5e-3
-    values["supervised"]["source"] = None
+    values["supervised"]["source"] = values["reward"]["model"] = None
     values["distill"] |= {"student": None, "num_kept": NUM_PROBLEMS}
     values["offline"] |= OFFLINE
     for section in ("solutions", "offline", "distill"):
