@@ -4,8 +4,10 @@
 Both update the quickstart's model with the same recipe (S2R's outcome level), 64 responses in an
 optimizer step. Online, four of them follow each rollout of 64 problems, four samples each, as in
 the paper; grading, the log-probs of policy and reference and the sync are its own. Offline, all
-that is left is packing and updates. A random model seldom ends by itself, so all responses are as
-long as their limit; the same ones are stored.
+that is left is packing and updates. Two workloads: equal lengths, as a random model seldom ends by
+itself and all responses are as long as their limit; and a long tail, with a word of the vocabulary
+as one more stop token and the quickstart's own limit: lengths are geometric, as of trials whose
+number and length vary. The same responses are stored.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from satori_fast.algorithms.credit import LeaveOneOut
 from satori_fast.config import Config, load_config
@@ -26,11 +30,10 @@ from satori_fast.stages.rewards import build_rewards
 from satori_fast.stages.run import Run, build_run
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.toml"
-NUM_UPDATES, BATCH_SIZE, MAX_TOKENS = 4, 64, 64
+NUM_UPDATES, BATCH_SIZE = 4, 64
 OPTIONS = {
     "stages": "['reinforce']",
     "data.format": "trials",
-    "rollout.max_new_tokens": f"{MAX_TOKENS}",
     "reinforce.recipe": "s2r_outcome",
     "reinforce.min_group_std": "-1.0",  # all answers of a random model are wrong: keep them
     "reinforce.problems_per_step": "64",
@@ -38,10 +41,15 @@ OPTIONS = {
     "reinforce.num_minibatches": f"{NUM_UPDATES}",
     "reinforce.weighting": "sequence",
 }
+LENGTHS = {
+    "equal": {"rollout.max_new_tokens": "64"},
+    "long_tail": {"rollout.stop_tokens": "['wait']"},
+}
 
 
-def config_in(folder: Path) -> Config:
-    words = [word for key, value in OPTIONS.items() for word in (f"--{key}", value)]
+def config_in(folder: Path, lengths: str) -> Config:
+    options = OPTIONS | LENGTHS[lengths]
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
     return load_config(QUICKSTART, [*words, "--output_dir", f"'{folder}'"])
 
 
@@ -77,14 +85,16 @@ def both_loops(run: Run) -> tuple[Any, Any]:
     return offline_call, online_call
 
 
-def test_optimizer_steps(race: Any, one_thread: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_optimizer_steps(race: Any, one_thread: None, tmp_path: Path, lengths: str) -> None:
     """Ours is offline; the target is that of the method: three times the steps per second."""
-    with build_run(config_in(tmp_path)) as run:
+    with build_run(config_in(tmp_path, lengths)) as run:
         offline_call, online_call = both_loops(run)
         race(
-            f"{NUM_UPDATES} steps of {BATCH_SIZE} responses",
+            f"{NUM_UPDATES} steps of {BATCH_SIZE} responses, {lengths}",
             {"offline": offline_call, "online": online_call},
             targets={"online": 3.0},
             repeats=5,
-            extra={"responses": BATCH_SIZE, "max_new_tokens": MAX_TOKENS, "updates": NUM_UPDATES},
+            extra={"responses": BATCH_SIZE, "updates": NUM_UPDATES, "lengths": lengths},
+            judged_by="cpu",
         )
