@@ -17,7 +17,6 @@ import pytest
 from satori_fast.algorithms.credit import CreditRule
 from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.config import Config, ConfigError, load_config
-from satori_fast.data.formats.coat import COAT
 from satori_fast.data.rollout_rows import read_rollout_rows
 from satori_fast.stages.explain import _explain_rows, _renderer, explain
 from satori_fast.types import Credit, Trajectory

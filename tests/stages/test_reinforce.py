@@ -35,6 +35,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def from_tuned(tuned: Path, *options: str) -> tuple[str, ...]:
+    if "trials" in options:  # the model of `tuned` knows COAT's tokens alone
+        return (*FRESH, *options)
     return (*ALONE, "--model.path", f"'{tuned / 'models' / 'supervised'}'", *options)
 
 
@@ -44,6 +46,10 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 REFILL = ("--reinforce.recipe", "grpo", "--reinforce.max_sampling_rounds", "3")
 PARTIAL = ("--reinforce.recipe", "grpo_no_std", "--rollout.max_step_tokens", "10")
+# A fresh model writes words at random, verdicts and separators among them: every context comes up.
+TRIALS = ("--data.format", "trials", "--reward.right", "1.0", "--reward.reflection_bonus", "0.0")
+FRESH = ("--stages", "['reinforce']", "--reinforce.restarts.enabled", "false")
+PROCESS = (*TRIALS, "--reinforce.recipe", "s2r_process", "--reinforce.baseline_min_count", "2")
 
 
 def sources(tuned: Path) -> dict[str, tuple[str, ...]]:
@@ -53,19 +59,26 @@ def sources(tuned: Path) -> dict[str, tuple[str, ...]]:
         "refilled": REFILL,
         "partial": PARTIAL,
         "stored": (*stored, "--reinforce.recipe", "rloo", "--reinforce.importance", "truncate"),
+        "actions": PROCESS,
     }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_row_trains(name: str, tuned: Path, tmp_path: Path) -> None:
     options = ("--reinforce.recipe", name, "--reinforce.num_steps", "2")
-    run_stages(tiny_config(tmp_path, *from_tuned(tuned, *options)))
+    actions = RECIPES[name].credit().reads_actions
+    start = from_tuned(tuned, *(TRIALS if actions else ()))
+    run_stages(tiny_config(tmp_path, *start, *options))
     assert any(line["update/grad_norm"] > 0 for line in lines_of(tmp_path) if "update/loss" in line)
-    base = (tuned / "models" / "supervised" / "model.safetensors").read_bytes()
+    base = (
+        tmp_path / "tiny/models/initial/model.safetensors"
+        if actions
+        else tuned / "models/supervised/model.safetensors"
+    ).read_bytes()
     assert (tmp_path / WEIGHTS).read_bytes() != base
 
 
-@pytest.mark.parametrize("source", ["refilled", "partial", "stored"])
+@pytest.mark.parametrize("source", ["refilled", "partial", "stored", "actions"])
 def test_every_source_resumes_to_the_same_bits(source: str, tuned: Path, tmp_path: Path) -> None:
     options = from_tuned(tuned, *sources(tuned)[source], "--reinforce.num_steps", "5")
     options += ("--reinforce.checkpoint_every", "3")
@@ -74,14 +87,17 @@ def test_every_source_resumes_to_the_same_bits(source: str, tuned: Path, tmp_pat
         folder.mkdir()
         run_stages(tiny_config(folder, *options))
     # Back to the third step, as a kill after the checkpoint would have left it.
-    take_back(cut / "tiny", num_finished=0, policy=str(tuned / "models" / "supervised"))
+    start = tuned / "models" / "supervised"
+    if source == "actions":
+        start = cut / "tiny" / "models" / "initial"
+    take_back(cut / "tiny", num_finished=0, policy=str(start))
     run_stages(tiny_config(cut, *options), resume=True)
     assert timeless(cut / "tiny/metrics.jsonl") == timeless(whole / "tiny/metrics.jsonl")
     assert (cut / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("source", ["refilled", "partial", "stored"])
+@pytest.mark.parametrize("source", ["refilled", "partial", "stored", "actions"])
 def test_two_processes_take_the_same_first_step(source: str, tuned: Path, tmp_path: Path) -> None:
     options = from_tuned(tuned, *sources(tuned)[source], "--reinforce.num_steps", "2")
     both, alone = tmp_path / "both", tmp_path / "alone"
