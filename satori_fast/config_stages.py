@@ -331,6 +331,11 @@ class DistillConfig(ImitationConfig):
     """right solutions kept of each problem"""
 
 
+class OfflineOptimizerConfig(OptimizerConfig):
+    learning_rate: float = Field(default=5e-7, gt=0)
+    """peak learning rate (the paper: 5e-7)"""
+
+
 class OfflineConfig(Section):
     rollouts: str | None = None
     """file of the starting model's rollouts with log-probs (solutions/ with keep_logprobs); None:
@@ -370,7 +375,7 @@ class OfflineConfig(Section):
     """unit of the clipped ratio; None: as in the level's recipe (segment for process, sequence)"""
     ratio_mean: bool | None = None
     """ratio of a unit: geometric mean over its tokens, or their product; None: as in the recipe"""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7)
+    optimizer: OfflineOptimizerConfig = OfflineOptimizerConfig()
     checkpoint_every: int = Field(default=500, ge=0)
     """optimizer steps between checkpoints; 0: only at the end"""
     export_every: int = Field(default=0, ge=0)
