@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizer steps per second of the stage offline against the online loop of the same method.
 
-Both update the quickstart's model with the same recipe (S2R's outcome level), 64 responses in an
-optimizer step. Online, four of them follow each rollout of 64 problems, four samples each, as in
-the paper; grading, the log-probs of policy and reference and the sync are its own. Offline, all
-that is left is packing and updates. Two workloads: equal lengths, as a random model seldom ends by
-itself and all responses are as long as their limit; and a long tail, with a word of the vocabulary
-as one more stop token and the quickstart's own limit: lengths are geometric, as of trials whose
-number and length vary. The same responses are stored.
+Both update the quickstart's model with the same recipe (S2R's outcome level); offline a step has 64
+responses, as in the paper. Online, several of them follow each rollout; grading, the log-probs of
+policy and reference and the sync are its own. Offline, all that is left is packing and updates.
+
+Three workloads. A random model seldom ends by itself: all responses are as long as their limit
+("equal"), or, with a word of the vocabulary as one more stop token and the quickstart's own limit,
+of geometric lengths, as trials are whose number and length vary ("long_tail"). Both have the
+paper's rollout, 64 problems with four samples for four steps of 64 responses: the ratio is what
+offline saves. "two_steps" has the long tail and the quickstart's rollout, 32 problems with eight
+samples for two steps, of 128 responses each. The same responses are stored.
 """
 
 from __future__ import annotations
@@ -30,31 +33,35 @@ from satori_fast.stages.rewards import build_rewards
 from satori_fast.stages.run import Run, build_run
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.toml"
-NUM_UPDATES, BATCH_SIZE = 4, 64
+BATCH_SIZE = 64
 OPTIONS = {
     "stages": "['reinforce']",
     "data.format": "trials",
     "reinforce.recipe": "s2r_outcome",
     "reinforce.min_group_std": "-1.0",  # all answers of a random model are wrong: keep them
-    "reinforce.problems_per_step": "64",
-    "reinforce.samples_per_problem": "4",
-    "reinforce.num_minibatches": f"{NUM_UPDATES}",
     "reinforce.weighting": "sequence",
 }
-LENGTHS = {
-    "equal": {"rollout.max_new_tokens": "64"},
-    "long_tail": {"rollout.stop_tokens": "['wait']"},
+PAPER = {
+    "reinforce.problems_per_step": "64",
+    "reinforce.samples_per_problem": "4",
+    "reinforce.num_minibatches": "4",
+}
+LONG_TAIL = {"rollout.stop_tokens": "['wait']"}
+WORKLOADS = {
+    "equal": {**PAPER, "rollout.max_new_tokens": "64"},
+    "long_tail": {**PAPER, **LONG_TAIL},
+    "two_steps": LONG_TAIL,
 }
 
 
-def config_in(folder: Path, lengths: str) -> Config:
-    options = OPTIONS | LENGTHS[lengths]
+def config_in(folder: Path, workload: str) -> Config:
+    options = OPTIONS | WORKLOADS[workload]
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
     return load_config(QUICKSTART, [*words, "--output_dir", f"'{folder}'"])
 
 
 def both_loops(run: Run) -> tuple[Any, Any]:
-    """A call of each that makes `NUM_UPDATES` optimizer steps, offline first."""
+    """A call of each that makes the optimizer steps of one rollout, offline first."""
     context = run.context(plan_stages(run.config)[0])
     run.books.begin_stage(context.stage)
     online = reinforce.build_trainer(context, run.books)
@@ -76,7 +83,7 @@ def both_loops(run: Run) -> tuple[Any, Any]:
     offline_steps, online_steps = count(), count(1)
 
     def offline_call() -> None:
-        for _ in range(NUM_UPDATES):
+        for _ in range(run.config.reinforce.num_minibatches):
             offline.offline_step(trainer, source, next(offline_steps))
 
     def online_call() -> None:
@@ -85,16 +92,16 @@ def both_loops(run: Run) -> tuple[Any, Any]:
     return offline_call, online_call
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
-def test_optimizer_steps(race: Any, one_thread: None, tmp_path: Path, lengths: str) -> None:
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_optimizer_steps(race: Any, one_thread: None, tmp_path: Path, workload: str) -> None:
     """Ours is offline; the target is that of the method: three times the steps per second."""
-    with build_run(config_in(tmp_path, lengths)) as run:
+    with build_run(config_in(tmp_path, workload)) as run:
         offline_call, online_call = both_loops(run)
         race(
-            f"{NUM_UPDATES} steps of {BATCH_SIZE} responses, {lengths}",
+            workload,
             {"offline": offline_call, "online": online_call},
             targets={"online": 3.0},
             repeats=5,
-            extra={"responses": BATCH_SIZE, "updates": NUM_UPDATES, "lengths": lengths},
+            extra={"updates": run.config.reinforce.num_minibatches, **WORKLOADS[workload]},
             judged_by="cpu",
         )
