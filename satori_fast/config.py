@@ -30,6 +30,7 @@ from satori_fast.config_checks import (
     check_inputs,
     check_layout,
     check_lengths,
+    check_offline,
     check_reinforcement,
     check_restarts,
     check_reward_model,
@@ -60,6 +61,7 @@ from satori_fast.config_stages import (
     ImitationConfig,
     InitialiseConfig,
     IterateConfig,
+    OfflineConfig,
     PreferenceConfig,
     ReinforceConfig,
     RestartConfig,
@@ -83,6 +85,7 @@ __all__ = [
     "ImitationConfig",
     "InitialiseConfig",
     "LoggingConfig",
+    "OfflineConfig",
     "OptimizerConfig",
     "PreferenceConfig",
     "ProfilingConfig",
@@ -104,7 +107,14 @@ SCHEMA_VERSION = 1
 MAX_NAME_BYTES = 200
 
 StageName = Literal[
-    "synthesize", "supervised", "initialise", "preference", "reinforce", "distill", "iterate"
+    "synthesize",
+    "supervised",
+    "initialise",
+    "preference",
+    "reinforce",
+    "offline",
+    "distill",
+    "iterate",
 ]
 Values = Mapping[str, Any]
 
@@ -133,6 +143,7 @@ class Config(Section):
     solutions: SolutionsConfig = SolutionsConfig()
     preference: PreferenceConfig = PreferenceConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
+    offline: OfflineConfig = OfflineConfig()
     distill: DistillConfig = DistillConfig()
     iterate: IterateConfig = IterateConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -183,6 +194,8 @@ class Config(Section):
             check_imitation("supervised", self.supervised, self.data)
         if "distill" in self.stages or rounds:
             check_imitation("distill", self.distill, self.data)
+        if "offline" in self.stages:
+            check_offline(self.offline, self.rollout, self.data)
         if "distill" in self.stages:
             check_distillation(self.distill, self.rollout)
         for number, settings in enumerate(rounds):

@@ -25,6 +25,7 @@ from satori_fast.config_stages import (
     EXPERIENCE_SOURCES,
     DistillConfig,
     ImitationConfig,
+    OfflineConfig,
     ReinforceConfig,
     RestartConfig,
     SolutionsConfig,
@@ -321,6 +322,20 @@ def check_experience(config: ReinforceConfig, rollout: RolloutConfig) -> None:
         raise ValueError(
             f"reinforce.max_sampling_rounds = {config.max_sampling_rounds} does not go with "
             f"{other}: there are no further rounds; set it to 1"
+        )
+
+
+def check_offline(config: OfflineConfig, rollout: RolloutConfig, data: DataConfig) -> None:
+    """The stage offline has actions to give credit to, and samples that differ."""
+    if not format_named(data.format).has_verifications:
+        raise ValueError(
+            "the stage offline gives credit to solutions and verifications, and data.format = "
+            f'"{data.format}" has none: set data.format = "trials"'
+        )
+    if not rollout.temperature and config.temperature is None:
+        raise ValueError(
+            f"rollout.temperature = 0 gives the stage offline {config.num_samples} equal samples "
+            "of each problem: raise it, or set offline.temperature"
         )
 
 

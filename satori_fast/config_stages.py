@@ -388,6 +388,66 @@ class DistillConfig(ImitationConfig):
     """right solutions kept of each problem"""
 
 
+class OfflineOptimizerConfig(OptimizerConfig):
+    learning_rate: float = Field(default=5e-7, gt=0)
+    """peak learning rate (the paper: 5e-7)"""
+
+
+class OfflineConfig(Section):
+    rollouts: str | None = None
+    """file of the starting model's rollouts with log-probs (solutions/ with keep_logprobs); None:
+    the stage samples them itself"""
+    num_problems: int = Field(default=1000, gt=0)
+    """training problems that the starting model solves"""
+    num_samples: int = Field(default=8, gt=1)
+    """responses sampled per problem"""
+    temperature: float | None = Field(default=None, gt=0)
+    """sampling temperature of the rollouts, stored ones too; None: the rollout's"""
+    level: Literal["process", "outcome"] = "process"
+    """what earns: each action (process), as s2r_process, or the last answer, as s2r_outcome"""
+    min_accuracy: float = Field(default=0.1, ge=0, le=1)
+    """smallest share of right responses of a problem that is learnt from"""
+    max_accuracy: float = Field(default=0.7, ge=0, le=1)
+    """largest share of right responses of a problem that is learnt from"""
+    max_actions: int = Field(default=20, gt=1)
+    """most solutions and verifications of a response, after it was cut"""
+    balance: bool = True
+    """as many wrong as right responses of each problem; the more numerous are thinned out"""
+    baseline: Literal["accuracy_position", "accuracy_context", "context"] = "accuracy_position"
+    """process: mean reward of actions at the same position or in the same context, of problems of
+    the same accuracy or of all; outcome has the mean of the accuracy"""
+    baseline_min_count: int = Field(default=10, gt=0)
+    """actions, or responses, before their mean is a baseline; 0 is one below"""
+    num_epochs: float = Field(default=1.0, gt=0)
+    """passes over the responses that are left"""
+    batch_size: int = Field(default=64, gt=0)
+    """responses per optimizer step"""
+    kl_coefficient: float = Field(default=0.1, ge=0)
+    """weight of the KL of the policy of now to the starting model, inside the advantage"""
+    clip_low: float | None = Field(default=None, gt=0)
+    """lower clip of the ratio to the stored log-probs; None: as in the level's recipe (0.2)"""
+    clip_high: float | None = Field(default=None, gt=0)
+    """upper clip of the ratio to the stored log-probs; None: as in the level's recipe (0.2)"""
+    ratio: Literal["token", "segment", "sequence"] | None = None
+    """unit of the clipped ratio; None: as in the level's recipe (segment for process, sequence)"""
+    ratio_mean: bool | None = None
+    """ratio of a unit: geometric mean over its tokens, or their product; None: as in the recipe"""
+    optimizer: OfflineOptimizerConfig = OfflineOptimizerConfig()
+    checkpoint_every: int = Field(default=500, ge=0)
+    """optimizer steps between checkpoints; 0: only at the end"""
+    export_every: int = Field(default=0, ge=0)
+    """optimizer steps between models kept as models/STAGE-step-N (Hugging Face); 0: none"""
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> Self:
+        if self.min_accuracy > self.max_accuracy:
+            raise ValueError(
+                f"offline.min_accuracy = {self.min_accuracy:g} is above max_accuracy = "
+                f"{self.max_accuracy:g}: no problem is left"
+            )
+        return self
+
+
 class RoundConfig(Section):
     """A round of self-improvement: distil the policy into the base model, then train that. What is
     not set stays as in the sections distill, reinforce and rollout."""

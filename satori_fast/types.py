@@ -237,12 +237,14 @@ class StoredRollouts:
     groups:      siblings of a problem each; log-probs are those of the sampler, at `temperature`.
     format:      name of the response format that cut them into segments.
     fingerprint: of the weights that sampled them (`rollout.weight_sync`).
+    tokenizer:   fingerprint of vocabulary, template and format (`data.prompts`).
     """
 
     groups: tuple[tuple[Trajectory, ...], ...]
     temperature: float
     format: str
     fingerprint: str
+    tokenizer: str
 
 
 @dataclass(frozen=True, slots=True)

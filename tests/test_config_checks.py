@@ -29,6 +29,19 @@ CONTRADICTORY = [
         "rollout.temperature = 0 gives distill.num_samples = 8 equal solutions",
     ),
     (
+        "--stages ['offline'] --data.format trials --rollout.temperature 0.0",
+        "rollout.temperature = 0 gives the stage offline 8 equal samples of each problem: raise",
+    ),
+    (
+        "--stages ['offline']",
+        "the stage offline gives credit to solutions and verifications, and data.format = "
+        '"coat" has none: set data.format = "trials"',
+    ),
+    (
+        "--stages ['offline'] --data.format trials --offline.min_accuracy 0.8",
+        "offline.min_accuracy = 0.8 is above max_accuracy = 0.7: no problem is left",
+    ),
+    (
         "--iterate.rounds [{temperature=0.0}]",
         "rollout.temperature = 0 gives reinforcement equal samples of a problem, and nothing to "
         "learn from: take 1, or lower than that, above 0 (iterate.rounds.0)",

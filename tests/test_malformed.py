@@ -18,6 +18,7 @@ import pytest
 from satori_fast.cli import main
 from satori_fast.data.arithmetic import domain_words
 from satori_fast.data.tokenizer import build_word_tokenizer
+from satori_fast.storage import sealed_line
 from tests.stages.test_run import TINY
 from tests.tiny_models import tiny_model
 
@@ -417,6 +418,37 @@ def test_damaged_data(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     config.write_text(TINY)
     command = ["run", str(config), "--output_dir", str(tmp_path / "runs")]
     assert str(path) in failing_line([*command, "--data.source", str(path)], capsys)
+
+
+ROLLOUTS: dict[str, str | None] = {
+    "missing": None,
+    "empty": "",
+    "no_seal": '{"rollouts": {"temperature": 1.0}}\n',
+    "no_header": sealed_line({"group": 0, "response_ids": [3, 0]}),
+    "old_header": sealed_line({"rollouts": {"temperature": 1.0, "format": "trials"}}),
+}
+
+
+@pytest.mark.parametrize("name", ROLLOUTS)
+def test_stored_rollouts_that_are_none(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, content = tmp_path / "rollouts.jsonl", ROLLOUTS[name]
+    if content is not None:
+        path.write_text(content)
+    config = tmp_path / "run.toml"
+    config.write_text(TINY)
+    command = [
+        "run",
+        str(config),
+        "--output_dir",
+        str(tmp_path / "runs"),
+        "--stages",
+        "['offline']",
+    ]
+    command += ["--data.format", "trials", "--offline.rollouts", str(path)]
+    line = failing_line(command, capsys)
+    assert "offline.rollouts: " in line and str(path) in line
 
 
 # --- run folders ----------------------------------------------------------------------------------

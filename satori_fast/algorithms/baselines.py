@@ -4,7 +4,8 @@ section 2.3).
 
 An action is a solution or a verification that was judged right or wrong (`rewards.process`): it
 earns 1 or -1. What is expected of it is the mean over actions of its kind, of all problems, with
-the same history. Baselines from siblings of one problem are `credit`.
+the same history. Over a set that is known beforehand, the share of right responses to the problem
+may count too, or the place of the action. Baselines from siblings of one problem are `credit`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from fractions import Fraction
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ from satori_fast.algorithms.credit import CreditRule
 from satori_fast.types import Credit, SegmentKind, Trajectory
 
 Values = npt.NDArray[np.float64]
+OfflineBaseline = Literal["accuracy_position", "accuracy_context", "context"]
 # Actions seen, and right ones among them, by key.
 Counts = tuple[Counter[str], Counter[str]]
 
@@ -91,6 +94,75 @@ class ContextBaselines(CreditRule):
             Counter({key: seen for key, (seen, _) in state.items()}),
             Counter({key: right for key, (_, right) in state.items()}),
         )
+
+
+def offline_credits(
+    trajectories: Sequence[Trajectory],
+    accuracies: Sequence[Fraction],
+    *,
+    baseline: OfflineBaseline,
+    min_count: int,
+) -> list[Credit]:
+    """Credit per action, once, over a whole set (S2R, appendix F): the mean over the actions that
+    have the same place is expected of each.
+
+    accuracies: share of right responses to the problem of each trajectory: a bin for each value.
+    baseline:   what the same place is: bin and position in the response, bin and context
+                (`context_keys`), or the context alone.
+    min_count:  a place with fewer actions has baseline 0.
+
+    ValueError where no action was judged.
+    """
+    keys = [
+        _places(trajectory, accuracy, baseline)
+        for trajectory, accuracy in zip(trajectories, accuracies, strict=True)
+    ]
+    counts = count_actions(keys, trajectories)
+    return [
+        action_credit(t, mean_rewards(own, counts, min_count=min_count))
+        for t, own in zip(trajectories, keys, strict=True)
+    ]
+
+
+def outcome_credits(
+    trajectories: Sequence[Trajectory], accuracies: Sequence[Fraction], *, min_count: int
+) -> list[Credit]:
+    """Credit of whole responses, once, over a whole set: 1 or -1 for the last answer, on every
+    segment, against the mean over the responses to problems of the same accuracy.
+
+    min_count: accuracies with fewer responses have baseline 0.
+    """
+    right: Counter[Fraction] = Counter()
+    for trajectory, accuracy in zip(trajectories, accuracies, strict=True):
+        right[accuracy] += is_answered_rightly(trajectory)
+    seen = Counter(accuracies)
+    credits: list[Credit] = []
+    for trajectory, accuracy in zip(trajectories, accuracies, strict=True):
+        num = seen[accuracy]
+        baseline = (2 * right[accuracy] - num) / num if num >= min_count else 0.0
+        shape = len(trajectory.segments)
+        value = 1.0 if is_answered_rightly(trajectory) else -1.0
+        credits.append(
+            Credit(np.full(shape, value, np.float32), np.full(shape, baseline, np.float32))
+        )
+    return credits
+
+
+def _places(trajectory: Trajectory, accuracy: Fraction, baseline: OfflineBaseline) -> list[str]:
+    if baseline == "accuracy_position":
+        return [f"{accuracy} {place}" for place in range(len(trajectory.segments))]
+    contexts = context_keys(trajectory)
+    return contexts if baseline == "context" else [f"{accuracy} {key}" for key in contexts]
+
+
+def is_answered_rightly(trajectory: Trajectory) -> bool:
+    """Whether the last answer is right. ValueError, naming the problem, where nothing graded it."""
+    if trajectory.reward is None or trajectory.reward.correct is None:
+        raise ValueError(
+            f"a response to problem {trajectory.problem.problem_id!r} is not graded: its problem "
+            "needs an answer"
+        )
+    return trajectory.reward.correct
 
 
 def judged_actions(trajectory: Trajectory) -> tuple[bool, ...]:

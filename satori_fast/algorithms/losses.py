@@ -9,7 +9,7 @@ logits never exist. Not for the choice of terms (`algorithms.recipe`), nor for o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from satori_fast.algorithms.ratios import RatioUnit, unit_log_ratios
+from satori_fast.algorithms.ratios import RatioUnit, finite_gaps, unit_log_ratios, unit_sums
 from satori_fast.kernels import (
     MAX_LOG_RATIO,
     POLICY_STATS,
@@ -45,6 +45,12 @@ class PolicyLoss:
                        rollout; None or inf for no clipping.
     value_coefficient: factor of the value loss.
     temperature:       the logits are divided by it, as the sampler did.
+    advantage_kl:      beta of a KL of the policy of now inside the advantage: every token of a unit
+                       loses ``beta sum log(pi / pi_ref)``, the sum over the unit, anew in each
+                       microbatch and without gradient. Where the old policy is the reference
+                       (offline S2R, arXiv 2502.12853 appendix F), the KL of the old one, which
+                       `AdvantageRule.kl_coefficient` takes, is 0 for ever.
+    advantage_kl_unit: unit of that sum.
     """
 
     terms: PolicyTerms = field(default_factory=PolicyTerms)
@@ -54,6 +60,8 @@ class PolicyLoss:
     value_clip: float | None = None
     value_coefficient: float = 1.0
     temperature: float = 1.0
+    advantage_kl: float = 0.0
+    advantage_kl_unit: RatioUnit = "sequence"
 
     def policy(
         self,
@@ -83,13 +91,16 @@ class PolicyLoss:
         they differ, each token keeps its own share, w_t A_t rho_u d logprob_t, times the length of
         the unit for a product (as GSPO-token, arXiv 2507.18071 eq. 14).
 
-        sums and maxes: `kernels.POLICY_STATS`, of the units where ratios are.
+        sums and maxes: `kernels.POLICY_STATS`, of the units where ratios are; with `advantage_kl`
+        also "advantage_kl", the w-weighted sum over the units' log(pi / pi_ref), nats.
         """
         terms = self.terms
         if self.importance_level != "token":
             terms = terms._replace(importance="none")
         shard: dict[str, Any] = {"vocab_size": vocab_size, "group": group}
-        given = self._constants(hidden, weight, batch, advantages, vocab_start=vocab_start, **shard)
+        now = self._logprobs_of_now(hidden, weight, batch, vocab_start=vocab_start, **shard)
+        advantages, kl = self._less_kl(now, batch, advantages)
+        given = self._constants(now, batch, advantages)
         # The operation skips tokens of weight 0 by itself, and knows that shards lie in rank order.
         loss, stats = linear_policy_loss(
             hidden,
@@ -109,28 +120,18 @@ class PolicyLoss:
             named["policy_loss"] = _true_policy_loss(given, batch, advantages, terms)
             # The gradient is right; the value counted each unit once per token.
             loss = loss - loss.detach() + _total(named, terms)
-        return LossOutput(
-            loss,
-            sums={name: value for name, value in named.items() if not name.endswith("_max")},
-            maxes={name: value for name, value in named.items() if name.endswith("_max")},
-        )
+        sums = {name: value for name, value in named.items() if not name.endswith("_max")}
+        maxes = {name: value for name, value in named.items() if name.endswith("_max")}
+        return LossOutput(loss, {**sums, **kl}, maxes)
 
     @torch.no_grad()
-    def _constants(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        batch: PackedBatch,
-        advantages: Advantages,
-        **shard: Any,
-    ) -> _Constants:
-        old, rollout, signal = (
-            batch.require("old_logprobs"),
-            batch.rollout_logprobs,
-            advantages.advantages,
-        )
-        if self.ratio == "token":
-            return _Constants(old, rollout, signal)
+    def _logprobs_of_now(
+        self, hidden: Tensor, weight: Tensor, batch: PackedBatch, **shard: Any
+    ) -> Tensor | None:
+        """Log-probabilities of the policy of now, [T], the old ones where masked; None where
+        nothing asks for them."""
+        if self.ratio == "token" and not self.advantage_kl:
+            return None
         # Prompts are often most of a batch, and the fused loss waits for this number anyway.
         rows = batch.loss_mask.nonzero().squeeze(1)
         of_rows, _ = linear_logprob(
@@ -140,18 +141,46 @@ class PolicyLoss:
             temperature=self.temperature,
             **shard,
         )
-        old = old.to(of_rows.dtype)
-        logprobs = old.index_copy(0, rows, of_rows)
-        log_ratios, counts = unit_log_ratios(logprobs, batch, self.ratio, mean=self.ratio_mean)
+        return batch.require("old_logprobs").to(of_rows.dtype).index_copy(0, rows, of_rows)
+
+    @torch.no_grad()
+    def _less_kl(
+        self, now: Tensor | None, batch: PackedBatch, advantages: Advantages
+    ) -> tuple[Advantages, dict[str, Tensor]]:
+        """The advantages with the KL taken off, and its sum by name; as they are without one."""
+        if not self.advantage_kl or now is None:
+            return advantages, {}
+        gaps = now.double() - batch.require("ref_logprobs").double()
+        # As `unit_log_ratios`: no token may turn the sums of later units into NaN.
+        gaps = torch.where(batch.loss_mask, finite_gaps(gaps), 0.0)
+        kl, _ = unit_sums(gaps, batch, self.advantage_kl_unit)
+        signal = advantages.advantages.double() - self.advantage_kl * kl
+        less = replace(advantages, advantages=signal.float())
+        return less, {"advantage_kl": (batch.loss_weights * kl).sum()}
+
+    @torch.no_grad()
+    def _constants(
+        self, now: Tensor | None, batch: PackedBatch, advantages: Advantages
+    ) -> _Constants:
+        old, rollout, signal = (
+            batch.require("old_logprobs"),
+            batch.rollout_logprobs,
+            advantages.advantages,
+        )
+        if self.ratio == "token":
+            return _Constants(old, rollout, signal)
+        assert now is not None
+        old = old.to(now.dtype)
+        log_ratios, counts = unit_log_ratios(now, batch, self.ratio, mean=self.ratio_mean)
         # Just beyond where the loss clamps, so that it still sees that there is no gradient.
         log_ratios = log_ratios.clamp(-MAX_LOG_RATIO - 1.0, MAX_LOG_RATIO + 1.0)
         # A token that is impossible by now keeps its own old log-prob: infinity less infinity is
         # not a number.
-        shifted = torch.where(logprobs.isfinite(), logprobs - log_ratios, old).to(old.dtype)
+        shifted = torch.where(now.isfinite(), now - log_ratios, old).to(old.dtype)
         if not self.ratio_mean:
             signal = signal * counts.to(signal.dtype)
         # Both are moved by the same: trainer against engine stays what it is.
-        return _Constants(shifted, rollout + (shifted - old), signal, logprobs)
+        return _Constants(shifted, rollout + (shifted - old), signal, now)
 
     def value(self, values: Tensor, batch: PackedBatch, advantages: Advantages) -> LossOutput:
         """Loss of the critic on one microbatch; differentiable in `values`, float32 [T].

@@ -35,10 +35,15 @@ def unit_log_ratios(
     """
     mask = batch.loss_mask
     gaps = logprobs.double() - batch.require("old_logprobs").double()
-    # An infinite gap would turn the sums of all later units into NaN. A NaN stays in its token.
-    gaps = torch.where(mask, gaps.nan_to_num(nan=0.0).clamp(-_FARTHEST, _FARTHEST), 0.0)
+    gaps = torch.where(mask, finite_gaps(gaps), 0.0)
     sums, counts = unit_sums(gaps, batch, unit)
     return (sums / counts.clamp_min(1.0) if mean else sums), counts
+
+
+def finite_gaps(gaps: Tensor) -> Tensor:
+    """Differences of log-probs that may be summed: an infinite one would turn the sums of all later
+    units into NaN. A NaN stays in its token, as 0."""
+    return gaps.nan_to_num(nan=0.0).clamp(-_FARTHEST, _FARTHEST)
 
 
 def unit_sums(values: Tensor, batch: PackedBatch, unit: RatioUnit) -> tuple[Tensor, Tensor]:

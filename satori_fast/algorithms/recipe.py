@@ -182,7 +182,8 @@ _ROWS = (
 RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in _ROWS})
 
 # What a config may replace of a row, by the part that holds it; lambda is a word of Python.
-_LOSS_KEYS = tuple(f.name for f in fields(PolicyLoss) if f.name not in ("terms", "temperature"))
+_OWN_PLACE = ("terms", "temperature", "advantage_kl", "advantage_kl_unit")
+_LOSS_KEYS = tuple(f.name for f in fields(PolicyLoss) if f.name not in _OWN_PLACE)
 _ROW_KEYS = ("weighting", "min_group_std")
 _BASELINE_KEYS = ("baseline", "baseline_min_count", "double_right_verified", "double_flipped")
 OVERRIDES = (

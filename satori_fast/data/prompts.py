@@ -9,6 +9,7 @@ tokens that a question quotes and begin-of-text are `data.control_tokens`; stop 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,18 @@ class PromptRenderer:
     def opening_ids(self) -> tuple[int, ...]:
         """Ids that every prompt begins with: begin-of-text, where the tokenizer puts it."""
         return opening_ids(self.tokenizer)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name of what turns problems into ids and ids into segments: vocabulary, template, format
+        and stop tokens. 16 hex digits."""
+        tokenizer: Any = self.tokenizer
+        template = [self.template]
+        if isinstance(self.template, ChatTemplate):
+            template = [tokenizer.chat_template, self.template.system]
+        vocabulary = sorted(tokenizer.get_vocab().items())
+        parts = [vocabulary, template, self.format.full_name, self.stop_ids, self.opening_ids]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @cached_property
     def unknown_markers(self) -> tuple[str, ...]:

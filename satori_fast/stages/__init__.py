@@ -17,6 +17,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
     from satori_fast.stages.distill import distill
     from satori_fast.stages.initialise import initialise
     from satori_fast.stages.iterate import plan_stages
+    from satori_fast.stages.offline import offline
     from satori_fast.stages.preference import preference
     from satori_fast.stages.reinforce import reinforce
     from satori_fast.stages.run import build_run
@@ -29,6 +30,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
         "initialise": initialise,
         "preference": preference,
         "reinforce": reinforce,
+        "offline": offline,
         "distill": distill,
     }
     with build_run(config, resume=resume) as run:

@@ -22,13 +22,16 @@ from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.architecture import load_hf_config, transformer_config
 from satori_fast.config import Config, ConfigError
 from satori_fast.data.domains import DOMAINS
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.sources import check_source, load_demonstrations
 from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
+from satori_fast.experience.stored import check_rollouts
 from satori_fast.rewards.worker import FunctionWorker
 from satori_fast.stages.agents import check_agents, check_trial_agents
 from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import StagePlan
 from satori_fast.stages.models import ModelFolders, model_folder
+from satori_fast.stages.offline import sampling_temperature
 from satori_fast.stages.rewards import check_functions
 from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.scoring import check_same_tokens, statistics_of
@@ -88,6 +91,9 @@ def _check(plans: Sequence[StagePlan], start: _Start, written: Path | None) -> N
             scored_tokenizer = tokenizer
         elif plan.kind == "distill" and plan.config.distill.student is not None:
             tokenizer = _check_student(plan.config, models, plan.config.distill.student)
+        elif plan.kind == "offline":
+            temperature = sampling_temperature(plan.config)
+            _check_rollouts("offline", plan.config.offline.rollouts, models.renderer, temperature)
         elif plan.kind == "reinforce":
             check_functions(plan.config.reward, start.functions)
             if _uses_reward_model(plan.config):
@@ -154,6 +160,15 @@ def _check_student(config: Config, models: ModelFolders, student: str) -> PreTra
         add_special_tokens(tokenizer, models.renderer.format.special_tokens)
         renderer_of(config, tokenizer, folder)
         return tokenizer
+
+
+def _check_rollouts(
+    section: str, rollouts: str | None, renderer: PromptRenderer, temperature: float
+) -> None:
+    """A file of stored rollouts is there, and of this run's temperature, format and tokenizer."""
+    if rollouts is not None:
+        with _naming(f"{section}.rollouts"):
+            check_rollouts(Path(rollouts).expanduser(), renderer, temperature=temperature)
 
 
 def _uses_reward_model(config: Config) -> bool:

@@ -24,6 +24,15 @@ MODEL = {
     "num_key_value_heads": 1,
     "intermediate_size": 128,
 }
+# What a tiny model samples is all there is, however much of it is right.
+OFFLINE = {
+    "rollouts": None,
+    "min_accuracy": 0.0,
+    "max_accuracy": 1.0,
+    "balance": False,
+    "batch_size": NUM_PROBLEMS,
+    "num_epochs": 1.0,
+}
 
 
 def dry_run(config: Config) -> dict[str, Any]:
@@ -48,7 +57,6 @@ def shrunk(config: Config, output_dir: str) -> Config:
         if not is_of_trials:  # the experts of the chains have written their solutions
             first = ("synthesize", *first)
         values["stages"] = (*first, *(stage for stage in config.stages if stage not in first))
-    values["reward"]["model"] = None
     values |= {"output_dir": output_dir, "name": "dry-run"}
     values["model"] |= {"path": None, **MODEL}
     values["tokenizer"]["kind"] = "words"
@@ -79,19 +87,21 @@ def shrunk(config: Config, output_dir: str) -> Config:
     for stage in ("supervised", "distill"):
         values[stage] |= {"num_epochs": NUM_EPOCHS, "batch_size": batch_size}
         values[stage]["optimizer"]["learning_rate"] = 5e-3
+    values["reward"]["model"] = None
     values["supervised"] |= {"source": None, "num_demonstrations": None}
     values["initialise"] |= {
         **{"num_epochs": 2.0, "batch_size": batch_size, "num_problems": NUM_PROBLEMS},
         **{"num_samples": 4, "keep": (1.0, 1.0, 1.0, 1.0), "verifier": {}, "judge": {}},
     }
     values["distill"] |= {"student": None, "num_kept": NUM_PROBLEMS}
-    for section in ("solutions", "distill"):
+    values["offline"] |= OFFLINE
+    for section in ("solutions", "offline", "distill"):
         values[section] |= {"num_problems": NUM_PROBLEMS, "num_samples": 4}
     values["preference"] |= {"heldout_fraction": 0.5, "batch_size": NUM_PROBLEMS}
     reinforce = values["reinforce"]
     reinforce |= {"num_steps": NUM_STEPS, "problems_per_step": 4}
-    reinforce["samples_per_problem"] = min(reinforce["samples_per_problem"], 4)
-    reinforce["num_minibatches"] = min(reinforce["num_minibatches"], 4)
+    for key in ("samples_per_problem", "num_minibatches"):
+        reinforce[key] = min(reinforce[key], 4)
     reinforce["critic_warmup_steps"] = min(reinforce["critic_warmup_steps"], 1)
     reinforce["restarts"]["enabled"] = config.restarts_enabled
     reinforce["restarts"]["refresh_every"] = min(reinforce["restarts"]["refresh_every"], 1)

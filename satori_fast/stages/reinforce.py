@@ -254,22 +254,17 @@ def stored_source(
     *,
     seed: int,
 ) -> StoredSource:
-    """The rollouts of `reinforce.rollouts`. ConfigError where they are not of this run's kind."""
+    """The rollouts of `reinforce.rollouts`. ConfigError where they are not of this run's kind.
+
+    Another model may have sampled them: the ratio is to the policy of each step, not to the file,
+    and `reinforce.importance` weighs the difference.
+    """
     assert config.rollouts is not None
     try:
-        rollouts = read_rollouts(Path(config.rollouts), renderer)
+        path = Path(config.rollouts)
+        rollouts = read_rollouts(path, renderer, temperature=rollout.temperature)
     except (ValueError, OSError) as error:
         raise ConfigError(f"reinforce.rollouts: {error}") from None
-    if rollouts.temperature != rollout.temperature:
-        raise ConfigError(
-            f"reinforce.rollouts = {config.rollouts!r} was sampled at temperature "
-            f"{rollouts.temperature:g}: its log-probs are of that; set rollout.temperature to it"
-        )
-    if rollouts.format != renderer.format.name:
-        raise ConfigError(
-            f"reinforce.rollouts = {config.rollouts!r} holds responses of format "
-            f"{rollouts.format!r}: set data.format to it"
-        )
     return StoredSource(rollouts, judge, problems_per_step=config.problems_per_step, seed=seed)
 
 

@@ -19,11 +19,11 @@ from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import DamagedFile, digests
 
 EVERY_STAGE = frozenset(
-    {"synthesize", "supervised", "initialise", "preference", "reinforce", "distill"}
+    {"synthesize", "supervised", "initialise", "preference", "reinforce", "offline", "distill"}
 )
 # Graded samples on disk, and restarts cut from them: made by the stage that needs them first.
 SOLUTIONS = "solutions"
-_SAMPLING = frozenset({SOLUTIONS, "initialise", "reinforce", "distill"})
+_SAMPLING = frozenset({SOLUTIONS, "initialise", "reinforce", "offline", "distill"})
 _TRAINING = EVERY_STAGE - {"synthesize"} | {SOLUTIONS}
 
 # Kinds of stages that read a key; the longest key counts. What is not here is read by all.
@@ -46,6 +46,7 @@ READ_BY: dict[str, frozenset[str]] = {
             "preference.optimizer",
             "reinforce.optimizer",
             "reinforce.critic_optimizer",
+            "offline.optimizer",
             "distill.optimizer",
         )
     },
@@ -98,6 +99,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "preference": frozenset({"preference"}),
     "reinforce": frozenset({"reinforce"}),
     "reinforce.restarts": frozenset({"reinforce", SOLUTIONS}),
+    "offline": frozenset({"offline"}),
     "distill": frozenset({"distill"}),
     "reward.model": frozenset({"reinforce"}),
     "reward.rule_weight": frozenset({"reinforce"}),
@@ -110,7 +112,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "rollout.top_p": _SAMPLING,
     "rollout.request_seeds": _SAMPLING,
     "rollout.max_step_tokens": frozenset({"reinforce"}),
-    "rollout.max_logprob_diff": frozenset({"reinforce"}),
+    "rollout.max_logprob_diff": frozenset({"reinforce", "offline"}),
     "rollout": _TRAINING,
     "packing": EVERY_STAGE - {"synthesize"},
     "evaluation": EVERY_STAGE - {"synthesize"},
@@ -262,6 +264,7 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "reward.model": config.reward.model,
         "distill.student": config.distill.student,
         "reinforce.rollouts": config.reinforce.rollouts,
+        "offline.rollouts": config.offline.rollouts,
     }
     synthesize, initialise = config.synthesize, config.initialise
     agents = {

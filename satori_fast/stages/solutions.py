@@ -20,7 +20,7 @@ from rich.console import Console
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.config import SolutionsConfig
 from satori_fast.data.problem_file import problem_from_row
-from satori_fast.data.prompts import PromptRenderer, build_trajectory, full_response
+from satori_fast.data.prompts import PromptRenderer, build_trajectory
 from satori_fast.evaluation.evaluate import graded
 from satori_fast.experience.stored import header_of, trajectory_to_row
 from satori_fast.grading import Grader
@@ -116,9 +116,9 @@ class Solver:
                     correct,
                     chunk=number,
                     first_group=number * num_each,
-                    keep_logprobs=self.size.keep_logprobs,
+                    keep_logprobs=size.keep_logprobs,
                 )
-                if self.size.keep_logprobs and number == 0:
+                if size.keep_logprobs and number == 0:
                     rows.insert(0, self._header(engine, sampling))
                 self.folder.on_main(lambda rows=rows: _append(path, rows))
                 bar.advance()
@@ -126,9 +126,12 @@ class Solver:
         return SolutionFile(wait_for_file(path), engine.renderer)
 
     def _header(self, engine: Restarting, sampling: SamplingParams) -> dict[str, Any]:
-        format = engine.renderer.format.name
-        fingerprint = engine.weights_fingerprint()
-        return header_of(sampling.temperature, format=format, fingerprint=fingerprint)
+        return header_of(
+            sampling.temperature,
+            format=engine.renderer.format.name,
+            fingerprint=engine.weights_fingerprint(),
+            tokenizer=engine.renderer.fingerprint,
+        )
 
 
 def _rows(
@@ -142,7 +145,6 @@ def _rows(
     rows: list[dict[str, Any]] = [
         {
             **trajectory_to_row(t, group=first_group + t.group_id, keep_logprobs=keep_logprobs),
-            "response": full_response(t),
             "correct": right,
             "chunk": chunk,
         }

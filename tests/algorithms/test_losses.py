@@ -24,6 +24,7 @@ from satori_fast.algorithms.losses import (
     pairwise_loss,
     preference_loss,
 )
+from satori_fast.algorithms.ratios import RatioUnit
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.kernels import PolicyTerms
 from satori_fast.types import (
@@ -168,6 +169,54 @@ def test_policy_loss_is_the_dense_formula(loss: PolicyLoss) -> None:
     assert_close(output.maxes["ratio_max"], parts["ratio"][batch.loss_mask].max())
     if terms.kl_coefficient:
         assert_close(output.sums["kl"], (weights * parts["kl"]).sum())
+
+
+@pytest.mark.parametrize("unit", ["token", "segment", "sequence"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        PolicyLoss(temperature=0.6),
+        PolicyLoss(PolicyTerms(kl_coefficient=0.3), ratio="segment", ratio_mean=True),
+        PolicyLoss(ratio="sequence", ratio_mean=False),
+    ],
+    ids=["token", "segment", "product"],
+)
+def test_the_kl_of_now_is_taken_off_the_advantage(loss: PolicyLoss, unit: RatioUnit) -> None:
+    """The same as advantages from which whole float64 logits have taken it off beforehand."""
+    hidden, weight, batch, advantages = make_problem(
+        temperature=loss.temperature, splits=3, drift=0.1
+    )
+    logprobs, _ = dense_logprobs(hidden, weight, batch, loss.temperature)
+    gaps = logprobs - batch.require("ref_logprobs").double()
+    names = torch.arange(batch.num_tokens)
+    if unit != "token":
+        names = batch.segment_ids if unit == "segment" else batch.sequence_of_token()
+    sums = torch.zeros_like(gaps)
+    for place in batch.loss_mask.nonzero().squeeze(1).tolist():
+        sums[place] = gaps[(names == names[place]) & batch.loss_mask].sum()
+    less = replace(advantages, advantages=(advantages.advantages - 0.4 * sums).float())
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    outputs = [
+        replace(loss, advantage_kl=0.4, advantage_kl_unit=unit).policy(
+            hidden, weight, batch, advantages, vocab_size=VOCAB
+        ),
+        loss.policy(hidden, weight, batch, less, vocab_size=VOCAB),
+    ]
+    ours, theirs = outputs
+    assert_close(ours.loss, theirs.loss)
+    for a, b in zip(
+        *(torch.autograd.grad(output.loss, (hidden, weight)) for output in outputs), strict=True
+    ):
+        assert_close(a, b)
+    assert_close(ours.sums["advantage_kl"], (batch.loss_weights.double() * sums).sum())
+    assert "advantage_kl" not in theirs.sums
+    # It hangs on the policy of now alone: a policy that is its reference has none.
+    still = replace(batch, ref_logprobs=torch.where(batch.loss_mask, logprobs, 0.0).float())
+    zero = replace(loss, advantage_kl=0.4, advantage_kl_unit=unit).policy(
+        hidden, weight, still, advantages, vocab_size=VOCAB
+    )
+    assert abs(zero.sums["advantage_kl"]) < 1e-4
 
 
 def test_kl_needs_the_reference() -> None:

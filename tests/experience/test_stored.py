@@ -6,10 +6,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from satori_fast.data.formats.trials import TRIALS
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.experience.source import Judge
 from satori_fast.experience.stored import StoredSource, read_rollouts, write_rollouts
 from satori_fast.profiling.spans import SpanRecorder
@@ -30,7 +33,11 @@ def rollouts() -> StoredRollouts:
         replace(t, logprobs=-rng.random(t.num_response_tokens).astype(np.float32)) for t in sampled
     ]
     groups = tuple(tuple(noisy[i : i + 2]) for i in range(0, len(noisy), 2))
-    return StoredRollouts(groups, temperature=0.8, format="coat", fingerprint="00ff")
+    return StoredRollouts(groups, 0.8, "coat", fingerprint="00ff", tokenizer=RENDERER.fingerprint)
+
+
+def read(path: Path, renderer: PromptRenderer = RENDERER) -> StoredRollouts:
+    return read_rollouts(path, renderer, temperature=0.8)
 
 
 def source_of(stored: StoredRollouts, rule: CountingRule) -> StoredSource:
@@ -49,9 +56,9 @@ def same(a: Trajectory, b: Trajectory) -> bool:
 def test_a_file_reads_back_to_the_bit(tmp_path: Path) -> None:
     stored, path = rollouts(), tmp_path / "rollouts.jsonl"
     write_rollouts(path, stored)
-    read = read_rollouts(path, RENDERER)
-    assert (read.temperature, read.format, read.fingerprint) == (0.8, "coat", "00ff")
-    for ours, theirs in zip(read.groups, stored.groups, strict=True):
+    found = read(path)
+    assert (found.temperature, found.format, found.fingerprint) == (0.8, "coat", "00ff")
+    for ours, theirs in zip(found.groups, stored.groups, strict=True):
         assert all(same(a, b) for a, b in zip(ours, theirs, strict=True))
         assert {t.policy_version for t in ours} == {-1}
         assert len({t.group_id for t in ours}) == 1
@@ -86,13 +93,53 @@ def test_files_that_are_no_rollouts_are_refused(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[1:]))
     with pytest.raises(ValueError, match=r"rollouts\.jsonl does not begin .*keep_logprobs"):
-        read_rollouts(path, RENDERER)
+        read(path)
     path.write_bytes(lines[0])
     with pytest.raises(ValueError, match=r"rollouts\.jsonl holds no rollout"):
-        read_rollouts(path, RENDERER)
+        read(path)
+
+
+HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "temperature": ({"temperature": 0.7}, r"at temperature 0\.7, and this run's is 0\.8"),
+    "format": ({"format": "plain"}, r"format 'plain', and this run's are of format 'coat'"),
+    "tokenizer": ({"tokenizer": "beef"}, rf"is beef, and this run's is {RENDERER.fingerprint}"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_files_of_another_kind_are_refused(name: str, tmp_path: Path) -> None:
+    values, said = HEADERS[name]
+    path = tmp_path / "rollouts.jsonl"
+    write_rollouts(path, replace(rollouts(), **values))
+    with pytest.raises(ValueError, match=rf"rollouts\.jsonl, line 1: .*{said}"):
+        read(path)
+
+
+ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "lost": ({"logprobs": None}, "has 0 log-probs for 2 tokens"),
+    "short": ({"logprobs": [-0.5]}, "has 1 log-probs for 2 tokens"),
+    "zeros": ({"logprobs": [0.0, 0.0]}, "log-probs of 0 for all of its 2 tokens"),
+    "text": ({"response": "a b c"}, r"not those of its text, which is '.*' at character \d+, they"),
+    "ids": ({"response_ids": [9999, 0]}, r"has the id 9999, and the tokenizer has \d+ tokens"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_that_nobody_sampled_are_refused(name: str, tmp_path: Path) -> None:
+    values, said = ROWS[name]
+    path = tmp_path / "rollouts.jsonl"
+    write_rollouts(path, rollouts())
+    lines = path.read_bytes().splitlines(keepends=True)
     row = unsealed(lines[2], "line 2")
-    for logprobs, found in ((None, 0), (row["logprobs"][:-1], len(row["logprobs"]) - 1)):
-        damaged = sealed_line({**row, "logprobs": logprobs}).encode()
-        path.write_bytes(lines[0] + lines[1] + damaged)
-        with pytest.raises(ValueError, match=rf"problem '1' has {found} log-probs for 2 tokens"):
-            read_rollouts(path, RENDERER)
+    assert len(row["response_ids"]) == 2
+    lines[2] = sealed_line({**row, **values}).encode()
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match=rf"rollouts\.jsonl, line 3: .*problem '\w+' .*{said}"):
+        read(path)
+
+
+def test_another_template_or_dialect_is_another_tokenizer() -> None:
+    words = [replace(RENDERER, format=TRIALS.in_dialect(name)) for name in ("paper", "words")]
+    others = [replace(RENDERER, template="Q {question}\n"), replace(RENDERER, more_stop_ids=(3,))]
+    assert len({r.fingerprint for r in (RENDERER, *words, *others)}) == 5
+    assert replace(RENDERER, max_prompt_tokens=7).fingerprint == RENDERER.fingerprint

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from satori_fast.experience.stored import read_rollouts, write_rollouts
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.stages import run_stages
 from satori_fast.stages.run import build_run
-from satori_fast.types import StoredRollouts
 from tests.stages.test_run import take_back, timeless, tiny_config
 
 WEIGHTS = Path("tiny/models/reinforce/model.safetensors")
@@ -145,14 +145,17 @@ def test_stored_rollouts_sample_nothing(tuned: Path, tmp_path: Path) -> None:
 def test_stored_rollouts_of_another_kind_are_refused(tuned: Path, tmp_path: Path) -> None:
     options = sources(tuned)["stored"]
     config = tiny_config(tmp_path, *from_tuned(tuned, *options, "--rollout.temperature", "0.7"))
-    with pytest.raises(ConfigError, match=r"reinforce\.rollouts = .* temperature 1: its log-probs"):
+    with pytest.raises(
+        ConfigError, match=r"reinforce\.rollouts: .* line 1: .* temperature 1, .* 0\.7"
+    ):
         run_stages(config)
     with build_run(tiny_config(tmp_path, "--name", "other")) as run:
-        stored = read_rollouts(tuned / "solutions" / "supervised.jsonl", run.renderer)
+        path = tuned / "solutions" / "supervised.jsonl"
+        stored = read_rollouts(path, run.renderer, temperature=1.0)
     path = tmp_path / "plain.jsonl"
-    write_rollouts(path, StoredRollouts(stored.groups, 1.0, "plain", stored.fingerprint))
+    write_rollouts(path, replace(stored, format="plain"))
     options = ("--reinforce.source", "stored", "--reinforce.rollouts", f"'{path}'")
-    with pytest.raises(ConfigError, match=r"holds responses of format 'plain': set data.format"):
+    with pytest.raises(ConfigError, match=r"responses of format 'plain', .*: set data.format"):
         run_stages(tiny_config(tmp_path, *from_tuned(tuned, *options, "--name", "third")))
     options = ("--reinforce.source", "stored", "--reinforce.rollouts", "'nowhere.jsonl'")
     with pytest.raises(ConfigError, match=r"reinforce\.rollouts: .*nowhere\.jsonl"):

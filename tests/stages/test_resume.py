@@ -51,6 +51,7 @@ def test_every_key_of_the_table_is_a_key_of_the_config() -> None:
         ("reward.functions", "[{path='m:f'}]", ["synthesize", "supervised", "preference"]),
         ("reward.function_timeout_s", "60.0", STAGES),
         ("distill.student", "'other'", ["synthesize", "supervised", "reinforce"]),
+        ("offline.max_accuracy", "0.9", ["synthesize", "supervised", "reinforce"]),
         ("rollout.temperature", "0.7", ["synthesize", "supervised"]),
         ("rollout.sync_bucket_mib", "64", ["supervised", "reinforce"]),
         ("synthesize.generator.url", "http://127.0.0.1:1/v1", ["synthesize"]),
@@ -91,6 +92,26 @@ def test_what_a_begun_stage_reads_stays(
     earlier, now = config_with(tmp_path), config_with(tmp_path, f"--{key}", value)
     with pytest.raises(ConfigError, match=f"in {key}: .* there, .* here; {kind} went by it"):
         check_settings(earlier, now, begun)
+
+
+def test_what_the_stage_offline_reads(tmp_path: Path) -> None:
+    alone = ("--stages", "['offline']", "--data.format", "trials")
+    earlier = config_with(tmp_path, *alone)
+    for key, value in (
+        ("offline.balance", "false"),
+        ("offline.rollouts", "'other'"),
+        ("rollout.temperature", "0.7"),
+    ):
+        now = config_with(tmp_path, *alone, f"--{key}", value)
+        with pytest.raises(ConfigError, match=f"in {key}: .*; offline went by it"):
+            check_settings(earlier, now, ["offline"])
+    for key, value in (
+        ("reward.rule_weight", "2.0"),
+        ("reinforce.num_steps", "3"),
+        ("offline.optimizer.max_skipped_updates", "3"),
+    ):
+        now = config_with(tmp_path, *alone, f"--{key}", value)
+        assert len(check_settings(earlier, now, ["offline"])) == 1
 
 
 def test_stages_that_have_begun_keep_their_places(tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ class ResponseFormat(ABC):
         """Words that a tokenizer of whole words needs beside those of its domain."""
         return ()
 
+    @property
+    def full_name(self) -> str:
+        """Name of the format, with that of its dialect where it has several."""
+        return self.name
+
     def in_dialect(self, name: str) -> ResponseFormat:
         """Give the format in other words, where it has several dialects."""
         return self

@@ -186,6 +186,11 @@ class Trials(ResponseFormat):
         """Words that a tokenizer of whole words needs beside those of its domain."""
         return self.dialect.words
 
+    @property
+    def full_name(self) -> str:
+        """Name of the format and its dialect."""
+        return f"{self.name}/{self.dialect.name}"
+
     def in_dialect(self, name: str) -> Trials:
         """Give the format with other separators and verdicts, a name of `DIALECTS`."""
         return Trials(DIALECTS[name])
