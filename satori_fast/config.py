@@ -36,6 +36,7 @@ from satori_fast.config_checks import (
     check_reward_model,
     check_rewards,
     check_samples,
+    dialect_of,
     format_of,
     has_restarts,
     recipe_of,
@@ -216,6 +217,11 @@ class Config(Section):
         into rollouts that are stored."""
         is_online = self.reinforce.source == "online"
         return is_online and has_restarts(self.data, self.reinforce.restarts)
+
+    @property
+    def dialect(self) -> str:
+        """Name of the dialect of responses: as set, or else the one that fits the tokenizer."""
+        return dialect_of(self.data, self.tokenizer)
 
     @property
     def response_format(self) -> ResponseFormat:

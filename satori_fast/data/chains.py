@@ -143,7 +143,7 @@ def expert_steps(chain: Chain) -> tuple[str, ...]:
 
 
 def step_titles(chain: Chain) -> tuple[str, ...]:
-    """What each of the expert's steps does: the operation as the question names it, then "answer".
+    """Titles of the expert's steps: the operation as the question names it, then "answer".
 
     >>> step_titles(parse_chain("start 90 plus 25 swap"))
     ('plus 25', 'swap', 'answer')
@@ -181,7 +181,7 @@ def resolving_text(chain: Chain, answer: int) -> str:
 
 
 def check_steps(text: str, chain: Chain) -> tuple[bool, ...]:
-    """Which of a chain's operations a solution carries out rightly, each at its place.
+    """The operations of a chain that a solution carries out rightly, each at its place.
 
     The piece at the operation's place must begin with the number that the piece before it ended
     with (the start, for the first), do what the question asks there, and be right about it. A step

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the built-in domains share: problems that are drawn, split and numbered.
+"""Problems that the built-in domains draw, split and number.
 
 The same problems are drawn again from (seed, level, split). A hash of a problem's content decides
 whether it is held out, so training and held-out problems are disjoint whatever the seeds. What a

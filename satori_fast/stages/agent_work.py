@@ -35,7 +35,7 @@ _TICK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class AgentRecords:
-    """What a stage of agents has on disk. journal: None where all agents are scripted."""
+    """Records on disk of a stage of agents. journal: None where all agents are scripted."""
 
     journal: Journal | None
     finished: OutcomeFile
@@ -48,7 +48,7 @@ class AgentRecords:
 
     @property
     def demonstrations(self) -> list[Demonstration]:
-        """What was made so far, in the order of the problems."""
+        """Demonstrations made so far, in the order of the problems."""
         return [d for outcome in self.finished.outcomes for d in outcome.demonstrations]
 
 

@@ -27,7 +27,6 @@ from satori_fast.config import (
     InitialiseConfig,
     SynthesizeConfig,
 )
-from satori_fast.config_checks import dialect_of
 from satori_fast.data.control_tokens import ControlTokens
 from satori_fast.data.domains import ARITHMETIC
 from satori_fast.data.formats.plain import PLAIN
@@ -262,11 +261,10 @@ def check_trial_agents(config: Config, *, world_size: int, environment: Mapping[
             )
     if initialise.verifier.kind != "scripted":
         return
-    dialect = dialect_of(config.data, config.tokenizer)
-    if dialect != WORDS.name:
+    if config.dialect != WORDS.name:
         raise ConfigError(
             f'initialise.verifier.kind = "scripted" gives verdicts of data.dialect = '
-            f'"{WORDS.name}", not "{dialect}": set data.dialect = "{WORDS.name}"'
+            f'"{WORDS.name}", not "{config.dialect}": set data.dialect = "{WORDS.name}"'
         )
     share = initialise.confirming_share
     if share < 1 and "resolving" not in SCRIPTED_VERIFIERS[source].kinds:

@@ -60,6 +60,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
     values |= {"output_dir": output_dir, "name": "dry-run"}
     values["model"] |= {"path": None, **MODEL}
     values["tokenizer"]["kind"] = "words"
+    values["reward"]["model"] = None
     values["data"] |= {
         "source": "chains" if is_of_trials else "arithmetic",
         "mapping": None,
@@ -82,22 +83,34 @@ def shrunk(config: Config, output_dir: str) -> Config:
         "stop_tokens": (),
         **{key: RolloutConfig.model_fields[key].default for key in KEYS_OF_ENGINES},
     }
-    values["synthesize"] = {"num_problems": NUM_PROBLEMS, "num_solutions": 6, "critic_share": 0.5}
+    values["evaluation"] |= {"num_problems": 8, "max_new_tokens": None}
+    values["logging"] |= {"wandb": False, "prometheus_port": 0}
+    _shrink_imitation(values, is_of_trials=is_of_trials)
+    _shrink_reinforcement(values, config)
+    return Config.model_validate(values)
+
+
+def _shrink_imitation(values: dict[str, Any], *, is_of_trials: bool) -> None:
+    """Make the stages small that write demonstrations or learn them."""
     batch_size = NUM_PROBLEMS // 4 if is_of_trials else NUM_PROBLEMS  # a chain is harder to learn
     for stage in ("supervised", "distill"):
         values[stage] |= {"num_epochs": NUM_EPOCHS, "batch_size": batch_size}
         values[stage]["optimizer"]["learning_rate"] = 5e-3
-    values["reward"]["model"] = None
+    values["synthesize"] = {"num_problems": NUM_PROBLEMS, "num_solutions": 6, "critic_share": 0.5}
     values["supervised"] |= {"source": None, "num_demonstrations": None}
     values["initialise"] |= {
         **{"num_epochs": 2.0, "batch_size": batch_size, "num_problems": NUM_PROBLEMS},
         **{"num_samples": 4, "keep": (1.0, 1.0, 1.0, 1.0), "verifier": {}, "judge": {}},
     }
     values["distill"] |= {"student": None, "num_kept": NUM_PROBLEMS}
+    values["preference"] |= {"heldout_fraction": 0.5, "batch_size": NUM_PROBLEMS}
+
+
+def _shrink_reinforcement(values: dict[str, Any], config: Config) -> None:
+    """Make the stages small that sample and learn from it, online or not, and their rounds."""
     values["offline"] |= OFFLINE
     for section in ("solutions", "offline", "distill"):
         values[section] |= {"num_problems": NUM_PROBLEMS, "num_samples": 4}
-    values["preference"] |= {"heldout_fraction": 0.5, "batch_size": NUM_PROBLEMS}
     reinforce = values["reinforce"]
     reinforce |= {"num_steps": NUM_STEPS, "problems_per_step": 4}
     for key in ("samples_per_problem", "num_minibatches"):
@@ -111,6 +124,3 @@ def shrunk(config: Config, output_dir: str) -> Config:
         | {"samples_per_problem": min(settings["samples_per_problem"] or 4, 4)}
         for settings in values["iterate"]["rounds"]
     ]
-    values["evaluation"] |= {"num_problems": 8, "max_new_tokens": None}
-    values["logging"] |= {"wandb": False, "prometheus_port": 0}
-    return Config.model_validate(values)

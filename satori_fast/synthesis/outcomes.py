@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes of a problem in the hands of agents, and many problems at work at once.
+"""Outcomes of problems in the hands of agents, and many problems at work at once.
 
 Problems are worked on side by side, each from its beginning to its end: whoever waits for a
 language model lets the others go on. What is done with a problem is `pipeline` (Satori's

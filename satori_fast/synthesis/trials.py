@@ -34,7 +34,7 @@ TRIAL_TYPES = ("1", "2", "3", "4")
 
 @dataclass(frozen=True, slots=True)
 class GradedSamples:
-    """What a model sampled for a problem, and whether it is right."""
+    """Samples of a model for a problem, and whether each is right."""
 
     problem: Problem
     samples: Sequence[tuple[Trajectory, bool]]
