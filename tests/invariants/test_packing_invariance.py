@@ -52,7 +52,7 @@ class Outcome:
     advantages: dict[int, Tensor]
 
 
-def make_rollout() -> list[Trajectory]:
+def make_rollout(*, judged: bool = False) -> list[Trajectory]:
     rng = np.random.default_rng(1)
     rollout: list[Trajectory] = []
     for index in range(GROUPS * SAMPLES):
@@ -69,10 +69,14 @@ def make_rollout() -> list[Trajectory]:
                 policy_version=0,
                 finish="stop",
                 segments=(
-                    Segment(SegmentKind.CONTINUE, 0, lengths[0], ""),
-                    Segment(SegmentKind.REFLECT, lengths[0], length, ""),
+                    Segment(SegmentKind.SOLVE, 0, lengths[0], ""),
+                    Segment(SegmentKind.VERIFY, lengths[0], length, ""),
                 ),
-                reward=RewardBreakdown({"rule": reward}, correct=reward > 0),
+                reward=RewardBreakdown(
+                    {"rule": reward},
+                    correct=reward > 0,
+                    actions=tuple(rng.random(2) < 0.5) if judged else None,
+                ),
             )
         )
     return rollout
@@ -170,7 +174,7 @@ def assert_same(actual: Outcome, expected: Outcome) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_packing_does_not_change_what_is_learned(name: str) -> None:
-    rollout, rule = make_rollout(), RULES[name]
+    rollout, rule = make_rollout(judged=name == "s2r_process"), RULES[name]
     order = list(range(len(rollout)))
     expected = learn(rollout, order, SPEC, rule)
     assert any(float(g.norm()) > 1e-3 for g in expected.gradients)
