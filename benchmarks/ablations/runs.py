@@ -31,10 +31,17 @@ First = TypeVar("First")
 OfAnArm = TypeVar("OfAnArm")
 
 
-def parser(description: str, arms: Sequence[str], *, folder: str, output: str) -> Any:
+def parser(
+    description: str,
+    arms: Sequence[str],
+    *,
+    folder: str,
+    output: str,
+    seeds: Sequence[int] = (0, 1, 2),
+) -> Any:
     """The options that every ablation has."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     made.add_argument("--arms", nargs="+", choices=arms, default=list(arms))
     made.add_argument("--folder", type=Path, default=Path(folder))
     made.add_argument("--output", type=Path, default=Path(output))
@@ -86,15 +93,19 @@ def write_table(
     rows: Mapping[str, Sequence[Entry]],
     *,
     seeds: Sequence[int],
+    fields: Sequence[str] = FIELDS,
     paired_with: str | None = None,
+    repeated: tuple[str, str] | None = None,
 ) -> None:
     """The result file and the printed table; `rows` has the entries of each arm's runs.
 
+    fields:      of an entry, a column each; None where an arm has none.
     paired_with: an arm whose accuracy is taken from that of every other arm with as many runs, run
                  by run, "over_<arm>".
+    repeated:    an arm and its repetition from the same models: how far a run's fields scatter.
     """
     table = {
-        arm: {field: _statistics([entry[field] for entry in entries]) for field in FIELDS}
+        arm: {field: _statistics([entry[field] for entry in entries]) for field in fields}
         for arm, entries in rows.items()
     }
     own = table[paired_with]["accuracy"]["values"] if paired_with in table else []
@@ -111,16 +122,41 @@ def write_table(
         "seeds": list(seeds),
         "arms": table,
     }
+    if repeated is not None and table.keys() >= set(repeated):
+        one, other = (table[arm] for arm in repeated)
+        result["noise"] = {
+            "arms": list(repeated),
+            "standard_deviation_of_a_run": {
+                field: noise_of_a_run(one[field]["values"], other[field]["values"])
+                for field in fields
+            },
+        }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     for arm, row in table.items():
-        cells = (
-            f"{cell['mean']:.3f} +- {cell['standard_error'] or 0:.3f}" for cell in row.values()
-        )
-        print(f"{arm:14s}", *cells, sep="  ")
+        print(f"{arm:14s}", *(f"{name} {_written(cell)}" for name, cell in row.items()), sep="  ")
 
 
-def _statistics(values: list[float]) -> dict[str, Any]:
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
-    standard_error = None if error is None else float(error)
-    return {"mean": float(np.mean(values)), "standard_error": standard_error, "values": values}
+def noise_of_a_run(values: Sequence[float | None], again: Sequence[float | None]) -> float | None:
+    """Standard deviation of one run, from pairs of runs that differ by chance alone: the difference
+    of two has twice its variance. None without a pair.
+
+    >>> round(noise_of_a_run([0.5, 0.7], [0.7, 0.9]), 4)
+    0.1414
+    """
+    pairs = [(a, b) for a, b in zip(values, again, strict=True) if a is not None and b is not None]
+    return float(np.sqrt(np.mean([(a - b) ** 2 / 2 for a, b in pairs]))) if pairs else None
+
+
+def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and standard error of what is there, and all values."""
+    there = [value for value in values if value is not None]
+    error = float(np.std(there, ddof=1) / np.sqrt(len(there))) if len(there) > 1 else None
+    mean = float(np.mean(there)) if there else None
+    return {"mean": mean, "standard_error": error, "values": list(values)}
+
+
+def _written(cell: Mapping[str, Any]) -> str:
+    if cell["mean"] is None:
+        return "-"
+    return f"{cell['mean']:.3f} +- {cell['standard_error'] or 0:.3f}"

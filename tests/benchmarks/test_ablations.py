@@ -9,14 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ablations import satori
-from benchmarks.ablations.runs import FIELDS
+from benchmarks.ablations import s2r, satori
+from benchmarks.ablations.runs import FIELDS, noise_of_a_run
+
+VERIFYING = ("verification_accuracy", "accuracy_on_right", "error_recall", "correct_precision")
+
+
+def _verifying(stage: str) -> float | None:
+    """Plain solutions have no verification."""
+    return None if stage == "supervised" else 0.75
 
 
 def finish(folder: Path, name: str, **accuracies: float) -> None:
     """A run folder whose stages ended with these accuracies; its other figures are 1."""
+    fields = dict.fromkeys({*FIELDS, "wall_s"}, 1.0)
     stages = [
-        {"stage": stage, "num_problems": 40, **dict.fromkeys(FIELDS, 1.0), "accuracy": accuracy}
+        {"stage": stage, "num_problems": 40, **fields, "accuracy": accuracy}
+        | {"verification": {"trials": 2.0, **dict.fromkeys(VERIFYING, _verifying(stage))}}
         for stage, accuracy in accuracies.items()
     ]
     (folder / name).mkdir(parents=True)
@@ -47,3 +56,35 @@ def test_finished_runs_are_not_repeated_and_arms_are_paired(
     assert (over["mean"], over["standard_error"]) == pytest.approx((-0.1, 0.2 / 3**0.5))
     # One run of each seed has no pair in two runs of each.
     assert "over_full" not in table["round_2"] and "over_full" not in table["full"]
+
+
+def test_the_arms_of_s2r_start_from_one_model_and_show_their_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, (process, again) in enumerate([(0.5, 0.7), (0.6, 0.6)]):
+        finish(tmp_path, f"imitated-{seed}", supervised=0.4, initialise=0.45)
+        finish(tmp_path, f"outcome-{seed}", reinforce=process + 0.1)
+        finish(tmp_path, f"process-{seed}", reinforce=process)
+        finish(tmp_path, f"process_again-{seed}", reinforce=again)
+        finish(tmp_path, f"offline-{seed}", offline=0.5)
+    output = tmp_path / "table.json"
+    places = ["--folder", str(tmp_path), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["s2r", "--seeds", "0", "1", *places])
+    s2r.main()
+    result = json.loads(output.read_text())
+    table = result["arms"]
+    assert list(table) == ["base", "imitation", "outcome", "process", "process_again", "offline"]
+    assert table["base"]["error_recall"] == {
+        "mean": None,
+        "standard_error": None,
+        "values": [None, None],
+    }
+    assert table["imitation"]["error_recall"]["mean"] == 0.75
+    assert table["outcome"]["over_process"]["mean"] == pytest.approx(0.1)
+    assert result["noise"]["arms"] == ["process", "process_again"]
+    # Differences of 0.2 and 0: their squares have the mean 0.02, and two runs share it.
+    assert result["noise"]["standard_deviation_of_a_run"]["accuracy"] == pytest.approx(0.1)
+
+
+def test_the_noise_of_runs_without_a_figure_is_not_known() -> None:
+    assert noise_of_a_run([None, 0.5], [0.5, None]) is None
