@@ -13,6 +13,12 @@ forward again finds the answer anew. ``;`` stands between steps because a word t
 breaks, and steps must be told apart after decoding too; it is a word of its own and occurs nowhere
 else.
 
+How hard it is depends on operands and demonstrations. With operands of 1 to 9, 4,000 demonstrations
+of 4, 6 and 8 operations and 1,000 steps of 32 (0.8 M parameters, learning rate 2e-3 falling by a
+cosine), 81, 59 and 44 % of held-out chains are right, greedily: 95, 92 and 90 % of single steps. Of
+4, 5 and 6 operations it is 93, 92 and 89 %. Operands of 1 to 99 leave 37 % after 1,500 steps, and
+half as many demonstrations are learnt by heart. `configs/s2r/quickstart.toml` has these sizes.
+
 Drawing, splitting and numbering problems is `drawn_problems`; who writes verifications into
 trajectories, and which, is `synthesis`.
 """
