@@ -95,14 +95,15 @@ def write_table(
     seeds: Sequence[int],
     fields: Sequence[str] = FIELDS,
     paired_with: str | None = None,
-    repeated: tuple[str, str] | None = None,
+    repeats: int = 1,
 ) -> None:
     """The result file and the printed table; `rows` has the entries of each arm's runs.
 
     fields:      of an entry, a column each; None where an arm has none.
     paired_with: an arm whose accuracy is taken from that of every other arm with as many runs, run
                  by run, "over_<arm>".
-    repeated:    an arm and its repetition from the same models: how far a run's fields scatter.
+    repeats:     runs of an arm from the same models, one after the other, which differ by the noise
+                 of a run.
     """
     table = {
         arm: {field: _statistics([entry[field] for entry in entries]) for field in fields}
@@ -122,14 +123,11 @@ def write_table(
         "seeds": list(seeds),
         "arms": table,
     }
-    if repeated is not None and table.keys() >= set(repeated):
-        one, other = (table[arm] for arm in repeated)
-        result["noise"] = {
-            "arms": list(repeated),
-            "standard_deviation_of_a_run": {
-                field: noise_of_a_run(one[field]["values"], other[field]["values"])
-                for field in fields
-            },
+    if repeats > 1:
+        result["standard_deviation_of_a_run"] = {
+            arm: {name: noise_of_a_run(cell["values"], repeats) for name, cell in row.items()}
+            for arm, row in table.items()
+            if len(rows[arm]) == repeats * len(seeds)
         }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
@@ -137,15 +135,17 @@ def write_table(
         print(f"{arm:14s}", *(f"{name} {_written(cell)}" for name, cell in row.items()), sep="  ")
 
 
-def noise_of_a_run(values: Sequence[float | None], again: Sequence[float | None]) -> float | None:
-    """Standard deviation of one run, from pairs of runs that differ by chance alone: the difference
-    of two has twice its variance. None without a pair.
+def noise_of_a_run(values: Sequence[float | None], repeats: int) -> float | None:
+    """Standard deviation of runs that differ by chance alone: each `repeats` that follow each other
+    started from the same models. None where a run has no value.
 
-    >>> round(noise_of_a_run([0.5, 0.7], [0.7, 0.9]), 4)
+    >>> round(noise_of_a_run([0.5, 0.7, 0.7, 0.9], repeats=2), 4)
     0.1414
     """
-    pairs = [(a, b) for a, b in zip(values, again, strict=True) if a is not None and b is not None]
-    return float(np.sqrt(np.mean([(a - b) ** 2 / 2 for a, b in pairs]))) if pairs else None
+    there = [value for value in values if value is not None]
+    if len(there) < len(values):
+        return None
+    return float(np.sqrt(np.var(np.reshape(there, (-1, repeats)), axis=1, ddof=1).mean()))
 
 
 def _statistics(values: Sequence[float | None]) -> dict[str, Any]:

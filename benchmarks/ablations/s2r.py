@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of S2R (arXiv 2502.12853, tables 2 and 3) on the built-in domain of chains.
 
-    python -m benchmarks.ablations.s2r --seeds 0 1 2 3 4
+    python -m benchmarks.ablations.s2r --seeds 0 1 --repeats 5
 
 For each seed one run of configs/s2r/quickstart.toml gives two rows: base, which has imitated plain
-solutions, and imitation, which has learnt trials from its own. Outcome, process and offline start
-from that one imitated model. `process_again` is `process` with another seed of the reinforcement
-and nothing else changed: its differences are the noise of a run. The command can be run again until
-it is done.
+solutions, and imitation, which has learnt trials from its own. Every other arm starts from that one
+imitated model, `repeats` times with other seeds of its own: what those runs of an arm differ by is
+the noise of a run. The command can be run again until it is done.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 from benchmarks.ablations.runs import (
@@ -29,10 +29,9 @@ BEGINNING = ("--stages", '["supervised", "initialise"]')
 ARMS = {
     "outcome": ("--reinforce.recipe", "s2r_outcome"),
     "process": (),
-    "process_again": (),
     "offline": (),
 }
-OTHER_SEED = 10  # between the seeds of a run and its repetition
+OTHER_SEED = 10  # between the seeds of an imitated model and of the runs that start from it
 FIELDS = (
     "accuracy",
     "verification_accuracy",
@@ -53,13 +52,13 @@ def imitated(seed: int, folder: Path) -> Stages:
     return {name: _flat(entry) for name, entry in stages.items()}
 
 
-def reinforced(arm: str, seed: int, folder: Path) -> Entry:
-    """The summary entry of one arm, trained from the imitated model of its seed."""
+def reinforced(arm: str, seed: int, repeat: int, folder: Path) -> Entry:
+    """The summary entry of one run of an arm from the imitated model of `seed`."""
     stage = "offline" if arm == "offline" else "reinforce"
-    own_seed = seed + OTHER_SEED * arm.endswith("_again")
     model = folder / f"imitated-{seed}" / "models" / "initialise"
+    own_seed = seed + OTHER_SEED * (repeat + 1)
     start = from_models(model, seed=own_seed, stages=f'["{stage}"]')
-    return _flat(run(CONFIG, f"{arm}-{seed}", folder, *start, *ARMS[arm])[stage])
+    return _flat(run(CONFIG, f"{arm}-{seed}-{repeat}", folder, *start, *ARMS[arm])[stage])
 
 
 def _flat(entry: Entry) -> Entry:
@@ -72,14 +71,18 @@ def main() -> None:
         list(ARMS),
         folder="runs/s2r",
         output="benchmarks/results/s2r.json",
-        seeds=(0, 1, 2, 3, 4),
-    ).parse_args()
-    begun, arms = run_arms(options, imitated, reinforced)
-    rows = {
-        "base": [stages["supervised"] for stages in begun],
-        "imitation": [stages["initialise"] for stages in begun],
-        **arms,
-    }
+        seeds=(0, 1),
+    )
+    options.add_argument("--repeats", type=int, default=5, help="runs of an arm and a seed")
+    options = options.parse_args()
+
+    def repeated(arm: str, seed: int, folder: Path) -> list[Entry]:
+        return [reinforced(arm, seed, repeat, folder) for repeat in range(options.repeats)]
+
+    begun, arms = run_arms(options, imitated, repeated)
+    once = {"base": "supervised", "imitation": "initialise"}
+    rows = {row: [stages[stage] for stages in begun] for row, stage in once.items()}
+    rows |= {arm: list(chain(*of_seeds)) for arm, of_seeds in arms.items()}
     write_table(
         options.output,
         "benchmarks.ablations.s2r",
@@ -87,7 +90,7 @@ def main() -> None:
         seeds=options.seeds,
         fields=FIELDS,
         paired_with="process",
-        repeated=("process", "process_again"),
+        repeats=options.repeats,
     )
 
 

@@ -61,19 +61,19 @@ def test_finished_runs_are_not_repeated_and_arms_are_paired(
 def test_the_arms_of_s2r_start_from_one_model_and_show_their_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for seed, (process, again) in enumerate([(0.5, 0.7), (0.6, 0.6)]):
+    for seed, runs in enumerate([(0.5, 0.7), (0.6, 0.6)]):
         finish(tmp_path, f"imitated-{seed}", supervised=0.4, initialise=0.45)
-        finish(tmp_path, f"outcome-{seed}", reinforce=process + 0.1)
-        finish(tmp_path, f"process-{seed}", reinforce=process)
-        finish(tmp_path, f"process_again-{seed}", reinforce=again)
-        finish(tmp_path, f"offline-{seed}", offline=0.5)
+        for repeat, accuracy in enumerate(runs):
+            finish(tmp_path, f"outcome-{seed}-{repeat}", reinforce=accuracy + 0.1)
+            finish(tmp_path, f"process-{seed}-{repeat}", reinforce=accuracy)
+            finish(tmp_path, f"offline-{seed}-{repeat}", offline=0.5)
     output = tmp_path / "table.json"
     places = ["--folder", str(tmp_path), "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["s2r", "--seeds", "0", "1", *places])
+    monkeypatch.setattr(sys, "argv", ["s2r", "--seeds", "0", "1", "--repeats", "2", *places])
     s2r.main()
     result = json.loads(output.read_text())
-    table = result["arms"]
-    assert list(table) == ["base", "imitation", "outcome", "process", "process_again", "offline"]
+    table, noise = result["arms"], result["standard_deviation_of_a_run"]
+    assert list(table) == ["base", "imitation", "outcome", "process", "offline"]
     assert table["base"]["error_recall"] == {
         "mean": None,
         "standard_error": None,
@@ -81,10 +81,11 @@ def test_the_arms_of_s2r_start_from_one_model_and_show_their_noise(
     }
     assert table["imitation"]["error_recall"]["mean"] == 0.75
     assert table["outcome"]["over_process"]["mean"] == pytest.approx(0.1)
-    assert result["noise"]["arms"] == ["process", "process_again"]
-    # Differences of 0.2 and 0: their squares have the mean 0.02, and two runs share it.
-    assert result["noise"]["standard_deviation_of_a_run"]["accuracy"] == pytest.approx(0.1)
+    assert list(noise) == ["outcome", "process", "offline"]
+    # Of one model's runs the variance is 0.02, of the other's 0: models differ by more than runs.
+    assert noise["process"]["accuracy"] == pytest.approx(0.1)
+    assert noise["outcome"]["over_process"] == pytest.approx(0.0)
 
 
 def test_the_noise_of_runs_without_a_figure_is_not_known() -> None:
-    assert noise_of_a_run([None, 0.5], [0.5, None]) is None
+    assert noise_of_a_run([None, 0.5], 2) is None
