@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,32 @@ def test_a_run_killed_while_it_verifies_ends_the_same(
     ):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
     assert timeless(cut / "metrics.jsonl") == timeless(whole / "metrics.jsonl")
+
+
+@pytest.mark.ranks
+def test_two_processes_write_the_same_trials_and_learn_the_same(
+    undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    model = undisturbed[0] / "models" / "supervised"
+    options = ("--stages", '["initialise"]', "--model.path", f"'{model}'")
+    options += ("--tokenizer.kind", "model", "--data.dialect", "words")
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    for folder in (alone, both):
+        folder.mkdir()
+    run_stages(config_of(alone, *options))
+    config_of(both)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", "-m", "satori_fast", "run", str(both / "trials.toml")]
+    done = subprocess.run(
+        [*command, "--output_dir", str(both), *options], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    name = "trials/demonstrations_initialise.jsonl"
+    assert (both / name).read_bytes() == (alone / name).read_bytes()
+    assert first_metrics(both / "trials") == first_metrics(alone / "trials")
+    pairs = zip(*(timeless(f / "trials/metrics.jsonl") for f in (both, alone)), strict=True)
+    for ours, theirs in pairs:
+        assert ours["update/loss"] == pytest.approx(theirs["update/loss"], abs=1e-4)
 
 
 # --- language models -----------------------------------------------------------------------------
