@@ -36,6 +36,7 @@ class SegmentKind(StrEnum):
     EXPLORE = "explore"
     SOLVE = "solve"
     VERIFY = "verify"
+    THINK = "think"
     STEP = "step"
     WHOLE = "whole"
 
@@ -49,12 +50,14 @@ class Prefix:
     kind:    "restart" (Satori restart and explore) or "step" (SRL step-wise training).
     correct: did the trajectory that it was cut from reach the right answer? None if unknown (SRL).
     target:  the expert's next step (SRL), else None.
+    title:   of that step, where the prompt tells it (SRL), else None.
     """
 
     text: str
     kind: Literal["restart", "step"]
     correct: bool | None = None
     target: str | None = None
+    title: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,11 @@ class Problem:
     answer: str | None
     prefix: Prefix | None = None
     level: str = ""
+
+    @property
+    def restart(self) -> Prefix | None:
+        """What the response itself goes on from; the prefix of a step problem is no part of it."""
+        return None if self.prefix is None or self.prefix.kind != "restart" else self.prefix
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,7 @@ def test_segment_kinds_are_their_names() -> None:
         "explore",
         "solve",
         "verify",
+        "think",
         "step",
         "whole",
     ]

@@ -22,6 +22,7 @@ from satori_fast.data.prompts import PromptRenderer, full_response
 from satori_fast.types import Prefix, Problem, Trajectory
 
 CutAfter = Literal["action", "step", "answer"]
+LastStep = Literal["skip", "ask"]
 
 
 def restart_prefixes(
@@ -47,18 +48,21 @@ def restart_prefixes(
     ]
 
 
-def expert_step_prefixes(problem: Problem, steps: Sequence[str]) -> list[Problem]:
+def expert_step_prefixes(
+    problem: Problem, steps: Sequence[str], *, end: str = "\n", last_step: LastStep = "skip"
+) -> list[Problem]:
     """The N - 1 step-wise problems of an expert solution of N steps (SRL, section 3).
 
     Problem k (k = 1 .. N - 1) starts after the steps before k and asks for step k; the last step,
-    which states the answer, is never a target. Steps are joined by line breaks.
+    which states the answer, is never a target, unless `last_step` is "ask". `end` stands after each
+    step.
     """
     return [
         replace(
             problem,
-            prefix=Prefix("".join(f"{step}\n" for step in steps[:k]), "step", target=steps[k]),
+            prefix=Prefix("".join(f"{step}{end}" for step in steps[:k]), "step", target=steps[k]),
         )
-        for k in range(len(steps) - 1)
+        for k in range(len(steps) - (last_step == "skip"))
     ]
 
 

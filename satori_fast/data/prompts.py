@@ -224,9 +224,10 @@ class PromptRenderer:
 
     def unchecked_prompt_ids(self, problem: Problem) -> list[int]:
         """Prompt of a problem, however long it is."""
-        ids = self.opened(self.encode_quoting(self._ask, problem.question))
-        # The prefix is encoded apart, so that its tokens do not merge with the end of the template.
-        return ids + self.encode(problem.prefix.text) if problem.prefix else ids
+        ids = self.opened(self.encode_quoting(self._ask, self.format.asked(problem)))
+        restart = problem.restart
+        # The restart is encoded apart: its tokens do not merge with the end of the template.
+        return ids + self.encode(restart.text) if restart else ids
 
     def _ask(self, question: str) -> str:
         if isinstance(self.template, ChatTemplate):
@@ -288,14 +289,15 @@ def encode_demonstration(
 
 
 def full_response(trajectory: Trajectory) -> str:
-    """Text of the whole solution: the prefix it started from, then the sampled response.
+    """Text of the whole solution: the restart it started from, then the sampled response. What a
+    step problem has solved already stands in the question.
 
     In COAT every boundary lies at a meta-action token, so that encoding the text gives the same ids
     again; elsewhere a token may begin in the prefix and end in the response.
     """
-    prefix = trajectory.problem.prefix
+    restart = trajectory.problem.restart
     text = "".join(segment.text for segment in trajectory.segments)
-    return prefix.text + text if prefix else text
+    return restart.text + text if restart else text
 
 
 def answered_text(trajectory: Trajectory) -> str:

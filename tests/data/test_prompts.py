@@ -83,7 +83,7 @@ def test_prefix_is_encoded_apart_from_the_template() -> None:
     texts = ["question\n\nanswer\n\n"] * 50
     renderer = PromptRenderer(train_tokenizer(texts, 280), PLAIN_TEMPLATE, 64)
     assert len(renderer.encode("\n\n")) == 1
-    problem = Problem("1", "q", "a", Prefix("\nstep\n", "step"))
+    problem = Problem("1", "q", "a", Prefix("\nstep\n", "restart"))
     whole = Problem("1", "q", "a")
     prompt = renderer.prompt_ids(problem)
     assert prompt[: len(renderer.prompt_ids(whole))] == renderer.prompt_ids(whole)

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from satori_fast.types import Prefix, Segment, SegmentKind, Trajectory
+from satori_fast.types import Prefix, Problem, Segment, SegmentKind, Trajectory
 
 
 class TokenText(Protocol):
@@ -72,6 +72,10 @@ class ResponseFormat(ABC):
     def has_restarts(self) -> bool:
         """Whether solutions can be cut into restarts (Satori's restart and explore)."""
         return self.restart_ending is not None
+
+    def asked(self, problem: Problem) -> str:
+        """Write what the user's turn says of a problem; a restart is not part of it."""
+        return problem.question
 
     @abstractmethod
     def segments(

@@ -29,7 +29,7 @@ RENDERER = PromptRenderer(
 
 @given(words=st.lists(st.sampled_from(["a", "b"])), prefix=st.sampled_from([None, "b"]))
 def test_one_segment_covers_the_response(words: list[str], prefix: str | None) -> None:
-    start = None if prefix is None else Prefix(prefix, "step")
+    start = None if prefix is None else Prefix(prefix, "restart")
     ids = np.asarray([*RENDERER.encode(" ".join(words)), RENDERER.eos_id])
     made = build_trajectory(
         Problem("1", "a", "b", start), ids, renderer=RENDERER, group_id=0, finish="stop"
