@@ -259,8 +259,8 @@ RECIPE_KEYS = (
 
 class ReinforceConfig(Section):
     recipe: str = "ppo"
-    """credit rule, advantage and loss: ppo, grpo, grpo_no_std, gspo, rloo, s2r_outcome or
-    s2r_process; show --recipe prints it"""
+    """credit rule, advantage and loss: ppo, grpo, grpo_no_std, gspo, rloo, s2r_outcome,
+    s2r_process or srl; show --recipe prints it"""
     num_steps: int = Field(default=100, gt=0)
     """rollout-and-update steps"""
     problems_per_step: int = Field(default=128, gt=0)

@@ -177,6 +177,17 @@ _ROWS = (
         loss=PolicyLoss(_TERMS, ratio="segment", ratio_mean=True),
         needs=frozenset({"reference"}),
     ),
+    # Rewards are similarities: equal ones differ in the last digits. The paper does not say how
+    # far apart they must be.
+    Recipe(
+        name="srl",
+        paper="SRL (arXiv 2510.25992) equation 1 and table 7: GRPO without KL on similarities",
+        credit=partial(GroupMean, divide_by_std=True),
+        advantage=AdvantageRule("spread"),
+        weighting="sequence",
+        loss=PolicyLoss(_TERMS),
+        min_group_std=0.01,
+    ),
 )
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in _ROWS})
