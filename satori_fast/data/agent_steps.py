@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step-wise problems from the trajectories of a software agent (SRL, arXiv 2510.25992, section 4.3).
+"""Step-wise problems from the trajectories of a software agent (SRL, arXiv 2510.25992).
 
 A row is one trajectory as SWE-smith publishes them (SWE-bench/SWE-smith-trajectories on the hub):
 `messages` (a list of messages, or its JSON text), `instance_id`, `resolved`, and `traj_id`, `model`
@@ -310,19 +310,19 @@ def _messages(row: GoodRow) -> Sequence[Mapping[str, Any]]:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise BadRow("messages is not JSON", str(error)[:80]) from None
-    messages = cast("list[Any]", value) if isinstance(value, list) else []
+    messages = _list(value)
     if not messages or not all(isinstance(message, dict) for message in messages):
-        raise BadRow("messages is not a list of messages", repr(value)[:80])
-    return cast("list[Mapping[str, Any]]", messages)
+        raise BadRow("messages is not a list of messages", repr(messages or value)[:80])
+    return messages
 
 
 def _text(message: Mapping[str, Any], number: int) -> str:
     """A message's content: text, a list of parts of text, or null beside tool calls."""
     content = plain(message.get("content"), "content")
-    parts = cast("list[Any]", content) if isinstance(content, list) else [content or ""]
-    texts = [cast("Any", p).get("text") if isinstance(p, dict) else p for p in parts]
+    parts = _list(content) or [content or ""]
+    texts = [_object(part).get("text", part) for part in parts]
     if not all(isinstance(text, str) for text in texts):
-        raise BadRow("content that is not text", f"message {number}: {repr(content)[:80]}")
+        raise BadRow("content that is not text", f"message {number}: {repr(parts)[:80]}")
     text = "\n".join(texts)
     check_text(text, "messages")
     return text
@@ -398,7 +398,7 @@ def _fenced_command(text: str) -> tuple[str, str]:
         opening = opened.pop()
         if not opened:
             blocks.append((opening, fence))
-    if opened or not blocks:
+    if opened or not blocks or blocks[-1][1].end() != len(text):
         raise BadRow("a fenced block that is not closed")
     if sum(not opening[1] for opening, _ in blocks) > 1:
         raise BadRow("several fenced blocks without a language")
@@ -412,14 +412,16 @@ def _fenced_command(text: str) -> tuple[str, str]:
 def _calls_text(calls: Any) -> str:
     """The calls of one turn, a line each (SWE-agent makes one)."""
     texts: list[str] = []
-    for call in cast("list[Any]", calls) if isinstance(calls, list) else [calls]:
-        function: Any = cast("Any", call).get("function") if isinstance(call, dict) else None
-        name: Any = function.get("name") if isinstance(function, dict) else None
+    for call in _list(calls):
+        function = _object(_object(call).get("function"))
+        name = function.get("name")
         if not isinstance(name, str):
             raise BadRow("a tool call without a function", repr(call)[:80])
         if not name.strip():
             raise BadRow("an empty action")
         texts.append(tool_call_text(name, _arguments(function.get("arguments"))))
+    if not texts:
+        raise BadRow("a tool call without a function", repr(calls)[:80])
     return "\n".join(texts)
 
 
@@ -430,7 +432,16 @@ def _arguments(value: Any) -> Mapping[str, Any]:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise BadRow("arguments that are not JSON", str(error)[:80]) from None
-    value = value or {}
-    if not isinstance(value, dict):
-        raise BadRow("arguments that are not an object", repr(value)[:80])
-    return cast("Mapping[str, Any]", value)
+    if isinstance(value, dict):
+        return _object(value)
+    if is_missing(value):
+        return {}
+    raise BadRow("arguments that are not an object", repr(value)[:80])
+
+
+def _list(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
