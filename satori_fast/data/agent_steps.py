@@ -55,7 +55,7 @@ _SMALLEST_OBSERVATION = 100  # characters: room for the mark and something aroun
 
 @dataclass(frozen=True, slots=True)
 class AgentStepOptions:
-    """What of a trajectory becomes an instance. Lengths are in characters; the paper names none.
+    """Choice of instances from a trajectory. Lengths are in characters; the paper names none.
 
     num_rounds:         rounds before the action that are shown; the paper has 2.
     include_unresolved: also take trajectories whose patch did not resolve the task.
