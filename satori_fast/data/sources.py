@@ -57,6 +57,7 @@ __all__ = [
     "FIELD_MAPPINGS",
     "CheckAnswers",
     "FieldMapping",
+    "RowIds",
     "Selection",
     "SourceReport",
     "check_source",
@@ -179,7 +180,7 @@ class _Source:
         if self._path is not None:
             check_file(self._path)
         self.fields, label = _resolve_mapping(source, mapping, self._path)
-        self._ids = _Ids(name or label, self.fields.problem_id)
+        self._ids = RowIds(name or label, self.fields.problem_id)
         self.report = SourceReport(str(source))
         fields = self.fields
         if needs_response and fields.response is None:
@@ -261,7 +262,7 @@ def _fitting(found: Fields) -> str:
     return f"; rename them to those of one of the mappings {', '.join(FIELD_MAPPINGS)}"
 
 
-class _Ids:
+class RowIds:
     """Problem ids "<name>/<id or row number>"; an id met again gets its row number appended."""
 
     def __init__(self, name: str, id_field: str | None) -> None:
@@ -269,6 +270,7 @@ class _Ids:
         self._seen: set[str] = set()
 
     def make(self, row: GoodRow, number: int) -> str:
+        """The id of a row that is read from file as number `number`, from 1."""
         own = plain(row.get(self._field), self._field) if self._field else None
         if is_missing(own) or not isinstance(own, str | int | float):
             own = number
