@@ -71,10 +71,11 @@ class SimilarityReward:
             values[i] = value
         return values
 
-    def _elements(self, text: str, numbers: Mapping[str, int]) -> list[int] | np.ndarray:
+    def _elements(self, text: str, numbers: Mapping[str, int]) -> list[int]:
         """numbers: of words, made as they come."""
         if self.granularity == "characters":
-            return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+            spelled = text.encode("utf-32-le", errors="surrogatepass")
+            return np.frombuffer(spelled, dtype="<u4").tolist()
         if self.granularity == "words":
             return [numbers[word] for word in text.split()]
         assert self.encode is not None

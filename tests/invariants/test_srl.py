@@ -14,6 +14,7 @@ from satori_fast.rewards.terms import drop_uninformative_groups
 from satori_fast.types import Problem, RewardBreakdown, Segment, SegmentKind, Trajectory
 
 SRL = RECIPES["srl"]
+EPSILON = 0.01
 
 
 def group(rewards: Sequence[float]) -> list[Trajectory]:
@@ -46,8 +47,8 @@ def test_a_group_that_differs_is_kept_and_compared(
 ) -> None:
     assert float(np.std(rewards)) == pytest.approx(deviation, abs=1e-6)
     trajectories = group(rewards)
-    assert SRL.min_group_std == 0.01
-    assert drop_uninformative_groups(trajectories, SRL.min_group_std) == trajectories
+    assert SRL.min_group_std == EPSILON
+    assert drop_uninformative_groups(trajectories, EPSILON) == trajectories
     credits = SRL.credit().assign(trajectories)
     found = [float(credit.values[0] - credit.baselines[0]) for credit in credits]
     assert found == pytest.approx(advantages, abs=1e-6)

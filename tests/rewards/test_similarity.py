@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def test_autojunk_makes_the_reward_jump(length: int, autojunk: bool, expected: f
 def test_values_are_those_of_difflib(a: list[str], b: list[str]) -> None:
     action, target = " ".join(a), " ".join(b)
     both = bool(a) and bool(b)
-    for granularity, own, other in (("words", a, b), ("characters", action, target)):
+    pairs: dict[Granularity, Any] = {"words": (a, b), "characters": (action, target)}
+    for granularity, (own, other) in pairs.items():
         (value,) = SimilarityReward(granularity).similarities([action], [target])
         expected = difflib.SequenceMatcher(None, own, other, autojunk=False).ratio()
         assert value == (expected if both else 0.0)
