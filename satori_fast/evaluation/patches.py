@@ -39,7 +39,9 @@ _RUNNER = Path(__file__).with_name("unittest_worker.py")
 _REPORT = "report.jsonl"
 _NOWHERE = "/dev/null"
 _HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
-_INDEX = re.compile(r"index [0-9a-f]+\.\.[0-9a-f]+( 100644)?$")
+_PLAIN_HEADER = re.compile(
+    r"(new file mode 100644|deleted file mode 100644|index [0-9a-f]+\.\.[0-9a-f]+( 100644)?)$"
+)
 _TEST_NAME = re.compile(r"(test_.*|.*_test|conftest)\.py$")
 # Headers of git's extended diff that are refused, by how they begin.
 _REFUSED_HEADERS = {
@@ -184,18 +186,16 @@ def apply_patch(repository: Repository, patch: Patch) -> dict[str, str]:
     paths that are absolute, lead through "..", or through a link, or to other than the oracle files
     ("outside"), and test files ("touches_tests").
     """
-    texts = [patch] if isinstance(patch, str) else list(patch.values())
-    if not any(text.strip() for text in texts) and (isinstance(patch, str) or not patch):
+    if not patch or (isinstance(patch, str) and not patch.strip()):
         raise PatchRefused("no_patch", "the patch is empty")
-    if fault := next(filter(None, map(_text_fault, texts)), None):
-        raise PatchRefused("apply_failed", fault)
+    for text in [patch] if isinstance(patch, str) else patch.values():
+        _check_text(text)
     for path in _changed_paths(patch) if isinstance(patch, str) else patch:
         _check_path(repository, path)
     if isinstance(patch, str):
-        oracle = {path: repository.files.get(path) for path in repository.oracle_files}
-        changed = _git_apply({p: text for p, text in oracle.items() if text is not None}, patch)
-        kept = {p: text for p, text in repository.files.items() if p not in oracle}
-        patched = {**kept, **changed}
+        kept = dict(repository.files)
+        oracle = {path: kept.pop(path) for path in repository.oracle_files if path in kept}
+        patched = {**kept, **_git_apply(oracle, patch)}
     else:
         patched = {**repository.files, **patch}
     if patched == dict(repository.files):
@@ -203,18 +203,13 @@ def apply_patch(repository: Repository, patch: Patch) -> dict[str, str]:
     return patched
 
 
-def _text_fault(text: str) -> str | None:
+def _check_text(text: str) -> None:
     if "\0" in text:
-        return "the patch is binary: it holds a zero byte"
-    return None if text.isprintable() or _is_unicode(text) else "the patch is no Unicode text"
-
-
-def _is_unicode(text: str) -> bool:
+        raise PatchRefused("apply_failed", "the patch is binary: it holds a zero byte")
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as error:
+        raise PatchRefused("apply_failed", f"the patch is not Unicode text: {error}") from error
 
 
 def _check_path(repository: Repository, path: str) -> None:
@@ -237,57 +232,65 @@ def _check_path(repository: Repository, path: str) -> None:
 
 def _changed_paths(patch: str) -> Iterator[str]:
     """Paths that a diff names, read line by line: what is no part of a unified diff is refused."""
-    lines = iter(enumerate(patch.splitlines(), start=1))
-    old: str | None = None
+    # As git splits them: form feeds and the like stand inside lines.
+    lines = iter(enumerate(patch.split("\n"), start=1))
+    has_files = in_file = False
     for number, line in lines:
-        if _is_plain_header(line):
-            continue
         for start, what in _REFUSED_HEADERS.items():
-            if line.startswith(start):
+            if line.startswith(start) and not _PLAIN_HEADER.match(line):
                 raise PatchRefused("apply_failed", f"line {number}: the patch {what}")
-        if line.startswith("--- "):
-            old = _path_of(line, "a/")
-        elif line.startswith("+++ ") and old is not None:
-            new = _path_of(line, "b/")
-            if _NOWHERE not in (old, new) and old != new:
-                raise PatchRefused("apply_failed", f"line {number}: {old} becomes {new}")
-            yield new if old == _NOWHERE else old
-        elif (hunk := _HUNK.match(line)) and old is not None:
+        if line.startswith("diff --git "):
+            has_files, in_file = True, False
+            yield _path_of_both(number, line)
+        elif line.startswith("--- "):
+            has_files = in_file = True
+            yield _path_of_pair(number, line, next(lines, (0, ""))[1])
+        elif in_file and (hunk := _HUNK.match(line)):
             _skip_hunk(lines, number, [int(count or 1) for count in hunk.groups()])
-        elif line and not line.startswith("\\ "):
+        elif line and not line.startswith("\\ ") and not _PLAIN_HEADER.match(line):
             raise PatchRefused("apply_failed", f"line {number}: not a part of a unified diff")
-    if old is None:
-        raise PatchRefused("apply_failed", "the patch holds no file: a line '--- a/...' is missing")
+    if not has_files:
+        raise PatchRefused("apply_failed", "the patch names no file: '--- a/...' is missing")
 
 
-def _is_plain_header(line: str) -> bool:
-    modes = ("new file mode 100644", "deleted file mode 100644")
-    return line.startswith("diff --git ") or line in modes or bool(_INDEX.match(line))
+def _path_of_both(number: int, line: str) -> str:
+    """Path of a line "diff --git a/PATH b/PATH", which alone can make or delete an empty file."""
+    names = line.removeprefix("diff --git ")
+    path = names[2 : 2 + (len(names) - len("a/ b/")) // 2]
+    if names != f"a/{path} b/{path}":
+        raise PatchRefused("apply_failed", f"line {number}: not 'diff --git a/PATH b/PATH'")
+    return path
 
 
-def _path_of(line: str, prefix: str) -> str:
-    # Some tools write a date behind the name.
-    path = line[4:].partition("\t")[0]
-    return path if path == _NOWHERE else path.removeprefix(prefix)
+def _path_of_pair(number: int, old_line: str, new_line: str) -> str:
+    """Path of the lines "--- a/PATH" and "+++ b/PATH"; one of them may be /dev/null."""
+    if not new_line.startswith("+++ "):
+        raise PatchRefused("apply_failed", f"line {number}: no line '+++ b/...' follows")
+    # Some programs write a date behind the name.
+    old, new = (line[4:].partition("\t")[0] for line in (old_line, new_line))
+    old = old if old == _NOWHERE else old.removeprefix("a/")
+    new = new if new == _NOWHERE else new.removeprefix("b/")
+    if old != new and _NOWHERE not in (old, new):
+        raise PatchRefused("apply_failed", f"line {number}: renames {old} to {new}")
+    return new if old == _NOWHERE else old
 
 
 def _skip_hunk(lines: Iterator[tuple[int, str]], number: int, left: list[int]) -> None:
     """Read on to the end of a hunk; left: lines of the old and the new file it still has."""
     while left != [0, 0]:
-        _, line = next(lines, (0, "end of the patch"))
+        _, line = next(lines, (0, "@"))
+        # Editors strip the blank of an empty line.
         sign = line[:1] or " "
-        if sign == "\\":
-            continue
-        if sign not in " +-":
-            raise PatchRefused("apply_failed", f"line {number}: the hunk has other than its lines")
         left[0] -= sign in " -"
         left[1] -= sign in " +"
-        if min(left) < 0:
-            raise PatchRefused("apply_failed", f"line {number}: the hunk has other than its lines")
+        if sign not in " +-\\" or min(left) < 0:
+            raise PatchRefused(
+                "apply_failed", f"line {number}: the hunk has other lines than it says"
+            )
 
 
 def _git_apply(files: Mapping[str, str], patch: str) -> dict[str, str]:
-    """Files after a diff that names no others."""
+    """Files after a diff whose paths have been checked."""
     git = shutil.which("git")
     if git is None:
         raise OSError("git is not installed: it applies unified diffs")
@@ -313,5 +316,5 @@ def _git_apply(files: Mapping[str, str], patch: str) -> dict[str, str]:
             lines = done.stderr.decode(errors="replace").strip().splitlines()
             detail = next(iter(lines), f"git ended with status {done.returncode}")
             raise PatchRefused("apply_failed", detail.removeprefix("error: "))
-        found = [path for path in sorted(root.rglob("*")) if path.is_file()]
-        return {path.relative_to(root).as_posix(): path.read_bytes().decode() for path in found}
+        found = {path.relative_to(root).as_posix(): path for path in root.rglob("*")}
+        return {name: path.read_bytes().decode() for name, path in found.items() if path.is_file()}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repositories with a fault: what a patch is asked for, and the tests that judge it.
 
-`small_repositories` are ten made for this package, of a few files each, in Python's standard library
-alone; they are the files in `small_repositories/`. Not for: judging (`patches`).
+`small_repositories` are ten made for this package, of a few files each, which use Python's standard
+library alone; the folder of that name holds them. Not for: judging (`patches`).
 """
 
 from __future__ import annotations

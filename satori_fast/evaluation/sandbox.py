@@ -24,8 +24,10 @@ Ending = Literal["exit", "timeout", "cpu", "memory", "processes", "disk"]
 # The interpreter of commands: without the site packages, nothing written beside sources.
 PYTHON = (str(Path(sys.executable).resolve()), "-s", "-S", "-P", "-B")
 _WORKER = Path(__file__).with_name("sandbox_worker.py")
-# What programs need to start: shown read-only where it exists.
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
+# What programs and Python need to start: shown read-only where it exists.
+_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
+_BASE = str(Path(sys.base_prefix).resolve())
+_SYSTEM = _FOLDERS if Path(_BASE).is_relative_to("/usr") else (*_FOLDERS, _BASE)
 _GRACE_S = 60.0  # to build the sandbox and take it down, on a machine that has much to do
 
 
@@ -39,7 +41,7 @@ class Limits:
 
     seconds:      wall time.
     cpu_seconds:  whole CPU seconds of each process.
-    memory_bytes: resident memory of all processes; of address space each may have twice that.
+    memory_bytes: resident memory of all processes; address space of each is limited not far above.
     processes:    processes and threads at a time.
     disk_bytes:   bytes in the scratch folder beyond the files it starts with, output included.
     """
@@ -65,6 +67,20 @@ class Outcome:
     returncode: int | None
     output: str
     collected: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """Message to the worker; it shows the command what Python needs, and `visible`."""
+
+    command: tuple[str, ...]
+    limits: Limits
+    isolated: bool
+    files: dict[str, str] = field(default_factory=dict[str, str])
+    links: dict[str, str] = field(default_factory=dict[str, str])
+    visible: tuple[str, ...] = ()
+    collect: tuple[str, ...] = ()
+    system: tuple[str, ...] = _SYSTEM
 
 
 def run(
@@ -99,15 +115,15 @@ def run(
             f"the sandbox cannot isolate here ({fault}): allow unprivileged user namespaces, or "
             "say that the code is trusted"
         )
-    request = {
-        "command": list(command),
-        "files": dict(files),
-        "links": dict(links or {}),
-        "visible": [*_shown(), *(str(path) for path in visible)],
-        "collect": list(collect),
-        "limits": asdict(limits or Limits()),
-        "isolated": fault is None,
-    }
+    request = _Request(
+        command=tuple(command),
+        limits=limits or Limits(),
+        isolated=fault is None,
+        files=dict(files),
+        links=dict(links or {}),
+        visible=tuple(str(path) for path in visible),
+        collect=tuple(collect),
+    )
     reply = _ask(request)
     if isinstance(reply, str):
         raise OSError(f"the sandbox failed: {reply}")
@@ -117,38 +133,23 @@ def run(
 @functools.cache
 def isolation_fault() -> str | None:
     """Find out once whether commands can be isolated here; the reason why not, else None."""
-    request = {
-        "command": [*PYTHON, "-c", "pass"],
-        "files": {},
-        "links": {},
-        "visible": _shown(),
-        "collect": [],
-        "limits": asdict(Limits()),
-        "isolated": True,
-    }
-    reply = _ask(request)
+    reply = _ask(_Request(command=(*PYTHON, "-c", "pass"), limits=Limits(), isolated=True))
     if isinstance(reply, str):
         return reply
     return None if reply.returncode == 0 else f"Python does not start in it: {reply.output.strip()}"
 
 
-def _shown() -> list[str]:
-    base = str(Path(sys.base_prefix).resolve())
-    return [*_SYSTEM, *([] if base.startswith("/usr") else [base])]
-
-
-def _ask(request: Mapping[str, object]) -> Outcome | str:
+def _ask(request: _Request) -> Outcome | str:
     """Outcome of a request to a worker of its own, or what kept it from running."""
-    limits = request["limits"]
-    assert isinstance(limits, dict)
     with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
+        message = {**asdict(request), "folder": str(Path(folder).resolve())}
         try:
             done = subprocess.run(
                 [*PYTHON, str(_WORKER)],
-                input=json.dumps({**request, "folder": str(Path(folder).resolve())}),
+                input=json.dumps(message),
                 capture_output=True,
                 text=True,
-                timeout=limits["seconds"] + _GRACE_S,
+                timeout=request.limits.seconds + _GRACE_S,
                 env={"LC_ALL": "C.UTF-8"},
                 start_new_session=True,
             )

@@ -34,6 +34,7 @@ _NUM_CAPABILITIES = 64
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _NOBODY = 65534
 _MAX_FILES = 4096
+_THREAD_BYTES = 80 * 2**20  # addresses that glibc reserves for a thread: its stack, its heap
 _POLL_S = 0.005
 _MAX_COLLECTED = 4 * 2**20
 _OUTPUT_TAIL = 16 * 2**10
@@ -53,10 +54,10 @@ def main() -> None:
         if request["isolated"]:
             _enter_namespaces()
             _build_root(request)
-            root = "/"
+            scratch = "/sandbox"
         else:
-            root = request["folder"]
-        reply = _serve(request, root)
+            scratch = request["folder"] + "/sandbox"
+        reply = _serve(request, scratch)
     except Fault as error:
         reply = {"fault": str(error)}
     except OSError as error:
@@ -140,7 +141,7 @@ def _build_root(request: Request) -> None:
     _mount(None, "/", None, _RECURSIVE | _PRIVATE)
     options = f"size={size},nr_inodes={_MAX_FILES},mode=755"
     _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, options)
-    for path in request["visible"]:
+    for path in (*request["system"], *request["visible"]):
         _show(path, root)
     for name in _DEVICES:
         _bind(f"/dev/{name}", f"{root}/dev/{name}")
@@ -175,18 +176,19 @@ def _bind(source: str, target: str) -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 
-def _serve(request: Request, root: str) -> dict[str, Any]:
-    copy, temporary = os.path.join(root, "copy"), os.path.join(root, "tmp")
+def _serve(request: Request, scratch: str) -> dict[str, Any]:
+    copy, temporary = os.path.join(scratch, "copy"), os.path.join(scratch, "tmp")
     is_nobody = request["isolated"] and _is_mapped(_NOBODY)
     _write_files(request, copy, temporary)
     if is_nobody:
         _give_away((copy, temporary))
-    output = os.open(os.path.join(root, "output"), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    os.unlink(os.path.join(root, "output"))
+    name = os.path.join(scratch, "output")
+    output = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    os.unlink(name)
     pid = os.fork()
     if pid == 0:
         _run_command(request, copy, temporary, output=output, is_nobody=is_nobody)
-    ended, returncode = _watch(pid, request["limits"], root, isolated=request["isolated"])
+    ended, returncode = _watch(pid, request["limits"], scratch, isolated=request["isolated"])
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1 if request["isolated"] else -pid, signal.SIGKILL)
     length = os.fstat(output).st_size
@@ -195,7 +197,7 @@ def _serve(request: Request, root: str) -> dict[str, Any]:
         "ended": ended,
         "returncode": returncode,
         "output": tail.decode(errors="replace"),
-        "collected": _collect(request["collect"], root),
+        "collected": _collect(request["collect"], scratch),
     }
 
 
@@ -205,8 +207,8 @@ def _is_mapped(user: int) -> bool:
 
 
 def _write_files(request: Request, copy: str, temporary: str) -> None:
-    os.mkdir(copy)
-    os.mkdir(temporary)
+    os.makedirs(copy)
+    os.makedirs(temporary)
     for name, text in request["files"].items():
         path = Path(copy, name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,10 +260,10 @@ def _limit_resources(limits: dict[str, Any], *, isolated: bool) -> None:
     wanted = {
         resource.RLIMIT_CPU: (cpu, cpu + 1),
         resource.RLIMIT_CORE: (0, 0),
-        # Room above the limit that is watched, so that what crosses it is seen to.
-        resource.RLIMIT_AS: (2 * limits["memory_bytes"],) * 2,
+        resource.RLIMIT_AS: (limits["memory_bytes"] + limits["processes"] * _THREAD_BYTES,) * 2,
     }
     if isolated:
+        # Above the limit that is watched, so that what crosses it is seen to.
         wanted[resource.RLIMIT_NPROC] = (4 * limits["processes"],) * 2
     else:
         # No folder of limited size holds the files.
@@ -281,27 +283,29 @@ def _give_up_rights(*, is_nobody: bool) -> None:
 
 
 def _watch(
-    pid: int, limits: dict[str, Any], root: str, *, isolated: bool
+    pid: int, limits: dict[str, Any], scratch: str, *, isolated: bool
 ) -> tuple[str, int | None]:
     """(what ended the command, its exit status) as soon as it ends or crosses a limit."""
     deadline = time.monotonic() + limits["seconds"]
     while True:
         # Orphans come to process 1, which must take them.
         ended, status, usage = os.wait4(-1, os.WNOHANG)
-        crossed = _crossed(limits, root) if isolated else None
+        crossed = _crossed(limits, scratch) if isolated else None
         if crossed is not None:
             return crossed, None
         if ended == pid:
             returncode = os.waitstatus_to_exitcode(status)
             is_over = usage.ru_utime + usage.ru_stime >= limits["cpu_seconds"]
-            return ("cpu" if is_over and returncode < 0 else "exit"), returncode
+            if returncode == -signal.SIGXCPU or (returncode == -signal.SIGKILL and is_over):
+                return "cpu", None
+            return "exit", returncode
         if time.monotonic() > deadline:
             return "timeout", None
         if not ended:
             time.sleep(_POLL_S)
 
 
-def _crossed(limits: dict[str, Any], root: str) -> str | None:
+def _crossed(limits: dict[str, Any], scratch: str) -> str | None:
     """The limit that all processes of the sandbox together are over."""
     num_threads = num_pages = 0
     for name in os.listdir("/proc"):
@@ -317,17 +321,17 @@ def _crossed(limits: dict[str, Any], root: str) -> str | None:
         return "processes"
     if num_pages * resource.getpagesize() > limits["memory_bytes"]:
         return "memory"
-    disk = os.statvfs(root)
+    disk = os.statvfs(scratch)
     return "disk" if disk.f_bavail == 0 or disk.f_favail == 0 else None
 
 
-def _collect(names: list[str], root: str) -> dict[str, str]:
+def _collect(names: list[str], scratch: str) -> dict[str, str]:
     """Text of the named files that are there: regular files, no links, of limited length."""
     found = {}
     for name in names:
         with contextlib.suppress(OSError):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            with open(os.open(os.path.join(root, name), flags), "rb") as file:
+            with open(os.open(os.path.join(scratch, name), flags), "rb") as file:
                 if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     found[name] = file.read(_MAX_COLLECTED).decode(errors="replace")
     return found
