@@ -54,10 +54,14 @@ def test_command_sees_its_copy_and_a_clean_environment(monkeypatch: pytest.Monke
 
 @isolated
 def test_files_come_back() -> None:
-    program = (
-        "import os; open('new', 'w').write('1'); open(os.environ['TMPDIR'] + '/two', 'w').write('2')"
-        "; os.symlink('/proc/self/environ', 'link'); os.mkfifo('pipe'); os.mkdir('empty')"
-    )
+    program = """
+import os
+open("new", "w").write("1")
+open(os.environ["TMPDIR"] + "/two", "w").write("2")
+os.symlink("/proc/self/environ", "link")
+os.mkfifo("pipe")
+os.mkdir("empty")
+"""
     names = ["copy/new", "tmp/two", "copy/link", "copy/pipe", "copy/empty", "copy/absent"]
     outcome = python(program, collect=names)
     assert outcome.returncode == 0
