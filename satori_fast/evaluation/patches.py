@@ -69,7 +69,7 @@ class PatchRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PatchVerdict:
-    """What became of a patch.
+    """Verdict on a patch.
 
     reason:  "resolved": all tests of fail_to_pass and pass_to_pass pass. "tests_failed": one does
              not, or a limit other than time ended the run. "timeout": wall or CPU time did.
@@ -284,9 +284,8 @@ def _skip_hunk(lines: Iterator[tuple[int, str]], number: int, left: list[int]) -
         left[0] -= sign in " -"
         left[1] -= sign in " +"
         if sign not in " +-\\" or min(left) < 0:
-            raise PatchRefused(
-                "apply_failed", f"line {number}: the hunk has other lines than it says"
-            )
+            detail = f"line {number}: the hunk has other lines than it counts"
+            raise PatchRefused("apply_failed", detail)
 
 
 def _git_apply(files: Mapping[str, str], patch: str) -> dict[str, str]:

@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a command.
+    """End of a command, and what it left.
 
     ended:      "exit", or the limit that ended it.
     returncode: exit status, negative for a signal; None when a limit ended it.

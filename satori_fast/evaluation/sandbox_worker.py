@@ -264,7 +264,7 @@ def _limit_resources(limits: dict[str, Any], *, isolated: bool) -> None:
     }
     if isolated:
         # Above the limit that is watched, so that what crosses it is seen to.
-        wanted[resource.RLIMIT_NPROC] = (4 * limits["processes"],) * 2
+        wanted[resource.RLIMIT_NPROC] = (2 * limits["processes"],) * 2
     else:
         # No folder of limited size holds the files.
         wanted[resource.RLIMIT_FSIZE] = (limits["disk_bytes"],) * 2
@@ -327,7 +327,7 @@ def _crossed(limits: dict[str, Any], scratch: str) -> str | None:
 
 def _collect(names: list[str], scratch: str) -> dict[str, str]:
     """Text of the named files that are there: regular files, no links, of limited length."""
-    found = {}
+    found: dict[str, str] = {}
     for name in names:
         with contextlib.suppress(OSError):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK

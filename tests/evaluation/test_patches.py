@@ -149,7 +149,7 @@ def test_tests_that_should_stay_and_do_not() -> None:
             RIGHT + "import unittest\n\ndef add(a, b):\n    raise unittest.SkipTest('later')\n",
             "skipped",
         ),
-        ("def add(a, b):\n    return bytes(10**12)\n", "MemoryError"),
+        ("def add(a, b):\n    return bytes(10**13)\n", "MemoryError"),
     ],
     ids=["syntax", "exit", "name", "end", "abort", "skip", "memory"],
 )
@@ -176,11 +176,12 @@ def test_what_hangs_is_a_timeout() -> None:
     [
         ("import os\nwhile True: os.fork()", "processes"),
         ("open('large', 'wb').write(bytes(2**27))", "disk"),
-        ("held = []\nwhile True: held.append(b'1' * 2**24)", "memory"),
+        ("held = []\nwhile True: held.append(b'1' * 2**20)", "memory"),
     ],
 )
 def test_what_takes_too_much_is_named(line: str, limit: sandbox.Ending) -> None:
-    verdict = judged({"adding.py": f"{RIGHT}\n{line}\n"})
+    small = dataclasses.replace(PATIENT, memory_bytes=64 * 2**20)
+    verdict = judged({"adding.py": f"{RIGHT}\n{line}\n"}, limits=small)
     assert (verdict.reason, verdict.limit) == ("tests_failed", limit)
     assert verdict.detail == f"ended by its limit of {limit}"
 
@@ -206,8 +207,8 @@ def test_apply_failed() -> None:
         "line 1: not a part of a unified diff",
     )
     assert refusal(FIX + "\nThat is all.\n")[1] == "line 10: not a part of a unified diff"
-    assert refusal(FIX.replace("-2,4", "-2,5"))[1].startswith("line 3: the hunk does not have")
-    assert refusal(FIX.replace("+2,4", "+2,2"))[1].startswith("line 3: the hunk does not have")
+    assert refusal(FIX.replace("-2,4", "-2,5"))[1].startswith("line 3: the hunk has other lines")
+    assert refusal(FIX.replace("+2,4", "+2,2"))[1].startswith("line 3: the hunk has other lines")
     assert refusal("--- a/adding.py\n@@ -1 +1 @@\n-a\n+b\n")[1].startswith("line 1: no line '+++")
     assert refusal("\\ nothing")[1] == "the patch names no file: '--- a/...' is missing"
     assert refusal(FIX.replace("+++ b/adding.py", "+++ b/more/new.py"))[0] == "apply_failed"
