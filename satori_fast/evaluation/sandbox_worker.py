@@ -264,7 +264,7 @@ def _limit_resources(limits: dict[str, Any], *, isolated: bool) -> None:
     }
     if isolated:
         # Above the limit that is watched, so that what crosses it is seen to.
-        wanted[resource.RLIMIT_NPROC] = (2 * limits["processes"],) * 2
+        wanted[resource.RLIMIT_NPROC] = (4 * limits["processes"],) * 2
     else:
         # No folder of limited size holds the files.
         wanted[resource.RLIMIT_FSIZE] = (limits["disk_bytes"],) * 2

@@ -172,16 +172,22 @@ def test_what_hangs_is_a_timeout() -> None:
 
 @isolated
 @pytest.mark.parametrize(
-    ("line", "limit"),
+    ("line", "limits", "limit"),
     [
-        ("import os\nwhile True: os.fork()", "processes"),
-        ("open('large', 'wb').write(bytes(2**27))", "disk"),
-        ("held = []\nwhile True: held.append(b'1' * 2**20)", "memory"),
+        ("import os\nwhile True: os.fork()", PATIENT, "processes"),
+        ("open('large', 'wb').write(bytes(2**27))", PATIENT, "disk"),
+        (
+            "held = []\nwhile True: held.append(b'1' * 2**20)",
+            dataclasses.replace(PATIENT, memory_bytes=64 * 2**20),
+            "memory",
+        ),
     ],
+    ids=["forks", "fills-the-disk", "fills-the-memory"],
 )
-def test_what_takes_too_much_is_named(line: str, limit: sandbox.Ending) -> None:
-    small = dataclasses.replace(PATIENT, memory_bytes=64 * 2**20)
-    verdict = judged({"adding.py": f"{RIGHT}\n{line}\n"}, limits=small)
+def test_what_takes_too_much_is_named(
+    line: str, limits: sandbox.Limits, limit: sandbox.Ending
+) -> None:
+    verdict = judged({"adding.py": f"{RIGHT}\n{line}\n"}, limits=limits)
     assert (verdict.reason, verdict.limit) == ("tests_failed", limit)
     assert verdict.detail == f"ended by its limit of {limit}"
 
