@@ -33,7 +33,7 @@ _DEATH_SIGNAL, _DROP_CAPABILITY, _NO_NEW_RIGHTS = 1, 24, 38
 _NUM_CAPABILITIES = 64
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _NOBODY = 65534
-_MAX_FILES = 4096
+_MAX_NEW_FILES = 4096
 _THREAD_BYTES = 80 * 2**20  # addresses that glibc reserves for a thread: its stack, its heap
 _POLL_S = 0.005
 _MAX_COLLECTED = 4 * 2**20
@@ -62,7 +62,9 @@ def main() -> None:
         reply = {"fault": str(error)}
     except OSError as error:
         reply = {"fault": f"{error.filename or 'sandbox'}: {error.strerror}"}
-    os.write(1, json.dumps(reply).encode())
+    sys.stdout.write(json.dumps(reply))
+    sys.stdout.flush()
+    # Process 1 takes all others with it.
     os._exit(0)
 
 
@@ -136,10 +138,11 @@ def _make_read_only(target: str) -> None:
 def _build_root(request: Request) -> None:
     """Make a root folder in memory, of limited size, the root of this process."""
     root = request["folder"]
-    own = sum(len(text.encode()) + 4096 for text in request["files"].values())
+    own = sum(len(text.encode()) + resource.getpagesize() for text in request["files"].values())
     size = request["limits"]["disk_bytes"] + own
+    num_files = _MAX_NEW_FILES + 4 * (len(request["files"]) + len(request["links"]))
     _mount(None, "/", None, _RECURSIVE | _PRIVATE)
-    options = f"size={size},nr_inodes={_MAX_FILES},mode=755"
+    options = f"size={size},nr_inodes={num_files},mode=755"
     _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, options)
     for path in (*request["system"], *request["visible"]):
         _show(path, root)
