@@ -43,8 +43,8 @@ class Limits:
     cpu_seconds:  whole CPU seconds of each process.
     memory_bytes: resident memory of all processes; address space of each is limited not far above.
     processes:    processes and threads at a time.
-    disk_bytes:   bytes in the scratch folder beyond the files it starts with, output included; about
-                  4,000 new files are another limit of the disk.
+    disk_bytes:   bytes in the scratch folder beyond the files it starts with, output included. The
+                  disk also ends at about 4,000 new files.
     """
 
     seconds: float = 10.0

@@ -117,7 +117,9 @@ def test_empty_patches_resolve_none(empty: Patch) -> None:
 
 
 @isolated
-@pytest.mark.parametrize("patch", [FIX, FIX.rstrip("\n"), {"adding.py": RIGHT}])
+@pytest.mark.parametrize(
+    "patch", [FIX, FIX.rstrip("\n"), {"adding.py": RIGHT}], ids=["diff", "stripped", "files"]
+)
 def test_resolved(patch: Patch) -> None:
     verdict = judged(patch)
     assert (verdict.reason, verdict.detail) == ("resolved", "2 tests passed")
