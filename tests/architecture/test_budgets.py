@@ -273,6 +273,8 @@ TESTED_ELSEWHERE = {
     "config_sections.py": "test_config and test_config_checks, through `config`",
     "config_stages.py": "test_config and test_config_checks, through `config`",
     "data/field_mappings.py": "a table: test_sources reads every row",
+    "evaluation/sandbox_worker.py": "runs inside the sandbox: test_sandbox",
+    "evaluation/unittest_worker.py": "runs inside the sandbox: test_patches",
     "kernels/reference_layers.py": "test_layers compares it with torch",
     "kernels/schemas.py": "test_ops calls every operator",
     "kernels/triton/head.py": "through its operators: test_linear_logprob, test_linear_policy_loss",
