@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of S2R (arXiv 2502.12853, tables 2 and 3) on the built-in domain of chains.
 
-    python -m benchmarks.ablations.s2r --seeds 0 1 --repeats 5
+    python -m benchmarks.ablations.s2r --seeds 0 --repeats 5
 
 For each seed one run of configs/s2r/quickstart.toml gives two rows: base, which has imitated plain
 solutions, and imitation, which has learnt trials from its own. Every other arm starts from that one
@@ -71,7 +71,7 @@ def main() -> None:
         list(ARMS),
         folder="runs/s2r",
         output="benchmarks/results/s2r.json",
-        seeds=(0, 1),
+        seeds=(0,),
     )
     options.add_argument("--repeats", type=int, default=5, help="runs of an arm and a seed")
     options = options.parse_args()
