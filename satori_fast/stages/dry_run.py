@@ -78,7 +78,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
     values["rollout"] |= {
         "engine": "embedded",
         "max_seqlen": MAX_SEQLEN,
-        "max_new_tokens": 48,
+        "max_new_tokens": 128 if is_of_trials else 48,
         "max_slots": 32,
         "stop_tokens": (),
         **{key: RolloutConfig.model_fields[key].default for key in KEYS_OF_ENGINES},
@@ -93,14 +93,16 @@ def shrunk(config: Config, output_dir: str) -> Config:
 def _shrink_imitation(values: dict[str, Any], *, is_of_trials: bool) -> None:
     """Make the stages small that write demonstrations or learn them."""
     batch_size = NUM_PROBLEMS // 4 if is_of_trials else NUM_PROBLEMS  # a chain is harder to learn
-    for stage in ("supervised", "distill"):
+    for stage in ("supervised", "initialise", "distill"):
         values[stage] |= {"num_epochs": NUM_EPOCHS, "batch_size": batch_size}
         values[stage]["optimizer"]["learning_rate"] = 5e-3
     values["synthesize"] = {"num_problems": NUM_PROBLEMS, "num_solutions": 6, "critic_share": 0.5}
     values["supervised"] |= {"source": None, "num_demonstrations": None}
     values["initialise"] |= {
-        **{"num_epochs": 2.0, "batch_size": batch_size, "num_problems": NUM_PROBLEMS},
-        **{"num_samples": 4, "keep": (1.0, 1.0, 1.0, 1.0), "verifier": {}, "judge": {}},
+        **{"num_problems": NUM_PROBLEMS, "num_samples": 4, "keep": (1.0, 1.0, 1.0, 1.0)},
+        # A KL to a model that knows no verification keeps the tiny one from learning any.
+        **{"kl_coefficient": min(values["initialise"]["kl_coefficient"], 0.01)},
+        **{"verifier": {}, "judge": {}},
     }
     values["distill"] |= {"student": None, "num_kept": NUM_PROBLEMS}
     values["preference"] |= {"heldout_fraction": 0.5, "batch_size": NUM_PROBLEMS}

@@ -46,6 +46,15 @@ def test_a_dry_run_writes_trials(tmp_path: Path) -> None:
     assert entries["initialise"]["num_demonstrations"] > 0
 
 
+def test_a_dry_run_learns_offline() -> None:
+    config = load_config(
+        "configs/s2r/qwen2.5-math-7b.toml", ["--stages", '["initialise", "offline"]']
+    )
+    entries = {entry["stage"]: entry for entry in dry_run(config)["stages"]}
+    assert list(entries) == ["supervised", "initialise", "offline"]
+    assert entries["offline"]["num_responses_kept"] > 0
+
+
 def test_a_reward_model_from_elsewhere_is_replaced_by_a_tiny_one(tmp_path: Path) -> None:
     options = ["--stages", '["reinforce"]', "--reinforce.num_steps", "1"]
     options += ["--reward.model", "owner/model", "--reward.preference_weight", "1.0"]
