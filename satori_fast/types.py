@@ -77,7 +77,7 @@ class Problem:
 
     @property
     def restart(self) -> Prefix | None:
-        """What the response itself goes on from; the prefix of a step problem is no part of it."""
+        """The prefix that the response itself goes on from: a restart, and no partial solution."""
         return None if self.prefix is None or self.prefix.kind != "restart" else self.prefix
 
 

@@ -147,7 +147,7 @@ class StepReport:
         )
 
     def in_words(self) -> str:
-        """What was discarded, on one line."""
+        """The discarded solutions on one line, by reason."""
         return ", ".join(
             f"{number} x {reason} (the first: {_shortened(self.first[reason])})"
             for reason, number in self.discarded.most_common()

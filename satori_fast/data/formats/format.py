@@ -74,7 +74,7 @@ class ResponseFormat(ABC):
         return self.restart_ending is not None
 
     def asked(self, problem: Problem) -> str:
-        """Write what the user's turn says of a problem; a restart is not part of it."""
+        """Write the user's turn of a problem; a restart is no part of it."""
         return problem.question
 
     @abstractmethod
