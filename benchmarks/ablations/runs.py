@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,6 +80,20 @@ def run_arms(
                 waiting[name].append(pool.submit(arm, name, seed, options.folder))
         arms = {name: [future.result() for future in runs] for name, runs in waiting.items()}
         return [future.result() for future in begun.values()], arms
+
+
+def run_repeats(
+    options: argparse.Namespace,
+    first: Callable[[int, Path], First],
+    arm: Callable[[str, int, int, Path], OfAnArm],
+) -> tuple[list[First], dict[str, list[OfAnArm]]]:
+    """As `run_arms`, with `options.repeats` runs of each arm and seed, one after the other."""
+
+    def repeated(name: str, seed: int, folder: Path) -> list[OfAnArm]:
+        return [arm(name, seed, repeat, folder) for repeat in range(options.repeats)]
+
+    begun, arms = run_arms(options, first, repeated)
+    return begun, {name: list(chain(*of_seeds)) for name, of_seeds in arms.items()}
 
 
 def from_models(model: Path, *, seed: int, stages: str = '["reinforce"]') -> tuple[str, ...]:

@@ -11,7 +11,6 @@ the noise of a run. The command can be run again until it is done.
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 
 from benchmarks.ablations.runs import (
@@ -20,7 +19,7 @@ from benchmarks.ablations.runs import (
     from_models,
     parser,
     run,
-    run_arms,
+    run_repeats,
     write_table,
 )
 
@@ -76,13 +75,10 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5, help="runs of an arm and a seed")
     options = options.parse_args()
 
-    def repeated(arm: str, seed: int, folder: Path) -> list[Entry]:
-        return [reinforced(arm, seed, repeat, folder) for repeat in range(options.repeats)]
-
-    begun, arms = run_arms(options, imitated, repeated)
+    begun, arms = run_repeats(options, imitated, reinforced)
     once = {"base": "supervised", "imitation": "initialise"}
     rows = {row: [stages[stage] for stages in begun] for row, stage in once.items()}
-    rows |= {arm: list(chain(*of_seeds)) for arm, of_seeds in arms.items()}
+    rows |= arms
     write_table(
         options.output,
         "benchmarks.ablations.s2r",

@@ -13,7 +13,6 @@ command can be run again until it is done.
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 
 from benchmarks.ablations.runs import (
@@ -22,7 +21,7 @@ from benchmarks.ablations.runs import (
     from_models,
     parser,
     run,
-    run_arms,
+    run_repeats,
     write_table,
 )
 
@@ -63,13 +62,10 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=2, help="PPO runs of an arm and a seed")
     options = options.parse_args()
 
-    def repeated(arm: str, seed: int, folder: Path) -> list[Entry]:
-        return [reinforced(arm, seed, repeat, folder) for repeat in range(options.repeats)]
-
-    whole, arms = run_arms(options, whole_run, repeated)
+    whole, arms = run_repeats(options, whole_run, reinforced)
     once = {"no_rl": "supervised", "round_2": "reinforce_2"}
     rows = {row: [stages[stage] for stages in whole] for row, stage in once.items()}
-    rows |= {arm: list(chain(*of_seeds)) for arm, of_seeds in arms.items()}
+    rows |= arms
     write_table(
         options.output,
         "benchmarks.ablations.satori",

@@ -75,18 +75,15 @@ def killed(
         at = int(rng.integers(1, 90))
         return f"event {at}", run(scene.arguments(place, *more), place / "drill", at=at)
     moment = float(rng.uniform(0.1, 0.7)) * scene.seconds
-    return f"{moment:.1f} s", scene.start(place, *more).signal_after(moment)
+    return f"{moment:.1f} s", scene.start(place, *more).kill_after(moment)
 
 
 def killed_in_last_stage(scene: Scene, place: Path) -> None:
     """A run in `place` as a kill left it: in its last stage, two checkpoints old."""
-    victim = scene.start(place)
-    sign = place / "drill" / "checkpoints" / "reinforce" / "step-4"
-    deadline = time.monotonic() + 600
-    while not sign.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    victim.signal_after(0.0)
-    assert sign.exists() and not (place / "drill" / "models" / "reinforce").exists()
+    last = "checkpoints/reinforce/step-4"
+    run(scene.arguments(place), place / "drill", at=1, after=last)
+    assert (place / "drill" / last).exists()
+    assert not (place / "drill" / "models" / "reinforce").exists()
 
 
 def damages(scene: Scene, *, small: bool) -> Iterator[Outcome]:
@@ -152,7 +149,8 @@ def signals(scene: Scene, *, small: bool) -> Iterator[Outcome]:
     """SIGINT and SIGTERM in the middle of training, then --resume."""
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         with scene.place(f"signal-{number}") as place:
-            ending = scene.start(place).signal_after(0.5 * scene.seconds, number)
+            cue = {"at": 1, "after": "checkpoints/reinforce/step-2", "number": number}
+            ending = run(scene.arguments(place), place / "drill", **cue)
             judgement, detail = scene.judge(place, ending) if ending.code else ("IGNORED", "")
             if judgement == "told in one line" and ending.code != code:
                 judgement, detail = "WRONG EXIT CODE", f"{ending.code}: {detail}"

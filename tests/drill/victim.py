@@ -3,7 +3,7 @@
 
 Processes are forked from this one, which has everything imported and nothing started: a try takes
 as long as its work. What is on cue is counted in file events (opened for writing, renamed, removed,
-made) inside the run folder.
+made) inside the run folder, so a busy machine changes nothing.
 """
 
 from __future__ import annotations
@@ -38,16 +38,20 @@ class Ending:
 
 @dataclass
 class Victim:
-    """A run in a process of its own, started at once. `wait` for it, or `kill` it.
+    """A run in a process of its own, started at once. `wait` for it, or `kill_after` a while.
 
     arguments: of the command line. folder: the run folder, for counting.
     at:        number of the file event that gives the cue, None: none does.
+    after:     a path in the run folder; events count once it exists.
+    number:    of the signal that the cue "kill" sends.
     """
 
     arguments: list[str]
     folder: Path
     cue: Cue = "kill"
     at: int | None = None
+    after: str = "."
+    number: int = signal.SIGKILL
 
     def __post_init__(self) -> None:
         self._log = self.folder.with_name(f"{self.folder.name}-{time.monotonic_ns()}.log")
@@ -64,7 +68,7 @@ class Victim:
             os.dup2(log, 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             if self.at is not None:
-                sys.addaudithook(_Counter(str(self.folder), self.cue, self.at).see)
+                sys.addaudithook(_Counter(self, self.at).see)
             from satori_fast.cli import main
 
             code = main(self.arguments)
@@ -80,18 +84,20 @@ class Victim:
         self._log.unlink()
         return Ending(os.waitstatus_to_exitcode(status), stderr)
 
-    def signal_after(self, seconds: float, number: int = signal.SIGKILL) -> Ending:
-        """Send a signal when so much time has passed, or when the run has ended before."""
+    def kill_after(self, seconds: float) -> Ending:
+        """Send SIGKILL when so much time has passed, or when the run has ended before."""
         time.sleep(seconds)
-        os.kill(self.pid, number)  # it is not reaped yet, so the number is still its own
+        os.kill(self.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
         return self.wait()
 
 
 class _Counter:
     """Counts file events in a folder and gives the cue."""
 
-    def __init__(self, folder: str, cue: Cue, at: int) -> None:
-        self._folder, self._cue, self._left = folder, cue, at
+    def __init__(self, victim: Victim, at: int) -> None:
+        self._folder, self._left = str(victim.folder), at
+        self._after = str(victim.folder / victim.after)
+        self._cue, self._number = victim.cue, victim.number
 
     def see(self, event: str, arguments: tuple[Any, ...]) -> None:
         is_event = event in _EVENTS or (
@@ -99,15 +105,19 @@ class _Counter:
         )
         if not is_event or not str(arguments[0]).startswith(self._folder):
             return
+        if not os.path.exists(self._after):
+            return
         self._left -= 1
         if self._left > 0:
             return
         if self._cue == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            if self._left == 0:  # a run may take a signal of its own accord and write on
+                os.kill(os.getpid(), self._number)
+            return
         if event in ("open", "os.mkdir"):  # a full disk still renames and removes
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
 
 
-def run(arguments: list[str], folder: Path, *, cue: Cue = "kill", at: int | None = None) -> Ending:
-    """Run the command line to its end, or to its cue."""
-    return Victim(arguments, folder, cue, at).wait()
+def run(arguments: list[str], folder: Path, **cue: Any) -> Ending:
+    """Run the command line to its end, or to its cue. cue: as of `Victim`."""
+    return Victim(arguments, folder, **cue).wait()

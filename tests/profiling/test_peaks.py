@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -35,16 +33,13 @@ def test_a_name_that_only_looks_alike_is_unknown(name: str) -> None:
     assert peaks_of(name) is None
 
 
-def test_a_cpu_is_measured_once_and_quickly() -> None:
+def test_a_cpu_is_measured_once() -> None:
     measured_peaks.cache_clear()
     measured_peaks(torch.device("cpu"))  # libraries load
     measured_peaks.cache_clear()
-    begin = time.perf_counter()
     peaks = device_peaks("cpu")
-    seconds = time.perf_counter() - begin
     assert peaks.flops_per_s is not None and 1e9 < peaks.flops_per_s < 1e14
     assert peaks.bytes_per_s is not None and 1e8 < peaks.bytes_per_s < 1e13
-    assert seconds < 1.0  # 0.2 s on a machine that is not busy
     assert device_peaks("cpu") == peaks
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from satori_fast.synthesis.chat import ChatError
 from satori_fast.synthesis.trial_agents import ChainVerifier
 from satori_fast.types import Problem
 from tests.stages.test_run import timeless
+from tests.stages.two_processes import run_on_two
 from tests.synthesis.chat_server import Body, ChatServer, Fault, prompt_of
 
 # Learns its 32 chains half by heart, so that it has samples of both kinds.
@@ -194,12 +193,7 @@ def test_two_processes_write_the_same_trials_and_learn_the_same(
         folder.mkdir()
     run_stages(config_of(alone, *options))
     config_of(both)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--standalone", "-m", "satori_fast", "run", str(both / "trials.toml")]
-    done = subprocess.run(
-        [*command, "--output_dir", str(both), *options], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_on_two(both / "trials.toml", *options)
     name = "trials/demonstrations_initialise.jsonl"
     assert (both / name).read_bytes() == (alone / name).read_bytes()
     assert first_metrics(both / "trials") == first_metrics(alone / "trials")

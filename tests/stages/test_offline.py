@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
@@ -32,6 +30,7 @@ from satori_fast.stages.offline import offline_recipe
 from satori_fast.stages.run import Run, build_run
 from satori_fast.types import StoredRollouts, Trajectory
 from tests.stages.test_run import take_back, timeless
+from tests.stages.two_processes import run_on_two
 
 TINY = """
 schema_version = 1
@@ -186,7 +185,7 @@ def test_what_is_rewarded_becomes_likelier(
         for group in stored[1].groups[:2]:
             now = with_logprobs(policy, group, temperature=0.8)
             gain = [float((a.logprobs - b.logprobs).sum()) for a, b in zip(now, group, strict=True)]
-            gains.append(np.mean([gain[0], gain[6]]) - np.mean([gain[2], gain[3]]))
+            gains.append(float(np.mean([gain[0], gain[6]]) - np.mean([gain[2], gain[3]])))
     assert min(gains) > 0.5
 
 
@@ -216,12 +215,7 @@ def test_two_processes_take_the_same_steps(
         folder.mkdir()
     run_stages(tiny_config(alone, *options))
     tiny_config(both)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--standalone", "-m", "satori_fast", "run", str(both / "tiny.toml")]
-    done = subprocess.run(
-        [*command, "--output_dir", str(both), *options], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_on_two(both / "tiny.toml", *options)
     figures = [json.loads((f / "tiny/summary.json").read_text()) for f in (both, alone)]
     for name in ("num_responses_kept", "num_responses_cut", "num_dropped_unbalanced"):
         assert figures[0]["stages"][0][name] == figures[1]["stages"][0][name], name

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from satori_fast.profiling.metrics import read_metrics
 from satori_fast.stages import run_stages
 from satori_fast.stages.run import build_run
 from tests.stages.test_run import take_back, timeless, tiny_config
+from tests.stages.two_processes import run_on_two
 
 WEIGHTS = Path("tiny/models/reinforce/model.safetensors")
 ALONE = ("--stages", "['reinforce']", "--reinforce.critic_init", "policy")
@@ -105,12 +104,7 @@ def test_two_processes_take_the_same_first_step(source: str, tuned: Path, tmp_pa
         folder.mkdir()
     run_stages(tiny_config(alone, *options))
     tiny_config(both)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--standalone", "-m", "satori_fast", "run", str(both / "tiny.toml")]
-    done = subprocess.run(
-        [*command, "--output_dir", str(both), *options], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_on_two(both / "tiny.toml", *options)
     first, second = (timeless(folder / "tiny/metrics.jsonl")[0] for folder in (both, alone))
     # What was sampled, graded and kept is the same; log-probs agree to rounding.
     same = {k for k in second if k.startswith(("reward/", "grading/", "rollout/"))}
