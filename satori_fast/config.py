@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from satori_fast.config_agents import AgentConfig, RewriterConfig, SynthesizeConfig
 from satori_fast.config_checks import (
     check_actions,
     check_distillation,
@@ -36,7 +37,10 @@ from satori_fast.config_checks import (
     check_reward_model,
     check_rewards,
     check_samples,
+    check_steps,
+    check_warm_up,
     dialect_of,
+    format_named,
     format_of,
     has_restarts,
     recipe_of,
@@ -56,8 +60,8 @@ from satori_fast.config_sections import (
     Section,
     TokenizerConfig,
 )
+from satori_fast.config_srl import AgentStepsConfig, SrlConfig
 from satori_fast.config_stages import (
-    AgentConfig,
     DistillConfig,
     ImitationConfig,
     InitialiseConfig,
@@ -69,7 +73,6 @@ from satori_fast.config_stages import (
     RoundConfig,
     SolutionsConfig,
     SupervisedConfig,
-    SynthesizeConfig,
 )
 from satori_fast.redaction import redacted
 
@@ -80,6 +83,7 @@ __all__ = [
     "KEYS_OF_ENGINES",
     "SCHEMA_VERSION",
     "AgentConfig",
+    "AgentStepsConfig",
     "Config",
     "ConfigError",
     "DistillConfig",
@@ -93,9 +97,11 @@ __all__ = [
     "ReinforceConfig",
     "RestartConfig",
     "RewardConfig",
+    "RewriterConfig",
     "RolloutConfig",
     "RoundConfig",
     "SolutionsConfig",
+    "SrlConfig",
     "StageName",
     "describe",
     "load_config",
@@ -114,6 +120,7 @@ StageName = Literal[
     "preference",
     "reinforce",
     "offline",
+    "srl",
     "distill",
     "iterate",
 ]
@@ -143,6 +150,7 @@ class Config(Section):
     initialise: InitialiseConfig = InitialiseConfig()
     solutions: SolutionsConfig = SolutionsConfig()
     preference: PreferenceConfig = PreferenceConfig()
+    srl: SrlConfig = SrlConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
     offline: OfflineConfig = OfflineConfig()
     distill: DistillConfig = DistillConfig()
@@ -177,7 +185,8 @@ class Config(Section):
             )
         if "iterate" in self.stages and not self.iterate.rounds:
             raise ValueError("iterate.rounds is empty: list a round, or take iterate out of stages")
-        recipe_of(self.reinforce)  # a name that is in the table, in every config
+        for settings in (self.reinforce, self.srl):
+            recipe_of(settings)  # a name that is in the table, in every config
         check_inputs(self.stages, self.model, self.tokenizer, self.data, supervised=self.supervised)
         check_format(self.stages, self.tokenizer, self.data)
         check_lengths(self.stages, self.rollout, self.packing, self.data)
@@ -191,6 +200,11 @@ class Config(Section):
             check_experience(self.reinforce, self.rollout)
             check_actions(self.data, self.reinforce)
             check_restarts(self.data, self.reinforce.restarts)
+        if "srl" in self.stages:
+            check_reinforcement(self.srl, self.rollout)
+            check_experience(self.srl, self.rollout)
+            check_steps(self.srl, self.data)
+        check_warm_up(self.stages, self.supervised, self.data)
         if "supervised" in self.stages:
             check_imitation("supervised", self.supervised, self.data)
         if "distill" in self.stages or rounds:
@@ -227,6 +241,13 @@ class Config(Section):
     def response_format(self) -> ResponseFormat:
         """The format of responses that `data.format` names, in the dialect of the tokenizer."""
         return format_of(self.data, self.tokenizer)
+
+    @property
+    def step_format(self) -> ResponseFormat | None:
+        """The format of responses to step problems, None where no stage asks for steps."""
+        if "srl" not in self.stages:
+            return None
+        return format_named("steps").in_dialect(self.dialect)
 
     @classmethod
     def example(cls) -> Config:

@@ -21,6 +21,7 @@ from satori_fast.config_sections import (
     RolloutConfig,
     TokenizerConfig,
 )
+from satori_fast.config_srl import SrlConfig
 from satori_fast.config_stages import (
     EXPERIENCE_SOURCES,
     DistillConfig,
@@ -94,7 +95,7 @@ def format_of(data: DataConfig, tokenizer: TokenizerConfig) -> ResponseFormat:
 def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig) -> None:
     """Template and format exist, and what the run makes itself can have them."""
     format = format_named(data.format)
-    if data.dialect is not None and not format.has_dialects:
+    if data.dialect is not None and not format.has_dialects and "srl" not in stages:
         raise ValueError(
             f'data.dialect = "{data.dialect}" is for data.format = "trials" and does nothing for '
             f'"{data.format}": take it out, or set data.format = "trials"'
@@ -267,20 +268,22 @@ def check_reinforcement(
             "rollout.temperature = 0 gives reinforcement equal samples of a problem, and nothing "
             f"to learn from: take 1, or lower than that, above 0{where}"
         )
+    section = config.SECTION
     if recipe.credit().compares_siblings and config.samples_per_problem < 2:
         raise ValueError(
-            f"reinforce.samples_per_problem = 1 leaves recipe {config.recipe!r} nothing to "
+            f"{section}.samples_per_problem = 1 leaves recipe {config.recipe!r} nothing to "
             f"compare: take at least 2{where}"
         )
     num_samples = config.problems_per_step * config.samples_per_problem
     if num_samples < config.num_minibatches:
         raise ValueError(
-            f"reinforce.num_minibatches = {config.num_minibatches} exceeds the {num_samples} "
+            f"{section}.num_minibatches = {config.num_minibatches} exceeds the {num_samples} "
             f"samples of a step (problems_per_step * samples_per_problem): lower it{where}"
         )
-    _check_schedule("reinforce.optimizer", config.optimizer, config, where=where)
+    _check_schedule(f"{section}.optimizer", config.optimizer, config, where=where)
     if "critic" in recipe.needs:
-        _check_schedule("reinforce.critic_optimizer", config.critic_optimizer, config, where=where)
+        key = f"{section}.critic_optimizer"
+        _check_schedule(key, config.critic_optimizer, config, where=where)
 
 
 def check_actions(data: DataConfig, config: ReinforceConfig, *, where: str = "") -> None:
@@ -300,7 +303,7 @@ def check_experience(config: ReinforceConfig, rollout: RolloutConfig) -> None:
             f"reinforce.source = {config.source!r} does not exist; the nearest is {near!r}, there "
             f"are {', '.join(EXPERIENCE_SOURCES)}"
         )
-    is_stored = config.source == "stored"
+    section, is_stored = config.SECTION, config.source == "stored"
     if is_stored and config.rollouts is None:
         raise ValueError(
             'reinforce.source = "stored" needs reinforce.rollouts: name a file of solutions/ that '
@@ -320,7 +323,7 @@ def check_experience(config: ReinforceConfig, rollout: RolloutConfig) -> None:
     if refills and (is_stored or rollout.max_step_tokens is not None):
         other = 'reinforce.source = "stored"' if is_stored else "rollout.max_step_tokens"
         raise ValueError(
-            f"reinforce.max_sampling_rounds = {config.max_sampling_rounds} does not go with "
+            f"{section}.max_sampling_rounds = {config.max_sampling_rounds} does not go with "
             f"{other}: there are no further rounds; set it to 1"
         )
 
@@ -336,6 +339,56 @@ def check_offline(config: OfflineConfig, rollout: RolloutConfig, data: DataConfi
         raise ValueError(
             f"rollout.temperature = 0 gives the stage offline {config.num_samples} equal samples "
             "of each problem: raise it, or set offline.temperature"
+        )
+
+
+def check_steps(config: SrlConfig, data: DataConfig) -> None:
+    """The stage srl has expert solutions, and a recipe that compares what they earn."""
+    from satori_fast.data.domains import DOMAINS
+
+    credit = recipe_of(config).credit()
+    if not credit.compares_siblings or credit.reads_actions:
+        raise ValueError(
+            f'srl.recipe = "{config.recipe}" does not compare the samples of a step problem: take '
+            '"srl", "grpo", "grpo_no_std", "gspo" or "rloo"'
+        )
+    if config.source != "online" or config.rollouts is not None:
+        raise ValueError(
+            f'srl.source = "{config.source}": steps are sampled from the policy; set it to "online"'
+            " and take srl.rollouts out"
+        )
+    if config.restarts.enabled:
+        raise ValueError(
+            "srl.restarts.enabled = true: step problems start in the middle already; take it out"
+        )
+    domain = DOMAINS.get(data.source)
+    if config.expert is None and (domain is None or domain.steps is None):
+        raise ValueError(
+            f'the stage srl needs expert solutions, and data.source = "{data.source}" has no expert'
+            " who writes steps: set srl.expert to a file of solutions"
+        )
+    if config.system is not None and (config.template or data.template) != "chat":
+        raise ValueError(
+            'srl.system is the system turn of srl.template = "chat": set that, or take system out'
+        )
+
+
+def check_warm_up(stages: Sequence[str], config: SupervisedConfig, data: DataConfig) -> None:
+    """Steps are imitated only where their format is used, and where somebody writes them."""
+    from satori_fast.data.domains import DOMAINS
+
+    if not config.step_share or "supervised" not in stages:
+        return
+    domain = DOMAINS.get(data.source)
+    if "srl" not in stages:
+        raise ValueError(
+            f"supervised.step_share = {config.step_share:g} imitates steps in the format of the "
+            "stage srl, which is not in stages: add it, or set step_share = 0"
+        )
+    if config.source is not None or "synthesize" in stages or domain is None or not domain.steps:
+        raise ValueError(
+            f"supervised.step_share = {config.step_share:g} needs the expert of a built-in domain "
+            'with steps: set data.source = "chains" and no supervised.source, or step_share = 0'
         )
 
 

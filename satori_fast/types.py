@@ -76,6 +76,11 @@ class Problem:
     level: str = ""
 
     @property
+    def asks_step(self) -> bool:
+        """Whether one step of a solution is asked for, and not the whole (SRL)."""
+        return self.prefix is not None and self.prefix.kind == "step"
+
+    @property
     def restart(self) -> Prefix | None:
         """The prefix that the response itself goes on from: a restart, and no partial solution."""
         return None if self.prefix is None or self.prefix.kind != "restart" else self.prefix

@@ -157,6 +157,18 @@ def step_titles(chain: Chain) -> tuple[str, ...]:
     return (*(operation.title for operation in chain.operations), "answer")
 
 
+def step_thoughts(chain: Chain) -> tuple[str, ...]:
+    """What the expert looks up before each step: the number that stands, and what comes next.
+
+    >>> step_thoughts(parse_chain("start 90 plus 25 swap"))
+    ('90 plus 25', '15 swap', '51 answer')
+    """
+    values = _walk(chain.start, chain.operations)
+    return tuple(
+        f"{value} {title}" for value, title in zip(values, step_titles(chain), strict=True)
+    )
+
+
 def solution_text(chain: Chain) -> str:
     """The expert's steps as one text."""
     return _joined(expert_steps(chain))

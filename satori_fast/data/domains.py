@@ -7,12 +7,13 @@ imitate, if anyone does. Problems and texts themselves are `arithmetic` and `cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from satori_fast.data import arithmetic, chains
 from satori_fast.data.drawn_problems import DrawnProblems
+from satori_fast.data.steps import ExpertStep
 from satori_fast.types import Demonstration, Problem
 
 
@@ -24,16 +25,33 @@ class Domain:
     words:    every word of its texts, for a word tokenizer.
     solution: the expert's plain solution of a question; None where plain solutions teach nothing
               (they could only be guessed).
+    steps:    the same as titled steps, the last of which states the answer; None where a step is no
+              easier than the problem.
     """
 
     problems: type[DrawnProblems]
     words: Callable[[], list[str]]
     solution: Callable[[str], str] | None = None
+    steps: Callable[[str], tuple[ExpertStep, ...]] | None = None
 
     def demonstrations(self, problems: Iterable[Problem]) -> list[Demonstration]:
         """Write the expert's plain solution of each problem."""
         assert self.solution is not None
         return [Demonstration(problem, self.solution(problem.question)) for problem in problems]
+
+    def solved(
+        self, problems: Iterable[Problem]
+    ) -> Iterator[tuple[Problem, tuple[ExpertStep, ...]]]:
+        """Yield each problem with the expert's steps."""
+        assert self.steps is not None
+        for problem in problems:
+            yield problem, self.steps(problem.question)
+
+
+def _chain_steps(question: str) -> tuple[ExpertStep, ...]:
+    chain = chains.parse_chain(question)
+    parts = (chains.step_titles(chain), chains.expert_steps(chain), chains.step_thoughts(chain))
+    return tuple(map(ExpertStep, *parts))
 
 
 ARITHMETIC = "arithmetic"
@@ -44,6 +62,7 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
             chains.ChainProblems,
             chains.domain_words,
             lambda question: chains.solution_text(chains.parse_chain(question)),
+            _chain_steps,
         ),
     }
 )

@@ -35,8 +35,9 @@ def problem_to_row(problem: Problem) -> dict[str, Any]:
     if problem.prefix is not None:
         prefix = problem.prefix
         row["prefix"] = {"text": prefix.text, "kind": prefix.kind, "correct": prefix.correct}
-        if prefix.target is not None:
-            row["prefix"]["target"] = prefix.target
+        for name in ("target", "title"):
+            if (value := getattr(prefix, name)) is not None:
+                row["prefix"][name] = value
     return row
 
 

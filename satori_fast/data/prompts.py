@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from satori_fast.data.control_tokens import ControlTokens, opening_ids, unknown_markers
 from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.formats.coat import COAT
+from satori_fast.data.formats.steps import Steps
 from satori_fast.data.tokenizer import TokenBytes
 from satori_fast.types import Demonstration, Finish, Problem, SegmentKind, Trajectory
 
@@ -100,6 +101,14 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, template: ChatTempla
         )
 
 
+@dataclass(frozen=True, slots=True)
+class StepPrompts:
+    """How the problems that ask for one step are asked and answered, beside whole ones."""
+
+    template: str | ChatTemplate
+    format: Steps
+
+
 @dataclass(frozen=True)
 class PromptRenderer:
     """Problems to token ids, and responses back to text: a tokenizer, a template, a format.
@@ -109,6 +118,7 @@ class PromptRenderer:
                        ``<|reflect|>`` that a restart ends with.
     more_stop_ids:     what ends a response beside the tokenizer's end of text (`stop_tokens`).
     format:            how responses are cut. Implements its `TokenText`.
+    steps:             template and format of step problems; None: those of the others.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -116,6 +126,14 @@ class PromptRenderer:
     max_prompt_tokens: int
     more_stop_ids: tuple[int, ...] = ()
     format: ResponseFormat = COAT
+    steps: StepPrompts | None = None
+
+    def format_of(self, problem: Problem) -> ResponseFormat:
+        """The format of responses to a problem."""
+        return self.format if self.steps is None or not problem.asks_step else self.steps.format
+
+    def _template_of(self, problem: Problem) -> str | ChatTemplate:
+        return self.template if self.steps is None or not problem.asks_step else self.steps.template
 
     @property
     def special_ids(self) -> Mapping[str, int]:
@@ -153,11 +171,16 @@ class PromptRenderer:
         """Name of what turns problems into ids and ids into segments: vocabulary, template, format
         and stop tokens. 16 hex digits."""
         tokenizer: Any = self.tokenizer
-        template = [self.template]
-        if isinstance(self.template, ChatTemplate):
-            template = [tokenizer.chat_template, self.template.system]
+
+        def named(template: str | ChatTemplate) -> list[Any]:
+            is_chat = isinstance(template, ChatTemplate)
+            return [tokenizer.chat_template, template.system] if is_chat else [template]
+
         vocabulary = sorted(tokenizer.get_vocab().items())
-        parts = [vocabulary, template, self.format.full_name, self.stop_ids, self.opening_ids]
+        parts = [vocabulary, named(self.template), self.format.full_name, self.stop_ids]
+        parts.append(self.opening_ids)
+        if self.steps is not None:
+            parts += [named(self.steps.template), self.steps.format.full_name]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @cached_property
@@ -224,15 +247,16 @@ class PromptRenderer:
 
     def unchecked_prompt_ids(self, problem: Problem) -> list[int]:
         """Prompt of a problem, however long it is."""
-        ids = self.opened(self.encode_quoting(self._ask, self.format.asked(problem)))
+        template, asked = self._template_of(problem), self.format_of(problem).asked(problem)
+        ids = self.opened(self.encode_quoting(partial(self._ask, template), asked))
         restart = problem.restart
         # The restart is encoded apart: its tokens do not merge with the end of the template.
         return ids + self.encode(restart.text) if restart else ids
 
-    def _ask(self, question: str) -> str:
-        if isinstance(self.template, ChatTemplate):
-            return self.template.render(self.tokenizer, question)
-        return self.template.format(question=question)
+    def _ask(self, template: str | ChatTemplate, question: str) -> str:
+        if isinstance(template, ChatTemplate):
+            return template.render(self.tokenizer, question)
+        return template.format(question=question)
 
     def encode_quoting(self, render: Callable[..., str], *texts: str) -> list[int]:
         """Ids of `render(*texts)`; control tokens that `texts` quote are plain text in it."""
@@ -274,7 +298,9 @@ def build_trajectory(
         logprobs=logprobs.astype(np.float32),
         policy_version=policy_version,
         finish=finish,
-        segments=renderer.format.segments(response_ids, renderer, prefix=problem.prefix),
+        segments=renderer.format_of(problem).segments(
+            response_ids, renderer, prefix=problem.prefix
+        ),
     )
 
 

@@ -30,8 +30,8 @@ FIELDS = ("question", "answer", "response", "prefix", "prefix_correct", "target"
 class RolloutRow:
     """A row of a file. number: from 1. step: (stage, step), the stage "" where the row has none.
 
-    trajectory: without reward and log-probs; rows with the same question, prefix and step have the
-    same group id.
+    trajectory: without reward and log-probs; rows with the same question, prefix, target and step
+    have the same group id.
     """
 
     number: int
@@ -60,7 +60,7 @@ def read_rollout_rows(path: Path, renderer: PromptRenderer) -> list[RolloutRow]:
                 problem,
                 _response_ids(response, finish, renderer),
                 renderer=renderer,
-                group_id=groups.setdefault((step, problem.question, given), len(groups)),
+                group_id=groups.setdefault((step, problem.question, problem.prefix), len(groups)),
                 finish=finish,
             )
         except BadRow as error:
@@ -89,9 +89,9 @@ def _fields(
     if correct not in (None, True, False):
         raise BadRow(f"prefix_correct is {correct!r}: write true, false or null")
     prefix = None
-    if text:
+    if text or target is not None:
         restarts = renderer.format.has_restarts and target is None
-        prefix = Prefix(text, "restart" if restarts else "step", correct, target)
+        prefix = Prefix(text or "", "restart" if restarts else "step", correct, target)
     step = row.get("step", 0)
     if not isinstance(step, int) or isinstance(step, bool):
         raise BadRow(f"step is {step!r}: write a whole number")

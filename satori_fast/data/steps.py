@@ -21,7 +21,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
-from satori_fast.data.formats.steps import StepDialect
+import numpy as np
+
+from satori_fast.data.formats.steps import END_THINK, THINK, StepDialect
 from satori_fast.data.prefixes import LastStep, expert_step_prefixes
 from satori_fast.types import Demonstration, Problem
 
@@ -34,10 +36,16 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
 
 @dataclass(frozen=True, slots=True)
 class ExpertStep:
-    """One step of a solution. title: a short imperative, "" where the form has none."""
+    """One step of a solution.
+
+    title:   a short imperative, "" where the form has none.
+    thought: what an expert thinks before it, where one is known: for a warm-up of the format, never
+             a target.
+    """
 
     title: str
     text: str
+    thought: str = ""
 
 
 class NoSteps(ValueError):
@@ -129,6 +137,23 @@ def step_problems(
     return made
 
 
+def step_demonstrations(
+    solutions: Iterable[tuple[Problem, Sequence[ExpertStep]]], dialect: StepDialect, *, seed: int
+) -> list[Demonstration]:
+    """One step of each solution to imitate, a random one, with the expert's thought as monologue:
+    what teaches the format before anything earns a reward."""
+    rng = np.random.default_rng(seed)
+    made: list[Demonstration] = []
+    for problem, steps in solutions:
+        asked = step_problems(problem, steps, dialect, last_step="ask")
+        place = int(rng.integers(len(asked)))
+        prefix = asked[place].prefix
+        assert prefix is not None and prefix.target is not None
+        response = f"{THINK} {steps[place].thought} {END_THINK} {prefix.target}"
+        made.append(Demonstration(asked[place], response))
+    return made
+
+
 @dataclass(slots=True)
 class StepReport:
     """Counts of expert solutions. discarded: by reason; first: the first solution of each."""
@@ -158,17 +183,19 @@ def expert_problems(
     demonstrations: Iterable[Demonstration],
     dialect: StepDialect,
     *,
-    parser: Parser,
+    read: Callable[[Demonstration], Sequence[ExpertStep]],
+    form: str,
     agrees: Callable[[Demonstration], bool],
     last_step: LastStep = "skip",
     tell_title: bool = False,
 ) -> tuple[list[Problem], StepReport]:
     """The step problems of expert solutions, in their order, and what was discarded.
 
+    read:   gives the steps of a solution, as `parse_steps` does. form: its name, for an error.
     agrees: whether a solution ends with the reference answer; one that does not is no expert's.
 
-    Discarded are: wrong_answer, the reasons of `parse_steps`, and too_few_steps, of which no
-    problem is left. ValueError, with all reasons, where none is left of any.
+    Discarded are: wrong_answer, the reasons of the `NoSteps` of `read`, and too_few_steps, of which
+    no problem is left. ValueError, with all reasons, where none is left of any.
     """
     report, made = StepReport(), list[Problem]()
     for demonstration in demonstrations:
@@ -177,7 +204,7 @@ def expert_problems(
             report.discard("wrong_answer", demonstration)
             continue
         try:
-            steps = parse_steps(demonstration.response, parser)
+            steps = read(demonstration)
         except NoSteps as fault:
             report.discard(fault.reason, demonstration)
             continue
@@ -193,7 +220,7 @@ def expert_problems(
     if not made:
         raise ValueError(
             f"no step problem is left of {report.num_solutions} expert solutions read as "
-            f"{parser}: {report.in_words() or 'there is none'}; choose another parser, or rewrite "
+            f"{form}: {report.in_words() or 'there is none'}; choose another parser, or rewrite "
             "the solutions into steps"
         )
     return made, report

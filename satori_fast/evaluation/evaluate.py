@@ -7,7 +7,7 @@ and does not sample by itself (`rollout.engine.collect`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,7 +157,7 @@ def evaluate(
         standard_error=float(np.sqrt(accuracy * (1 - accuracy) / len(problems))),
         num_problems=len(problems),
         format=format,
-        format_metrics=mean_metrics(trajectories, format),
+        format_metrics=mean_metrics(trajectories, engine.renderer.format_of),
         mean_response_tokens=rollout.num_generated_tokens / len(problems),
         truncated=float(np.mean([t.finish == "length" for t in trajectories])),
         rollout=replace(rollout, trajectories=trajectories),
@@ -166,10 +166,13 @@ def evaluate(
     )
 
 
-def mean_metrics(trajectories: Sequence[Trajectory], format: ResponseFormat) -> dict[str, float]:
-    """Means of what a format counts in each response, by its names."""
-    counts = [format.metrics(trajectory) for trajectory in trajectories]
-    return {name: float(np.mean([own[name] for own in counts])) for name in counts[0]}
+def mean_metrics(
+    trajectories: Sequence[Trajectory], format_of: Callable[[Problem], ResponseFormat]
+) -> dict[str, float]:
+    """Means of what the format of each response counts, by its names, over those that have it."""
+    counts = [format_of(t.problem).metrics(t) for t in trajectories]
+    names = dict.fromkeys(name for own in counts for name in own)
+    return {name: float(np.mean([own[name] for own in counts if name in own])) for name in names}
 
 
 def graded(trajectories: Sequence[Trajectory], pool: Grader) -> list[bool]:

@@ -99,6 +99,7 @@ class OnlineSource:
             "rollout/groups_sampled": float(num_sampled),
             "rollout/groups_uniform": float(num_sampled - num_kept),
             "rollout/groups_surplus": float(max(0, num_kept - self._problems_per_step)),
+            "rollout/discard_rate": 1 - num_kept / num_sampled,
         }
 
     def sync(self, weights: ServedWeights, *, version: int) -> SyncReport:

@@ -24,6 +24,7 @@ from satori_fast.data.formats.steps import SolutionTags, StepResponse, split_res
 from satori_fast.kernels import sequence_similarity
 from satori_fast.types import RewardBreakdown, Trajectory
 
+TERM = "similarity"
 FAULTY = -1.0
 Granularity = Literal["characters", "words", "tokens"]
 
@@ -54,7 +55,7 @@ class SimilarityReward:
         made = [RewardBreakdown({}) for _ in trajectories]
         for i, step, value in zip(asked, read, values, strict=True):
             reward = value if step.fault is None else FAULTY
-            made[i] = RewardBreakdown({"similarity": reward})
+            made[i] = RewardBreakdown({TERM: reward})
         return made
 
     def similarities(self, actions: Sequence[str], targets: Sequence[str]) -> list[float]:
@@ -82,10 +83,33 @@ class SimilarityReward:
         return self.encode(text)
 
 
+def similarity_of(trajectory: Trajectory) -> float:
+    """The similarity that a response to a step problem earned, -1 for one of no format."""
+    assert trajectory.reward is not None
+    return trajectory.reward.terms[TERM]
+
+
+def exact_share(trajectories: Sequence[Trajectory]) -> float:
+    """Share of responses whose step is the expert's to the last element."""
+    return float(np.mean([similarity_of(t) == 1.0 for t in trajectories]))
+
+
+def is_kept_by_format(group: Sequence[Trajectory], min_std: float) -> bool:
+    """Whether the rewards of a group differ only because responses are not of the format: those of
+    the others have a standard deviation of at most `min_std`."""
+    earned = [similarity_of(t) for t in group]
+    well_formed = [value for value in earned if value != FAULTY]
+    return len(well_formed) < len(earned) and (
+        not well_formed or float(np.std(well_formed)) <= min_std
+    )
+
+
 def target_of(trajectory: Trajectory) -> str | None:
     """The expert's step that a response is compared with, None where it answers no step problem."""
     prefix = trajectory.problem.prefix
-    return None if prefix is None or prefix.kind != "step" else (prefix.target or "").strip()
+    if prefix is None or not trajectory.problem.asks_step:
+        return None
+    return (prefix.target or "").strip()
 
 
 def read_step(trajectory: Trajectory, *, tags: SolutionTags = "accepted") -> StepResponse:

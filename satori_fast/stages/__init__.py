@@ -21,6 +21,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
     from satori_fast.stages.preference import preference
     from satori_fast.stages.reinforce import reinforce
     from satori_fast.stages.run import build_run
+    from satori_fast.stages.srl import srl
     from satori_fast.stages.supervised import supervised
     from satori_fast.stages.synthesize import synthesize_demonstrations
 
@@ -31,6 +32,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
         "preference": preference,
         "reinforce": reinforce,
         "offline": offline,
+        "srl": srl,
         "distill": distill,
     }
     with build_run(config, resume=resume) as run:

@@ -8,7 +8,8 @@ passes that a stage makes, over which tokens, are here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from satori_fast.backbone.architecture import head_dim
 from satori_fast.backbone.step import Learner
@@ -21,14 +22,16 @@ from satori_fast.profiling.monitor import StepMonitor
 from satori_fast.profiling.spans import SpanRecorder, StepTimes
 from satori_fast.stages.step_metrics import advantage_metrics, experience_metrics, update_metrics
 from satori_fast.stages.trainer import StepResult, Trainer
-from satori_fast.types import SegmentSignal, StepReport, Trajectory
+from satori_fast.types import Problem, SegmentSignal, StepReport, Trajectory
+
+Item = TypeVar("Item")
 
 
 class Books:
     """Measures and records the steps of a run, on every rank; the main process writes.
 
     stage:       the stage at work; `begin_stage` sets it.
-    format:      of the responses: what it counts, and its colours.
+    format_of:   format of the responses to a problem: what it counts, and its colours.
     setup_times: of the stage at work, from its beginning to its first step.
     writer:      of metrics.jsonl and samples.jsonl, None where another process writes.
     """
@@ -39,10 +42,10 @@ class Books:
         monitor: StepMonitor,
         writer: MetricsWriter | None,
         *,
-        format: ResponseFormat,
+        format_of: Callable[[Problem], ResponseFormat],
     ) -> None:
         self.spans = spans
-        self.format = format
+        self.format_of = format_of
         self.monitor = monitor
         self.writer = writer
         self.stage = ""
@@ -93,8 +96,9 @@ class Books:
             return
         signals = signals or [None] * len(trajectories)
         for trajectory, signal in zip(trajectories, signals, strict=True):
+            format = self.format_of(trajectory.problem)
             record = sample_record(
-                self.stage, step, trajectory=trajectory, format=self.format, signal=signal
+                self.stage, step, trajectory=trajectory, format=format, signal=signal
             )
             self.writer.write_sample(record)
 
@@ -137,7 +141,11 @@ class Books:
         self.record_samples(step, samples, signals=_signals_of(samples, result, trainer))
         all_reduce_sum = trainer.parallel.all_reduce_sum
         metrics = {
-            **experience_metrics(experience, format=self.format),
+            **experience_metrics(
+                experience,
+                format_of=self.format_of,
+                min_group_std=trainer.recipe.min_group_std,
+            ),
             **advantage_metrics(result.batches, result.advantages, kept, all_reduce_sum),
             **update_metrics(result.stats),
         }
@@ -238,7 +246,7 @@ def shape_of(learner: Learner) -> ModelShape:
     )
 
 
-def evenly_spread(trajectories: Sequence[Trajectory], number: int) -> Sequence[Trajectory]:
-    """`number` of the trajectories, evenly spaced."""
-    every = max(1, len(trajectories) // max(1, number))
-    return trajectories[::every][:number]
+def evenly_spread(items: Sequence[Item], number: int) -> Sequence[Item]:
+    """`number` of the items, evenly spaced."""
+    every = max(1, len(items) // max(1, number))
+    return items[::every][:number]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from satori_fast.config import EvaluationConfig, RewardConfig
 from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
@@ -14,9 +15,30 @@ from satori_fast.stages.books import Books
 from satori_fast.types import Problem
 
 
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What a policy is worth in the middle of a stage.
+
+    value:      what `reinforce.keep = "best"` goes by. evaluation: of whole problems, if that was
+                it.
+    """
+
+    value: float
+    metrics: dict[str, float]
+    evaluation: EvaluationResult | None = None
+
+
+class Validator(Protocol):
+    """What a stage of reinforcement measures its policy by."""
+
+    def validate(self, engine: Restarting, policy: ServedWeights, *, step: int) -> Validation:
+        """Measure the weights after a step; samples of it are written."""
+        ...
+
+
 @dataclass(frozen=True)
 class Evaluator:
-    """Greedy accuracy on the held-out problems of a run.
+    """Greedy accuracy on the held-out problems of a run. Implements `Validator`.
 
     max_new_tokens: response limit where `config` has none. reward: of right and of wrong answers.
     """
@@ -50,6 +72,11 @@ class Evaluator:
         if engine.policy_version != version:
             engine.sync(policy, version=version)
         return self.evaluate(engine)
+
+    def validate(self, engine: Restarting, policy: ServedWeights, *, step: int) -> Validation:
+        """Measure the weights after a step by their accuracy."""
+        result = self.evaluate_policy(engine, policy, version=step + 1)
+        return Validation(result.accuracy, self.record(step, result), result)
 
     def record(self, step: int, result: EvaluationResult) -> dict[str, float]:
         """Write sample answers; returns the metrics of the result."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -25,7 +25,6 @@ import torch
 from satori_fast.algorithms.advantages import estimate_advantages
 from satori_fast.algorithms.recipe import Recipe, effective_recipe
 from satori_fast.config import Config, ConfigError, RewardConfig
-from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.rollout_rows import RolloutRow, read_rollout_rows
@@ -34,9 +33,16 @@ from satori_fast.evaluation.verification import count_verifications
 from satori_fast.experience.signal import segment_signals
 from satori_fast.experience.source import Judge
 from satori_fast.grading import GradingPool
-from satori_fast.rewards.terms import score
+from satori_fast.rewards.similarity import read_step, target_of
+from satori_fast.rewards.terms import Reward, score
 from satori_fast.stages.explanation import ExplainedRow, Explanation, loss_shares
-from satori_fast.stages.rewards import build_rewards, build_worker, check_functions
+from satori_fast.stages.iterate import StagePlan, plan_stages
+from satori_fast.stages.rewards import (
+    build_rewards,
+    build_step_rewards,
+    build_worker,
+    check_functions,
+)
 from satori_fast.stages.setup import build_renderer, write_tokenizer
 from satori_fast.stages.step_metrics import reward_metrics
 from satori_fast.types import Experience, SegmentSignal, Trajectory
@@ -55,7 +61,8 @@ def explain(config: Config, rollouts: Path) -> Explanation:
     Raises ConfigError, naming file and row, for a row that cannot be read, or has no answer though
     the reward needs one.
     """
-    settings = config.reinforce
+    plan = _reinforcing(config)
+    config, settings = plan.config, plan.config.reinforce
     recipe = effective_recipe(
         settings.recipe, temperature=config.rollout.temperature, **settings.recipe_overrides()
     )
@@ -63,20 +70,46 @@ def explain(config: Config, rollouts: Path) -> Explanation:
     renderer = _renderer(config)
     try:
         rows = read_rollout_rows(rollouts, renderer)
-        _check_answers(rows, config.reward, file=rollouts)
-        explained = _explain_rows(
-            rows,
-            recipe,
-            config.reward.model_copy(update={"preference_weight": 0.0}),
-            renderer.format,
-            fixed_length=settings.fixed_length or config.rollout.max_new_tokens,
-        )
+        asks_steps = plan.kind == "srl"
+        if asks_steps:
+            _check_targets(rows, file=rollouts)
+        else:
+            _check_answers(rows, config.reward, file=rollouts)
+        fixed_length = settings.fixed_length or config.rollout.max_new_tokens
+        with _step_rewards(config, renderer) if asks_steps else _rewards(config, renderer) as own:
+            explained = _explain_rows(rows, recipe, own, fixed_length=fixed_length)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    absent = ["preference"] if config.reward.preference_weight else []
+    if asks_steps:
+        tags = config.srl.solution_tags
+        explained = [replace(r, step=read_step(r.trajectory, tags=tags)) for r in explained]
+    absent = ["preference"] if config.reward.preference_weight and not asks_steps else []
     summary = _summary(explained, recipe, renderer) | {f"reward/{name}": None for name in absent}
     notes = _notes(explained, recipe, absent)
-    return Explanation(explained, summary, notes, absent, renderer.format.colours)
+    steps = renderer.steps
+    colours = {**(steps.format.colours if steps else {}), **renderer.format.colours}
+    return Explanation(explained, summary, notes, absent, colours)
+
+
+def _reinforcing(config: Config) -> StagePlan:
+    """The first stage of a config that reinforces; the section reinforce where none does."""
+    plans = [plan for plan in plan_stages(config) if plan.kind in ("srl", "reinforce")]
+    return plans[0] if plans else StagePlan("reinforce", "reinforce", config)
+
+
+@contextmanager
+def _rewards(config: Config, renderer: PromptRenderer) -> Iterator[Sequence[Reward]]:
+    reward = config.reward.model_copy(update={"preference_weight": 0.0})
+    with (
+        GradingPool(reward.num_workers, reward.timeout_s) as grader,
+        build_worker(reward) as worker,
+    ):
+        yield build_rewards(reward, grader=grader, worker=worker, format=renderer.format)
+
+
+@contextmanager
+def _step_rewards(config: Config, renderer: PromptRenderer) -> Iterator[Sequence[Reward]]:
+    yield build_step_rewards(config.srl, renderer)
 
 
 def _renderer(config: Config) -> PromptRenderer:
@@ -97,11 +130,19 @@ def _check_answers(rows: Sequence[RolloutRow], reward: RewardConfig, *, file: Pa
             )
 
 
+def _check_targets(rows: Sequence[RolloutRow], *, file: Path) -> None:
+    for row in rows:
+        if not row.trajectory.problem.asks_step or not target_of(row.trajectory):
+            raise ValueError(
+                f"{file}, row {row.number}: no target to compare with: add the expert's next step, "
+                'as "target"'
+            )
+
+
 def _explain_rows(
     rows: Sequence[RolloutRow],
     recipe: Recipe,
-    reward: RewardConfig,
-    format: ResponseFormat,
+    rewards: Sequence[Reward],
     *,
     fixed_length: int,
 ) -> list[ExplainedRow]:
@@ -109,16 +150,11 @@ def _explain_rows(
     stages = list(dict.fromkeys(row.step[0] for row in rows))
     ordered = sorted(rows, key=lambda row: (stages.index(row.step[0]), row.step[1]))
     explained: list[ExplainedRow] = []
-    with (
-        GradingPool(reward.num_workers, reward.timeout_s) as grader,
-        build_worker(reward) as worker,
-    ):
-        rewards = build_rewards(reward, grader=grader, worker=worker, format=format)
-        scorer = partial(score, rewards=rewards)
-        for _, of_stage in groupby(ordered, key=lambda row: row.step[0]):
-            judge = Judge(scorer, recipe.credit(), recipe.min_group_std, lambda _: nullcontext())
-            for _, of_step in groupby(of_stage, key=lambda row: row.step[1]):
-                explained += _explain_step(list(of_step), judge, recipe, fixed_length=fixed_length)
+    scorer = partial(score, rewards=rewards)
+    for _, of_stage in groupby(ordered, key=lambda row: row.step[0]):
+        judge = Judge(scorer, recipe.credit(), recipe.min_group_std, lambda _: nullcontext())
+        for _, of_step in groupby(of_stage, key=lambda row: row.step[1]):
+            explained += _explain_step(list(of_step), judge, recipe, fixed_length=fixed_length)
     return sorted(explained, key=lambda own: own.row.number)
 
 
@@ -196,7 +232,7 @@ def _summary(
         "steps": len({own.row.step for own in rows}),
         "accuracy": float(np.mean(graded)) if graded else None,
         **reward_metrics(rewards),
-        **mean_metrics(trajectories, renderer.format),
+        **mean_metrics(trajectories, renderer.format_of),
         **(count_verifications(trajectories).figures() if judged else {}),
         "truncated": float(np.mean([t.finish == "length" for t in trajectories])),
         "tokens": sum(t.num_response_tokens for t in trajectories),

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from satori_fast.data.formats.steps import StepResponse
 from satori_fast.data.rollout_rows import RolloutRow
+from satori_fast.rewards.similarity import TERM
 from satori_fast.types import SegmentKind, SegmentSignal, Trajectory
 
 _PIPED_WIDTH = 100  # columns, where the output is no terminal
@@ -24,12 +26,14 @@ class ExplainedRow:
     """A row of the file, with its signal.
 
     trajectory: that of the row, scored. dropped: why its group is not trained on, "" where it is.
+    step:       what was read as monologue and step; None where no step was asked for.
     """
 
     row: RolloutRow
     trajectory: Trajectory
     signal: SegmentSignal
     dropped: str
+    step: StepResponse | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Explanation:
             "correct": reward.correct,
             "kept": not row.dropped,
         }
+        if row.step is not None:
+            record |= {"similarity": reward.terms[TERM], "fault": row.step.fault}
         return record | ({"reason": row.dropped} if row.dropped else {})
 
     def show(self, console: Console) -> None:
@@ -82,6 +88,8 @@ class Explanation:
                 _print(console, f"{_where(row.row.step)}{problem.question}")
                 if problem.prefix is not None:
                     _print(console, f"from: {problem.prefix.text}")
+                if problem.asks_step:
+                    _print(console, f"expert: {problem.prefix and problem.prefix.target}")
             _print(console, f"\n{self._heading(row)}")
             console.print(_table(row, self.colours))
         console.print()
@@ -94,6 +102,8 @@ class Explanation:
         reward = row.trajectory.reward
         assert reward is not None
         verdict = {True: "right", False: "wrong", None: "not graded"}[reward.correct]
+        if row.step is not None:
+            verdict = "a step" if row.step.fault is None else f"no step ({row.step.fault})"
         terms = [f"{name} {value:g}" for name, value in reward.terms.items()]
         terms += [f"{name} null" for name in self.absent]
         given = f" = {' + '.join(terms)}" if terms else ""

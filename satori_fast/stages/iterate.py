@@ -5,7 +5,7 @@ A round (Satori, appendix D.3) distils the policy that reinforcement left into t
 began with, from the problems that were hardest for it, and trains the result again. "iterate" in
 `stages` stands for all rounds of the config; each becomes two stages, "distill_2" and
 "reinforce_2", then "distill_3" and so on, with checkpoints, models and summary entries of their
-own. Not here: what a stage does.
+own. "srl" is reinforcement under the settings of its own section. Not here: what a stage does.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ def plan_stages(config: Config) -> tuple[StagePlan, ...]:
         if stage == "iterate":
             for number, settings in enumerate(config.iterate.rounds, start=2):
                 plans += round_plans(config, number, settings)
+        elif stage == "srl":
+            settings = config.srl.reinforcement()
+            plans.append(StagePlan(stage, stage, config.with_set(reinforce=settings)))
         else:
             plans.append(StagePlan(stage, stage, config))
     return tuple(plans)

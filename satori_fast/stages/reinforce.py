@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from satori_fast.algorithms.recipe import Recipe, effective_recipe, unused_keys
 from satori_fast.backbone.parallel import ParallelState
@@ -31,6 +34,7 @@ from satori_fast.rollout.restarting import Restarting
 from satori_fast.stages.alarms import UninformativeSteps, bonus_cancels, warn_of_idle_settings
 from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
+from satori_fast.stages.evaluator import Validation, Validator
 from satori_fast.stages.grader import SharedGrader
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.models import ModelFolders
@@ -41,6 +45,7 @@ from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.scoring import load_critic, load_reward_model
 from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.trainer import StepResult, Trainer
+from satori_fast.types import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +76,6 @@ def reinforce_step(learner: Trainer, source: ExperienceSource, step: int) -> Ste
 
 def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     """Train the current model for `reinforce.num_steps` steps; evaluate and export it."""
-    config = context.config.reinforce
     grader = SharedGrader(context.grader.pool, context.parallel)  # counts its verdicts alone
     rewards = load_rewards(
         context.config.reward,
@@ -83,6 +87,32 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
         parallel=context.parallel,
         spans=books.spans,
     )
+    return train(
+        context,
+        folder,
+        books,
+        problems=context.problems,
+        rewards=rewards,
+        figures=grader.take_figures,
+        validator=context.evaluator(books),
+    )
+
+
+def train(
+    context: Context,
+    folder: RunFolder,
+    books: Books,
+    *,
+    problems: Sequence[Problem],
+    rewards: Sequence[Reward],
+    validator: Validator,
+    figures: Callable[[], Mapping[str, float]] | None = None,
+) -> StageOutcome:
+    """Reinforce the current model on `problems` by the section `reinforce` of the stage's config.
+
+    figures: takes what the rewards counted since the last time, under metric names.
+    """
+    config = context.config.reinforce
     trainer = build_trainer(context, books)
     warn_of_settings(context.config, trainer.recipe, stage=context.stage)
     engine = context.engine(trainer.policy)
@@ -91,10 +121,11 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
         trainer.recipe.credit(),
         trainer.recipe.min_group_std,
         books.spans.span,
-        figures=grader.take_figures,
+        figures=figures,
     )
-    source = build_source(context, folder, books, engine, judge=judge)
-    evaluator, evaluation = context.evaluator(books), None
+    source = build_source(context, folder, books, engine, judge=judge, problems=problems)
+    best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
+    validation: Validation | None = None
     uninformative = UninformativeSteps(context.stage, config.max_uninformative_steps)
     loop = StepLoop(
         context.stage,
@@ -108,6 +139,7 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
     )
     if (data := loop.resume()) is not None:
         source.load_state_dict(data)
+        best.load_state_dict(data)
         engine.sync(trainer.policy, version=loop.done.step)
     with loop:
         for step in loop:
@@ -117,16 +149,65 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
                 step, result, trainer, num_samples=config.num_logged_samples
             )
             if loop.is_due(config.evaluate_every):
-                evaluation = evaluator.evaluate_policy(engine, trainer.policy, version=step + 1)
-                metrics |= evaluator.record(step, evaluation)
-            shown = {"accuracy": metrics.get("rollout/accuracy", math.nan)}
-            loop.finish_step(metrics, source.state_dict(), shown=shown)
-    exported = folder.exported(context.stage)
-    context.model_folders.export(trainer.policy, exported)
-    evaluation = evaluation or evaluator.evaluate_policy(
-        engine, trainer.policy, version=loop.done.step
-    )
-    return StageOutcome({"policy": exported}, evaluation, loop.done.times)
+                validation = validator.validate(engine, trainer.policy, step=step)
+                metrics |= validation.metrics
+                if best.is_better(step, validation.value):
+                    context.model_folders.export(trainer.policy, best.folder)
+            shown = {"reward": metrics.get("reward/total", math.nan)}
+            if "rollout/accuracy" in metrics:
+                shown = {"accuracy": metrics["rollout/accuracy"]}
+            loop.finish_step(metrics, source.state_dict() | best.state_dict(), shown=shown)
+    evaluation = None if validation is None else validation.evaluation
+    policy, exported = trainer.policy, folder.exported(context.stage)
+    if best.is_kept_before(config.num_steps - 1):
+        policy, exported, evaluation = context.model_folders.policy(best.folder), best.folder, None
+    else:
+        context.model_folders.export(policy, exported)
+    if evaluation is None:
+        evaluator = context.evaluator(books)
+        evaluation = evaluator.evaluate_policy(engine, policy, version=best.version(loop.done.step))
+    return StageOutcome({"policy": exported}, evaluation, loop.done.times, best.figures())
+
+
+@dataclass
+class BestModel:
+    """The weights of a stage that validated best, left in a folder of their own as they come.
+
+    is_kept: whether they are what the stage leaves. A resumed stage goes on from the value in its
+    checkpoint, and leaves the same weights again.
+    """
+
+    is_kept: bool
+    folder: Path
+    step: int = -1
+    value: float = -math.inf
+
+    def is_better(self, step: int, value: float) -> bool:
+        """Whether the weights after this step are to be left; the earliest of equals are."""
+        if not self.is_kept or not value > self.value:
+            return False
+        self.step, self.value = step, value
+        return True
+
+    def is_kept_before(self, last_step: int) -> bool:
+        """Whether other weights than those of the last step are what the stage leaves."""
+        return self.is_kept and -1 < self.step < last_step
+
+    def version(self, done: int) -> int:
+        """Number under which an engine serves what the stage leaves; `done` is the last step's."""
+        return done + self.is_kept_before(done - 1)
+
+    def figures(self) -> dict[str, float]:
+        """Entries of the summary."""
+        return {"best_step": float(self.step), "best_value": self.value} if self.is_kept else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"best": [self.step, self.value]} if self.step >= 0 else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.step, self.value = state.get("best", (self.step, self.value))
 
 
 # -- set-up -----------------------------------------------------------------------------------
@@ -206,6 +287,7 @@ def build_source(
     engine: Restarting,
     *,
     judge: Judge,
+    problems: Sequence[Problem],
 ) -> ExperienceSource:
     """The source of experience that a config asks for."""
     config, rollout, seeds = context.config.reinforce, context.config.rollout, context.seeds
@@ -219,7 +301,7 @@ def build_source(
         start = context.policy_folder.name
         buffers = RestartBuffers(config.restarts, solver, context.stage, start)
     seed = seeds.of(context.stage, "problems")
-    problems = StageProblems(context.problems, buffers, engine, seed=seed)
+    feed = StageProblems(problems, buffers, engine, seed=seed)
 
     def sampling(step: int) -> SamplingParams:
         seed = seeds.of(context.stage, "rollout", step)
@@ -228,7 +310,7 @@ def build_source(
     if rollout.max_step_tokens is not None:
         return PartialSource(
             engine,
-            problems,
+            feed,
             judge,
             max_step_tokens=rollout.max_step_tokens,
             sampling=sampling,
@@ -237,7 +319,7 @@ def build_source(
         )
     return OnlineSource(
         engine,
-        problems,
+        feed,
         judge,
         sampling=sampling,
         problems_per_step=config.problems_per_step,

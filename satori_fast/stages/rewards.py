@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from satori_fast.config import ConfigError, RewardConfig
+from satori_fast.config import ConfigError, RewardConfig, SrlConfig
 from satori_fast.data.formats import ResponseFormat
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.grading import Grader
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rewards.outcome import OutcomeReward
 from satori_fast.rewards.preference import PreferenceReward, Scorer
 from satori_fast.rewards.process import ProcessReward
+from satori_fast.rewards.similarity import SimilarityReward
 from satori_fast.rewards.terms import Reward
 from satori_fast.rewards.user import Share, UserReward, check_function
 from satori_fast.rewards.worker import CallLimits, FunctionWorker, RewardFunctionError
@@ -61,6 +63,16 @@ def build_rewards(
     if spans is None:
         return [reward for _, reward in sources]
     return [_timed(reward, spans, name) for name, reward in sources]
+
+
+def build_step_rewards(
+    config: SrlConfig, renderer: PromptRenderer, *, spans: SpanRecorder | None = None
+) -> list[Reward]:
+    """The reward of step problems, as the section `srl` sets it. spans: times it, as "reward"."""
+    reward = SimilarityReward(
+        config.granularity, config.autojunk, config.solution_tags, renderer.encode
+    )
+    return [reward if spans is None else _timed(reward, spans, "reward")]
 
 
 def build_worker(config: RewardConfig) -> FunctionWorker:

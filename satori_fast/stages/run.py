@@ -182,7 +182,7 @@ def _set_up(config: Config, folder: RunFolder, parallel: ParallelState, *, resum
     return Run(
         config=config,
         folder=folder,
-        books=Books(spans, monitor, writers[0] if writers else None, format=renderer.format),
+        books=Books(spans, monitor, writers[0] if writers else None, format_of=renderer.format_of),
         parallel=parallel,
         grader=SharedGrader(pool, parallel),
         functions=build_worker(config.reward),

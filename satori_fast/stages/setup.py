@@ -18,12 +18,14 @@ from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.config import Config, ConfigError
 from satori_fast.data.domains import ARITHMETIC, DOMAINS
+from satori_fast.data.formats.steps import PAPER_SYSTEM, Steps
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
 from satori_fast.data.prompts import (
     TEMPLATES,
     ChatTemplate,
     PromptRenderer,
+    StepPrompts,
     check_chat_template,
     template_named,
 )
@@ -106,7 +108,8 @@ def write_tokenizer(config: Config, saved: Path) -> None:
         return
     if config.tokenizer.kind == "words":
         domain = DOMAINS.get(config.data.source, DOMAINS[ARITHMETIC])
-        words = dict.fromkeys((*domain.words(), *format.words))
+        steps = config.step_format
+        words = dict.fromkeys((*domain.words(), *format.words, *(steps.words if steps else ())))
         tokenizer = build_word_tokenizer(words, special_tokens)
     else:
         texts = [TEMPLATES[config.data.template].format(question="")]
@@ -150,16 +153,32 @@ def renderer_of(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path
     stop token that is not one token of it. folder: where the model's stop tokens are named."""
     data, format = config.data, config.response_format
     template = template_named(data.template, data.system)
+    steps = step_prompts(config)
     try:
-        if isinstance(template, ChatTemplate):
-            check_chat_template(tokenizer, template)
+        for each in (template, *([steps.template] if steps else ())):
+            if isinstance(each, ChatTemplate):
+                check_chat_template(tokenizer, each)
         stop_ids = (
             *stop_ids_of(folder, tokenizer, format.special_tokens),
             *ids_of_stop_tokens(config.rollout.stop_tokens, tokenizer, format.special_tokens),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return PromptRenderer(tokenizer, template, data.max_prompt_tokens, stop_ids, format)
+    return PromptRenderer(tokenizer, template, data.max_prompt_tokens, stop_ids, format, steps)
+
+
+def step_prompts(config: Config) -> StepPrompts | None:
+    """How the stage srl asks for steps, None without one: with the paper's system message, where
+    the template has room for one and no other is set."""
+    format = config.step_format
+    if format is None:
+        return None
+    assert isinstance(format, Steps)
+    template = config.srl.template or config.data.template
+    system = config.srl.system
+    if template == "chat" and system is None:
+        system = PAPER_SYSTEM
+    return StepPrompts(template_named(template, system), format)
 
 
 def build_problems(
@@ -182,7 +201,7 @@ def build_problems(
         kept = folder / tokenizer.name.replace("tokenizer", "data", 1)
         files = parallel.from_main(
             lambda: keep_problems(
-                kept, _problems_key(config, tokenizer), lambda: _read_problems(config, renderer)
+                kept, problems_key(config, tokenizer), lambda: _read_problems(config, renderer)
             )
         )
         return read_problems(kept, files)
@@ -216,7 +235,7 @@ def _read_problems(
         )
 
 
-def _problems_key(config: Config, tokenizer: Path) -> dict[str, Any]:
+def problems_key(config: Config, tokenizer: Path) -> dict[str, Any]:
     """All that a data set's problems depend on, for `keep_problems`."""
     data = config.data
     sources = [name for name in (data.source, data.eval_source) if name is not None]

@@ -15,11 +15,25 @@ from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.mixture import ORIGINS, origin_of
 from satori_fast.evaluation.evaluate import mean_metrics
 from satori_fast.evaluation.verification import count_verifications
+from satori_fast.rewards.similarity import exact_share, is_kept_by_format
 from satori_fast.stages.mismatch import token_versions
-from satori_fast.types import Advantages, Experience, PackedBatch, RewardBreakdown, Trajectory
+from satori_fast.types import (
+    Advantages,
+    Experience,
+    PackedBatch,
+    Problem,
+    RewardBreakdown,
+    Trajectory,
+    groups_of,
+)
 
 
-def experience_metrics(experience: Experience, *, format: ResponseFormat) -> dict[str, float]:
+def experience_metrics(
+    experience: Experience,
+    *,
+    format_of: Callable[[Problem], ResponseFormat],
+    min_group_std: float | None = None,
+) -> dict[str, float]:
     """Means over all that was sampled, and what was counted on the way; accuracy over the
     trajectories that were graded, also by where the problem started. Each term of the reward is
     "reward/NAME", and each count of the format "rollout/NAME".
@@ -28,6 +42,9 @@ def experience_metrics(experience: Experience, *, format: ResponseFormat) -> dic
     "rollout/verification_accuracy", "rollout/wrong_to_right", "rollout/right_to_wrong" and the
     other rates of `VerificationCounts`, as far as there is something that they are of.
     "rollout/stale_tokens": share of response tokens that older weights sampled.
+    Of step problems "rollout/exact" is the share of responses that are the expert's step to the
+    last element, and "rollout/kept_by_format" the share of the groups that are learnt from which
+    `min_group_std` would have dropped, were it not for responses that are not of the format.
     """
     counted = {name: value for name, value in experience.stats.items() if "/" in name}
     scored = experience.sampled
@@ -37,17 +54,29 @@ def experience_metrics(experience: Experience, *, format: ResponseFormat) -> dic
     metrics = reward_metrics([t.reward for t in scored if t.reward is not None])
     metrics |= _accuracy("rollout/accuracy", scored)
     metrics |= {
-        **{f"rollout/{name}": mean for name, mean in mean_metrics(scored, format).items()},
+        **{f"rollout/{name}": mean for name, mean in mean_metrics(scored, format_of).items()},
         "rollout/mean_response_tokens": float(np.mean([t.num_response_tokens for t in scored])),
         "rollout/stale_tokens": float(np.mean(np.concatenate(stale))),
         "rollout/truncated": float(np.mean([t.finish == "length" for t in scored])),
     }
-    if format.has_verifications:
+    if format_of(scored[0].problem).has_verifications:
         metrics |= count_verifications(scored).metrics("rollout")
+    metrics |= _step_metrics(experience, min_group_std)
     for origin in ORIGINS:
         own = [t for t in scored if origin_of(t.problem) == origin]
         metrics |= _accuracy(f"rollout/accuracy_{origin}", own)
     return metrics | counted
+
+
+def _step_metrics(experience: Experience, min_group_std: float | None) -> dict[str, float]:
+    if not any(t.problem.asks_step for t in experience.sampled):
+        return {}
+    metrics = {"rollout/exact": exact_share(experience.sampled)}
+    kept = [[experience.trajectories[i] for i in own] for own in groups_of(experience.trajectories)]
+    if kept and min_group_std is not None:
+        alone = [is_kept_by_format(group, min_group_std) for group in kept]
+        metrics["rollout/kept_by_format"] = float(np.mean(alone))
+    return metrics
 
 
 def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.problem_split import question_key
 from satori_fast.data.prompts import PromptRenderer, encode_demonstration
 from satori_fast.data.sources import load_demonstrations
+from satori_fast.data.steps import step_demonstrations
 from satori_fast.experience.demonstrations import DemonstrationSource
 from satori_fast.experience.source import ExperienceSource, Span
 from satori_fast.stages.alarms import warn_of_large_batch
@@ -102,16 +103,19 @@ def supervised(context: Context, folder: RunFolder, books: Books) -> StageOutcom
     # One process looks for files.
     found = wait_for_file(written) if folder.from_main(written.exists) else None
     source, mapping = demonstration_source(context.config, found)
-    trajectories = load_trajectories(
-        source,
-        mapping,
-        context.renderer,
-        problems=context.problems,
-        heldout=context.heldout,
-        max_seqlen=context.config.rollout.max_seqlen,
-        own_data=source == context.config.data.source,
-    )
     wanted = context.config.supervised.num_demonstrations
+    if context.config.supervised.step_share:
+        trajectories = warm_up_trajectories(context, wanted)
+    else:
+        trajectories = load_trajectories(
+            source,
+            mapping,
+            context.renderer,
+            problems=context.problems,
+            heldout=context.heldout,
+            max_seqlen=context.config.rollout.max_seqlen,
+            own_data=source == context.config.data.source,
+        )
     if wanted is not None and wanted > len(trajectories):
         logger.warning(
             "supervised.num_demonstrations = %d, and there are %d: all are imitated",
@@ -125,6 +129,31 @@ def supervised(context: Context, folder: RunFolder, books: Books) -> StageOutcom
         trajectories[:wanted],
         config=context.config.supervised,
         start=context.policy_folder,
+    )
+
+
+def warm_up_trajectories(context: Context, wanted: int | None) -> list[Trajectory]:
+    """Solutions of the first problems by the expert of a built-in domain, and single steps of the
+    next ones, `supervised.step_share` of them, encoded."""
+    config, steps = context.config, context.renderer.steps
+    domain = DOMAINS[config.data.source]
+    assert steps is not None  # checked with the config
+    number = min(wanted or len(context.problems), len(context.problems))
+    whole = number - round(config.supervised.step_share * number)
+    seed = context.seeds.of(context.stage, "steps")
+    demonstrations = [
+        *domain.demonstrations(context.problems[:whole]),
+        *step_demonstrations(
+            domain.solved(context.problems[whole:number]), steps.format.dialect, seed=seed
+        ),
+    ]
+    return encoded(
+        demonstrations,
+        context.renderer,
+        source=config.data.source,
+        problems=context.problems,
+        heldout=context.heldout,
+        max_seqlen=config.rollout.max_seqlen,
     )
 
 
@@ -221,6 +250,28 @@ def load_trajectories(
         demonstrations = domain.demonstrations(problems)
     else:
         demonstrations, _ = load_demonstrations(source, mapping)
+    return encoded(
+        demonstrations,
+        renderer,
+        source=source,
+        problems=problems,
+        heldout=heldout,
+        max_seqlen=max_seqlen,
+        own_data=own_data,
+    )
+
+
+def encoded(
+    demonstrations: Sequence[Demonstration],
+    renderer: PromptRenderer,
+    *,
+    source: str,
+    problems: Sequence[Problem],
+    heldout: Sequence[Problem],
+    max_seqlen: int,
+    own_data: bool = False,
+) -> list[Trajectory]:
+    """Demonstrations as trajectories; see `load_trajectories` for what is left out."""
     evaluated = {question_key(problem.question) for problem in heldout}
     training = {question_key(problem.question) for problem in problems}
 
@@ -229,12 +280,12 @@ def load_trajectories(
         return key not in evaluated and (key in training or not own_data)
 
     allowed = list(filter(is_allowed, demonstrations))
-    encoded = [
+    fitting = [
         encode_demonstration(demonstration, renderer, group_id=number)
         for number, demonstration in enumerate(allowed)
         if renderer.fits(demonstration.problem)
     ]
-    kept = [trajectory for trajectory in encoded if len(trajectory.tokens) <= max_seqlen]
+    kept = [trajectory for trajectory in fitting if len(trajectory.tokens) <= max_seqlen]
     if len(kept) < len(demonstrations):
         logger.warning(
             "of %d demonstrations %d are for problems not trained on, %d exceed rollout.max_seqlen "

@@ -155,7 +155,11 @@ def test_what_cannot_be_used_is_counted_with_an_example() -> None:
         demonstration("1. **A** \\boxed{9}", "short"),
     ]
     made, report = expert_problems(
-        given, PAPER, parser="numbered", agrees=lambda d: "boxed{9}" in d.response
+        given,
+        PAPER,
+        read=lambda each: parse_steps(each.response, "numbered"),
+        form="numbered",
+        agrees=lambda d: "boxed{9}" in d.response,
     )
     assert [problem.problem_id for problem in made] == ["good/step-1"]
     assert (report.num_solutions, report.num_used, report.num_problems) == (5, 1, 1)
@@ -165,6 +169,18 @@ def test_what_cannot_be_used_is_counted_with_an_example() -> None:
 
 def test_nothing_left_is_an_error_that_says_why() -> None:
     with pytest.raises(ValueError, match=r"of 1 expert solutions read as numbered: 1 x no_steps"):
-        expert_problems([demonstration("x")], PAPER, parser="numbered", agrees=lambda _: True)
+        expert_problems(
+            [demonstration("x")],
+            PAPER,
+            read=lambda each: parse_steps(each.response, "numbered"),
+            form="numbered",
+            agrees=lambda _: True,
+        )
     with pytest.raises(ValueError, match="there is none"):
-        expert_problems([], PAPER, parser="sentences", agrees=lambda _: True)
+        expert_problems(
+            [],
+            PAPER,
+            read=lambda each: parse_steps(each.response, "sentences"),
+            form="sentences",
+            agrees=lambda _: True,
+        )

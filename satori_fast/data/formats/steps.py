@@ -22,6 +22,16 @@ import numpy as np
 from satori_fast.data.formats.format import ResponseFormat, TokenText, split_at_bytes, tiled
 from satori_fast.types import Prefix, Problem, Segment, SegmentKind, Trajectory
 
+# After appendix B.2.1, whose wording is quoted here as far as the paper prints it.
+PAPER_SYSTEM = """\
+A user will provide a math problem, which may include a partial solution. Your task is to continue \
+the solution by providing the very next logical step.
+
+First draft your thinking process (inner monologue). Then, generate the solution. Your response \
+format must follow the template below:
+
+<think> Your thoughts or/and draft, like working through an exercise on scratch paper. </think>
+Provide only the single, next step to continue the solution. Do not solve the entire problem."""
 THINK, END_THINK = "<think>", "</think>"
 SOLUTION, END_SOLUTION = "<solution>", "</solution>"
 SolutionTags = Literal["accepted", "required"]
@@ -181,7 +191,7 @@ class Steps(ResponseFormat):
         """Write the question, with the partial solution and, where it is given, the title of the
         step that is asked for."""
         prefix = problem.prefix
-        if prefix is None or prefix.kind != "step":
+        if prefix is None or not problem.asks_step:
             return problem.question
         return self.dialect.turn(problem.question, prefix.text, prefix.title)
 

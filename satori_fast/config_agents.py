@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sections of a configuration that name agents: language models, or scripts, in a role. See
+`config_sections`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from satori_fast.config_sections import Section
+from satori_fast.redaction import has_credentials
+
+
+class AgentConfig(Section):
+    """A language model in a role of synthesis, or the scripted agent of the built-in domain."""
+
+    kind: Literal["scripted", "endpoint", "embedded", "vllm", "scalar"] = "scripted"
+    """scripted, endpoint (OpenAI-compatible server), embedded or vllm (engines), scalar (a reward
+    model with a score head)"""
+    model: str | None = None
+    """name of the model on the server (endpoint), else its folder"""
+    url: str = "http://127.0.0.1:8000/v1"
+    """endpoint: base URL of the server"""
+    api_key_variable: str | None = None
+    """endpoint: environment variable with the key; None: OPENAI_API_KEY, for api.openai.com or
+    this machine only"""
+    temperature: float = Field(default=0.0, ge=0)
+    """sampling temperature; 0: greedy"""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """nucleus sampling: share of the probability that is kept; 1: off"""
+    max_new_tokens: int = Field(default=256, gt=0)
+    """longest reply, tokens"""
+    max_concurrency: int = Field(default=64, gt=0)
+    """requests in flight, or decoded, at once"""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """endpoint: client-side rate limit of requests; None: none"""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """endpoint: client-side rate limit of tokens, prompts and replies together; None: none"""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """endpoint: longest wait for a reply, seconds"""
+    max_retries: int = Field(default=10, ge=0)
+    """endpoint: retries per request (exponential backoff), then the run aborts, to be resumed"""
+    prompt_price: float = Field(default=0.0, ge=0)
+    """price per million prompt tokens, in any currency, for the cost that is reported"""
+    completion_price: float = Field(default=0.0, ge=0)
+    """price per million reply tokens, in the same currency"""
+    max_seqlen: int = Field(default=8192, gt=1)
+    """embedded, vllm, scalar: context length, prompt and reply, tokens"""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """embedded, vllm, scalar: type of the weights"""
+    gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
+    """vllm: share of a GPU's memory for the engine's weights and cache"""
+
+    @field_validator("url")
+    @classmethod
+    def _without_credentials(cls, url: str) -> str:
+        if has_credentials(url):
+            raise ValueError(
+                "leave user and password out, they would be written to config.toml: put the key "
+                "into an environment variable and name it in api_key_variable"
+            )
+        return url
+
+
+class GeneratorConfig(AgentConfig):
+    temperature: float = Field(default=0.3, ge=0)
+    """sampling temperature (the paper: 0.3)"""
+    max_new_tokens: int = Field(default=2048, gt=0)
+    """longest reply, tokens (the paper: 2048)"""
+
+
+class CriticConfig(AgentConfig):
+    temperature: float = Field(default=0.2, ge=0)
+    """sampling temperature (the paper: 0.2)"""
+
+
+class RewardModelConfig(AgentConfig):
+    max_new_tokens: int = Field(default=64, gt=0)
+    """longest reply, tokens: the model is asked for a rating"""
+
+
+class VerifierConfig(AgentConfig):
+    temperature: float = Field(default=0.1, ge=0)
+    """sampling temperature (the released script: 0.1)"""
+    max_new_tokens: int = Field(default=1024, gt=0)
+    """longest reply, tokens"""
+
+
+class JudgeConfig(AgentConfig):
+    max_new_tokens: int = Field(default=64, gt=0)
+    """longest reply, tokens: the model is asked for one line"""
+
+
+class RewriterConfig(AgentConfig):
+    kind: Literal["endpoint", "embedded", "vllm"] = "endpoint"
+    """endpoint (OpenAI-compatible server), embedded or vllm (engines)"""
+    max_new_tokens: int = Field(default=4096, gt=0)
+    """longest reply, tokens"""
+
+
+class SynthesizeConfig(Section):
+    num_problems: int = Field(default=1000, gt=0)
+    """training problems that demonstrations are made of"""
+    num_solutions: int = Field(default=100, gt=0)
+    """first attempts sampled per problem"""
+    num_kept: int = Field(default=4, gt=0)
+    """right solutions, and wrong solutions, kept of a problem's"""
+    max_rounds: int = Field(default=2, gt=0)
+    """rounds of criticism and correction per trajectory"""
+    critic_share: float = Field(default=1.0, ge=0, le=1)
+    """share of problems that the critic works on; the others keep a right solution as it is"""
+    confirm_share: float = Field(default=0.0, ge=0, le=1)
+    """share of corrected trajectories that end with a confirming reflection (the paper: 0)"""
+    generator_skill: float = Field(default=0.3, gt=0, lt=1)
+    """scripted generator: share of attempts that are right"""
+    num_concurrent: int = Field(default=256, gt=0)
+    """problems that language models work on at once"""
+    generator: GeneratorConfig = GeneratorConfig()
+    critic: CriticConfig = CriticConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()

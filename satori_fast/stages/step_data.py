@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step problems of the stage srl: made once by the main process, and kept in the run folder.
+
+Experts are a built-in domain, a file of solutions, or trajectories of a software agent. The folder
+`steps` has what is trained on and what is validated on, `steps.json` what was counted on the way.
+How a solution becomes step problems is `data.steps` and `data.agent_steps`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from satori_fast.config import ConfigError, SrlConfig
+from satori_fast.data.agent_steps import AgentStepOptions, load_agent_steps
+from satori_fast.data.cursor import is_heldout
+from satori_fast.data.domains import DOMAINS, Domain
+from satori_fast.data.problem_file import keep_problems, read_problems
+from satori_fast.data.problem_split import fitting, question_key
+from satori_fast.data.sources import load_demonstrations, source_digest
+from satori_fast.data.steps import (
+    ExpertStep,
+    StepReport,
+    expert_problems,
+    parse_steps,
+    step_problems,
+)
+from satori_fast.grading import GradingPool
+from satori_fast.stages.books import evenly_spread
+from satori_fast.stages.context import Context
+from satori_fast.stages.run_folder import RunFolder
+from satori_fast.stages.setup import problems_key
+from satori_fast.storage import read_sealed, wait_for_file, write_sealed
+from satori_fast.types import Demonstration, Problem
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StepData:
+    """Step problems to train on and to validate on, and what was counted when they were made."""
+
+    training: Sequence[Problem]
+    validation: Sequence[Problem]
+    figures: Mapping[str, float]
+
+
+def load_step_data(context: Context, folder: RunFolder) -> StepData:
+    """The step problems of a run; read from the run folder where they are there."""
+    tokenizer = context.models["tokenizer"]
+    # "tokenizer_distill" -> "steps_distill", as the run's problems.
+    place = folder.path / tokenizer.name.replace("tokenizer", "steps", 1)
+    report = place.with_suffix(".json")
+    files = context.parallel.from_main(
+        lambda: keep_problems(place, _key(context), lambda: _make(context, report))
+    )
+    training, validation = read_problems(place, files)
+    return StepData(training, validation, read_sealed(wait_for_file(report)))
+
+
+def _key(context: Context) -> dict[str, Any]:
+    """All that the step problems depend on."""
+    config = context.config
+    read = {"expert", "mapping", "num_solutions", "parser", "last_step", "tell_title", "agent"}
+    read |= {"template", "system", "num_validation"}
+    settings = config.srl.model_dump(mode="json", include=read)
+    key = problems_key(config, context.models["tokenizer"])
+    key |= {f"srl.{name}": value for name, value in settings.items()}
+    key |= {"seed": config.seed, "data.levels": list(config.data.levels)}
+    if config.srl.expert is not None:
+        key[f"contents of {config.srl.expert}"] = source_digest(config.srl.expert)
+    return key
+
+
+def _make(context: Context, report: Path) -> tuple[Sequence[Problem], Sequence[Problem]]:
+    """(training, validation) problems, made anew; what was counted goes into `report`."""
+    config = context.config.srl
+    if config.expert is None:
+        training, heldout, figures = _by_domain(context)
+    elif config.parser == "agent":
+        training, heldout, figures = _by_agents(context, config.expert)
+    else:
+        training, heldout, figures = _by_solutions(context, config.expert)
+    if not heldout:
+        raise ConfigError(
+            "no step problem is held out to validate on: raise data.heldout_fraction, or give more "
+            "expert solutions"
+        )
+    steps = partial(fitting, renderer=context.renderer)
+    training, heldout = steps(training, what="step"), steps(heldout, what="held-out step")
+    validation = evenly_spread(heldout, config.num_validation)
+    figures |= {"num_step_problems": len(training), "num_validation": len(validation)}
+    write_sealed(report, figures)
+    return training, validation
+
+
+Made = tuple[Sequence[Problem], Sequence[Problem], dict[str, float]]
+
+
+def _by_domain(context: Context) -> Made:
+    domain = DOMAINS[context.config.data.source]
+    problems = context.problems[: context.config.srl.num_solutions]
+    training, heldout = (_steps_of(context, domain, each) for each in (problems, context.heldout))
+    return training, heldout, {"num_solutions": float(len(problems))}
+
+
+def _steps_of(context: Context, domain: Domain, problems: Iterable[Problem]) -> list[Problem]:
+    config, steps = context.config.srl, context.renderer.steps
+    assert steps is not None
+    return [
+        made
+        for problem, solution in domain.solved(problems)
+        for made in step_problems(
+            problem,
+            solution,
+            steps.format.dialect,
+            last_step=config.last_step,
+            tell_title=config.tell_title,
+        )
+    ]
+
+
+def _by_agents(context: Context, expert: str) -> Made:
+    config, options = context.config.srl, context.config.srl.agent
+    named = options.model_dump(exclude={"split"})
+    problems, report = load_agent_steps(
+        expert, AgentStepOptions(**named), split=options.split, limit=config.num_solutions
+    )
+    training, heldout = _split(
+        problems,
+        lambda problem: problem.problem_id.rpartition("/")[0],
+        context.config.data.heldout_fraction,
+    )
+    counted = {"num_solutions": report.rows.num_rows, "num_used": report.rows.num_used}
+    return training, heldout, {name: float(number) for name, number in counted.items()}
+
+
+def _by_solutions(context: Context, expert: str) -> Made:
+    config, steps = context.config.srl, context.renderer.steps
+    assert steps is not None
+    demonstrations = list(expert_solutions(config, expert))[: config.num_solutions]
+    evaluated = {question_key(problem.question) for problem in context.heldout}
+    demonstrations = [
+        each for each in demonstrations if question_key(each.problem.question) not in evaluated
+    ]
+    right = right_solutions(demonstrations, context.grader.pool)
+    problems, report = expert_problems(
+        demonstrations,
+        steps.format.dialect,
+        read=step_reader(config),
+        form=config.parser,
+        agrees=lambda each: id(each) in right,
+        last_step=config.last_step,
+        tell_title=config.tell_title,
+    )
+    if report.discarded:
+        logger.warning("%s: discarded %s", expert, report.in_words())
+    training, heldout = _split(
+        problems,
+        lambda problem: question_key(problem.question),
+        context.config.data.heldout_fraction,
+    )
+    return training, heldout, report_figures(report)
+
+
+def step_reader(config: SrlConfig) -> Callable[[Demonstration], Sequence[ExpertStep]]:
+    """What reads the steps of a solution; it raises NoSteps."""
+    parser = config.parser
+    assert parser not in ("rewrite", "agent")
+    return lambda demonstration: parse_steps(demonstration.response, parser)
+
+
+def expert_solutions(config: SrlConfig, expert: str) -> Sequence[Demonstration]:
+    """The solutions of a file, before any is read as steps."""
+    return load_demonstrations(expert, config.mapping, limit=config.num_solutions)[0]
+
+
+def right_solutions(demonstrations: Sequence[Demonstration], pool: GradingPool) -> set[int]:
+    """`id` of each solution that ends with the reference answer, or has none to differ from."""
+    graded = [each for each in demonstrations if each.problem.answer is not None]
+    pairs = [(each.response, each.problem.answer or "") for each in graded]
+    verdicts = pool.grade_many(pairs)
+    wrong = {id(e) for e, verdict in zip(graded, verdicts, strict=True) if not verdict.correct}
+    return {id(each) for each in demonstrations} - wrong
+
+
+def report_figures(report: StepReport) -> dict[str, float]:
+    """Counts of a report for the summary."""
+    discarded = {f"discarded_{reason}": number for reason, number in report.discarded.items()}
+    counted = {"num_solutions": report.num_solutions, "num_used": report.num_used, **discarded}
+    return {name: float(number) for name, number in counted.items()}
+
+
+def _split(
+    problems: Iterable[Problem], key: Callable[[Problem], str], fraction: float
+) -> tuple[list[Problem], list[Problem]]:
+    """(training, held-out) problems, by a hash of what their steps have in common."""
+    halves: tuple[list[Problem], list[Problem]] = ([], [])
+    for problem in problems:
+        halves[is_heldout(key(problem), fraction)].append(problem)
+    return halves
