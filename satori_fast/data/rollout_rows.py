@@ -55,12 +55,13 @@ def read_rollout_rows(path: Path, renderer: PromptRenderer) -> list[RolloutRow]:
     for number, row in file_rows(path, FIELDS):
         try:
             step, problem, response, finish = _fields(row, renderer, f"row {number}")
-            given = "" if problem.prefix is None else problem.prefix.text
+            prefix = problem.prefix
+            given, target = ("", None) if prefix is None else (prefix.text, prefix.target)
             trajectory = build_trajectory(
                 problem,
                 _response_ids(response, finish, renderer),
                 renderer=renderer,
-                group_id=groups.setdefault((step, problem.question, problem.prefix), len(groups)),
+                group_id=groups.setdefault((step, problem.question, given, target), len(groups)),
                 finish=finish,
             )
         except BadRow as error:

@@ -18,7 +18,7 @@ from satori_fast.algorithms.credit import CreditRule
 from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.config import Config, ConfigError, load_config
 from satori_fast.data.rollout_rows import read_rollout_rows
-from satori_fast.stages.explain import _explain_rows, _renderer, explain
+from satori_fast.stages.explain import _explain_rows, _renderer, _rewards, explain
 from satori_fast.types import Credit, Trajectory
 from tests.evaluation.test_verification import GROUP
 
@@ -166,7 +166,8 @@ def test_steps_are_taken_in_order_and_a_rule_remembers_what_was_kept(tmp_path: P
     recipe = replace(RECIPES["grpo"], credit=Remembering)
     renderer = _renderer(config)
     rows = read_rollout_rows(file, renderer)
-    explained = _explain_rows(rows, recipe, config.reward, renderer.format, fixed_length=1)
+    with _rewards(config, renderer) as rewards:
+        explained = _explain_rows(rows, recipe, rewards, fixed_length=1)
     assert [own.row.number for own in explained] == [*range(1, 9)]
     # Of step 2 the two rows of a group of one reward are not remembered: 0 and -1 are.
     baselines = [float(own.signal.baselines[0]) for own in explained]

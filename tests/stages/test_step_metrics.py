@@ -97,7 +97,7 @@ def test_terms_are_means_over_all_trajectories_and_accuracy_over_graded_ones() -
     ]
     scored = tuple(plain.with_reward(part) for part in parts)
     experience = Experience(scored, stats={"rollout/kept": 1.0, "passes": 3.0})
-    metrics = experience_metrics(experience, format=COAT)
+    metrics = experience_metrics(experience, format_of=lambda _: COAT)
     assert metrics["rollout/kept"] == 1.0 and "passes" not in metrics
     assert {k: v for k, v in metrics.items() if k.startswith("reward/")} == {
         "reward/total": 0.0,
@@ -106,14 +106,14 @@ def test_terms_are_means_over_all_trajectories_and_accuracy_over_graded_ones() -
         "reward/process": 0.25,
     }
     assert metrics["rollout/accuracy"] == metrics["rollout/accuracy_original"] == 0.5
-    ungraded = experience_metrics(Experience((), sampled=scored[2:]), format=COAT)
+    ungraded = experience_metrics(Experience((), sampled=scored[2:]), format_of=lambda _: COAT)
     assert not [name for name in ungraded if name.startswith("rollout/accuracy")]
     assert "reward/rule" not in ungraded
 
 
 def test_verifications_of_a_step_are_counted() -> None:
     experience = Experience(tuple(judged(text) for text in GROUP))
-    metrics = experience_metrics(experience, format=TRIALS.in_dialect("words"))
+    metrics = experience_metrics(experience, format_of=lambda _: TRIALS.in_dialect("words"))
     assert metrics == metrics | {
         "rollout/verifications": 6.0,
         "rollout/verification_accuracy": pytest.approx(4 / 6),
@@ -125,9 +125,11 @@ def test_verifications_of_a_step_are_counted() -> None:
         "reward/process": 0.0,  # six actions of twelve are right
     }
     # A rate without a denominator is left out.
-    right = experience_metrics(Experience((judged(GROUP[1]),)), format=TRIALS.in_dialect("words"))
+    right = experience_metrics(
+        Experience((judged(GROUP[1]),)), format_of=lambda _: TRIALS.in_dialect("words")
+    )
     assert not {"rollout/error_recall", "rollout/wrong_to_right"} & right.keys()
-    assert "rollout/verifications" not in experience_metrics(experience, format=COAT)
+    assert "rollout/verifications" not in experience_metrics(experience, format_of=lambda _: COAT)
 
 
 def test_answers_without_a_verdict_are_neither_right_nor_wrong() -> None:
