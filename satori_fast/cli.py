@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verb("eval", _evaluate, "greedy accuracy of a model folder on the held-out problems")
     evaluate.add_argument("config", type=Path)
     evaluate.add_argument("--model", type=Path, help="model folder; default: the config's")
+    evaluate.add_argument("--json", action="store_true", help="one line of JSON, for programs")
     show = verb("show", _show, "print the resolved config with units and meanings")
     show.add_argument("config", type=Path, nargs="?")
     show.add_argument(
@@ -194,7 +195,7 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     config = _load(options.config, overrides)
     from satori_fast.stages.evaluate import evaluate_model
 
-    evaluate_model(config)
+    evaluate_model(config, as_json=options.json)
 
 
 def _show(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -352,6 +352,11 @@ def check_steps(config: SrlConfig, data: DataConfig) -> None:
             f'srl.recipe = "{config.recipe}" does not compare the samples of a step problem: take '
             '"srl", "grpo", "grpo_no_std", "gspo" or "rloo"'
         )
+    if config.unit == "solution" and config.tell_title:
+        raise ValueError(
+            'srl.tell_title = true with srl.unit = "solution", which has no next step: take one of '
+            "the two out"
+        )
     if config.source != "online" or config.rollouts is not None:
         raise ValueError(
             f'srl.source = "{config.source}": steps are sampled from the policy; set it to "online"'

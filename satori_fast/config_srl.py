@@ -47,6 +47,8 @@ class SrlConfig(ReinforceConfig):
     parser: Parser = "numbered"
     """form of the solutions: numbered (N. **Title** text), paragraphs, sentences, marked (;),
     rewrite (an agent writes them as numbered steps) or agent (trajectories, as of SWE-smith)"""
+    unit: Literal["step", "solution"] = "step"
+    """what a problem asks for: one step, or the whole solution at once (the paper's ablation)"""
     last_step: Literal["skip", "ask"] = "skip"
     """last step of a solution, which states the answer: skip (the paper) or ask for it too"""
     tell_title: bool = False

@@ -25,9 +25,10 @@ import numpy as np
 
 from satori_fast.data.formats.steps import END_THINK, THINK, StepDialect
 from satori_fast.data.prefixes import LastStep, expert_step_prefixes
-from satori_fast.types import Demonstration, Problem
+from satori_fast.types import Demonstration, Prefix, Problem
 
 Parser = Literal["numbered", "paragraphs", "sentences", "marked"]
+Unit = Literal["step", "solution"]
 _HEADING = re.compile(r"^[#*\s]*solution[*:\s]*$", re.IGNORECASE | re.MULTILINE)
 _NUMBERED = re.compile(r"^[ \t]*(?P<number>[0-9]+)\.[ \t]+(?P<rest>.*)$", re.MULTILINE)
 _TITLE = re.compile(r"\*\*(?P<title>.+?)\*\*[ \t]*:?[ \t]*(?P<text>.*)", re.DOTALL)
@@ -114,16 +115,24 @@ def step_problems(
     steps: Sequence[ExpertStep],
     dialect: StepDialect,
     *,
+    unit: Unit = "step",
     last_step: LastStep = "skip",
     tell_title: bool = False,
 ) -> list[Problem]:
     """The step problems of a solution of N steps, without an answer: nothing grades them.
 
+    unit:       "solution" makes one problem whose target is the whole solution; the rest is for
+                "step".
     last_step:  "skip" leaves out the one that asks for the last step, which states the answer (the
                 paper: N - 1 problems); "ask" keeps it (N).
     tell_title: the prompt says the title of the next step, and the target is its text alone: a
                 title that is copied would be rewarded. Else the target is the step as written.
     """
+    if unit == "solution":
+        target = dialect.whole((step.title, step.text) for step in steps)
+        name = f"{problem.problem_id}/solution"
+        prefix = Prefix("", "step", target=target)
+        return [replace(problem, problem_id=name, answer=None, prefix=prefix)]
     written = [dialect.written(k, s.title, s.text) for k, s in enumerate(steps, start=1)]
     cut = expert_step_prefixes(problem, written, end=dialect.end, last_step=last_step)
     made: list[Problem] = []
@@ -137,15 +146,29 @@ def step_problems(
     return made
 
 
+def whole_demonstrations(
+    solutions: Iterable[tuple[Problem, Sequence[ExpertStep]]], dialect: StepDialect
+) -> list[Demonstration]:
+    """Whole solutions to imitate, written as the partial ones of step problems are."""
+    return [
+        Demonstration(problem, dialect.whole((step.title, step.text) for step in steps))
+        for problem, steps in solutions
+    ]
+
+
 def step_demonstrations(
-    solutions: Iterable[tuple[Problem, Sequence[ExpertStep]]], dialect: StepDialect, *, seed: int
+    solutions: Iterable[tuple[Problem, Sequence[ExpertStep]]],
+    dialect: StepDialect,
+    *,
+    seed: int,
+    tell_title: bool = False,
 ) -> list[Demonstration]:
     """One step of each solution to imitate, a random one, with the expert's thought as monologue:
     what teaches the format before anything earns a reward."""
     rng = np.random.default_rng(seed)
     made: list[Demonstration] = []
     for problem, steps in solutions:
-        asked = step_problems(problem, steps, dialect, last_step="ask")
+        asked = step_problems(problem, steps, dialect, last_step="ask", tell_title=tell_title)
         place = int(rng.integers(len(asked)))
         prefix = asked[place].prefix
         assert prefix is not None and prefix.target is not None
@@ -186,6 +209,7 @@ def expert_problems(
     read: Callable[[Demonstration], Sequence[ExpertStep]],
     form: str,
     agrees: Callable[[Demonstration], bool],
+    unit: Unit = "step",
     last_step: LastStep = "skip",
     tell_title: bool = False,
 ) -> tuple[list[Problem], StepReport]:
@@ -209,7 +233,12 @@ def expert_problems(
             report.discard(fault.reason, demonstration)
             continue
         problems = step_problems(
-            demonstration.problem, steps, dialect, last_step=last_step, tell_title=tell_title
+            demonstration.problem,
+            steps,
+            dialect,
+            unit=unit,
+            last_step=last_step,
+            tell_title=tell_title,
         )
         if not problems:
             report.discard("too_few_steps", demonstration)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.evaluation.evaluate import mean_metrics
 from satori_fast.rewards.similarity import exact_share, similarity_of
 from satori_fast.rewards.terms import Reward, score
@@ -34,18 +35,24 @@ def srl(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     data = load_step_data(context, folder)
     config = context.config
     rewards = build_step_rewards(config.srl, context.renderer, spans=books.spans)
-    validator = StepValidator(
-        data.validation,
+    validator = step_validator(context, data.validation, books)
+    outcome = train(
+        context, folder, books, problems=data.training, rewards=rewards, validator=validator
+    )
+    return replace(outcome, figures={**data.figures, **outcome.figures})
+
+
+def step_validator(context: Context, problems: Sequence[Problem], books: Books) -> StepValidator:
+    """What measures a policy by step problems, as the section `srl` has it."""
+    config = context.config
+    return StepValidator(
+        problems,
         build_step_rewards(config.srl, context.renderer),
         context.evaluator(books),
         books,
         max_new_tokens=config.rollout.max_new_tokens,
         last_step=config.srl.num_steps - 1,
     )
-    outcome = train(
-        context, folder, books, problems=data.training, rewards=rewards, validator=validator
-    )
-    return replace(outcome, figures={**data.figures, **outcome.figures})
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,7 @@ class StepValidator:
         if engine.policy_version != step + 1:
             engine.sync(policy, version=step + 1)
         answered = self.answers(engine)
-        counted = mean_metrics(answered, engine.renderer.format_of)
-        metrics = {
-            "validation/similarity": float(np.mean([similarity_of(t) for t in answered])),
-            "validation/exact": exact_share(answered),
-            **{f"validation/{name}": mean for name, mean in counted.items()},
-        }
+        metrics = validation_metrics(answered, engine.renderer)
         shown = self.evaluator.config.num_logged_samples
         self.books.record_samples(step, answered[:shown])
         evaluation = None
@@ -87,3 +89,16 @@ class StepValidator:
             answered = score(rollout.trajectories, self.rewards)
         self.books.spans.count("evaluate", rollout.num_generated_tokens)
         return answered
+
+
+def validation_metrics(
+    answered: Sequence[Trajectory], renderer: PromptRenderer
+) -> dict[str, float]:
+    """Mean similarity of scored steps, the share that is the expert's to the last element, and what
+    the format counts, as "validation/NAME"."""
+    counted = mean_metrics(answered, renderer.format_of)
+    return {
+        "validation/similarity": float(np.mean([similarity_of(t) for t in answered])),
+        "validation/exact": exact_share(answered),
+        **{f"validation/{name}": mean for name, mean in counted.items()},
+    }

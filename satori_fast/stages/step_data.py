@@ -65,7 +65,16 @@ def load_step_data(context: Context, folder: RunFolder) -> StepData:
 def _key(context: Context) -> dict[str, Any]:
     """All that the step problems depend on."""
     config = context.config
-    read = {"expert", "mapping", "num_solutions", "parser", "last_step", "tell_title", "agent"}
+    read = {
+        "expert",
+        "mapping",
+        "num_solutions",
+        "parser",
+        "unit",
+        "last_step",
+        "tell_title",
+        "agent",
+    }
     read |= {"template", "system", "num_validation"}
     settings = config.srl.model_dump(mode="json", include=read)
     key = problems_key(config, context.models["tokenizer"])
@@ -118,6 +127,7 @@ def _steps_of(context: Context, domain: Domain, problems: Iterable[Problem]) -> 
             problem,
             solution,
             steps.format.dialect,
+            unit=config.unit,
             last_step=config.last_step,
             tell_title=config.tell_title,
         )
@@ -154,6 +164,7 @@ def _by_solutions(context: Context, expert: str) -> Made:
         read=step_reader(config),
         form=config.parser,
         agrees=lambda each: id(each) in right,
+        unit=config.unit,
         last_step=config.last_step,
         tell_title=config.tell_title,
     )

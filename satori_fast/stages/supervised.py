@@ -24,7 +24,7 @@ from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.problem_split import question_key
 from satori_fast.data.prompts import PromptRenderer, encode_demonstration
 from satori_fast.data.sources import load_demonstrations
-from satori_fast.data.steps import step_demonstrations
+from satori_fast.data.steps import step_demonstrations, whole_demonstrations
 from satori_fast.experience.demonstrations import DemonstrationSource
 from satori_fast.experience.source import ExperienceSource, Span
 from satori_fast.stages.alarms import warn_of_large_batch
@@ -133,18 +133,22 @@ def supervised(context: Context, folder: RunFolder, books: Books) -> StageOutcom
 
 
 def warm_up_trajectories(context: Context, wanted: int | None) -> list[Trajectory]:
-    """Solutions of the first problems by the expert of a built-in domain, and single steps of the
-    next ones, `supervised.step_share` of them, encoded."""
+    """Solutions of the first problems by the expert of a built-in domain, step after step, and
+    single steps of the next ones, `supervised.step_share` of them, encoded."""
     config, steps = context.config, context.renderer.steps
     domain = DOMAINS[config.data.source]
     assert steps is not None  # checked with the config
     number = min(wanted or len(context.problems), len(context.problems))
     whole = number - round(config.supervised.step_share * number)
     seed = context.seeds.of(context.stage, "steps")
+    dialect, problems = steps.format.dialect, context.problems
     demonstrations = [
-        *domain.demonstrations(context.problems[:whole]),
+        *whole_demonstrations(domain.solved(problems[:whole]), dialect),
         *step_demonstrations(
-            domain.solved(context.problems[whole:number]), steps.format.dialect, seed=seed
+            domain.solved(problems[whole:number]),
+            dialect,
+            seed=seed,
+            tell_title=config.srl.tell_title,
         ),
     ]
     return encoded(

@@ -12,7 +12,7 @@ from is `data.steps`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -110,6 +110,7 @@ class StepDialect:
     step:     a step of a title, with ``{number}``, ``{title}`` and ``{text}``; untitled: of none.
     end:      stands after each step of a partial solution.
     solved:   introduces the partial solution in the user's turn, with ``{steps}``.
+    begun:    stands there instead where no step is solved yet.
     asked:    introduces the title of the step that is asked for, with ``{title}``.
     words:    those of all this that a tokenizer of whole words needs.
     """
@@ -119,6 +120,7 @@ class StepDialect:
     untitled: str
     end: str
     solved: str
+    begun: str
     asked: str
     words: tuple[str, ...] = ()
 
@@ -136,8 +138,17 @@ class StepDialect:
         >>> WORDS.turn("start 90 plus 25 swap", "90 + 25 = 15 ;", "swap")
         'start 90 plus 25 swap so far 90 + 25 = 15 ; next swap'
         """
-        solved = self.solved.format(steps=steps.strip()) if steps.strip() else ""
+        solved = self.solved.format(steps=steps.strip()) if steps.strip() else self.begun
         return question + solved + (self.asked.format(title=title) if title else "")
+
+    def whole(self, steps: Iterable[tuple[str, str]]) -> str:
+        """Write a whole solution: its (title, text) steps, one after the other.
+
+        >>> WORDS.whole([("plus 25", "90 + 25 = 15"), ("answer", "15")])
+        'plus 25 : 90 + 25 = 15 ; answer : 15'
+        """
+        written = [self.written(number, *step) for number, step in enumerate(steps, start=1)]
+        return self.end.join(written)
 
 
 PAPER = StepDialect(
@@ -146,6 +157,7 @@ PAPER = StepDialect(
     untitled="{number}. {text}",
     end="\n",
     solved="\n\nPartial solution:\n{steps}",
+    begun="",  # the system message says what is asked
     asked="\n\nNext step: {title}",
 )
 # A tokenizer of whole words drops line breaks: a word ends a step.
@@ -155,6 +167,7 @@ WORDS = StepDialect(
     untitled="{text}",
     end=" ; ",
     solved=" so far {steps}",
+    begun=" so far",  # without it this would be the prompt of the whole problem
     asked=" next {title}",
     words=(":", ";", "so", "far", "next"),
 )
