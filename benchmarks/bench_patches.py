@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds to judge a patch: the gold patches of the small repositories, four at a time.
 
-A patch's seconds are those of its verdict: application, sandbox and tests, from its turn to its end,
-while three others are judged beside it. The target holds on two quiet cores.
+A patch's seconds are those of its verdict (application, sandbox, tests), while three others are
+judged beside it. The target is stated for two quiet cores.
 """
 
 from __future__ import annotations
