@@ -41,26 +41,24 @@ NUM_ACTS = {
     "word_wrap": 5,
 }
 # Actions over moving_average: the first, and the edit.
-EDITED = (
-    "    return [values[start : start + size] for start in range(len(values) - size)]",
-    "    return [values[start : start + size] for start in range(len(values) - size + 1)]",
-)
+OLD = "    return [values[start : start + size] for start in range(len(values) - size)]"
+NEW = "    return [values[start : start + size] for start in range(len(values) - size + 1)]"
+LOOK = "grep -A 5 'def test_pairs(' test_moving_average.py"
 ACTIONS = {
     "tool": (
-        'bash {"command": "grep -A 5 \'def test_pairs(\' test_moving_average.py"}',
-        'str_replace_editor {"command": "str_replace", "new_str": "%s", "old_str": "%s", '
-        '"path": "moving_average.py"}' % EDITED[::-1],
+        f'bash {{"command": "{LOOK}"}}',
+        f'str_replace_editor {{"command": "str_replace", "new_str": "{NEW}", "old_str": "{OLD}", '
+        '"path": "moving_average.py"}',
     ),
     "xml": (
-        "<function=bash>\n<parameter=command>grep -A 5 'def test_pairs(' test_moving_average.py"
-        "</parameter>\n</function>",
+        f"<function=bash>\n<parameter=command>{LOOK}</parameter>\n</function>",
         "<function=str_replace_editor>\n<parameter=command>str_replace</parameter>\n"
-        "<parameter=path>moving_average.py</parameter>\n<parameter=old_str>\n%s\n</parameter>\n"
-        "<parameter=new_str>\n%s\n</parameter>\n</function>" % EDITED,
+        f"<parameter=path>moving_average.py</parameter>\n<parameter=old_str>\n{OLD}\n</parameter>\n"
+        f"<parameter=new_str>\n{NEW}\n</parameter>\n</function>",
     ),
     "ticks": (
-        "grep -A 5 'def test_pairs(' test_moving_average.py",
-        "str_replace_editor str_replace moving_average.py --old_str '%s' --new_str '%s'" % EDITED,
+        LOOK,
+        f"str_replace_editor str_replace moving_average.py --old_str '{OLD}' --new_str '{NEW}'",
     ),
 }
 
@@ -137,10 +135,9 @@ def test_commands_print_what_the_expert_sees() -> None:
 
 def test_rows_are_the_same_again_and_short() -> None:
     assert expert_trajectories("xml", limits=PATIENT) == rows("xml")
-    for form in FORMS:
-        for row in rows(form):
-            assert not re.search(r"/tmp|/sandbox|\d\.\d+s", row["messages"])
-            assert max(len(text) for _, text in calls(row)) <= 650 if form == "tool" else True
+    for row in rows("tool"):
+        assert not re.search(r"/tmp|/sandbox|\d\.\d+s", row["messages"])
+        assert max(len(observation) for _, observation in calls(row)) < 650
 
 
 def test_a_patch_that_does_not_resolve(tmp_path: Path) -> None:
