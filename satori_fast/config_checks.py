@@ -388,6 +388,11 @@ def check_warm_up(stages: Sequence[str], config: SupervisedConfig, data: DataCon
     from satori_fast.data.domains import DOMAINS
 
     if config.step_share is None:
+        if config.slip_share:
+            raise ValueError(
+                f"supervised.slip_share = {config.slip_share:g} needs supervised.step_share: plain "
+                "solutions have no slips; set it, or take slip_share out"
+            )
         return
     domain = DOMAINS.get(data.source)
     has_steps = domain is not None and domain.steps is not None

@@ -41,6 +41,9 @@ class SupervisedConfig(ImitationConfig):
     """built-in domain: imitate its expert's titled steps; this share of the demonstrations is of
     one step, in the format of the stage srl, the others of a whole solution; None: plain solutions
     """
+    slip_share: float = Field(default=0.0, ge=0, le=1)
+    """built-in domain: share of the occasions on which the imitated steps slip (chains: swaps that
+    are forgotten), for reinforcement to mend; needs step_share"""
 
 
 class InitialiseConfig(ImitationConfig):

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from satori_fast.algorithms.losses import AnchoredImitation, imitation_loss
@@ -142,10 +143,14 @@ def warm_up_trajectories(context: Context, wanted: int | None) -> list[Trajector
     whole = number - round(config.supervised.step_share * number)
     seed = context.seeds.of(context.stage, "steps")
     dialect, problems = steps.format.dialect, context.problems
+    slips = config.supervised.slip_share
+    solved = domain.solved(problems[:number])
+    if slips:
+        solved = domain.slipped(problems[:number], slips, seed=seed)
     demonstrations = [
-        *whole_demonstrations(domain.solved(problems[:whole]), dialect),
+        *whole_demonstrations(islice(solved, whole), dialect),
         *step_demonstrations(
-            domain.solved(problems[whole:number]),
+            solved,
             dialect,
             seed=seed,
             tell_title=config.srl.tell_title,
