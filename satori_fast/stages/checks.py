@@ -22,6 +22,7 @@ from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.architecture import load_hf_config, transformer_config
 from satori_fast.config import Config, ConfigError
 from satori_fast.data.domains import DOMAINS
+from satori_fast.data.formats.steps import Steps
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.sources import check_source, load_demonstrations
 from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
@@ -105,7 +106,7 @@ def _check(plans: Sequence[StagePlan], start: _Start, written: Path | None) -> N
         elif plan.kind == "srl":
             if plan.config.srl.parser == "rewrite":
                 check_rewriter(plan.config, world_size=start.world_size, environment=os.environ)
-            _check_experts(plan.config, models.renderer)
+            _check_experts(plan.config)
         elif plan.kind == "reinforce":
             check_functions(plan.config.reward, start.functions)
             if _uses_reward_model(plan.config):
@@ -163,13 +164,13 @@ def _check_demonstrations(config: Config, written: Path | None) -> None:
             raise ConfigError(f"{source} has no demonstration")
 
 
-def _check_experts(config: Config, renderer: PromptRenderer) -> None:
+def _check_experts(config: Config) -> None:
     """One trajectory, or one solution, of the expert gives a step; of solutions that an agent is to
     write as steps there is one."""
-    srl, prompts = config.srl, renderer.steps
+    srl, format = config.srl, config.step_format
     if srl.expert is None:
         return
-    assert prompts is not None
+    assert isinstance(format, Steps)
     with _naming("srl.expert"):
         check_source(srl.expert)
         if srl.parser == "agent":
@@ -178,7 +179,7 @@ def _check_experts(config: Config, renderer: PromptRenderer) -> None:
         if srl.parser == "rewrite":
             expert_solutions(srl, srl.expert, limit=1)
             return
-        read, dialect = step_reader(srl), prompts.format.dialect
+        read, dialect = step_reader(srl), format.dialect
         found = expert_solutions(srl, srl.expert, limit=_NUM_TRIED)
         try:
             solution_steps(srl, found, dialect, read=read)
