@@ -191,7 +191,9 @@ class StepReport:
     discarded: Counter[str] = field(default_factory=Counter[str])
     first: dict[str, str] = field(default_factory=dict[str, str])
 
-    def discard(self, reason: str, demonstration: Demonstration, text: str | None = None) -> None:
+    def discard(
+        self, reason: str, demonstration: Demonstration, *, text: str | None = None
+    ) -> None:
         """Count a solution that cannot be used. text: what was read instead of it."""
         self.discarded[reason] += 1
         shown = demonstration.response if text is None else text
@@ -233,7 +235,7 @@ def expert_problems(
         try:
             steps = read(demonstration)
         except NoSteps as fault:
-            report.discard(fault.reason, demonstration, fault.text)
+            report.discard(fault.reason, demonstration, text=fault.text)
             continue
         problems = step_problems(
             demonstration.problem,

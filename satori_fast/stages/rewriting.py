@@ -33,7 +33,7 @@ from satori_fast.types import Demonstration
 
 @dataclass(frozen=True)
 class Rewriting:
-    """What came of each solution, by problem id, and the statistics of the agent."""
+    """Outcomes of solutions, by problem id, and the statistics of the agent."""
 
     outcomes: Mapping[str, Outcome]
     stats: SynthesisStats
@@ -43,7 +43,7 @@ class Rewriting:
         return steps_of(self.outcomes[solution.problem.problem_id])
 
     def figures(self) -> dict[str, float]:
-        """What was asked and spent, for the summary: requests, retries, tokens and cost."""
+        """Figures for the summary: requests, retries, tokens and cost of the agent."""
         return {
             f"{role}_{name}": float(number)
             for role, numbers in self.stats.spent().items()

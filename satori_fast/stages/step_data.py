@@ -195,7 +195,7 @@ def _by_solutions(context: Context, expert: str, folder: Path) -> Made:
 
 
 def step_reader(config: SrlConfig) -> Callable[[Demonstration], Sequence[ExpertStep]]:
-    """What reads the steps of a solution by a rule; it raises NoSteps."""
+    """Reader of the steps of a solution by a rule; it raises NoSteps."""
     parser = config.parser
     assert parser not in ("rewrite", "agent")
     return lambda demonstration: parse_steps(demonstration.response, parser)
@@ -204,10 +204,14 @@ def step_reader(config: SrlConfig) -> Callable[[Demonstration], Sequence[ExpertS
 def expert_solutions(
     config: SrlConfig, expert: str, *, limit: int | None = None
 ) -> Sequence[Demonstration]:
-    """The solutions of a file, before any is read as steps. limit: at most so many, the first
-    ones; ValueError where there is none."""
+    """The solutions of a file, before any is read as steps, without those that it says are wrong.
+
+    limit: at most so many, the first ones. ValueError where there is none.
+    """
     limits = [number for number in (limit, config.num_solutions) if number is not None]
-    return load_demonstrations(expert, config.mapping, limit=min(limits, default=None))[0]
+    return load_demonstrations(
+        expert, config.mapping, limit=min(limits, default=None), only_right=True
+    )[0]
 
 
 def agent_steps(
