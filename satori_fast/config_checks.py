@@ -92,10 +92,15 @@ def format_of(data: DataConfig, tokenizer: TokenizerConfig) -> ResponseFormat:
     return format_named(data.format).in_dialect(dialect_of(data, tokenizer))
 
 
-def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig) -> None:
-    """Template and format exist, and what the run makes itself can have them."""
+def check_format(
+    stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig, *, has_steps: bool
+) -> None:
+    """Template and format exist, and what the run makes itself can have them.
+
+    has_steps: step problems are asked beside whole ones.
+    """
     format = format_named(data.format)
-    if data.dialect is not None and not format.has_dialects and "srl" not in stages:
+    if data.dialect is not None and not format.has_dialects and not has_steps:
         raise ValueError(
             f'data.dialect = "{data.dialect}" is for data.format = "trials" and does nothing for '
             f'"{data.format}": take it out, or set data.format = "trials"'
@@ -379,22 +384,19 @@ def check_steps(config: SrlConfig, data: DataConfig) -> None:
 
 
 def check_warm_up(stages: Sequence[str], config: SupervisedConfig, data: DataConfig) -> None:
-    """Steps are imitated only where their format is used, and where somebody writes them."""
+    """Steps are imitated only where somebody writes them."""
     from satori_fast.data.domains import DOMAINS
 
-    if not config.step_share or "supervised" not in stages:
+    if config.step_share is None:
         return
     domain = DOMAINS.get(data.source)
-    if "srl" not in stages:
-        raise ValueError(
-            f"supervised.step_share = {config.step_share:g} imitates steps in the format of the "
-            "stage srl, which is not in stages: add it, or set step_share = 0"
-        )
-    if config.source is not None or "synthesize" in stages or domain is None or not domain.steps:
-        raise ValueError(
-            f"supervised.step_share = {config.step_share:g} needs the expert of a built-in domain "
-            'with steps: set data.source = "chains" and no supervised.source, or step_share = 0'
-        )
+    has_steps = domain is not None and domain.steps is not None
+    if has_steps and config.source is None and "synthesize" not in stages:
+        return
+    raise ValueError(
+        f"supervised.step_share = {config.step_share:g} needs the expert of a built-in domain with "
+        'steps: set data.source = "chains" and no supervised.source, or take step_share out'
+    )
 
 
 def recipe_of(config: ReinforceConfig) -> Recipe:
