@@ -60,8 +60,8 @@ def shrunk(config: Config, output_dir: str) -> Config:
     embedded engine, scripted agents, and at most `NUM_STEPS` steps of reinforcement. Where no stage
     teaches the format (the run starts from a tuned checkpoint), those that do come first. Trials
     and steps are on chains, whose experts write them: the format is trials where the config's is,
-    and plain (or steps, where the config's is) beside the stage srl. Else it is COAT, which the
-    scripted agents of synthesis write."""
+    and plain (or steps, where the config's is) where steps are asked for or imitated. Else it is
+    COAT, which the scripted agents of synthesis write."""
     values, format = config.model_dump(), _format(config)
     is_of_chains = format != "coat"
     if config.stages != ("synthesize",):
@@ -100,7 +100,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
     values["evaluation"] |= {"num_problems": 8, "max_new_tokens": None}
     values["logging"] |= {"wandb": False, "prometheus_port": 0}
     _shrink_imitation(values, is_of_chains=is_of_chains)
-    values["supervised"]["step_share"] = 0.5 if "srl" in config.stages else 0.0
+    values["supervised"]["step_share"] = 0.5 if config.step_format else None
     _shrink_reinforcement(values, has_restarts=config.restarts_enabled and not is_of_chains)
     return Config.model_validate(values)
 
@@ -108,7 +108,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
 def _format(config: Config) -> str:
     """The format of whole problems that somebody writes for a tiny model."""
     given = config.data.format
-    if "srl" in config.stages:
+    if config.step_format is not None:
         return given if given in ("trials", "steps") else "plain"
     return "trials" if given == "trials" else "coat"
 

@@ -22,7 +22,7 @@ def test_every_config_shrinks_to_a_valid_one(path: Path, tmp_path: Path) -> None
     assert [plan.name for plan in plan_stages(config)] == names[-len(plan_stages(config)) :]
     if config.data.format == "trials" or "srl" in config.stages:
         assert names[0] == "supervised" and small.data.source == "chains"
-        assert (small.supervised.step_share > 0) is ("srl" in config.stages)
+        assert (small.supervised.step_share is not None) is ("srl" in config.stages)
     else:
         assert names[:2] in (["synthesize", "supervised"], ["synthesize"])
     assert small.model.path is None and small.parallel.tensor == 1
@@ -65,6 +65,13 @@ def test_a_dry_run_learns_from_steps() -> None:
     assert list(entries) == ["supervised", "srl", "reinforce"]
     assert entries["srl"]["num_validation"] == 8 and entries["srl"]["num_step_problems"] > 16
     assert all(entry["num_problems"] == 8 for entry in entries.values())
+
+
+def test_steps_are_imitated_without_the_stage_that_asks_for_them(tmp_path: Path) -> None:
+    options = ["--stages", '["supervised", "reinforce"]', "--supervised.step_share", "0.0"]
+    small = shrunk(load_config("configs/srl/quickstart.toml", options), str(tmp_path))
+    assert small.stages == ("supervised", "reinforce") and small.data.source == "chains"
+    assert small.supervised.step_share == 0.5 and small.data.format == "plain"
 
 
 @pytest.mark.parametrize("name", ["coat", "plain", "steps", "trials"])
