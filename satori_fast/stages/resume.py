@@ -167,6 +167,11 @@ def check_settings(earlier: Config, now: Config, begun: Collection[str]) -> list
                 f"stages = {list(now.stages)}: this run has begun with {list(earlier.stages)}; "
                 f"keep {stage} in its place, or choose another --name"
             )
+    if now.tokenizer.kind == "words" and now.step_format and not earlier.step_format:
+        raise ConfigError(
+            f"stages = {list(now.stages)}: step problems have words that the tokenizer of this run "
+            f"was made without, with {list(earlier.stages)}; choose another --name"
+        )
     differences: list[str] = []
     before, after = dict(_flat(earlier)), dict(_flat(now))
     for key in sorted({*before, *after}):

@@ -25,6 +25,7 @@ from satori_fast.data.domains import DOMAINS, Domain
 from satori_fast.data.formats.steps import StepDialect
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, question_key
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.sources import load_demonstrations, source_digest
 from satori_fast.data.steps import (
     ExpertStep,
@@ -33,6 +34,7 @@ from satori_fast.data.steps import (
     parse_steps,
     step_problems,
 )
+from satori_fast.data.tokenizer import check_known
 from satori_fast.grading import GradingPool
 from satori_fast.stages.books import evenly_spread
 from satori_fast.stages.context import Context
@@ -117,10 +119,26 @@ def _make(context: Context, report: Path) -> tuple[Sequence[Problem], Sequence[P
         )
     steps = partial(fitting, renderer=context.renderer)
     training, heldout = steps(training, what="step"), steps(heldout, what="held-out step")
+    if config.expert is not None and context.config.tokenizer.kind == "words":
+        _check_words([*training, *heldout], context.renderer)
     validation = evenly_spread(heldout, config.num_validation)
     figures |= {"num_step_problems": len(training), "num_validation": len(validation)}
     write_sealed(report, figures)
     return training, validation
+
+
+def _check_words(problems: Iterable[Problem], renderer: PromptRenderer) -> None:
+    """ConfigError for a word of a prompt or a target that a tokenizer of words does not know."""
+    for problem in problems:
+        assert problem.prefix is not None
+        asked = renderer.format_of(problem).asked(problem)
+        try:
+            check_known(renderer.tokenizer, f"{asked} {problem.prefix.target}")
+        except ValueError as error:
+            raise ConfigError(
+                f'srl.expert: {problem.problem_id}: {error}: take experts of data.source = "chains"'
+                ', or a tokenizer.kind that knows every text, "model" or "bpe"'
+            ) from None
 
 
 Made = tuple[Sequence[Problem], Sequence[Problem], dict[str, float]]

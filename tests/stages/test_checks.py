@@ -160,14 +160,14 @@ def test_reward_models_that_cannot_reward(run: Run, tmp_path: Path) -> None:
 
 
 STEPS = ("--stages", "['srl']", "--data.source", "chains", "--data.levels", "[4]")
-STEPS += ("--data.format", "plain", "--srl.mapping", "coat")
+STEPS += ("--data.format", "plain")
 REWRITER = "{kind='endpoint',model='m',url='https://192.0.2.1/v1',api_key_variable='NO_SUCH_KEY'}"
 
 
-def expert_file(path: Path, *responses: str) -> tuple[str, str]:
+def expert_file(path: Path, *responses: str) -> tuple[str, ...]:
     rows = [{"question": "q", "answer": "9", "response": response} for response in responses]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return "--srl.expert", f"'{path}'"
+    return "--srl.mapping", "coat", "--srl.expert", f"'{path}'"
 
 
 def test_experts_whose_solutions_are_no_steps(run: Run, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_trajectories_without_a_step(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     row = {"instance_id": "a", "resolved": False, "messages": json.dumps([{"role": "user"}])}
     path.write_text(json.dumps(row) + "\n")
-    options = (*STEPS[:8], "--srl.parser", "agent", "--srl.expert", f"'{path}'")
+    options = (*STEPS, "--srl.parser", "agent", "--srl.expert", f"'{path}'")
     assert "no step in 1 rows: not resolved (row 1)" in refusal(run, tmp_path, *options)
     messages = messages_of("xml", "a", [bash("ls", "a.py"), submit()])
     path.write_text(json.dumps(row | {"resolved": True, "messages": json.dumps(messages)}) + "\n")

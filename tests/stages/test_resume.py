@@ -158,6 +158,25 @@ def test_what_the_stage_srl_reads(tmp_path: Path) -> None:
         check_settings(config_with(tmp_path, *both), titled, ["supervised"])
 
 
+def test_a_tokenizer_of_words_knows_those_of_steps_from_the_start(tmp_path: Path) -> None:
+    plain = ("--data.source", "chains", "--data.format", "plain")
+    earlier, now = (
+        config_with(tmp_path, *plain, "--stages", stages)
+        for stages in ("['supervised']", "['supervised', 'srl']")
+    )
+    with pytest.raises(
+        ConfigError, match=r"stages = \['supervised', 'srl'\]: step problems have w"
+    ):
+        check_settings(earlier, now, ["supervised"])
+    assert len(check_settings(now, earlier, ["supervised"])) == 1
+    own = ("--tokenizer.kind", "model", "--model.path", "m")
+    earlier, now = (
+        config_with(tmp_path, *plain, *own, "--stages", stages)
+        for stages in ("['supervised']", "['supervised', 'srl']")
+    )
+    assert len(check_settings(earlier, now, ["supervised"])) == 1
+
+
 def test_the_experts_and_their_rewriter_are_inputs(tmp_path: Path) -> None:
     expert, model = tmp_path / "expert.jsonl", tmp_path / "rewriter"
     expert.write_text("one\n")
