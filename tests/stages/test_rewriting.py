@@ -20,6 +20,7 @@ from satori_fast.stages import run_stages
 from satori_fast.stages.evaluate import evaluate_model
 from satori_fast.storage import read_sealed
 from satori_fast.synthesis.chat import ChatError
+from tests.stages.two_processes import run_on_two
 from tests.synthesis.chat_server import Body, ChatServer, Fault, prompt_of
 
 NUM_SOLUTIONS = 24
@@ -204,6 +205,20 @@ def test_a_killed_run_asks_nothing_twice_and_ends_the_same(
     ):
         whole, cut = undisturbed[0] / name, tmp_path / "steps" / name
         assert cut.read_bytes() == whole.read_bytes(), name
+
+
+@pytest.mark.ranks
+def test_two_processes_ask_once_and_have_the_same_steps(
+    undisturbed: tuple[Path, list[Body], Any], tmp_path: Path
+) -> None:
+    with ChatServer(rewriter) as server:
+        config_of(tmp_path)
+        expert = ("--srl.expert", f"'{tmp_path / 'expert.jsonl'}'")
+        run_on_two(tmp_path / "steps.toml", *expert, "--srl.rewriter.url", server.url)
+        assert len(server.completed) == len(undisturbed[1])
+    for name in ("demonstrations_srl.jsonl", "steps.json", "steps/train.jsonl"):
+        alone, both = undisturbed[0] / name, tmp_path / "steps" / name
+        assert both.read_bytes() == alone.read_bytes(), name
 
 
 def test_an_agent_that_writes_no_steps_is_said_in_one_line(tmp_path: Path) -> None:
