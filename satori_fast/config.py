@@ -203,8 +203,8 @@ class Config(Section):
             check_restarts(self.data, self.reinforce.restarts)
         if "srl" in self.stages:
             check_reinforcement(self.srl, self.rollout)
+            check_steps(self.srl, self.data, self.tokenizer)
             check_experience(self.srl, self.rollout)
-            check_steps(self.srl, self.data)
         check_warm_up(self.stages, self.supervised, self.data)
         if "supervised" in self.stages:
             check_imitation("supervised", self.supervised, self.data)

@@ -19,11 +19,14 @@ from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import DamagedFile, digests
 
 EVERY_STAGE = frozenset(
-    {"synthesize", "supervised", "initialise", "preference", "reinforce", "offline", "distill"}
+    {
+        *("synthesize", "supervised", "initialise", "preference"),
+        *("reinforce", "offline", "srl", "distill"),
+    }
 )
 # Graded samples on disk, and restarts cut from them: made by the stage that needs them first.
 SOLUTIONS = "solutions"
-_SAMPLING = frozenset({SOLUTIONS, "initialise", "reinforce", "offline", "distill"})
+_SAMPLING = frozenset({SOLUTIONS, "initialise", "reinforce", "offline", "srl", "distill"})
 _TRAINING = EVERY_STAGE - {"synthesize"} | {SOLUTIONS}
 
 # Kinds of stages that read a key; the longest key counts. What is not here is read by all.
@@ -38,6 +41,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "parallel.main_timeout_s": frozenset(),
     "parallel.grace_s": frozenset(),
     "reinforce.max_uninformative_steps": frozenset(),
+    "srl.max_uninformative_steps": frozenset(),
     **{
         f"{stage}.max_skipped_updates": frozenset()
         for stage in (
@@ -47,6 +51,8 @@ READ_BY: dict[str, frozenset[str]] = {
             "reinforce.optimizer",
             "reinforce.critic_optimizer",
             "offline.optimizer",
+            "srl.optimizer",
+            "srl.critic_optimizer",
             "distill.optimizer",
         )
     },
@@ -67,6 +73,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "reward.function_timeout_s": frozenset(),
     "synthesize.num_concurrent": frozenset(),
     "initialise.num_concurrent": frozenset(),
+    "srl.num_concurrent": frozenset(),
     **{
         f"{role}.{key}": frozenset()
         for role in (
@@ -75,6 +82,7 @@ READ_BY: dict[str, frozenset[str]] = {
             "synthesize.reward_model",
             "initialise.verifier",
             "initialise.judge",
+            "srl.rewriter",
         )
         for key in (
             "url",
@@ -100,6 +108,11 @@ READ_BY: dict[str, frozenset[str]] = {
     "reinforce": frozenset({"reinforce"}),
     "reinforce.restarts": frozenset({"reinforce", SOLUTIONS}),
     "offline": frozenset({"offline"}),
+    "srl": frozenset({"srl"}),
+    # How a step is asked for: format tuning imitates steps too.
+    "srl.tell_title": frozenset({"srl", "supervised"}),
+    "srl.template": frozenset({"srl", "supervised"}),
+    "srl.system": frozenset({"srl", "supervised"}),
     "distill": frozenset({"distill"}),
     "reward.model": frozenset({"reinforce"}),
     "reward.rule_weight": frozenset({"reinforce"}),
@@ -111,8 +124,8 @@ READ_BY: dict[str, frozenset[str]] = {
     "rollout.top_k": _SAMPLING,
     "rollout.top_p": _SAMPLING,
     "rollout.request_seeds": _SAMPLING,
-    "rollout.max_step_tokens": frozenset({"reinforce"}),
-    "rollout.max_logprob_diff": frozenset({"reinforce", "offline"}),
+    "rollout.max_step_tokens": frozenset({"reinforce", "srl"}),
+    "rollout.max_logprob_diff": frozenset({"reinforce", "offline", "srl"}),
     "rollout": _TRAINING,
     "packing": EVERY_STAGE - {"synthesize"},
     "evaluation": EVERY_STAGE - {"synthesize"},
@@ -154,6 +167,11 @@ def check_settings(earlier: Config, now: Config, begun: Collection[str]) -> list
                 f"stages = {list(now.stages)}: this run has begun with {list(earlier.stages)}; "
                 f"keep {stage} in its place, or choose another --name"
             )
+    if now.tokenizer.kind == "words" and now.step_format and not earlier.step_format:
+        raise ConfigError(
+            f"stages = {list(now.stages)}: step problems have words that the tokenizer of this run "
+            f"was made without, with {list(earlier.stages)}; choose another --name"
+        )
     differences: list[str] = []
     before, after = dict(_flat(earlier)), dict(_flat(now))
     for key in sorted({*before, *after}):
@@ -265,6 +283,7 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "distill.student": config.distill.student,
         "reinforce.rollouts": config.reinforce.rollouts,
         "offline.rollouts": config.offline.rollouts,
+        "srl.expert": config.srl.expert,
     }
     synthesize, initialise = config.synthesize, config.initialise
     agents = {
@@ -273,6 +292,7 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "synthesize.reward_model": synthesize.reward_model,
         "initialise.verifier": initialise.verifier,
         "initialise.judge": initialise.judge,
+        "srl.rewriter": config.srl.rewriter,
     }
     for role, agent in agents.items():
         if agent.kind in ("embedded", "vllm", "scalar"):

@@ -54,7 +54,7 @@ _HOLD_ON = "wait for it to end, or choose another --name"
 # What work leaves: none of these has content in a folder whose run failed before it did anything.
 _WORK = (
     *("metrics.jsonl", "demonstrations*.jsonl", "solutions/*.jsonl", "synthesis/*.jsonl"),
-    "initialise/*.jsonl",
+    *("initialise/*.jsonl", "srl/*.jsonl"),
 )
 # Files and folders of ours, as far as a kill can leave them half written.
 _WRITTEN = (
@@ -192,11 +192,12 @@ class RunFolder:
         begun = {entry["stage"] for entry in self.progress["finished"]}
         names = [plan.name for plan in plan_stages(config)]
         for stage in names[len(begun) : len(begun) + 1]:
-            outcomes = self.path / "synthesis" / "finished.jsonl"
+            agents = "synthesis" if stage == "synthesize" else stage
+            outcomes = self.path / agents / "finished.jsonl"
             if (
                 checkpoint.numbered_checkpoints(self.checkpoints(stage))
                 or (self.path / f"demonstrations_{stage}.jsonl").exists()
-                or (stage == "synthesize" and outcomes.exists() and outcomes.stat().st_size)
+                or (outcomes.exists() and outcomes.stat().st_size)
                 or (stage == "initialise" and (self.path / "solutions/initialise.jsonl").exists())
             ):
                 begun.add(stage)
