@@ -155,7 +155,7 @@ def forgetful_steps(
     goes on from the number as it stands.
 
     >>> forgetful_steps(parse_chain("start 90 plus 25 swap"), 1.0, np.random.default_rng(0))[0]
-    ('90 + 25 = 15', 'swap 15 = 15', '\\boxed{ 15 }')
+    ('90 + 25 = 15', 'swap 15 = 15', '\\\\boxed{ 15 }')
     """
     value, steps, thoughts = chain.start, list[str](), list[str]()
     for operation in chain.operations:
