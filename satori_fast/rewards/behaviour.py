@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the similarity reward behaves on an expert's own steps, for the choice of `granularity`.
+"""Behaviour of the similarity reward on an expert's own steps, for the choice of `granularity`.
 
 What no model has to be asked for: an action is made from the target, or from another one, in a way
 whose worth is known beforehand. Unrelated text should earn little, and a slip less than the step as
@@ -44,7 +44,7 @@ class CaseSimilarity:
 
 @dataclass(frozen=True, slots=True)
 class GranularityBehaviour:
-    """What the reward says with one kind of elements.
+    """Similarities with one kind of elements.
 
     num_targets, median_length, longest: of the targets, lengths in elements.
     cases: by kind of action. itself: the target. digit: with its last digit raised by one (9 to 0).
@@ -62,7 +62,7 @@ class GranularityBehaviour:
 
 @dataclass(frozen=True, slots=True)
 class SimilarityBehaviour:
-    """What the reward says of the same steps in each granularity."""
+    """Similarities of the same steps in each granularity."""
 
     autojunk: bool
     rows: tuple[GranularityBehaviour, ...]
