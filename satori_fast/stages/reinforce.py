@@ -107,14 +107,19 @@ def train(
     rewards: Sequence[Reward],
     validator: Validator,
     figures: Callable[[], Mapping[str, float]] | None = None,
+    section: str = "reinforce",
 ) -> StageOutcome:
     """Reinforce the current model on `problems` by the section `reinforce` of the stage's config.
 
+    A step that finds no group to learn from changes nothing and is counted; what becomes of a run
+    of them is `UninformativeSteps`.
+
     figures: takes what the rewards counted since the last time, under metric names.
+    section: of the run's config, for messages: where these settings were made.
     """
     config = context.config.reinforce
     trainer = build_trainer(context, books)
-    warn_of_settings(context.config, trainer.recipe, stage=context.stage)
+    warn_of_settings(context.config, trainer.recipe, stage=context.stage, section=section)
     engine = context.engine(trainer.policy)
     judge = Judge(
         partial(score, rewards=rewards),
@@ -126,7 +131,7 @@ def train(
     source = build_source(context, folder, books, engine, judge=judge, problems=problems)
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
-    uninformative = UninformativeSteps(context.stage, config.max_uninformative_steps)
+    alarm = UninformativeSteps(context.stage, config, trainer.recipe.min_group_std, section=section)
     loop = StepLoop(
         context.stage,
         trainer.learners,
@@ -144,7 +149,7 @@ def train(
     with loop:
         for step in loop:
             result = reinforce_step(trainer, source, step)
-            uninformative.look_at(step, result.experience)
+            alarm.look_at(step, result.experience)
             metrics = books.reinforcement(
                 step, result, trainer, num_samples=config.num_logged_samples
             )
@@ -160,9 +165,8 @@ def train(
     evaluation = None if validation is None else validation.evaluation
     policy, exported = trainer.policy, folder.exported(context.stage)
     if best.is_kept_before(config.num_steps - 1):
-        policy, exported, evaluation = context.model_folders.policy(best.folder), best.folder, None
-    else:
-        context.model_folders.export(policy, exported)
+        policy, evaluation = context.model_folders.policy(best.folder), None
+    context.model_folders.export(policy, exported)
     if evaluation is None:
         evaluator = context.evaluator(books)
         evaluation = evaluator.evaluate_policy(engine, policy, version=best.version(loop.done.step))
@@ -350,12 +354,12 @@ def stored_source(
     return StoredSource(rollouts, judge, problems_per_step=config.problems_per_step, seed=seed)
 
 
-def warn_of_settings(config: Config, recipe: Recipe, *, stage: str) -> None:
+def warn_of_settings(config: Config, recipe: Recipe, *, stage: str, section: str) -> None:
     """Say which settings of reinforcement have no effect under a recipe."""
     reinforce = config.reinforce
     warn_of_idle_settings(
         stage,
-        unused_keys(recipe, reinforce.changed_keys()),
+        [f"{section}.{key}" for key in unused_keys(recipe, reinforce.changed_keys())],
         bonus_cancels=bonus_cancels(
             recipe.credit(), config.reward, has_restarts=config.restarts_enabled
         ),

@@ -19,11 +19,20 @@ from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import DamagedFile, digests
 
 EVERY_STAGE = frozenset(
-    {"synthesize", "supervised", "initialise", "preference", "reinforce", "offline", "distill"}
+    {
+        "synthesize",
+        "supervised",
+        "initialise",
+        "preference",
+        "srl",
+        "reinforce",
+        "offline",
+        "distill",
+    }
 )
 # Graded samples on disk, and restarts cut from them: made by the stage that needs them first.
 SOLUTIONS = "solutions"
-_SAMPLING = frozenset({SOLUTIONS, "initialise", "reinforce", "offline", "distill"})
+_SAMPLING = frozenset({SOLUTIONS, "initialise", "srl", "reinforce", "offline", "distill"})
 _TRAINING = EVERY_STAGE - {"synthesize"} | {SOLUTIONS}
 
 # Kinds of stages that read a key; the longest key counts. What is not here is read by all.
@@ -38,12 +47,14 @@ READ_BY: dict[str, frozenset[str]] = {
     "parallel.main_timeout_s": frozenset(),
     "parallel.grace_s": frozenset(),
     "reinforce.max_uninformative_steps": frozenset(),
+    "srl.max_uninformative_steps": frozenset(),
     **{
         f"{stage}.max_skipped_updates": frozenset()
         for stage in (
             "supervised.optimizer",
             "initialise.optimizer",
             "preference.optimizer",
+            "srl.optimizer",
             "reinforce.optimizer",
             "reinforce.critic_optimizer",
             "offline.optimizer",
@@ -67,6 +78,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "reward.function_timeout_s": frozenset(),
     "synthesize.num_concurrent": frozenset(),
     "initialise.num_concurrent": frozenset(),
+    "srl.num_concurrent": frozenset(),
     **{
         f"{role}.{key}": frozenset()
         for role in (
@@ -75,6 +87,7 @@ READ_BY: dict[str, frozenset[str]] = {
             "synthesize.reward_model",
             "initialise.verifier",
             "initialise.judge",
+            "srl.rewriter",
         )
         for key in (
             "url",
@@ -97,6 +110,11 @@ READ_BY: dict[str, frozenset[str]] = {
     "initialise": frozenset({"initialise"}),
     "solutions": frozenset({SOLUTIONS, "preference", "reinforce"}),
     "preference": frozenset({"preference"}),
+    "srl": frozenset({"srl"}),
+    # How steps are asked for, where format tuning imitates them too.
+    "srl.tell_title": frozenset({"srl", "supervised"}),
+    "srl.template": frozenset({"srl", "supervised"}),
+    "srl.system": frozenset({"srl", "supervised"}),
     "reinforce": frozenset({"reinforce"}),
     "reinforce.restarts": frozenset({"reinforce", SOLUTIONS}),
     "offline": frozenset({"offline"}),
@@ -111,8 +129,8 @@ READ_BY: dict[str, frozenset[str]] = {
     "rollout.top_k": _SAMPLING,
     "rollout.top_p": _SAMPLING,
     "rollout.request_seeds": _SAMPLING,
-    "rollout.max_step_tokens": frozenset({"reinforce"}),
-    "rollout.max_logprob_diff": frozenset({"reinforce", "offline"}),
+    "rollout.max_step_tokens": frozenset({"srl", "reinforce"}),
+    "rollout.max_logprob_diff": frozenset({"srl", "reinforce", "offline"}),
     "rollout": _TRAINING,
     "packing": EVERY_STAGE - {"synthesize"},
     "evaluation": EVERY_STAGE - {"synthesize"},
@@ -261,6 +279,7 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "data.source": config.data.source,
         "data.eval_source": config.data.eval_source,
         "supervised.source": config.supervised.source,
+        "srl.expert": config.srl.expert,
         "reward.model": config.reward.model,
         "distill.student": config.distill.student,
         "reinforce.rollouts": config.reinforce.rollouts,
@@ -273,6 +292,7 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "synthesize.reward_model": synthesize.reward_model,
         "initialise.verifier": initialise.verifier,
         "initialise.judge": initialise.judge,
+        "srl.rewriter": config.srl.rewriter,
     }
     for role, agent in agents.items():
         if agent.kind in ("embedded", "vllm", "scalar"):
