@@ -173,8 +173,8 @@ class ReinforceConfig(Section):
     num_minibatches: int = Field(default=2, gt=0)
     """minibatches, and so optimizer steps, per rollout step"""
     max_sampling_rounds: int = Field(default=1, gt=0)
-    """rounds of new problems until problems_per_step groups are informative; a batch that they do not
-    fill is learnt from as it is; 1: no refilling"""
+    """rounds of new problems until problems_per_step groups are informative; a batch that they do
+    not fill is learnt from as it is; 1: no refilling"""
     source: str = "online"
     """origin of the trajectories: online (sampled from the policy) or stored (a file: rollouts)"""
     rollouts: str | None = None
