@@ -15,6 +15,7 @@ from satori_fast.config import Config, ConfigError, load_config
 from satori_fast.data.cursor import is_heldout
 from satori_fast.data.problem_split import question_key
 from satori_fast.stages.iterate import plan_stages
+from satori_fast.stages.resume import check_inputs, input_digests
 from satori_fast.stages.run import Run, build_run
 from satori_fast.stages.step_data import StepData, load_step_data
 from satori_fast.types import Problem
@@ -217,6 +218,16 @@ def test_a_prompt_above_the_limit_is_left_out(
         long = [row | {"question": row["question"] + " Tell me." * 20} for row in ROWS]
         options = ("--data.max_prompt_tokens", "20", "--name", "none")
         made(config_of(tmp_path, long, *options))
+
+
+def test_the_file_of_solutions_is_an_input_of_the_run(tmp_path: Path) -> None:
+    config = config_of(tmp_path, ROWS)
+    before = input_digests(config)
+    assert before["srl.expert"]["path"] == str(tmp_path / "expert.jsonl")
+    check_inputs(before, before, ["srl"])
+    written(tmp_path / "expert.jsonl", ROWS[1:])
+    with pytest.raises(ConfigError, match=r"srl\.expert: .*expert\.jsonl is not what it was"):
+        check_inputs(before, input_digests(config), ["srl"])
 
 
 def test_other_settings_make_the_problems_anew(tmp_path: Path) -> None:
