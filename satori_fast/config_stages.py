@@ -177,13 +177,15 @@ class ReinforceConfig(Section):
     num_minibatches: int = Field(default=2, gt=0)
     """minibatches, and so optimizer steps, per rollout step"""
     max_sampling_rounds: int = Field(default=1, gt=0)
-    """rounds of new problems until problems_per_step groups are informative; 1: no refilling"""
+    """rounds of new problems until problems_per_step groups are informative; a batch that they do
+    not fill is learnt from as it is; 1: no refilling"""
     source: str = "online"
     """origin of the trajectories: online (sampled from the policy) or stored (a file: rollouts)"""
     rollouts: str | None = None
     """file of stored rollouts, for source = "stored": solutions/ sampled with keep_logprobs"""
     max_uninformative_steps: int = Field(default=50, ge=0)
-    """steps in a row with nothing to learn from, all rewards equal, that stop the run; 0: never"""
+    """steps in a row with nothing to learn from, no group whose rewards differ, that stop the run;
+    0: never"""
     clip_low: float | None = Field(default=None, gt=0)
     """lower clip of the probability ratio, its distance from 1; None: as in the recipe"""
     clip_high: float | None = Field(default=None, gt=0)

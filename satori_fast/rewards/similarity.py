@@ -22,7 +22,7 @@ import numpy as np
 
 from satori_fast.data.formats.steps import SolutionTags, StepResponse, split_response
 from satori_fast.kernels import sequence_similarity
-from satori_fast.types import Problem, RewardBreakdown, Trajectory
+from satori_fast.types import Problem, RewardBreakdown, Trajectory, groups_of
 
 TERM = "similarity"
 FAULTY = -1.0
@@ -107,6 +107,12 @@ def is_kept_by_format(group: Sequence[Trajectory], min_std: float) -> bool:
     return len(well_formed) < len(earned) and (
         not well_formed or float(np.std(well_formed)) <= min_std
     )
+
+
+def kept_by_format_share(kept: Sequence[Trajectory], min_std: float) -> float:
+    """Share of the groups of kept responses, at least one, that `is_kept_by_format`."""
+    groups = [[kept[i] for i in group] for group in groups_of(kept)]
+    return float(np.mean([is_kept_by_format(group, min_std) for group in groups]))
 
 
 def target_of(trajectory: Trajectory) -> str | None:

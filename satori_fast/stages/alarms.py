@@ -22,9 +22,10 @@ from torch import Tensor
 from satori_fast.algorithms.credit import CreditRule
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import NonFiniteUpdate
-from satori_fast.config import RewardConfig
+from satori_fast.config import ReinforceConfig, RewardConfig
+from satori_fast.experience.source import num_groups
 from satori_fast.storage import write_atomically
-from satori_fast.types import Experience
+from satori_fast.types import Experience, RewardBreakdown
 
 logger = logging.getLogger(__name__)
 
@@ -124,14 +125,16 @@ def bonus_cancels(rule: CreditRule, reward: RewardConfig, *, has_restarts: bool)
 
 
 def warn_of_idle_settings(stage: str, unused: Sequence[str], *, bonus_cancels: bool) -> None:
-    """Warn, once each, of keys that the recipe does not use and of a bonus without effect."""
+    """Warn, once each, of keys that the recipe does not use and of a bonus without effect.
+
+    unused: with their section.
+    """
     if unused:
-        keys = ", ".join(f"reinforce.{key}" for key in unused)
         logger.warning(
             "%s: the recipe, as it is set, does not use %s: without effect; "
             "`satori-fast show CONFIG --recipe` prints what runs",
             stage,
-            keys,
+            ", ".join(unused),
         )
     if bonus_cancels:
         logger.warning(
@@ -163,45 +166,95 @@ def save_batch(path: Path, failure: NonFiniteUpdate, facts: Mapping[str, Any]) -
 
 
 class UninformativeSteps:
-    """Steps of reinforcement in which all rewards that are compared are equal.
+    """Steps of reinforcement that find too few groups, or none, whose rewards differ.
 
-    limit: so many in a row stop the run; 0: none do.
+    A step that keeps fewer groups than `problems_per_step` after its last round of sampling trains
+    on those, and the first such step is a warning. One that keeps none changes nothing: an unlucky
+    batch does that too, most of all a small one or one at the start of RLVR, so a single step stops
+    no run. The first is a warning, and `max_uninformative_steps` in a row (0: any number) end it:
+    a batch that can never fill costs so many steps of `max_sampling_rounds` rounds.
+
+    config:        of the stage. section: where a user sets it, "reinforce" or "srl".
+    min_group_std: epsilon, as the recipe has it; None where it keeps every group.
     """
 
-    def __init__(self, stage: str, limit: int) -> None:
-        self._stage, self._limit = stage, limit
+    def __init__(
+        self, stage: str, config: ReinforceConfig, min_group_std: float | None, *, section: str
+    ) -> None:
+        self._stage, self._config, self._section = stage, config, section
+        self._min_group_std = min_group_std
         self._in_a_row = 0
-        self._warned = False
+        self._warned: set[str] = set()
 
     def look_at(self, step: int, experience: Experience) -> None:
-        """Warn of the first such step, TrainingStopped at the limit. A step that finished no sample
-        says nothing."""
+        """Warn of the first such steps, TrainingStopped at the limit. A step that finished no
+        sample says nothing."""
         kept = experience.trajectories
         rewards = [t.reward for t in experience.sampled if t.reward is not None]
         if not rewards:
             return
         if kept and np.std([r.total for r in rewards]) > _SAME_REWARD:
             self._in_a_row = 0
+            self._look_at_fill(step, experience, rewards)
             return
         self._in_a_row += 1
-        graded = [r.correct for r in rewards if r.correct is not None]
-        right = f"{float(np.mean(graded)):.0%} of its answers are right; " if graded else ""
-        causes = (
-            f"{right}likely causes: problems that are all too "
-            "hard or all too easy, answers that the grader cannot read, a temperature that is too "
-            "low, responses that the limit cuts short"
-        )
-        if self._limit and self._in_a_row >= self._limit:
+        reason = f"{self._sameness(experience, rewards, 'no')}; {self._remedy(rewards)}"
+        limit = self._config.max_uninformative_steps
+        if limit and self._in_a_row >= limit:
             raise TrainingStopped(
                 f"{self._stage} step {step}: nothing to learn from in {self._in_a_row} steps in a "
-                f"row (reinforce.max_uninformative_steps), all rewards that compare are equal; "
-                f"{causes}"
+                f"row ({self._section}.max_uninformative_steps): {reason}"
             )
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "%s step %d: nothing to learn from, all rewards that compare are equal; %s",
-                self._stage,
-                step,
-                causes,
+        self._warn("nothing", f"{self._stage} step {step}: nothing to learn from: {reason}")
+
+    def _look_at_fill(
+        self, step: int, experience: Experience, rewards: Sequence[RewardBreakdown]
+    ) -> None:
+        """Warn of the first refilled step whose batch is not full; without refilling none is."""
+        wanted, kept = self._config.problems_per_step, num_groups(experience.trajectories)
+        if "rollout/num_rounds" in experience.stats and kept < wanted:
+            self._warn(
+                "part",
+                f"{self._stage} step {step}: it learns from {kept} groups, not from {wanted}: "
+                f"{self._sameness(experience, rewards, 'no other')}; more rounds "
+                f"({self._section}.max_sampling_rounds) may fill it",
             )
+
+    def _sameness(
+        self, experience: Experience, rewards: Sequence[RewardBreakdown], which: str
+    ) -> str:
+        """Rounds, epsilon and the range of the rewards; which: "no" group, or "no other"."""
+        totals = [reward.total for reward in rewards]
+        low, high = min(totals), max(totals)
+        found = f"all rewards are {low:g}"
+        if high - low > _SAME_REWARD:
+            found = f"rewards go from {low:g} to {high:g}"
+        if self._min_group_std is None:
+            return found
+        number = int(experience.stats.get("rollout/num_rounds", 1))
+        rounds = "1 round" if number == 1 else f"{number} rounds"
+        return (
+            f"{which} group of {rounds} of sampling has rewards with a standard deviation above "
+            f"{self._section}.min_group_std = {self._min_group_std:g}, {found}"
+        )
+
+    def _remedy(self, rewards: Sequence[RewardBreakdown]) -> str:
+        graded = [r.correct for r in rewards if r.correct is not None]
+        causes = (
+            "likely causes: problems that are all too hard or all too easy, a temperature that is "
+            "too low, responses that the limit cuts short"
+        )
+        if graded:
+            right = f"{float(np.mean(graded)):.0%} of its answers are right"
+            causes = f"{right}; {causes}, answers that the grader cannot read"
+        else:
+            causes += ", responses that are not of the format"
+        return (
+            f"{causes}; take other problems or a longer warm-up, raise rollout.temperature or "
+            f"{self._section}.samples_per_problem, or lower {self._section}.min_group_std"
+        )
+
+    def _warn(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning("%s", message)

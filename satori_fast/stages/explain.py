@@ -44,7 +44,7 @@ from satori_fast.stages.rewards import (
     check_functions,
 )
 from satori_fast.stages.setup import build_renderer, write_tokenizer
-from satori_fast.stages.step_metrics import reward_metrics
+from satori_fast.stages.step_metrics import reward_metrics, step_counts
 from satori_fast.types import Experience, SegmentSignal, Trajectory
 
 _ANNOTATIONS = ("old_logprobs", "ref_logprobs", "values")
@@ -227,6 +227,7 @@ def _summary(
         "accuracy": float(np.mean(graded)) if graded else None,
         **reward_metrics(rewards),
         **mean_metrics(trajectories, renderer.format_of),
+        **step_counts(trajectories, [row.trajectory for row in kept], recipe.min_group_std),
         **(count_verifications(trajectories).figures() if judged else {}),
         "truncated": float(np.mean([t.finish == "length" for t in trajectories])),
         "tokens": sum(t.num_response_tokens for t in trajectories),

@@ -16,7 +16,7 @@ from rich.text import Text
 from satori_fast.data.formats.steps import StepResponse
 from satori_fast.data.rollout_rows import RolloutRow
 from satori_fast.rewards.similarity import TERM
-from satori_fast.types import SegmentKind, SegmentSignal, Trajectory
+from satori_fast.types import Prefix, SegmentKind, SegmentSignal, Trajectory
 
 _PIPED_WIDTH = 100  # columns, where the output is no terminal
 
@@ -85,11 +85,11 @@ class Explanation:
         for row in self.rows:
             problem = row.trajectory.problem
             if question != (question := (row.row.step, problem.question, problem.prefix)):
+                if row is not self.rows[0]:
+                    console.print()
                 _print(console, f"{_where(row.row.step)}{problem.question}")
                 if problem.prefix is not None:
-                    _print(console, f"from: {problem.prefix.text}")
-                if problem.asks_step:
-                    _print(console, f"expert: {problem.prefix and problem.prefix.target}")
+                    self._show_prefix(console, problem.prefix, is_partial=row.step is not None)
             _print(console, f"\n{self._heading(row)}")
             console.print(_table(row, self.colours))
         console.print()
@@ -97,6 +97,14 @@ class Explanation:
             _print(console, f"{name:<28} {_shown(value)}")
         for note in self.notes:
             _print(console, f"note: {note}")
+
+    def _show_prefix(self, console: Console, prefix: Prefix, *, is_partial: bool) -> None:
+        """is_partial: a partial solution, whose next step was asked for."""
+        if is_partial:
+            _print(console, f"so far: {prefix.text.strip() or 'nothing'}")
+            _print(console, f"expert's step: {prefix.target}")
+        else:
+            _print(console, f"from: {prefix.text}")
 
     def _heading(self, row: ExplainedRow) -> str:
         reward = row.trajectory.reward

@@ -18,9 +18,11 @@ from typing import Any
 
 from satori_fast.algorithms.recipe import Recipe, effective_recipe, unused_keys
 from satori_fast.backbone.parallel import ParallelState
+from satori_fast.backbone.step import Learner
 from satori_fast.config import Config, ConfigError, ReinforceConfig, RewardConfig, RolloutConfig
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.prompts import PromptRenderer
+from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.experience.online import OnlineSource
 from satori_fast.experience.partial import PartialSource
 from satori_fast.experience.source import ExperienceSource, Judge
@@ -41,7 +43,7 @@ from satori_fast.stages.models import ModelFolders
 from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.restarts import RestartBuffers, StageProblems
 from satori_fast.stages.rewards import build_rewards
-from satori_fast.stages.run_folder import RunFolder
+from satori_fast.stages.run_folder import RunFolder, StageProgress
 from satori_fast.stages.scoring import load_critic, load_reward_model
 from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.trainer import StepResult, Trainer
@@ -107,26 +109,22 @@ def train(
     rewards: Sequence[Reward],
     validator: Validator,
     figures: Callable[[], Mapping[str, float]] | None = None,
+    section: str = "reinforce",
 ) -> StageOutcome:
     """Reinforce the current model on `problems` by the section `reinforce` of the stage's config.
 
     figures: takes what the rewards counted since the last time, under metric names.
+    section: of the run's config, for messages: where these settings were made.
     """
     config = context.config.reinforce
     trainer = build_trainer(context, books)
-    warn_of_settings(context.config, trainer.recipe, stage=context.stage)
+    warn_of_settings(context.config, trainer.recipe, stage=context.stage, section=section)
     engine = context.engine(trainer.policy)
-    judge = Judge(
-        partial(score, rewards=rewards),
-        trainer.recipe.credit(),
-        trainer.recipe.min_group_std,
-        books.spans.span,
-        figures=figures,
-    )
+    judge = build_judge(trainer.recipe, rewards, books.spans, figures=figures)
     source = build_source(context, folder, books, engine, judge=judge, problems=problems)
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
-    uninformative = UninformativeSteps(context.stage, config.max_uninformative_steps)
+    alarm = UninformativeSteps(context.stage, config, trainer.recipe.min_group_std, section=section)
     loop = StepLoop(
         context.stage,
         trainer.learners,
@@ -144,7 +142,7 @@ def train(
     with loop:
         for step in loop:
             result = reinforce_step(trainer, source, step)
-            uninformative.look_at(step, result.experience)
+            alarm.look_at(step, result.experience)
             metrics = books.reinforcement(
                 step, result, trainer, num_samples=config.num_logged_samples
             )
@@ -158,15 +156,34 @@ def train(
                 shown = {"accuracy": metrics["rollout/accuracy"]}
             loop.finish_step(metrics, source.state_dict() | best.state_dict(), shown=shown)
     evaluation = None if validation is None else validation.evaluation
-    policy, exported = trainer.policy, folder.exported(context.stage)
-    if best.is_kept_before(config.num_steps - 1):
-        policy, exported, evaluation = context.model_folders.policy(best.folder), best.folder, None
-    else:
-        context.model_folders.export(policy, exported)
+    return leave_model(
+        context, folder, books, engine, trainer.policy, best, evaluation=evaluation, done=loop.done
+    )
+
+
+def leave_model(
+    context: Context,
+    folder: RunFolder,
+    books: Books,
+    engine: Restarting,
+    policy: Learner,
+    best: BestModel,
+    *,
+    evaluation: EvaluationResult | None,
+    done: StageProgress,
+) -> StageOutcome:
+    """Export what the stage leaves under its name: the weights of now, or the best ones.
+
+    policy, evaluation: the weights of the last step, and what they were worth where that is known.
+    """
+    if best.is_kept_before(done.step - 1):
+        policy, evaluation = context.model_folders.policy(best.folder), None
+    exported = folder.exported(context.stage)
+    context.model_folders.export(policy, exported)
     if evaluation is None:
         evaluator = context.evaluator(books)
-        evaluation = evaluator.evaluate_policy(engine, policy, version=best.version(loop.done.step))
-    return StageOutcome({"policy": exported}, evaluation, loop.done.times, best.figures())
+        evaluation = evaluator.evaluate_policy(engine, policy, version=best.version(done.step))
+    return StageOutcome({"policy": exported}, evaluation, done.times, best.figures())
 
 
 @dataclass
@@ -280,6 +297,23 @@ def build_trainer(context: Context, books: Books) -> Trainer:
     )
 
 
+def build_judge(
+    recipe: Recipe,
+    rewards: Sequence[Reward],
+    spans: SpanRecorder,
+    *,
+    figures: Callable[[], Mapping[str, float]] | None,
+) -> Judge:
+    """What scores, filters and credits samples under a recipe."""
+    return Judge(
+        partial(score, rewards=rewards),
+        recipe.credit(),
+        recipe.min_group_std,
+        spans.span,
+        figures=figures,
+    )
+
+
 def build_source(
     context: Context,
     folder: RunFolder,
@@ -350,12 +384,12 @@ def stored_source(
     return StoredSource(rollouts, judge, problems_per_step=config.problems_per_step, seed=seed)
 
 
-def warn_of_settings(config: Config, recipe: Recipe, *, stage: str) -> None:
+def warn_of_settings(config: Config, recipe: Recipe, *, stage: str, section: str) -> None:
     """Say which settings of reinforcement have no effect under a recipe."""
     reinforce = config.reinforce
     warn_of_idle_settings(
         stage,
-        unused_keys(recipe, reinforce.changed_keys()),
+        [f"{section}.{key}" for key in unused_keys(recipe, reinforce.changed_keys())],
         bonus_cancels=bonus_cancels(
             recipe.credit(), config.reward, has_restarts=config.restarts_enabled
         ),

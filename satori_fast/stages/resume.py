@@ -48,6 +48,7 @@ READ_BY: dict[str, frozenset[str]] = {
             "supervised.optimizer",
             "initialise.optimizer",
             "preference.optimizer",
+            "srl.optimizer",
             "reinforce.optimizer",
             "reinforce.critic_optimizer",
             "offline.optimizer",
@@ -105,14 +106,14 @@ READ_BY: dict[str, frozenset[str]] = {
     "initialise": frozenset({"initialise"}),
     "solutions": frozenset({SOLUTIONS, "preference", "reinforce"}),
     "preference": frozenset({"preference"}),
-    "reinforce": frozenset({"reinforce"}),
-    "reinforce.restarts": frozenset({"reinforce", SOLUTIONS}),
-    "offline": frozenset({"offline"}),
     "srl": frozenset({"srl"}),
-    # How a step is asked for: format tuning imitates steps too.
+    # How steps are asked for, where format tuning imitates them too.
     "srl.tell_title": frozenset({"srl", "supervised"}),
     "srl.template": frozenset({"srl", "supervised"}),
     "srl.system": frozenset({"srl", "supervised"}),
+    "reinforce": frozenset({"reinforce"}),
+    "reinforce.restarts": frozenset({"reinforce", SOLUTIONS}),
+    "offline": frozenset({"offline"}),
     "distill": frozenset({"distill"}),
     "reward.model": frozenset({"reinforce"}),
     "reward.rule_weight": frozenset({"reinforce"}),
@@ -279,11 +280,11 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "data.source": config.data.source,
         "data.eval_source": config.data.eval_source,
         "supervised.source": config.supervised.source,
+        "srl.expert": config.srl.expert,
         "reward.model": config.reward.model,
         "distill.student": config.distill.student,
         "reinforce.rollouts": config.reinforce.rollouts,
         "offline.rollouts": config.offline.rollouts,
-        "srl.expert": config.srl.expert,
     }
     synthesize, initialise = config.synthesize, config.initialise
     agents = {

@@ -76,6 +76,8 @@ def join_ranks(config: Config) -> ParallelState:
 def check_sources(config: Config) -> None:
     """ConfigError for a data set that cannot be one, before anything is loaded."""
     named = {"data.source": config.data.source, "data.eval_source": config.data.eval_source}
+    if "srl" in config.stages:
+        named["srl.expert"] = config.srl.expert
     for key, source in named.items():
         try:
             if source is not None:

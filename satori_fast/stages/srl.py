@@ -37,7 +37,13 @@ def srl(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     rewards = build_step_rewards(config.srl, context.renderer, spans=books.spans)
     validator = step_validator(context, data.validation, books)
     outcome = train(
-        context, folder, books, problems=data.training, rewards=rewards, validator=validator
+        context,
+        folder,
+        books,
+        problems=data.training,
+        rewards=rewards,
+        validator=validator,
+        section=config.srl.SECTION,
     )
     return replace(outcome, figures={**data.figures, **outcome.figures})
 

@@ -170,23 +170,15 @@ def _steps_of(context: Context, domain: Domain, problems: Iterable[Problem]) -> 
 
 def _by_agents(context: Context, expert: str) -> Made:
     problems, report = agent_steps(context.config.srl, expert)
-    training, heldout = _split(
-        problems,
-        lambda problem: problem.problem_id.rpartition("/")[0],
-        context.config.data.heldout_fraction,
-    )
     counted = {"num_solutions": report.rows.num_rows, "num_used": report.rows.num_used}
-    return training, heldout, {name: float(number) for name, number in counted.items()}
+    figures = {name: float(number) for name, number in counted.items()}
+    return *_split(context, problems), figures
 
 
 def _by_solutions(context: Context, expert: str, folder: Path) -> Made:
     config, steps = context.config.srl, context.renderer.steps
     assert steps is not None
-    demonstrations = list(expert_solutions(config, expert))[: config.num_solutions]
-    evaluated = {question_key(problem.question) for problem in context.heldout}
-    demonstrations = [
-        each for each in demonstrations if question_key(each.problem.question) not in evaluated
-    ]
+    demonstrations = expert_solutions(config, expert)
     right = right_solutions(demonstrations, context.grader.pool)
     spent: dict[str, float] = {}
     if config.parser == "rewrite":
@@ -204,12 +196,7 @@ def _by_solutions(context: Context, expert: str, folder: Path) -> Made:
     )
     if report.discarded:
         logger.warning("%s: discarded %s", expert, report.in_words())
-    training, heldout = _split(
-        problems,
-        lambda problem: question_key(problem.question),
-        context.config.data.heldout_fraction,
-    )
-    return training, heldout, report_figures(report) | spent
+    return *_split(context, problems), report_figures(report) | spent
 
 
 def step_reader(config: SrlConfig) -> Callable[[Demonstration], Sequence[ExpertStep]]:
@@ -280,11 +267,13 @@ def report_figures(report: StepReport) -> dict[str, float]:
     return {name: float(number) for name, number in counted.items()}
 
 
-def _split(
-    problems: Iterable[Problem], key: Callable[[Problem], str], fraction: float
-) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out) problems, by a hash of what their steps have in common."""
+def _split(context: Context, problems: Iterable[Problem]) -> tuple[list[Problem], list[Problem]]:
+    """(training, held-out) problems, all steps of a question on one side. Questions that the run
+    evaluates on are held out, and so are others by their hash."""
+    evaluated = {question_key(problem.question) for problem in context.heldout}
+    fraction = context.config.data.heldout_fraction
     halves: tuple[list[Problem], list[Problem]] = ([], [])
     for problem in problems:
-        halves[is_heldout(key(problem), fraction)].append(problem)
+        key = question_key(problem.question)
+        halves[key in evaluated or is_heldout(key, fraction)].append(problem)
     return halves

@@ -15,7 +15,7 @@ from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.mixture import ORIGINS, origin_of
 from satori_fast.evaluation.evaluate import mean_metrics
 from satori_fast.evaluation.verification import count_verifications
-from satori_fast.rewards.similarity import exact_share, is_kept_by_format
+from satori_fast.rewards.similarity import TERM, exact_share, kept_by_format_share
 from satori_fast.stages.mismatch import token_versions
 from satori_fast.types import (
     Advantages,
@@ -24,7 +24,6 @@ from satori_fast.types import (
     Problem,
     RewardBreakdown,
     Trajectory,
-    groups_of,
 )
 
 
@@ -61,22 +60,25 @@ def experience_metrics(
     }
     if format_of(scored[0].problem).has_verifications:
         metrics |= count_verifications(scored).metrics("rollout")
-    metrics |= _step_metrics(experience, min_group_std)
+    counts = step_counts(scored, experience.trajectories, min_group_std)
+    metrics |= {f"rollout/{name}": value for name, value in counts.items()}
     for origin in ORIGINS:
         own = [t for t in scored if origin_of(t.problem) == origin]
         metrics |= _accuracy(f"rollout/accuracy_{origin}", own)
     return metrics | counted
 
 
-def _step_metrics(experience: Experience, min_group_std: float | None) -> dict[str, float]:
-    if not any(t.problem.asks_step for t in experience.sampled):
+def step_counts(
+    sampled: Sequence[Trajectory], kept: Sequence[Trajectory], min_group_std: float | None
+) -> dict[str, float]:
+    """Count exact steps among what was sampled, "exact", and groups among the kept ones that are
+    kept for faults alone, "kept_by_format"; nothing where steps are not what was compared."""
+    if not all(t.reward is not None and TERM in t.reward.terms for t in sampled):
         return {}
-    metrics = {"rollout/exact": exact_share(experience.sampled)}
-    kept = [[experience.trajectories[i] for i in own] for own in groups_of(experience.trajectories)]
+    counts = {"exact": exact_share(sampled)}
     if kept and min_group_std is not None:
-        alone = [is_kept_by_format(group, min_group_std) for group in kept]
-        metrics["rollout/kept_by_format"] = float(np.mean(alone))
-    return metrics
+        counts["kept_by_format"] = kept_by_format_share(kept, min_group_std)
+    return counts
 
 
 def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from satori_fast.algorithms.credit import GroupMean, LeaveOneOut, Terminal
 from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import NonFiniteUpdate
-from satori_fast.config import Config, RewardConfig
+from satori_fast.config import Config, ReinforceConfig, RewardConfig, SrlConfig
 from satori_fast.stages import run_stages
 from satori_fast.stages.alarms import (
     SkippedUpdates,
@@ -56,9 +56,9 @@ def test_settings_without_effect_are_named_once(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         warn_of_idle_settings("reinforce", [], bonus_cancels=False)
         assert caplog.records == []
-        warn_of_idle_settings("reinforce", ["gae_lambda", "ratio_mean"], bonus_cancels=True)
+        warn_of_idle_settings("reinforce", ["srl.gae_lambda", "srl.ratio_mean"], bonus_cancels=True)
     keys, bonus = [record.getMessage() for record in caplog.records]
-    assert "does not use reinforce.gae_lambda, reinforce.ratio_mean: without effect" in keys
+    assert "does not use srl.gae_lambda, srl.ratio_mean: without effect" in keys
     assert bonus.startswith("reinforce: reward.reflection_bonus has no effect")
 
 
@@ -175,10 +175,15 @@ def kept_of(sampled: list[Trajectory], num_kept: int) -> Experience:
     return Experience(tuple(sampled[:num_kept]), sampled=tuple(sampled))
 
 
+def alarm_of(limit: int, *, min_group_std: float | None = 1e-6, **keys: Any) -> UninformativeSteps:
+    config = ReinforceConfig(max_uninformative_steps=limit, **keys)
+    return UninformativeSteps("reinforce", config, min_group_std, section="reinforce")
+
+
 def test_steps_without_signal_warn_once_and_stop_at_the_limit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    alarm = UninformativeSteps("reinforce", 3)
+    alarm = alarm_of(3)
     wrong, mixed = answered(False, False), answered(True, False)
     with caplog.at_level(logging.WARNING):
         alarm.look_at(0, kept_of(wrong, 0))
@@ -190,11 +195,48 @@ def test_steps_without_signal_warn_once_and_stop_at_the_limit(
         with pytest.raises(TrainingStopped) as caught:
             alarm.look_at(6, kept_of(wrong, 0))
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith("reinforce step 0: nothing to learn from, all rewards")
+    assert warning.startswith("reinforce step 0: nothing to learn from: no group of 1 round of ")
     assert "0% of its answers are right; likely causes: problems that are all too hard" in warning
     message = str(caught.value)
     assert message.startswith("reinforce step 6: nothing to learn from in 3 steps in a row (reinfo")
     assert "\n" not in message
+
+
+def test_a_batch_that_never_fills_is_told_with_its_figures() -> None:
+    rewards = [-1.0, -1.0, 0.4, 0.405]
+    plain = make_trajectory(2, [3])
+    sampled = tuple(plain.with_reward(RewardBreakdown({"similarity": x})) for x in rewards)
+    experience = Experience((), sampled=sampled, stats={"rollout/num_rounds": 3.0})
+    config = SrlConfig(max_uninformative_steps=1, max_sampling_rounds=3).reinforcement()
+    with pytest.raises(TrainingStopped) as caught:
+        UninformativeSteps("srl", config, 0.01, section="srl").look_at(4, experience)
+    message = str(caught.value)
+    assert message.startswith(
+        "srl step 4: nothing to learn from in 1 steps in a row (srl.max_uninformative_steps): no "
+        "group of 3 rounds of sampling has rewards with a standard deviation above "
+        "srl.min_group_std = 0.01, rewards go from -1 to 0.405; likely causes: "
+    )
+    assert "responses that are not of the format; take other problems or" in message
+    assert message.endswith("or srl.samples_per_problem, or lower srl.min_group_std")
+    assert "\n" not in message and "reinforce" not in message and "right" not in message
+
+
+def test_a_batch_that_is_filled_in_part_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    alarm = alarm_of(1, min_group_std=0.01, problems_per_step=2)
+    part = replace(kept_of(answered(True, False, False, False), 2), stats={})
+    refilled = replace(part, stats={"rollout/num_rounds": 2.0})
+    with caplog.at_level(logging.WARNING):
+        alarm.look_at(0, part)  # without refilling a batch is what is left of one round
+        alarm.look_at(1, refilled)
+        alarm.look_at(2, refilled)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == (
+        "reinforce step 1: it learns from 1 groups, not from 2: no other group of 2 rounds of "
+        "sampling has rewards with a standard deviation above reinforce.min_group_std = 0.01, "
+        "rewards go from -1 to 0; more rounds (reinforce.max_sampling_rounds) may fill it"
+    )
 
 
 def test_answers_that_nothing_graded_have_no_share_of_right_ones(
@@ -202,13 +244,13 @@ def test_answers_that_nothing_graded_have_no_share_of_right_ones(
 ) -> None:
     ungraded = make_trajectory(2, [3]).with_reward(RewardBreakdown({"length": 0.5}))
     with caplog.at_level(logging.WARNING):
-        UninformativeSteps("reinforce", 3).look_at(0, kept_of([ungraded, ungraded], 0))
+        alarm_of(3, min_group_std=None).look_at(0, kept_of([ungraded, ungraded], 2))
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert "are equal; likely causes" in warning and "right" not in warning
+    assert "from: all rewards are 0.5; likely causes" in warning and "right" not in warning
 
 
 def test_without_a_limit_nothing_stops() -> None:
-    alarm = UninformativeSteps("reinforce", 0)
+    alarm = alarm_of(0)
     for step in range(200):
         alarm.look_at(step, kept_of(answered(True, True), 0))
 

@@ -14,6 +14,8 @@ from satori_fast.config import ConfigError
 from satori_fast.experience.stored import read_rollouts, write_rollouts
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.stages import run_stages
+from satori_fast.stages.evaluate import evaluate_model
+from satori_fast.stages.evaluator import Evaluator, Validation
 from satori_fast.stages.run import build_run
 from tests.stages.test_run import take_back, timeless, tiny_config
 from tests.stages.two_processes import run_on_two
@@ -112,6 +114,36 @@ def test_two_processes_take_the_same_first_step(source: str, tuned: Path, tmp_pa
         assert first[name] == pytest.approx(second[name], rel=1e-6), name
     if "update/loss" in second:
         assert first["update/loss"] == pytest.approx(second["update/loss"], abs=1e-5)
+
+
+def test_the_best_weights_are_left_and_evaluated(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values are given, so that the second step is the best; a high learning rate moves weights."""
+    given, validate = [0.2, 0.6, 0.6, 0.1], Evaluator.validate
+
+    def validated(self: Evaluator, *arguments: Any, step: int) -> Validation:
+        measured = validate(self, *arguments, step=step)
+        assert measured.value == measured.metrics["eval/accuracy"]
+        return replace(measured, value=given[step])
+
+    monkeypatch.setattr(Evaluator, "validate", validated)
+    options = ("--reinforce.keep", "best", "--reinforce.evaluate_every", "1")
+    options += ("--reinforce.export_every", "1", "--reinforce.num_steps", "4")
+    options += ("--reinforce.optimizer.learning_rate", "6e-3", "--evaluation.num_problems", "60")
+    (entry,) = run_stages(tiny_config(tmp_path, *from_tuned(tuned, *REFILL, *options)))["stages"]
+    assert (entry["best_step"], entry["best_value"]) == (1, 0.6)
+    assert entry["accuracy"] == lines_of(tmp_path)[1]["eval/accuracy"]
+    models = tmp_path / "tiny" / "models"
+    names = [f"reinforce-step-{number}" for number in (1, 2, 3)]
+    first, second, third = ((models / name / WEIGHTS.name).read_bytes() for name in names)
+    left = (tmp_path / WEIGHTS).read_bytes()
+    assert second == left == (models / "reinforce-best" / WEIGHTS.name).read_bytes()
+    assert left not in (first, third)
+    # The model, asked again by itself, answers so.
+    model = ("--stages", "['reinforce']", "--model.path", f"'{models / 'reinforce'}'")
+    model += ("--evaluation.num_problems", "60", "--name", "asked")
+    assert evaluate_model(tiny_config(tmp_path, *model)).accuracy == entry["accuracy"]
 
 
 def test_a_refilled_step_says_what_it_dropped(tuned: Path, tmp_path: Path) -> None:
