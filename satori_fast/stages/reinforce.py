@@ -157,7 +157,14 @@ def train(
             loop.finish_step(metrics, source.state_dict() | best.state_dict(), shown=shown)
     evaluation = None if validation is None else validation.evaluation
     return leave_model(
-        context, folder, books, engine, trainer.policy, best, evaluation=evaluation, done=loop.done
+        context,
+        folder,
+        books,
+        engine=engine,
+        policy=trainer.policy,
+        best=best,
+        evaluation=evaluation,
+        done=loop.done,
     )
 
 
@@ -165,10 +172,10 @@ def leave_model(
     context: Context,
     folder: RunFolder,
     books: Books,
+    *,
     engine: Restarting,
     policy: Learner,
     best: BestModel,
-    *,
     evaluation: EvaluationResult | None,
     done: StageProgress,
 ) -> StageOutcome:

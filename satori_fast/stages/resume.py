@@ -48,7 +48,6 @@ READ_BY: dict[str, frozenset[str]] = {
             "supervised.optimizer",
             "initialise.optimizer",
             "preference.optimizer",
-            "srl.optimizer",
             "reinforce.optimizer",
             "reinforce.critic_optimizer",
             "offline.optimizer",

@@ -270,7 +270,9 @@ def test_every_test_file_mirrors_a_module() -> None:
 # Modules without a test file of their own, and where their behaviour is tested.
 TESTED_ELSEWHERE = {
     "__main__.py": "test_cli starts it",
+    "config_agents.py": "test_config and test_config_checks, through `config`",
     "config_sections.py": "test_config and test_config_checks, through `config`",
+    "config_srl.py": "test_config and test_config_checks, through `config`",
     "config_stages.py": "test_config and test_config_checks, through `config`",
     "data/field_mappings.py": "a table: test_sources reads every row",
     "evaluation/sandbox_worker.py": "runs inside the sandbox: test_sandbox",
