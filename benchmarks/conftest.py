@@ -87,9 +87,8 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[s
                 figures[name][f"{unit}_per_s"] = round(number / timing.median)
                 figures[name][f"{unit}_per_cpu_s"] = round(number / timing.cpu_median)
         comparison = _ratios(ours, timings, targets, judged_by)
-        data = " --data-dir FOLDER" if request.config.getoption("--data-dir", None) else ""
         table = {
-            "command": f'python -m pytest "{request.node.nodeid}" --benchmark-only{data}',
+            "command": _command(request),
             "threads": torch.get_num_threads(),
             "judged_by": judged_by,
             **(extra or {}),
@@ -98,8 +97,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[s
             "ratios": comparison,
         }
         if most_ms is not None:
-            own_ms = figures[ours][f"{judged_by}_ms"]
-            table["target"] = {"most_ms": most_ms, "met": own_ms <= most_ms}
+            table["target"] = _target(most_ms, figures[ours][f"{judged_by}_ms"])
         name = request.path.stem.removeprefix("bench_")
         measure.record(name, {key: table})
         request.config.stash.setdefault(LINES, []).append(_line(name, key, table))
@@ -108,6 +106,15 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[s
         return table
 
     return run
+
+
+def _target(most_ms: float, own_ms: float) -> dict[str, Any]:
+    return {"most_ms": most_ms, "met": own_ms <= most_ms}
+
+
+def _command(request: pytest.FixtureRequest) -> str:
+    data = " --data-dir FOLDER" if request.config.getoption("--data-dir", None) else ""
+    return f'python -m pytest "{request.node.nodeid}" --benchmark-only{data}'
 
 
 def _ratios(

@@ -51,6 +51,6 @@ def _cell(case: Mapping[str, Any] | None, num_targets: int) -> str:
     """Mean and deviation, and of how many targets where it is not all of them."""
     if case is None:
         return "-"
-    text = f"{number(case['mean'], 3)} ± {number(case['std'], 3)}"
+    text = f"{number(case['mean'], 3)} +- {number(case['std'], 3)}"
     own = int(case["num_targets"])
     return text if own == num_targets else f"{text} (n={own:,})"

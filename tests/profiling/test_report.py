@@ -144,7 +144,7 @@ def test_what_similarity_rewards_is_shown_where_a_stage_measured_it(tmp_path, mo
     content = similarity_entry(HOSTILE)
     (tmp_path / "similarity_srl.json").write_text(json.dumps(content))
     _, text = check_page(write_report_html(tmp_path))
-    assert "What similarity rewards" in text and "0.250 ± 0.050" in text
+    assert "What similarity rewards" in text and "0.250 \u00b1 0.050" in text
     content["rows"][0]["cases"]["half"] = 0.5
     (tmp_path / "similarity_srl.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"similarity_STAGE\.json does not hold what a run writes"):

@@ -39,8 +39,8 @@ def test_a_row_for_each_granularity():
             "length: median, longest",
         ],
         "rows": [
-            ["characters", "1.000 ± 0.000", "-", "0.250 ± 0.050", "22, 2,400"],
-            ["words", "1.000 ± 0.000", "0.545 ± 0.125 (n=40)", "0.250 ± 0.050", "8, 40"],
+            ["characters", "1.000 +- 0.000", "-", "0.250 +- 0.050", "22, 2,400"],
+            ["words", "1.000 +- 0.000", "0.545 +- 0.125 (n=40)", "0.250 +- 0.050", "8, 40"],
         ],
     }
     assert (second["stage"], second["note"]) == ("srl_2", "Targets: 1,200. Autojunk: on.")

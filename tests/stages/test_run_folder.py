@@ -83,7 +83,7 @@ def test_the_behaviour_of_a_reward_reaches_the_report(tmp_path: Path) -> None:
     words = dict(zip(table["columns"], table["rows"][1], strict=True))
     # Words: 8, of which the title has 3 and the half 4.
     assert (table["stage"], table["note"]) == ("srl", "Targets: 1. Autojunk: off.")
-    assert words["title alone"] == "0.545 ± 0.000" and words["first half"] == "0.667 ± 0.000"
+    assert words["title alone"] == "0.545 +- 0.000" and words["first half"] == "0.667 +- 0.000"
     assert words["length: median, longest"] == "8, 8"
 
 
