@@ -125,16 +125,7 @@ def train(
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
     alarm = UninformativeSteps(context.stage, config, trainer.recipe.min_group_std, section=section)
-    loop = StepLoop(
-        context.stage,
-        trainer.learners,
-        config.num_steps,
-        folder,
-        books,
-        checkpoint_every=config.checkpoint_every,
-        export_every=config.export_every,
-        export=context.model_folders.export,
-    )
+    loop = build_loop(context, folder, books, trainer)
     if (data := loop.resume()) is not None:
         source.load_state_dict(data)
         best.load_state_dict(data)
@@ -157,7 +148,14 @@ def train(
             loop.finish_step(metrics, source.state_dict() | best.state_dict(), shown=shown)
     evaluation = None if validation is None else validation.evaluation
     return leave_model(
-        context, folder, books, engine, trainer.policy, best, evaluation=evaluation, done=loop.done
+        context,
+        folder,
+        books,
+        engine,
+        trainer.policy,
+        best=best,
+        evaluation=evaluation,
+        done=loop.done,
     )
 
 
@@ -167,8 +165,8 @@ def leave_model(
     books: Books,
     engine: Restarting,
     policy: Learner,
-    best: BestModel,
     *,
+    best: BestModel,
     evaluation: EvaluationResult | None,
     done: StageProgress,
 ) -> StageOutcome:
@@ -294,6 +292,21 @@ def build_trainer(context: Context, books: Books) -> Trainer:
         context.renderer.tokenizer,
         max_logprob_diff=context.config.rollout.max_logprob_diff,
         critic_warmup_steps=config.critic_warmup_steps,
+    )
+
+
+def build_loop(context: Context, folder: RunFolder, books: Books, trainer: Trainer) -> StepLoop:
+    """The loop over the steps of a stage."""
+    config = context.config.reinforce
+    return StepLoop(
+        context.stage,
+        trainer.learners,
+        config.num_steps,
+        folder,
+        books,
+        checkpoint_every=config.checkpoint_every,
+        export_every=config.export_every,
+        export=context.model_folders.export,
     )
 
 
