@@ -8,6 +8,8 @@ Built on pytest-benchmark's `benchmark`, so `--benchmark-only` keeps its tests a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,22 @@ import torch
 from benchmarks import measure
 
 LINES = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    with suppress(ValueError):  # the tests have it too, where both are run
+        parser.addoption(
+            "--data-dir",
+            type=Path,
+            default=None,
+            help="folder with the real data sets (train/); without it documents are read",
+        )
+
+
+@pytest.fixture
+def data_dir(request: pytest.FixtureRequest) -> Path | None:
+    """Folder with the real data sets, None where none is given."""
+    return request.config.getoption("--data-dir")
 
 
 @pytest.fixture
@@ -39,6 +57,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[s
     extra:        more figures to keep, such as shapes or the share of a hardware floor.
     judged_by:    "wall" or "cpu", the time that the targets and the line on the terminal go by.
     amount:       what a call makes, such as {"tokens": 8192}: also recorded per second of either.
+    most_ms:      milliseconds that a call of ours should take at most. Reported, never asserted.
     """
 
     def run(
@@ -52,6 +71,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[s
         extra: Mapping[str, Any] | None = None,
         judged_by: str = "wall",
         amount: Mapping[str, int] | None = None,
+        most_ms: float | None = None,
     ) -> dict[str, Any]:
         present = {name: f for name, f in alternatives.items() if f is not None}
         timings = measure.interleave(present, repeats=repeats, warmup=warmup)
@@ -67,8 +87,9 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[s
                 figures[name][f"{unit}_per_s"] = round(number / timing.median)
                 figures[name][f"{unit}_per_cpu_s"] = round(number / timing.cpu_median)
         comparison = _ratios(ours, timings, targets, judged_by)
+        data = " --data-dir FOLDER" if request.config.getoption("--data-dir", None) else ""
         table = {
-            "command": f'python -m pytest "{request.node.nodeid}" --benchmark-only',
+            "command": f'python -m pytest "{request.node.nodeid}" --benchmark-only{data}',
             "threads": torch.get_num_threads(),
             "judged_by": judged_by,
             **(extra or {}),
@@ -76,6 +97,9 @@ def race(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[s
             "timings": figures,
             "ratios": comparison,
         }
+        if most_ms is not None:
+            own_ms = figures[ours][f"{judged_by}_ms"]
+            table["target"] = {"most_ms": most_ms, "met": own_ms <= most_ms}
         name = request.path.stem.removeprefix("bench_")
         measure.record(name, {key: table})
         request.config.stash.setdefault(LINES, []).append(_line(name, key, table))
@@ -108,6 +132,9 @@ def _line(name: str, key: str, table: Mapping[str, Any]) -> str:
     ours, timing = next(iter(table["timings"].items()))
     judged_by = table["judged_by"]
     parts = [f"{name} {key}: {ours} {timing[judged_by + '_ms']:g} ms"]
+    if "target" in table:
+        verdict = "met" if table["target"]["met"] else "NOT met"
+        parts[0] += f" (target {table['target']['most_ms']:g} ms: {verdict})"
     for rival, ratio in table["ratios"].items():
         verdict = ""
         if "target" in ratio:

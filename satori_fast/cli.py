@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--kernels", action="store_true", help="which implementation each op uses here"
     )
-    show.add_argument("--recipe", action="store_true", help="the recipe that runs, as JSON")
+    show.add_argument("--recipe", action="store_true", help="the first recipe that runs, as JSON")
     explain = verb("explain", _explain, "why the tokens of given responses get their signal")
     explain.add_argument("config", type=Path)
     explain.add_argument(
@@ -228,10 +228,12 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _recipe_that_runs(config: Config) -> dict[str, Any]:
-    """The recipe's row as the config changes it, JSON-able."""
+    """The recipe's row of the first stage that reinforces, as the config changes it, JSON-able."""
     from satori_fast.algorithms.recipe import effective_recipe
+    from satori_fast.stages.iterate import reinforcing_plan
 
-    settings, rollout = config.reinforce, config.rollout
+    plan = reinforcing_plan(config)
+    settings, rollout = plan.config.reinforce, plan.config.rollout
     recipe = effective_recipe(
         settings.recipe, temperature=rollout.temperature, **settings.recipe_overrides()
     )

@@ -188,7 +188,8 @@ class Config(Section):
         for settings in (self.reinforce, self.srl):
             recipe_of(settings)  # a name that is in the table, in every config
         check_inputs(self.stages, self.model, self.tokenizer, self.data, supervised=self.supervised)
-        check_format(self.stages, self.tokenizer, self.data)
+        has_steps = self.step_format is not None
+        check_format(self.stages, self.tokenizer, self.data, has_steps=has_steps)
         check_lengths(self.stages, self.rollout, self.packing, self.data)
         check_layout(self.rollout, self.parallel)
         check_samples(self.stages, self.rollout, self.solutions)
@@ -202,8 +203,8 @@ class Config(Section):
             check_restarts(self.data, self.reinforce.restarts)
         if "srl" in self.stages:
             check_reinforcement(self.srl, self.rollout)
+            check_steps(self.srl, self.data, self.tokenizer)
             check_experience(self.srl, self.rollout)
-            check_steps(self.srl, self.data)
         check_warm_up(self.stages, self.supervised, self.data)
         if "supervised" in self.stages:
             check_imitation("supervised", self.supervised, self.data)
@@ -245,7 +246,8 @@ class Config(Section):
     @property
     def step_format(self) -> ResponseFormat | None:
         """The format of responses to step problems, None where no stage asks for steps."""
-        if "srl" not in self.stages:
+        imitates = "supervised" in self.stages and self.supervised.step_share is not None
+        if "srl" not in self.stages and not imitates:
             return None
         return format_named("steps").in_dialect(self.dialect)
 

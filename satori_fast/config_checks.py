@@ -92,10 +92,15 @@ def format_of(data: DataConfig, tokenizer: TokenizerConfig) -> ResponseFormat:
     return format_named(data.format).in_dialect(dialect_of(data, tokenizer))
 
 
-def check_format(stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig) -> None:
-    """Template and format exist, and what the run makes itself can have them."""
+def check_format(
+    stages: Sequence[str], tokenizer: TokenizerConfig, data: DataConfig, *, has_steps: bool
+) -> None:
+    """Template and format exist, and what the run makes itself can have them.
+
+    has_steps: step problems are asked beside whole ones.
+    """
     format = format_named(data.format)
-    if data.dialect is not None and not format.has_dialects and "srl" not in stages:
+    if data.dialect is not None and not format.has_dialects and not has_steps:
         raise ValueError(
             f'data.dialect = "{data.dialect}" is for data.format = "trials" and does nothing for '
             f'"{data.format}": take it out, or set data.format = "trials"'
@@ -342,10 +347,8 @@ def check_offline(config: OfflineConfig, rollout: RolloutConfig, data: DataConfi
         )
 
 
-def check_steps(config: SrlConfig, data: DataConfig) -> None:
-    """The stage srl has expert solutions, and a recipe that compares what they earn."""
-    from satori_fast.data.domains import DOMAINS
-
+def check_steps(config: SrlConfig, data: DataConfig, tokenizer: TokenizerConfig) -> None:
+    """The stage srl has expert solutions, samples steps of them, and compares what they earn."""
     credit = recipe_of(config).credit()
     if not credit.compares_siblings or credit.reads_actions:
         raise ValueError(
@@ -366,35 +369,66 @@ def check_steps(config: SrlConfig, data: DataConfig) -> None:
         raise ValueError(
             "srl.restarts.enabled = true: step problems start in the middle already; take it out"
         )
+    if config.template == "chat" and tokenizer.kind != "model":
+        raise ValueError(
+            f'srl.template = "chat" needs a chat template, and tokenizer.kind = "{tokenizer.kind}" '
+            'has none: set tokenizer.kind = "model", or srl.template = "plain"'
+        )
+    if config.system is not None and (config.template or data.template) != "chat":
+        raise ValueError(
+            'srl.system is the system turn of srl.template = "chat": set that, or take system out'
+        )
+    _check_experts(config, data)
+
+
+def _check_experts(config: SrlConfig, data: DataConfig) -> None:
+    """There are expert solutions, and nothing is asked that their form does not give."""
+    from satori_fast.data.domains import DOMAINS
+
     domain = DOMAINS.get(data.source)
     if config.expert is None and (domain is None or domain.steps is None):
         raise ValueError(
             f'the stage srl needs expert solutions, and data.source = "{data.source}" has no expert'
             " who writes steps: set srl.expert to a file of solutions"
         )
-    if config.system is not None and (config.template or data.template) != "chat":
+    if config.expert is None and (config.parser != "numbered" or config.mapping is not None):
+        key, value = ("mapping", config.mapping) if config.mapping else ("parser", config.parser)
         raise ValueError(
-            'srl.system is the system turn of srl.template = "chat": set that, or take system out'
+            f'srl.{key} = "{value}" reads a file, and srl.expert, which names it, is missing: set '
+            "it, or take the other out, and the expert of the built-in domain writes steps"
+        )
+    titled = config.parser in ("numbered", "rewrite")
+    if config.tell_title and not titled:
+        raise ValueError(
+            f'srl.tell_title = true, and srl.parser = "{config.parser}" gives steps without titles:'
+            ' take it out, or set srl.parser = "numbered" or "rewrite"'
+        )
+    if config.parser == "agent" and config.unit == "solution":
+        raise ValueError(
+            'srl.unit = "solution" with srl.parser = "agent", whose problems ask for one action: '
+            'set srl.unit = "step"'
         )
 
 
 def check_warm_up(stages: Sequence[str], config: SupervisedConfig, data: DataConfig) -> None:
-    """Steps are imitated only where their format is used, and where somebody writes them."""
+    """Steps are imitated only where somebody writes them."""
     from satori_fast.data.domains import DOMAINS
 
-    if not config.step_share or "supervised" not in stages:
+    if config.step_share is None:
+        if config.slip_share:
+            raise ValueError(
+                f"supervised.slip_share = {config.slip_share:g} needs supervised.step_share: plain "
+                "solutions have no slips; set it, or take slip_share out"
+            )
         return
     domain = DOMAINS.get(data.source)
-    if "srl" not in stages:
-        raise ValueError(
-            f"supervised.step_share = {config.step_share:g} imitates steps in the format of the "
-            "stage srl, which is not in stages: add it, or set step_share = 0"
-        )
-    if config.source is not None or "synthesize" in stages or domain is None or not domain.steps:
-        raise ValueError(
-            f"supervised.step_share = {config.step_share:g} needs the expert of a built-in domain "
-            'with steps: set data.source = "chains" and no supervised.source, or step_share = 0'
-        )
+    has_steps = domain is not None and domain.steps is not None
+    if has_steps and config.source is None and "synthesize" not in stages:
+        return
+    raise ValueError(
+        f"supervised.step_share = {config.step_share:g} needs the expert of a built-in domain with "
+        'steps: set data.source = "chains" and no supervised.source, or take step_share out'
+    )
 
 
 def recipe_of(config: ReinforceConfig) -> Recipe:
@@ -402,7 +436,10 @@ def recipe_of(config: ReinforceConfig) -> Recipe:
     # Here, so that importing a config's classes needs no torch.
     from satori_fast.algorithms.recipe import effective_recipe
 
-    return effective_recipe(config.recipe, temperature=1.0, **config.recipe_overrides())
+    try:
+        return effective_recipe(config.recipe, temperature=1.0, **config.recipe_overrides())
+    except ValueError as error:  # the table of recipes knows one section
+        raise ValueError(str(error).replace("reinforce.", f"{config.SECTION}.")) from None
 
 
 def _check_schedule(

@@ -45,8 +45,10 @@ class SrlConfig(ReinforceConfig):
     """expert solutions used, the first ones (rows of the file, or problems of the domain); None:
     all"""
     parser: Parser = "numbered"
-    """form of the solutions: numbered (N. **Title** text), paragraphs, sentences, marked (;),
-    rewrite (an agent writes them as numbered steps) or agent (trajectories, as of SWE-smith)"""
+    """form of the solutions: numbered (N. **Title** text), paragraphs, sentences, marked (;), agent
+    (trajectories, as of SWE-smith), or rewrite: srl.rewriter writes the right ones as numbered
+    steps. The run folder keeps them as demonstrations_srl.jsonl, which another run takes as expert
+    with parser = "numbered" and mapping = "coat", so that nobody is asked again"""
     unit: Literal["step", "solution"] = "step"
     """what a problem asks for: one step, or the whole solution at once (the paper's ablation)"""
     last_step: Literal["skip", "ask"] = "skip"

@@ -37,9 +37,13 @@ class SupervisedConfig(ImitationConfig):
     """field mapping of the file of demonstrations"""
     num_demonstrations: int | None = Field(default=None, gt=0)
     """demonstrations to imitate, the first ones; None: all"""
-    step_share: float = Field(default=0.0, ge=0, le=1)
-    """share of demonstrations that give one step of a solution, in the format of the stage srl;
-    built-in domain only"""
+    step_share: float | None = Field(default=None, ge=0, le=1)
+    """built-in domain: imitate its expert's titled steps; this share of the demonstrations is of
+    one step, in the format of the stage srl, the others of a whole solution; None: plain solutions
+    """
+    slip_share: float = Field(default=0.0, ge=0, le=1)
+    """built-in domain: share of the occasions on which the imitated steps slip (chains: swaps that
+    are forgotten), for reinforcement to mend; needs step_share"""
 
 
 class InitialiseConfig(ImitationConfig):

@@ -202,6 +202,18 @@ def test_show_recipe_prints_the_row_that_runs(
     assert "fixed_length" not in json.loads(capsys.readouterr().out)
 
 
+def test_show_recipe_prints_that_of_the_first_stage_that_reinforces(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    worked = ["show", "configs/srl/worked.toml", "--recipe"]
+    assert main([*worked, "--srl.clip_high", "0.3", "--reinforce.recipe", "ppo"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["name"], shown["min_group_std"], shown["loss"]["clip_high"]) == ("srl", 0.01, 0.3)
+    last = ["--stages", '["reinforce", "srl"]', "--reinforce.recipe", "rloo"]
+    assert main([*worked, *last]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "rloo"
+
+
 def test_show_kernels_names_an_implementation_of_each(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

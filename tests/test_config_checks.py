@@ -16,6 +16,7 @@ data.num_train = 100
 stages = ["synthesize", "supervised", "preference", "reinforce", "iterate"]
 packing.max_tokens_per_microbatch = 4096
 """
+SRL = "--stages ['srl'] --data.source chains --data.levels [4] --data.format plain"
 # Overrides of CONFIG, and what the one line must say.
 CONTRADICTORY = [
     # Nothing to learn from.
@@ -185,6 +186,89 @@ CONTRADICTORY = [
         "--data.template chat",
         'data.template = "chat" needs a chat template, and tokenizer.kind = "words" has none',
     ),
+    # The stage srl: its problems, its experts, its prompts.
+    (
+        f"{SRL} --srl.recipe ppo",
+        'srl.recipe = "ppo" does not compare the samples of a step problem: take "srl", "grpo",',
+    ),
+    (f"{SRL} --srl.recipe s2r_process", 'srl.recipe = "s2r_process" does not compare the samples'),
+    (f"{SRL} --srl.recipe slr", "srl.recipe = 'slr': there is no such recipe; the nearest is"),
+    (
+        f"{SRL} --srl.samples_per_problem 1",
+        "srl.samples_per_problem = 1 leaves recipe 'srl' nothing to compare: take at least 2",
+    ),
+    (
+        f"{SRL} --srl.problems_per_step 2 --srl.samples_per_problem 2 --srl.num_minibatches 5",
+        "srl.num_minibatches = 5 exceeds the 4 samples of a step",
+    ),
+    (
+        f"{SRL} --srl.tell_title true --srl.unit solution",
+        'srl.tell_title = true with srl.unit = "solution", which has no next step: take one of',
+    ),
+    (
+        f"{SRL} --srl.source stored --srl.rollouts x.jsonl",
+        'srl.source = "stored": steps are sampled from the policy; set it to "online" and take '
+        "srl.rollouts out",
+    ),
+    (f"{SRL} --srl.source onlin", 'srl.source = "onlin": steps are sampled from the policy'),
+    (f"{SRL} --srl.rollouts x.jsonl", "and take srl.rollouts out"),
+    (
+        f"{SRL} --srl.restarts.enabled true",
+        "srl.restarts.enabled = true: step problems start in the middle already; take it out",
+    ),
+    (
+        f"{SRL} --srl.max_sampling_rounds 3 --rollout.max_step_tokens 9",
+        "srl.max_sampling_rounds = 3 does not go with rollout.max_step_tokens",
+    ),
+    (
+        f"{SRL} --srl.optimizer.schedule cosine --srl.optimizer.warmup_fraction 0.9 "
+        "--srl.num_steps 1",
+        'srl.optimizer: schedule = "cosine" has no step left to decay: warmup_fraction = 0.9 of',
+    ),
+    (
+        "--stages ['srl']",
+        'the stage srl needs expert solutions, and data.source = "arithmetic" has no expert who '
+        "writes steps: set srl.expert to a file of solutions",
+    ),
+    (
+        f"{SRL} --srl.parser sentences",
+        'srl.parser = "sentences" reads a file, and srl.expert, which names it, is missing: set',
+    ),
+    (f"{SRL} --srl.parser rewrite", 'srl.parser = "rewrite" reads a file, and srl.expert'),
+    (f"{SRL} --srl.mapping coat", 'srl.mapping = "coat" reads a file, and srl.expert'),
+    (
+        f"{SRL} --srl.expert x.jsonl --srl.parser marked --srl.tell_title true",
+        'srl.tell_title = true, and srl.parser = "marked" gives steps without titles: take it out,',
+    ),
+    (
+        f"{SRL} --srl.expert x.jsonl --srl.parser agent --srl.unit solution",
+        'srl.unit = "solution" with srl.parser = "agent", whose problems ask for one action: set',
+    ),
+    (
+        f"{SRL} --srl.system hello",
+        'srl.system is the system turn of srl.template = "chat": set that, or take system out',
+    ),
+    (f"{SRL} --srl.template plain --srl.system hello", "srl.system is the system turn of"),
+    (
+        f"{SRL} --srl.template chat",
+        'srl.template = "chat" needs a chat template, and tokenizer.kind = "words" has none: set',
+    ),
+    (
+        "--stages ['supervised'] --data.format plain --data.dialect words",
+        'data.dialect = "words" is for data.format = "trials" and does nothing for "plain": take',
+    ),
+    # Format tuning on steps.
+    (
+        "--stages ['supervised'] --supervised.step_share 0.5",
+        "supervised.step_share = 0.5 needs the expert of a built-in domain with steps: set "
+        'data.source = "chains" and no supervised.source, or take step_share out',
+    ),
+    (
+        "--stages ['supervised'] --data.source chains --data.levels [4] --data.format plain "
+        "--supervised.step_share 0.5 --supervised.source x.jsonl",
+        "supervised.step_share = 0.5 needs the expert of a built-in domain with steps",
+    ),
+    (f"{SRL} --supervised.step_share 1.5", "supervised.step_share = 1.5"),
     # Models that come from nowhere.
     (
         "--stages ['synthesize','reinforce'] --reward.preference_weight 1.0",
@@ -247,6 +331,18 @@ def test_contradictory_settings(tmp_path: Path, overrides: str, text: str) -> No
         "--rollout.engine vllm --rollout.sleep true --parallel.tensor 2",
         "--rollout.engine server --parallel.pipeline 2 --rollout.sync_route file",
         "--rollout.engine server --rollout.sync_route file --rollout.sync_folder /tmp/x",
+        SRL,
+        f"{SRL} --data.dialect words",
+        f"{SRL} --data.dialect paper --srl.tell_title true",
+        f"{SRL} --srl.expert x.jsonl --srl.mapping coat --srl.parser sentences",
+        f"{SRL} --srl.expert x.jsonl --srl.parser agent",
+        "--stages ['srl'] --srl.expert x.jsonl",
+        "--stages ['srl','reinforce'] --srl.expert x.jsonl --tokenizer.kind model --model.path m "
+        "--srl.template chat --srl.system hello",
+        # A section whose stage is not planned may say anything that it can mean.
+        "--stages ['reinforce'] --srl.tell_title true --srl.unit solution --srl.parser rewrite",
+        "--stages ['supervised'] --data.source chains --data.levels [4] --data.format plain "
+        "--supervised.step_share 0.0 --data.dialect words",
         "--reinforce.importance_low 1.0 --reinforce.importance_high inf",
         "--reinforce.critic_warmup_steps 100",
         "--evaluation.max_new_tokens 1024",

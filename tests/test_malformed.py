@@ -118,6 +118,17 @@ FILES: dict[str, tuple[str | bytes, str]] = {
         SMALLEST + "[rollout]\nserver_url = ['http://me:hush-hush@127.0.0.1:1']\n",
         "rollout.server_url",
     ),
+    "unknown_parser": (SMALLEST + "[srl]\nparser = 'lines'\n", "srl.parser = 'lines'"),
+    "unknown_key_of_steps": (SMALLEST + "[srl]\ntell_titles = true\n", "srl.tell_title"),
+    "scripted_rewriter": (SMALLEST + "[srl.rewriter]\nkind = 'scripted'\n", "srl.rewriter.kind"),
+    "no_observation": (
+        SMALLEST + "[srl.agent]\nmax_observation_characters = 9\n",
+        "srl.agent.max_observation_characters = 9",
+    ),
+    "password_in_a_rewriter": (
+        SMALLEST + "[srl.rewriter]\nurl = 'http://me:hush-hush@10.0.0.1/v1'\n",
+        "srl.rewriter.url",
+    ),
     "key_in_flags": (
         SMALLEST + "[rollout]\nserver_args = ['--api-key', 'hush-hush']\n",
         "VLLM_API_KEY",
@@ -451,6 +462,108 @@ def test_stored_rollouts_that_are_none(
     assert "offline.rollouts: " in line and str(path) in line
 
 
+EXPERT_QUESTION = {"question": "start 9 plus 9 swap times 2 minus 1", "answer": "5"}
+STEPS = "1. **plus 9** 9 + 9 = 18\n2. **swap** swap 18 = 81\n"
+TICKS = "I look.\n\n```\nls\n```"
+XML = "<function=bash>\n<parameter=command>ls</parameter>\n</function>"
+MIXED = [
+    {"role": role, "content": text}
+    for role, text in (("user", "q"), ("assistant", TICKS), ("user", "a.py"), ("assistant", XML))
+]
+# Rows of a file of expert solutions (their responses, or whole rows), further options, and what
+# the line says.
+EXPERTS: dict[str, tuple[list[Any] | str | None, list[str], str]] = {
+    "missing": (None, [], "does not exist"),
+    "empty": ("", [], "is empty: no row to read"),
+    "no_json": ("1. **Add** 1\n", [], "not valid JSON"),
+    "no_rows": ("[]", [], "holds no row"),
+    "no_solution": ([{**EXPERT_QUESTION, "text": "9"}], [], "no row has the field 'response'"),
+    "empty_solution": ([""], [], "empty field 'response'"),
+    "no_mapping": (["9"], ["--srl.mapping", "steps"], "no field mapping named 'steps'"),
+    "no_steps": (["It is 9."], [], "1 x no_steps (the first: "),
+    "lines_without_titles": (["1. 9 + 9\n2. swap"], [], "1 x no_steps"),
+    "out_of_order": (["2. **b** x\n1. **a** y"], [], "1 x out_of_order"),
+    "a_number_left_out": (["1. **a** x\n3. **b** y"], [], "1 x out_of_order"),
+    "a_title_without_text": (["1. **a**\n2. **b** y"], [], "1 x title_without_text"),
+    "an_open_title": (["1. **a x\n2. **b** y"], [], "1 x untitled_step"),
+    "one_step": (["1. **a** x"], [], "1 x too_few_steps"),
+    "one_paragraph": (["a b"], ["--srl.parser", "paragraphs"], "1 x too_few_steps"),
+    "several": (["9", STEPS.replace("2.", "3."), "8"], [], "2 x no_steps (the first: "),
+    "graded_as_wrong": (
+        [{"question": "q", "deepseek_attempt": "1. \\boxed{2}", "deepseek_grade": "No"}],
+        ["--srl.mapping", "s1k_1_1"],
+        "0 of 1 rows could be used: deepseek_grade says that the solution is wrong",
+    ),
+    "unknown_words": (
+        [
+            {
+                "question": f"start {number} plus 9 swap",
+                "answer": "5",
+                "response": STEPS.replace("plus", "add") + "3. **answer** \\boxed{ 5 }",
+            }
+            for number in range(10, 60)
+        ],
+        ["--data.heldout_fraction", "0.3"],
+        "the tokenizer does not know the word 'add'",
+    ),
+    "messages_not_json": (
+        [{"messages": "[", "instance_id": "a", "resolved": True}],
+        ["--srl.parser", "agent"],
+        "messages is not JSON",
+    ),
+    "not_resolved": (
+        [{"messages": "[]", "instance_id": "a", "resolved": False}],
+        ["--srl.parser", "agent"],
+        "not resolved",
+    ),
+    "messages_that_mix_forms": (
+        [{"messages": json.dumps(MIXED), "instance_id": "a", "resolved": True}],
+        ["--srl.parser", "agent"],
+        "messages mix forms",
+    ),
+    "no_rewriter": (["9"], ["--srl.parser", "rewrite"], "srl.rewriter.model is missing"),
+    "rewriter_nowhere": (
+        ["9"],
+        ["--srl.parser", "rewrite", "--srl.rewriter.model", "m", "--srl.rewriter.url", "h"],
+        "srl.rewriter.url: 'h' is not of the form",
+    ),
+    "rewriter_elsewhere": (
+        ["9"],
+        [
+            *("--srl.parser", "rewrite", "--srl.rewriter.model", "m"),
+            *("--srl.rewriter.url", "http://10.1.2.3/v1"),
+        ],
+        "srl.rewriter.api_key_variable is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_who_show_no_steps(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, options, said = EXPERTS[name]
+    path = tmp_path / "expert.jsonl"
+    if isinstance(content, list):
+        whole = [
+            row if isinstance(row, dict) else {**EXPERT_QUESTION, "response": row}
+            for row in content
+        ]
+        content = "".join(json.dumps(row) + "\n" for row in whole)
+    if content is not None:
+        path.write_text(content)
+    config = tmp_path / "run.toml"
+    config.write_text(TINY.replace("levels = [1]", 'levels = [4]\nsource = "chains"'))
+    command = ["run", str(config), "--output_dir", str(tmp_path / "runs"), "--stages", "['srl']"]
+    command += ["--data.format", "plain", "--srl.expert", str(path)]
+    if "agent" not in options and "--srl.mapping" not in options:
+        command += ["--srl.mapping", "coat"]
+    line = failing_line([*command, *options], capsys)
+    assert said in line and ("srl.expert: " in line or "srl.rewriter" in line)
+    assert str(path) in line or "expert/" in line or "srl.rewriter" in line
+    assert not list((tmp_path / "runs").glob("*/steps"))
+
+
 # --- run folders ----------------------------------------------------------------------------------
 
 
@@ -522,4 +635,4 @@ def test_a_wrong_endpoint(
 
 def test_there_are_more_than_a_hundred() -> None:
     tables = (FILES, OVERRIDES, USAGES, FOLDERS, EXPORTS, DAMAGES, DATA, SERVERS, ENDPOINTS)
-    assert sum(map(len, tables)) > 100
+    assert sum(map(len, (*tables, EXPERTS))) > 150

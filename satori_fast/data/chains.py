@@ -148,6 +148,26 @@ def expert_steps(chain: Chain) -> tuple[str, ...]:
     return (*_steps(chain.start, chain.operations), f"\\boxed{{ {chain.answer} }}")
 
 
+def forgetful_steps(
+    chain: Chain, share: float, rng: np.random.Generator
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Steps, and thoughts before them, of a pupil who forgets a swap with probability `share` and
+    goes on from the number as it stands.
+
+    >>> forgetful_steps(parse_chain("start 90 plus 25 swap"), 1.0, np.random.default_rng(0))[0]
+    ('90 + 25 = 15', 'swap 15 = 15', '\\\\boxed{ 15 }')
+    """
+    value, steps, thoughts = chain.start, list[str](), list[str]()
+    for operation in chain.operations:
+        is_forgotten = bool(rng.random() < share) and operation.kind == "swap"
+        after = value if is_forgotten else operation.apply(value)
+        steps.append(f"swap {value} = {after}" if is_forgotten else operation.step(value))
+        thoughts.append(f"{value} {operation.title}")
+        value = after
+    steps.append(f"\\boxed{{ {value} }}")
+    return tuple(steps), (*thoughts, f"{value} answer")
+
+
 def step_titles(chain: Chain) -> tuple[str, ...]:
     """Titles of the expert's steps: the operation as the question names it, then "answer".
 

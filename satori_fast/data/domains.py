@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+
 from satori_fast.data import arithmetic, chains
 from satori_fast.data.drawn_problems import DrawnProblems
 from satori_fast.data.steps import ExpertStep
@@ -27,12 +29,14 @@ class Domain:
               (they could only be guessed).
     steps:    the same as titled steps, the last of which states the answer; None where a step is no
               easier than the problem.
+    slips:    the steps of a pupil who slips, with a share of slips where there is occasion for one.
     """
 
     problems: type[DrawnProblems]
     words: Callable[[], list[str]]
     solution: Callable[[str], str] | None = None
     steps: Callable[[str], tuple[ExpertStep, ...]] | None = None
+    slips: Callable[[str, float, np.random.Generator], tuple[ExpertStep, ...]] | None = None
 
     def demonstrations(self, problems: Iterable[Problem]) -> list[Demonstration]:
         """Write the expert's plain solution of each problem."""
@@ -47,11 +51,28 @@ class Domain:
         for problem in problems:
             yield problem, self.steps(problem.question)
 
+    def slipped(
+        self, problems: Iterable[Problem], share: float, *, seed: int
+    ) -> Iterator[tuple[Problem, tuple[ExpertStep, ...]]]:
+        """Yield each problem with the steps of a pupil who slips."""
+        assert self.slips is not None
+        rng = np.random.default_rng(seed)
+        for problem in problems:
+            yield problem, self.slips(problem.question, share, rng)
+
 
 def _chain_steps(question: str) -> tuple[ExpertStep, ...]:
     chain = chains.parse_chain(question)
     parts = (chains.step_titles(chain), chains.expert_steps(chain), chains.step_thoughts(chain))
     return tuple(map(ExpertStep, *parts))
+
+
+def _forgetful_chain_steps(
+    question: str, share: float, rng: np.random.Generator
+) -> tuple[ExpertStep, ...]:
+    chain = chains.parse_chain(question)
+    steps, thoughts = chains.forgetful_steps(chain, share, rng)
+    return tuple(map(ExpertStep, chains.step_titles(chain), steps, thoughts))
 
 
 ARITHMETIC = "arithmetic"
@@ -63,6 +84,7 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
             chains.domain_words,
             lambda question: chains.solution_text(chains.parse_chain(question)),
             _chain_steps,
+            _forgetful_chain_steps,
         ),
     }
 )

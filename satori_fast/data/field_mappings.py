@@ -21,6 +21,7 @@ class FieldMapping:
     response:    a worked solution, for demonstrations.
     problem_id:  a field with an id, else rows are numbered from 1.
     level:       a field that says how hard a problem is; rows may lack it.
+    grade:       a field that says whether `response` is right, Yes or No; rows may lack it.
     hub_id, hub_config: name on the Hugging Face hub.
     """
 
@@ -31,6 +32,7 @@ class FieldMapping:
     choices: str | None = None
     problem_id: str | None = None
     level: str | None = None
+    grade: str | None = None
     hub_id: str | None = None
     hub_config: str | None = None
 
@@ -67,12 +69,14 @@ FIELD_MAPPINGS: Mapping[str, FieldMapping] = MappingProxyType(
             response="generated_solution",
             hub_id="nvidia/OpenMathInstruct-2",
         ),
-        # The answer is DeepSeek-R1's, right or wrong: `solution` holds the reference as free text.
+        # The answer is DeepSeek-R1's, right or wrong as the grade says: `solution` holds the
+        # reference as free text.
         "s1k_1_1": FieldMapping(
             "question",
             "deepseek_attempt",
             "boxed",
             response="deepseek_attempt",
+            grade="deepseek_grade",
             hub_id="simplescaling/s1K-1.1",
         ),
         # Benchmarks.

@@ -118,15 +118,17 @@ def load_demonstrations(
     split: str = "train",
     limit: int | None = None,
     check_answers: CheckAnswers | None = None,
+    only_right: bool = False,
 ) -> tuple[list[Demonstration], SourceReport]:
     """Read a data set as worked solutions; arguments and errors as for `load_problems`.
 
+    only_right: skip solutions that the data set itself grades as wrong (`FieldMapping.grade`).
     GSM8K solutions lose their ``<<48/2=24>>`` calculator marks and end in a boxed answer.
     """
     read = _Source(source, mapping, split, name=name, needs_response=True)
     demonstrations = collect(
         read.rows(),
-        read.demonstration,
+        read.right_demonstration if only_right else read.demonstration,
         read.report,
         check_fields=read.check_fields,
         selection=FirstProblems(limit),
@@ -194,7 +196,8 @@ class _Source:
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         fields = self.fields
-        columns = [*self.needed, *(n for n in (fields.problem_id, fields.level) if n is not None)]
+        also = (fields.problem_id, fields.level, fields.grade)
+        columns = [*self.needed, *(name for name in also if name is not None)]
         if self._path is None:
             hub_id = str(self.source) if "/" in str(self.source) else fields.hub_id
             if hub_id is None:
@@ -215,6 +218,12 @@ class _Source:
             steps = _CALCULATION.sub("", response.rpartition("####")[0]).rstrip()
             response = f"{steps}\nThe final answer is \\boxed{{{problem.answer}}}."
         return Demonstration(problem, response)
+
+    def right_demonstration(self, row: GoodRow, number: int) -> Demonstration:
+        """`demonstration`, but `BadRow` for one that is graded as wrong, or in another way."""
+        if self.fields.grade is not None:
+            _check_grade(row, self.fields.grade)
+        return self.demonstration(row, number)
 
     def check_fields(self, found: Fields) -> None:
         """ValueError for a needed field that is in no row."""
@@ -313,6 +322,18 @@ def _level(row: GoodRow, name: str | None) -> str:
     if is_missing(value) or not isinstance(value, str | int | float):
         return ""
     return scalar_text(value, name or "")
+
+
+def _check_grade(row: GoodRow, name: str) -> None:
+    """`BadRow` for a solution that is graded as wrong, or as neither right nor wrong."""
+    value = plain(row.get(name), name)
+    if is_missing(value):
+        return
+    grade = scalar_text(value, name)
+    if grade.casefold() == "no":
+        raise BadRow(f"{name} says that the solution is wrong", repr(value))
+    if grade.casefold() != "yes":
+        raise BadRow(f"{name} is neither Yes nor No", repr(value)[:80])
 
 
 def _answer(row: GoodRow, fields: FieldMapping, *, num_choices: int) -> str:

@@ -50,11 +50,12 @@ class ExpertStep:
 
 
 class NoSteps(ValueError):
-    """A solution that is no list of steps. reason: its kind, which is counted."""
+    """A solution that is no list of steps. reason: its kind, which is counted. text: what was read,
+    where that is not the solution itself."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, text: str | None = None) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.text = reason, text
 
 
 def parse_steps(solution: str, parser: Parser) -> tuple[ExpertStep, ...]:
@@ -88,7 +89,10 @@ def _numbered(solution: str) -> list[ExpertStep]:
         parts = _TITLE.match(body[match.start("rest") : stop].strip())
         if parts is None:
             raise NoSteps("untitled_step")
-        steps.append(ExpertStep(parts["title"].strip().rstrip(":"), parts["text"].strip()))
+        title = parts["title"].strip().rstrip(":")
+        if not title:
+            raise NoSteps("untitled_step")
+        steps.append(ExpertStep(title, parts["text"].strip()))
     return steps
 
 
@@ -187,12 +191,13 @@ class StepReport:
     discarded: Counter[str] = field(default_factory=Counter[str])
     first: dict[str, str] = field(default_factory=dict[str, str])
 
-    def discard(self, reason: str, demonstration: Demonstration) -> None:
-        """Count a solution that cannot be used."""
+    def discard(
+        self, reason: str, demonstration: Demonstration, *, text: str | None = None
+    ) -> None:
+        """Count a solution that cannot be used. text: what was read instead of it."""
         self.discarded[reason] += 1
-        self.first.setdefault(
-            reason, f"{demonstration.problem.problem_id}: {demonstration.response}"
-        )
+        shown = demonstration.response if text is None else text
+        self.first.setdefault(reason, f"{demonstration.problem.problem_id}: {shown}")
 
     def in_words(self) -> str:
         """The discarded solutions on one line, by reason."""
@@ -230,7 +235,7 @@ def expert_problems(
         try:
             steps = read(demonstration)
         except NoSteps as fault:
-            report.discard(fault.reason, demonstration)
+            report.discard(fault.reason, demonstration, text=fault.text)
             continue
         problems = step_problems(
             demonstration.problem,

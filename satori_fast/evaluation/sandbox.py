@@ -39,15 +39,16 @@ class IsolationError(ValueError):
 class Limits:
     """Limits of one command with all its processes.
 
-    seconds:      wall time.
+    seconds:      wall time: for what sleeps. It should be well above CPU seconds, so that what
+                  computes ends in the same way on a busy machine.
     cpu_seconds:  whole CPU seconds of each process.
     memory_bytes: resident memory of all processes; address space of each is limited not far above.
-    processes:    processes and threads at a time.
+    processes:    processes and threads at a time, counted whenever one more begins.
     disk_bytes:   bytes in the scratch folder beyond the files it starts with, output included. The
                   disk also ends at about 4,000 new files.
     """
 
-    seconds: float = 10.0
+    seconds: float = 30.0
     cpu_seconds: int = 10
     memory_bytes: int = 512 * 2**20
     processes: int = 32
@@ -134,7 +135,8 @@ def run(
 @functools.cache
 def isolation_fault() -> str | None:
     """Find out once whether commands can be isolated here; the reason why not, else None."""
-    reply = _ask(_Request(command=(*PYTHON, "-c", "pass"), limits=Limits(), isolated=True))
+    limits = Limits(seconds=_GRACE_S)
+    reply = _ask(_Request(command=(*PYTHON, "-c", "pass"), limits=limits, isolated=True))
     if isinstance(reply, str):
         return reply
     return None if reply.returncode == 0 else f"Python does not start in it: {reply.output.strip()}"

@@ -31,6 +31,10 @@ _MOUNT_SETATTR, _HERE, _AT_RECURSIVE, _ATTR_READ_ONLY = 442, -100, 0x8000, 1
 # Of <linux/prctl.h>.
 _DEATH_SIGNAL, _DROP_CAPABILITY, _NO_NEW_RIGHTS = 1, 24, 38
 _NUM_CAPABILITIES = 64
+# Of <linux/ptrace.h> and <linux/wait.h>.
+_CONTINUE, _SEIZE, _LISTEN = 7, 0x4206, 0x4208
+_STOP_AT_BIRTHS = 0x2 | 0x4 | 0x8  # of fork, vfork and clone
+_STOPPED_BY_TRACE, _ALL_CHILDREN = 128, 0x40000000
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _NOBODY = 65534
 _MAX_NEW_FILES = 4096
@@ -188,9 +192,16 @@ def _serve(request: Request, scratch: str) -> dict[str, Any]:
     name = os.path.join(scratch, "output")
     output = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     os.unlink(name)
+    gate = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _run_command(request, copy, temporary, output=output, is_nobody=is_nobody)
+        os.close(gate[1])
+        if os.read(gate[0], 1):
+            _run_command(request, copy, temporary, output=output, is_nobody=is_nobody)
+        os._exit(127)
+    if request["isolated"]:
+        _trace(pid)
+    os.write(gate[1], b"g")
     ended, returncode = _watch(pid, request["limits"], scratch, isolated=request["isolated"])
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1 if request["isolated"] else -pid, signal.SIGKILL)
@@ -285,27 +296,63 @@ def _give_up_rights(*, is_nobody: bool) -> None:
     _LIBC.prctl(_NO_NEW_RIGHTS, 1, 0, 0, 0)
 
 
+def _trace(pid: int) -> None:
+    """Have the births of a command's processes and threads wait for this process.
+
+    It looks at the limits at each, so nothing forks faster than it is watched.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    _LIBC.ptrace.argtypes = [ctypes.c_long] * 4
+    _call("ptrace", _LIBC.ptrace(_SEIZE, pid, 0, _STOP_AT_BIRTHS))
+
+
+def _resume(pid: int, status: int) -> None:
+    """Let a stopped process go on: past a birth, or with the signal that came."""
+    number = os.WSTOPSIG(status)
+    event = status >> 16
+    if event == _STOPPED_BY_TRACE and number != signal.SIGTRAP:
+        _LIBC.ptrace(_LISTEN, pid, 0, 0)  # stopped by a signal, until another wakes it
+    else:
+        _LIBC.ptrace(_CONTINUE, pid, 0, 0 if event else number)
+
+
 def _watch(
     pid: int, limits: dict[str, Any], scratch: str, *, isolated: bool
 ) -> tuple[str, int | None]:
     """(what ended the command, its exit status) as soon as it ends or crosses a limit."""
     deadline = time.monotonic() + limits["seconds"]
     while True:
-        # Orphans come to process 1, which must take them.
-        ended, status, usage = os.wait4(-1, os.WNOHANG)
+        changes = _changes(isolated=isolated)
         crossed = _crossed(limits, scratch) if isolated else None
         if crossed is not None:
             return crossed, None
-        if ended == pid:
-            returncode = os.waitstatus_to_exitcode(status)
-            is_over = usage.ru_utime + usage.ru_stime >= limits["cpu_seconds"]
-            if returncode == -signal.SIGXCPU or (returncode == -signal.SIGKILL and is_over):
-                return "cpu", None
-            return "exit", returncode
+        for changed, status, usage in changes:
+            if os.WIFSTOPPED(status):
+                _resume(changed, status)
+            elif isolated and usage.ru_maxrss * 1024 > limits["memory_bytes"]:
+                return "memory", None  # it took that between two looks
+            elif changed == pid:
+                returncode = os.waitstatus_to_exitcode(status)
+                is_over = usage.ru_utime + usage.ru_stime >= limits["cpu_seconds"]
+                if returncode == -signal.SIGXCPU or (returncode == -signal.SIGKILL and is_over):
+                    return "cpu", None
+                return "exit", returncode
         if time.monotonic() > deadline:
             return "timeout", None
-        if not ended:
+        if not changes and isolated:
+            signal.sigtimedwait([signal.SIGCHLD], _POLL_S)
+        elif not changes:
             time.sleep(_POLL_S)
+
+
+def _changes(*, isolated: bool) -> list[tuple[int, int, resource.struct_rusage]]:
+    """Ends, and stops, of processes and threads since the last look; orphans among them."""
+    options = os.WNOHANG | (_ALL_CHILDREN if isolated else 0)
+    changes: list[tuple[int, int, resource.struct_rusage]] = []
+    with contextlib.suppress(ChildProcessError):
+        while (change := os.wait4(-1, options))[0]:
+            changes.append(change)
+    return changes
 
 
 def _crossed(limits: dict[str, Any], scratch: str) -> str | None:

@@ -19,6 +19,7 @@ from satori_fast.profiling.report_evaluation import stage_charts, verification_t
 from satori_fast.profiling.report_plots import GROUPS, SERIES_COLOURS, curve_charts, curves
 from satori_fast.profiling.report_runs import RunRecord, formed, read_run, run_facts
 from satori_fast.profiling.report_samples import sample_browser
+from satori_fast.profiling.report_similarity import similarity_tables
 from satori_fast.profiling.report_timeline import stage_bars, timeline
 from satori_fast.profiling.summary import COLUMNS, duration, number, percent, stage_cells
 from satori_fast.storage import write_atomically
@@ -29,9 +30,9 @@ _BYTES_PER_GIB = 2**30
 def write_report_html(run_folder: str | Path, *, output: str | Path | None = None) -> Path:
     """Write the page of one run, RUN_FOLDER/report.html unless `output` names another file.
 
-    It shows summary.json, analysis.json, metrics.jsonl, samples.jsonl and config.toml; a missing
-    file leaves its section out. Returns the path of the page. Raises ValueError when the folder
-    holds no run.
+    It shows summary.json, analysis.json, similarity_STAGE.json, metrics.jsonl, samples.jsonl and
+    config.toml; a missing file leaves its section out. Returns the path of the page. Raises
+    ValueError when the folder holds no run.
     """
     run = read_run(run_folder)
     with formed(run.folder / "metrics.jsonl"):
@@ -40,6 +41,8 @@ def write_report_html(run_folder: str | Path, *, output: str | Path | None = Non
     with formed(run.folder / "analysis.json"):
         evaluations = stage_charts(run.analysis)
         verification = verification_table(run.analysis)
+    with formed(run.folder / "similarity_STAGE.json"):
+        similarity = similarity_tables(run.similarity)
     with formed(run.folder / "samples.jsonl"):
         browser = sample_browser(run.samples)
     data = {
@@ -60,6 +63,7 @@ def write_report_html(run_folder: str | Path, *, output: str | Path | None = Non
         curves=run_curves,
         evaluations=evaluations,
         verification=verification,
+        similarity=similarity,
         browser=browser,
         config=run.config_text,
         plotly=_plotly_script() if charts or evaluations else "",

@@ -49,10 +49,11 @@ class StageTime:
 class RunRecord:
     """The files of one run folder. A file that does not exist leaves its field empty.
 
-    summary:  summary.json; of an unfinished run the same made of progress.json.
-    finished: is there a summary.json?
-    analysis: the entries of analysis.json, one for each evaluated stage.
-    config:   config.toml, and `config_text` as it is written.
+    summary:    summary.json; of an unfinished run the same made of progress.json.
+    finished:   is there a summary.json?
+    analysis:   the entries of analysis.json, one for each evaluated stage.
+    similarity: the contents of similarity_STAGE.json, one for each stage with step problems.
+    config:     config.toml, and `config_text` as it is written.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class RunRecord:
     summary: dict[str, Any]
     finished: bool
     analysis: list[dict[str, Any]]
+    similarity: list[dict[str, Any]]
     lines: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     config: dict[str, Any]
@@ -113,6 +115,7 @@ def read_run(folder: str | Path) -> RunRecord:
         summary=summary,
         finished=finished,
         analysis=entries,
+        similarity=_read_similarity(folder),
         lines=lines,
         samples=_read_lines(folder / "samples.jsonl"),
         config=config,
@@ -223,6 +226,15 @@ def _versions(version: str, device: Mapping[str, Any]) -> Iterator[str]:
     for name, value in (("satori_fast", version), *((k, device.get(k)) for k in ("torch", "cuda"))):
         if value:
             yield f"{name} {value}"
+
+
+def _read_similarity(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("similarity_*.json")):
+        with formed(path):
+            entry = _read_json(path) or {}
+            found.append({"stage": entry["stage"], "rows": entry["rows"]})
+    return found
 
 
 def _span_sums(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from satori_fast.data.formats.steps import SolutionTags, StepResponse, split_response
 from satori_fast.kernels import sequence_similarity
-from satori_fast.types import RewardBreakdown, Trajectory, groups_of
+from satori_fast.types import Problem, RewardBreakdown, Trajectory, groups_of
 
 TERM = "similarity"
 FAULTY = -1.0
@@ -61,10 +61,10 @@ class SimilarityReward:
     def similarities(self, actions: Sequence[str], targets: Sequence[str]) -> list[float]:
         """2 M / T of each action and its target; 0 where either is empty: they never meet."""
         kept = [i for i, pair in enumerate(zip(actions, targets, strict=True)) if all(pair)]
-        numbers: defaultdict[str, int] = defaultdict(count().__next__)
+        numbers = word_numbers()
         found = sequence_similarity(
-            [self._elements(actions[i], numbers) for i in kept],
-            [self._elements(targets[i], numbers) for i in kept],
+            [self.elements(actions[i], numbers) for i in kept],
+            [self.elements(targets[i], numbers) for i in kept],
             autojunk=self.autojunk,
         )
         values = [0.0] * len(actions)
@@ -72,8 +72,8 @@ class SimilarityReward:
             values[i] = value
         return values
 
-    def _elements(self, text: str, numbers: Mapping[str, int]) -> list[int]:
-        """numbers: of words, made as they come."""
+    def elements(self, text: str, numbers: Mapping[str, int]) -> list[int]:
+        """Spell a text as numbers, one for each element. numbers: of words, made as they come."""
         if self.granularity == "characters":
             spelled = text.encode("utf-32-le", errors="surrogatepass")
             return np.frombuffer(spelled, dtype="<u4").tolist()
@@ -81,6 +81,11 @@ class SimilarityReward:
             return [numbers[word] for word in text.split()]
         assert self.encode is not None
         return self.encode(text)
+
+
+def word_numbers() -> Mapping[str, int]:
+    """A number for every word that is looked up: the next one for a new word."""
+    return defaultdict(count().__next__)
 
 
 def similarity_of(trajectory: Trajectory) -> float:
@@ -112,10 +117,14 @@ def kept_by_format_share(kept: Sequence[Trajectory], min_std: float) -> float:
 
 def target_of(trajectory: Trajectory) -> str | None:
     """The expert's step that a response is compared with, None where it answers no step problem."""
-    prefix = trajectory.problem.prefix
-    if prefix is None or not trajectory.problem.asks_step:
+    return step_target(trajectory.problem)
+
+
+def step_target(problem: Problem) -> str | None:
+    """The expert's step that a problem asks for, None where it asks for no step."""
+    if problem.prefix is None or not problem.asks_step:
         return None
-    return (prefix.target or "").strip()
+    return (problem.prefix.target or "").strip()
 
 
 def read_step(trajectory: Trajectory, *, tags: SolutionTags = "accepted") -> StepResponse:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agents of synthesis and of behaviour initialisation from the config: who they are, where
-their models run, what they cost.
+"""The agents of synthesis, of behaviour initialisation and of step data from the config: who they
+are, where their models run, what they cost.
 
-What agents do is `synthesis`; which problems they get is `synthesize` and `initialise`.
+What agents do is `synthesis`; which problems they get is `synthesize`, `initialise` and
+`rewriting`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from satori_fast.config import (
     Config,
     ConfigError,
     InitialiseConfig,
+    SrlConfig,
     SynthesizeConfig,
 )
 from satori_fast.data.control_tokens import ControlTokens
@@ -63,6 +65,7 @@ from satori_fast.synthesis.language_agents import (
     without_tokens,
 )
 from satori_fast.synthesis.pipeline import SynthesisAgents
+from satori_fast.synthesis.step_agents import LanguageRewriter
 from satori_fast.synthesis.trial_agents import (
     SCRIPTED_VERIFIERS,
     LanguageJudge,
@@ -87,6 +90,11 @@ def agent_configs(config: SynthesizeConfig) -> dict[str, AgentConfig]:
 def trial_agent_configs(config: InitialiseConfig) -> dict[str, AgentConfig]:
     """The config of each role of behaviour initialisation, in the order of their work."""
     return {"verifier": config.verifier, "judge": config.judge}
+
+
+def step_agent_configs(config: SrlConfig) -> dict[str, AgentConfig]:
+    """The config of the role of step data."""
+    return {"rewriter": config.rewriter}
 
 
 class AgentModels:
@@ -173,6 +181,13 @@ def trial_agents(config: InitialiseConfig, models: AgentModels, *, source: str) 
         else SCRIPTED_VERIFIERS[source](config.verifier_skill),
         LanguageJudge(judge) if judge else ScriptedJudge(),
     )
+
+
+def step_rewriter(models: AgentModels) -> LanguageRewriter:
+    """The agent of step data, always a language model."""
+    chat = models.chat("rewriter")
+    assert chat is not None
+    return LanguageRewriter(chat)
 
 
 class ScalarRewardModel:
@@ -272,6 +287,12 @@ def check_trial_agents(config: Config, *, world_size: int, environment: Mapping[
             f"initialise.confirming_share = {share:g}, but the scripted verifier of data.source = "
             f'"{source}" only confirms: set it to 1'
         )
+
+
+def check_rewriter(config: Config, *, world_size: int, environment: Mapping[str, str]) -> None:
+    """ConfigError for an agent of step data that cannot work."""
+    for role, agent in step_agent_configs(config.srl).items():
+        _check_agent(agent, f"srl.{role}", world_size=world_size, environment=environment)
 
 
 def _check_agent(

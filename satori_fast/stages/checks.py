@@ -22,12 +22,13 @@ from satori_fast.algorithms.recipe import RECIPES
 from satori_fast.backbone.architecture import load_hf_config, transformer_config
 from satori_fast.config import Config, ConfigError
 from satori_fast.data.domains import DOMAINS
+from satori_fast.data.formats.steps import Steps
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.sources import check_source, load_demonstrations
 from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
 from satori_fast.experience.stored import check_rollouts
 from satori_fast.rewards.worker import FunctionWorker
-from satori_fast.stages.agents import check_agents, check_trial_agents
+from satori_fast.stages.agents import check_agents, check_rewriter, check_trial_agents
 from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import StagePlan
 from satori_fast.stages.models import ModelFolders, model_folder
@@ -36,10 +37,18 @@ from satori_fast.stages.rewards import check_functions
 from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.scoring import check_same_tokens, statistics_of
 from satori_fast.stages.setup import renderer_of
+from satori_fast.stages.step_data import (
+    agent_steps,
+    expert_solutions,
+    solution_steps,
+    step_reader,
+)
 from satori_fast.stages.supervised import demonstration_source
 from satori_fast.stages.synthesize import demonstrations_path
 
 logger = logging.getLogger(__name__)
+
+_NUM_TRIED = 100  # expert solutions, before all of them are read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,6 +103,10 @@ def _check(plans: Sequence[StagePlan], start: _Start, written: Path | None) -> N
         elif plan.kind == "offline":
             temperature = sampling_temperature(plan.config)
             _check_rollouts("offline", plan.config.offline.rollouts, models.renderer, temperature)
+        elif plan.kind == "srl":
+            if plan.config.srl.parser == "rewrite":
+                check_rewriter(plan.config, world_size=start.world_size, environment=os.environ)
+            _check_experts(plan.config)
         elif plan.kind == "reinforce":
             check_functions(plan.config.reward, start.functions)
             if _uses_reward_model(plan.config):
@@ -149,6 +162,32 @@ def _check_demonstrations(config: Config, written: Path | None) -> None:
             check_source(source)
         if not load_demonstrations(source, mapping, limit=1)[0]:
             raise ConfigError(f"{source} has no demonstration")
+
+
+def _check_experts(config: Config) -> None:
+    """One trajectory, or one solution, of the expert gives a step; of solutions that an agent is to
+    write as steps there is one."""
+    srl, format = config.srl, config.step_format
+    if srl.expert is None:
+        return
+    assert isinstance(format, Steps)
+    with _naming("srl.expert"):
+        check_source(srl.expert)
+        if srl.parser == "agent":
+            agent_steps(srl, srl.expert, limit=1)
+            return
+        if srl.parser == "rewrite":
+            expert_solutions(srl, srl.expert, limit=1)
+            return
+        read, dialect = step_reader(srl), format.dialect
+        found = expert_solutions(srl, srl.expert, limit=_NUM_TRIED)
+        try:
+            solution_steps(srl, found, dialect, read=read)
+        except ValueError:
+            if len(found) < _NUM_TRIED:
+                raise
+            # None of the first ones tells of the others.
+            solution_steps(srl, expert_solutions(srl, srl.expert), dialect, read=read)
 
 
 def _check_student(config: Config, models: ModelFolders, student: str) -> PreTrainedTokenizerBase:

@@ -24,6 +24,18 @@ MODEL = {
     "num_key_value_heads": 1,
     "intermediate_size": 128,
 }
+# Steps of the domain's own expert, whatever those of the config are.
+STEPS = {
+    "expert": None,
+    "mapping": None,
+    "parser": "numbered",
+    "num_solutions": None,
+    "template": None,
+    "system": None,
+    "num_validation": 8,
+    "rewriter": {},
+    "agent": {},
+}
 # What a tiny model samples is all there is, however much of it is right.
 OFFLINE = {
     "rollouts": None,
@@ -46,30 +58,32 @@ def dry_run(config: Config) -> dict[str, Any]:
 def shrunk(config: Config, output_dir: str) -> Config:
     """The config with the built-in domain, a tiny fresh model of the same family, one process, the
     embedded engine, scripted agents, and at most `NUM_STEPS` steps of reinforcement. Where no stage
-    teaches the format (the run starts from a tuned checkpoint), those that do come first. The
-    format is trials on chains where the config's is, else COAT, which the scripted agents of
-    synthesis write."""
-    values = config.model_dump()
-    is_of_trials = config.data.format == "trials"
+    teaches the format (the run starts from a tuned checkpoint), those that do come first. Trials
+    and steps are on chains, whose experts write them: the format is trials where the config's is,
+    and plain (or steps, where the config's is) where steps are asked for or imitated. Else it is
+    COAT, which the scripted agents of synthesis write."""
+    values, format = config.model_dump(), _format(config)
+    is_of_chains = format != "coat"
     if config.stages != ("synthesize",):
         # A reward model of the user's is too large, and of another vocabulary: a tiny one is made.
         first = ("supervised", *(("preference",) if config.reward.model else ()))
-        if not is_of_trials:  # the experts of the chains have written their solutions
+        if not is_of_chains:  # the experts of the chains have written their solutions
             first = ("synthesize", *first)
-        values["stages"] = (*first, *(stage for stage in config.stages if stage not in first))
+        made = {*first, "synthesize"}
+        values["stages"] = (*first, *(stage for stage in config.stages if stage not in made))
     values |= {"output_dir": output_dir, "name": "dry-run"}
     values["model"] |= {"path": None, **MODEL}
     values["tokenizer"]["kind"] = "words"
     values["reward"]["model"] = None
     values["data"] |= {
-        "source": "chains" if is_of_trials else "arithmetic",
+        "source": "chains" if is_of_chains else "arithmetic",
         "mapping": None,
-        "levels": (4,) if is_of_trials else (1,),
+        "levels": (4,) if is_of_chains else (1,),
         "num_train": NUM_PROBLEMS,
         "eval_source": None,
         "template": "plain",
         "system": None,
-        "format": "trials" if is_of_trials else "coat",
+        "format": format,
         "dialect": None,
         "max_prompt_tokens": MAX_SEQLEN // 2,
     }
@@ -78,21 +92,30 @@ def shrunk(config: Config, output_dir: str) -> Config:
     values["rollout"] |= {
         "engine": "embedded",
         "max_seqlen": MAX_SEQLEN,
-        "max_new_tokens": 128 if is_of_trials else 48,
+        "max_new_tokens": 128 if is_of_chains else 48,
         "max_slots": 32,
         "stop_tokens": (),
         **{key: RolloutConfig.model_fields[key].default for key in KEYS_OF_ENGINES},
     }
     values["evaluation"] |= {"num_problems": 8, "max_new_tokens": None}
     values["logging"] |= {"wandb": False, "prometheus_port": 0}
-    _shrink_imitation(values, is_of_trials=is_of_trials)
-    _shrink_reinforcement(values, config)
+    _shrink_imitation(values, is_of_chains=is_of_chains)
+    values["supervised"]["step_share"] = 0.5 if config.step_format else None
+    _shrink_reinforcement(values, has_restarts=config.restarts_enabled and not is_of_chains)
     return Config.model_validate(values)
 
 
-def _shrink_imitation(values: dict[str, Any], *, is_of_trials: bool) -> None:
+def _format(config: Config) -> str:
+    """The format of whole problems that somebody writes for a tiny model."""
+    given = config.data.format
+    if config.step_format is not None:
+        return given if given in ("trials", "steps") else "plain"
+    return "trials" if given == "trials" else "coat"
+
+
+def _shrink_imitation(values: dict[str, Any], *, is_of_chains: bool) -> None:
     """Make the stages small that write demonstrations or learn them."""
-    batch_size = NUM_PROBLEMS // 4 if is_of_trials else NUM_PROBLEMS  # a chain is harder to learn
+    batch_size = NUM_PROBLEMS // 4 if is_of_chains else NUM_PROBLEMS  # a chain is harder to learn
     for stage in ("supervised", "initialise", "distill"):
         values[stage] |= {"num_epochs": NUM_EPOCHS, "batch_size": batch_size}
         values[stage]["optimizer"]["learning_rate"] = 5e-3
@@ -108,18 +131,21 @@ def _shrink_imitation(values: dict[str, Any], *, is_of_trials: bool) -> None:
     values["preference"] |= {"heldout_fraction": 0.5, "batch_size": NUM_PROBLEMS}
 
 
-def _shrink_reinforcement(values: dict[str, Any], config: Config) -> None:
+def _shrink_reinforcement(values: dict[str, Any], *, has_restarts: bool) -> None:
     """Make the stages small that sample and learn from it, online or not, and their rounds."""
     values["offline"] |= OFFLINE
     for section in ("solutions", "offline", "distill"):
         values[section] |= {"num_problems": NUM_PROBLEMS, "num_samples": 4}
-    reinforce = values["reinforce"]
-    reinforce |= {"num_steps": NUM_STEPS, "problems_per_step": 4}
-    for key in ("samples_per_problem", "num_minibatches"):
-        reinforce[key] = min(reinforce[key], 4)
-    reinforce["critic_warmup_steps"] = min(reinforce["critic_warmup_steps"], 1)
-    reinforce["restarts"]["enabled"] = config.restarts_enabled
-    reinforce["restarts"]["refresh_every"] = min(reinforce["restarts"]["refresh_every"], 1)
+    values["srl"] |= STEPS
+    for reinforce in (values["reinforce"], values["srl"]):
+        reinforce |= {"num_steps": NUM_STEPS, "problems_per_step": 4}
+        for key in ("samples_per_problem", "num_minibatches"):
+            reinforce[key] = min(reinforce[key], 4)
+        reinforce["max_sampling_rounds"] = min(reinforce["max_sampling_rounds"], 2)
+        reinforce["critic_warmup_steps"] = min(reinforce["critic_warmup_steps"], 1)
+    restarts = values["reinforce"]["restarts"]
+    restarts["enabled"] = has_restarts
+    restarts["refresh_every"] = min(restarts["refresh_every"], 1)
     values["iterate"]["rounds"] = [
         settings
         | {"num_problems": NUM_PROBLEMS, "num_kept": NUM_PROBLEMS, "num_steps": NUM_STEPS}

@@ -12,7 +12,7 @@ import tempfile
 
 from rich.console import Console
 
-from satori_fast.config import Config
+from satori_fast.config import Config, ConfigError
 from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import build_run
@@ -24,8 +24,15 @@ from satori_fast.stages.step_data import load_step_data
 def evaluate_model(config: Config, *, as_json: bool = False) -> EvaluationResult:
     """Evaluate `config.model` on the held-out problems and print the result.
 
-    as_json: as one line of JSON, every metric by its name.
+    as_json: as one line of JSON, every metric by its name. ConfigError where an agent would have to
+    write the solutions of the step problems first.
     """
+    if "srl" in config.stages and config.srl.parser == "rewrite":
+        raise ConfigError(
+            'srl.parser = "rewrite" would have every solution written again: set srl.expert to '
+            'demonstrations_srl.jsonl of the run folder, srl.mapping = "coat" and srl.parser = '
+            '"numbered", or take srl out of stages'
+        )
     state = join_ranks(config)
     # All ranks work in the folder of the first one.
     with tempfile.TemporaryDirectory() as own_folder:

@@ -36,7 +36,7 @@ from satori_fast.grading import GradingPool
 from satori_fast.rewards.similarity import read_step, target_of
 from satori_fast.rewards.terms import Reward, score
 from satori_fast.stages.explanation import ExplainedRow, Explanation, loss_shares
-from satori_fast.stages.iterate import StagePlan, plan_stages
+from satori_fast.stages.iterate import reinforcing_plan
 from satori_fast.stages.rewards import (
     build_rewards,
     build_step_rewards,
@@ -61,7 +61,7 @@ def explain(config: Config, rollouts: Path) -> Explanation:
     Raises ConfigError, naming file and row, for a row that cannot be read, or has no answer though
     the reward needs one.
     """
-    plan = _reinforcing(config)
+    plan = reinforcing_plan(config)
     config, settings = plan.config, plan.config.reinforce
     recipe = effective_recipe(
         settings.recipe, temperature=config.rollout.temperature, **settings.recipe_overrides()
@@ -89,12 +89,6 @@ def explain(config: Config, rollouts: Path) -> Explanation:
     steps = renderer.steps
     colours = {**(steps.format.colours if steps else {}), **renderer.format.colours}
     return Explanation(explained, summary, notes, absent, colours)
-
-
-def _reinforcing(config: Config) -> StagePlan:
-    """The first stage of a config that reinforces; the section reinforce where none does."""
-    plans = [plan for plan in plan_stages(config) if plan.kind in ("srl", "reinforce")]
-    return plans[0] if plans else StagePlan("reinforce", "reinforce", config)
 
 
 @contextmanager

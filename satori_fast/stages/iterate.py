@@ -43,6 +43,12 @@ def plan_stages(config: Config) -> tuple[StagePlan, ...]:
     return tuple(plans)
 
 
+def reinforcing_plan(config: Config) -> StagePlan:
+    """The first stage of a config that reinforces; the section reinforce where none does."""
+    plans = [plan for plan in plan_stages(config) if plan.kind in ("srl", "reinforce")]
+    return plans[0] if plans else StagePlan("reinforce", "reinforce", config)
+
+
 def round_plans(config: Config, number: int, settings: RoundConfig) -> tuple[StagePlan, StagePlan]:
     """Distillation and reinforcement of round `number`."""
     reinforce = {

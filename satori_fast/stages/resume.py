@@ -20,19 +20,13 @@ from satori_fast.storage import DamagedFile, digests
 
 EVERY_STAGE = frozenset(
     {
-        "synthesize",
-        "supervised",
-        "initialise",
-        "preference",
-        "srl",
-        "reinforce",
-        "offline",
-        "distill",
+        *("synthesize", "supervised", "initialise", "preference"),
+        *("reinforce", "offline", "srl", "distill"),
     }
 )
 # Graded samples on disk, and restarts cut from them: made by the stage that needs them first.
 SOLUTIONS = "solutions"
-_SAMPLING = frozenset({SOLUTIONS, "initialise", "srl", "reinforce", "offline", "distill"})
+_SAMPLING = frozenset({SOLUTIONS, "initialise", "reinforce", "offline", "srl", "distill"})
 _TRAINING = EVERY_STAGE - {"synthesize"} | {SOLUTIONS}
 
 # Kinds of stages that read a key; the longest key counts. What is not here is read by all.
@@ -54,10 +48,11 @@ READ_BY: dict[str, frozenset[str]] = {
             "supervised.optimizer",
             "initialise.optimizer",
             "preference.optimizer",
-            "srl.optimizer",
             "reinforce.optimizer",
             "reinforce.critic_optimizer",
             "offline.optimizer",
+            "srl.optimizer",
+            "srl.critic_optimizer",
             "distill.optimizer",
         )
     },
@@ -110,14 +105,14 @@ READ_BY: dict[str, frozenset[str]] = {
     "initialise": frozenset({"initialise"}),
     "solutions": frozenset({SOLUTIONS, "preference", "reinforce"}),
     "preference": frozenset({"preference"}),
-    "srl": frozenset({"srl"}),
-    # How steps are asked for, where format tuning imitates them too.
-    "srl.tell_title": frozenset({"srl", "supervised"}),
-    "srl.template": frozenset({"srl", "supervised"}),
-    "srl.system": frozenset({"srl", "supervised"}),
     "reinforce": frozenset({"reinforce"}),
     "reinforce.restarts": frozenset({"reinforce", SOLUTIONS}),
     "offline": frozenset({"offline"}),
+    "srl": frozenset({"srl"}),
+    # How a step is asked for: format tuning imitates steps too.
+    "srl.tell_title": frozenset({"srl", "supervised"}),
+    "srl.template": frozenset({"srl", "supervised"}),
+    "srl.system": frozenset({"srl", "supervised"}),
     "distill": frozenset({"distill"}),
     "reward.model": frozenset({"reinforce"}),
     "reward.rule_weight": frozenset({"reinforce"}),
@@ -129,8 +124,8 @@ READ_BY: dict[str, frozenset[str]] = {
     "rollout.top_k": _SAMPLING,
     "rollout.top_p": _SAMPLING,
     "rollout.request_seeds": _SAMPLING,
-    "rollout.max_step_tokens": frozenset({"srl", "reinforce"}),
-    "rollout.max_logprob_diff": frozenset({"srl", "reinforce", "offline"}),
+    "rollout.max_step_tokens": frozenset({"reinforce", "srl"}),
+    "rollout.max_logprob_diff": frozenset({"reinforce", "offline", "srl"}),
     "rollout": _TRAINING,
     "packing": EVERY_STAGE - {"synthesize"},
     "evaluation": EVERY_STAGE - {"synthesize"},
@@ -172,6 +167,11 @@ def check_settings(earlier: Config, now: Config, begun: Collection[str]) -> list
                 f"stages = {list(now.stages)}: this run has begun with {list(earlier.stages)}; "
                 f"keep {stage} in its place, or choose another --name"
             )
+    if now.tokenizer.kind == "words" and now.step_format and not earlier.step_format:
+        raise ConfigError(
+            f"stages = {list(now.stages)}: step problems have words that the tokenizer of this run "
+            f"was made without, with {list(earlier.stages)}; choose another --name"
+        )
     differences: list[str] = []
     before, after = dict(_flat(earlier)), dict(_flat(now))
     for key in sorted({*before, *after}):
@@ -279,11 +279,11 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "data.source": config.data.source,
         "data.eval_source": config.data.eval_source,
         "supervised.source": config.supervised.source,
-        "srl.expert": config.srl.expert,
         "reward.model": config.reward.model,
         "distill.student": config.distill.student,
         "reinforce.rollouts": config.reinforce.rollouts,
         "offline.rollouts": config.offline.rollouts,
+        "srl.expert": config.srl.expert,
     }
     synthesize, initialise = config.synthesize, config.initialise
     agents = {

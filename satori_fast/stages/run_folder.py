@@ -4,7 +4,8 @@
 `run.lock` marks the folder as ours and is locked by the run that works in it. `config.toml` is the
 resolved config. `progress.json` has the finished stages with their entries of the summary, the
 models by role, the seconds so far, and digests: of what the run was given, and of what it made.
-`analysis.json` has what the evaluation of each stage says beyond the scalars of its entry. Which
+`analysis.json` has what the evaluation of each stage says beyond the scalars of its entry, and
+`similarity_STAGE.json` how the reward of a stage of step problems behaves on its targets. Which
 settings a resumed run may change is `resume`.
 """
 
@@ -34,6 +35,7 @@ from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.profiling.metrics import MetricsWriter
 from satori_fast.profiling.sinks import PrometheusSink, Sink, WandbSink
 from satori_fast.profiling.spans import StepTimes
+from satori_fast.rewards.behaviour import SimilarityBehaviour
 from satori_fast.stages import resume as rules
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import (
@@ -54,11 +56,12 @@ _HOLD_ON = "wait for it to end, or choose another --name"
 # What work leaves: none of these has content in a folder whose run failed before it did anything.
 _WORK = (
     *("metrics.jsonl", "demonstrations*.jsonl", "solutions/*.jsonl", "synthesis/*.jsonl"),
-    "initialise/*.jsonl",
+    *("initialise/*.jsonl", "srl/*.jsonl"),
 )
 # Files and folders of ours, as far as a kill can leave them half written.
 _WRITTEN = (
     *("config.toml", "progress.json", "analysis.json", "metrics.jsonl", "samples.jsonl"),
+    "similarity_*.json",
     *("demonstrations*.jsonl", "summary.json", "trace.json", "report.html", "tokenizer*", "engine"),
     *("models/*", "restarts/*.jsonl", "checkpoints/*/step-*"),
 )
@@ -192,11 +195,12 @@ class RunFolder:
         begun = {entry["stage"] for entry in self.progress["finished"]}
         names = [plan.name for plan in plan_stages(config)]
         for stage in names[len(begun) : len(begun) + 1]:
-            outcomes = self.path / "synthesis" / "finished.jsonl"
+            agents = "synthesis" if stage == "synthesize" else stage
+            outcomes = self.path / agents / "finished.jsonl"
             if (
                 checkpoint.numbered_checkpoints(self.checkpoints(stage))
                 or (self.path / f"demonstrations_{stage}.jsonl").exists()
-                or (stage == "synthesize" and outcomes.exists() and outcomes.stat().st_size)
+                or (outcomes.exists() and outcomes.stat().st_size)
                 or (stage == "initialise" and (self.path / "solutions/initialise.jsonl").exists())
             ):
                 begun.add(stage)
@@ -409,3 +413,9 @@ def record_analysis(folder: Path, stage: str, result: EvaluationResult) -> dict[
     entries.append({"stage": stage, **analysis})
     write_sealed(path, {"stages": entries}, indent=None)
     return analysis
+
+
+def record_similarity(folder: Path, stage: str, behaviour: SimilarityBehaviour) -> None:
+    """Write similarity_STAGE.json for the report."""
+    content = {"stage": stage, "rows": behaviour.as_rows()}
+    write_sealed(folder / f"similarity_{stage}.json", content)

@@ -3,12 +3,15 @@
 
 Experts are a built-in domain, a file of solutions, or trajectories of a software agent. The folder
 `steps` has what is trained on and what is validated on, `steps.json` what was counted on the way.
-How a solution becomes step problems is `data.steps` and `data.agent_steps`.
+How a solution becomes step problems is `data.steps` and `data.agent_steps`; solutions that an agent
+writes as steps first are `rewriting`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from satori_fast.config import ConfigError, SrlConfig
-from satori_fast.data.agent_steps import AgentStepOptions, load_agent_steps
+from satori_fast.data.agent_steps import AgentStepOptions, AgentStepReport, load_agent_steps
 from satori_fast.data.cursor import is_heldout
 from satori_fast.data.domains import DOMAINS, Domain
+from satori_fast.data.formats.steps import StepDialect
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, question_key
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.sources import load_demonstrations, source_digest
 from satori_fast.data.steps import (
     ExpertStep,
@@ -29,15 +34,21 @@ from satori_fast.data.steps import (
     parse_steps,
     step_problems,
 )
+from satori_fast.data.tokenizer import check_known
 from satori_fast.grading import GradingPool
 from satori_fast.stages.books import evenly_spread
 from satori_fast.stages.context import Context
+from satori_fast.stages.rewriting import rewrite, rewritten_path
 from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.setup import problems_key
 from satori_fast.storage import read_sealed, wait_for_file, write_sealed
 from satori_fast.types import Demonstration, Problem
 
 logger = logging.getLogger(__name__)
+
+
+# Settings of the rewriter that decide what it writes; the others say where it is and what it costs.
+_WRITTEN_BY = {"kind", "model", "temperature", "top_p", "max_new_tokens", "max_seqlen", "dtype"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +65,14 @@ def load_step_data(context: Context, folder: RunFolder) -> StepData:
     tokenizer = context.models["tokenizer"]
     # "tokenizer_distill" -> "steps_distill", as the run's problems.
     place = folder.path / tokenizer.name.replace("tokenizer", "steps", 1)
-    report = place.with_suffix(".json")
+    report, rewrites = place.with_suffix(".json"), context.config.srl.parser == "rewrite"
     files = context.parallel.from_main(
-        lambda: keep_problems(place, _key(context), lambda: _make(context, report))
+        lambda: keep_problems(place, _key(context), lambda: _make(context, report)),
+        # An agent may take days: the others wait as long as this process shows signs of life.
+        limit_s=math.inf if rewrites else None,
     )
+    if rewrites:
+        folder.keep(rewritten_path(folder.path, context.stage))
     training, validation = read_problems(place, files)
     return StepData(training, validation, read_sealed(wait_for_file(report)))
 
@@ -80,6 +95,9 @@ def _key(context: Context) -> dict[str, Any]:
     key = problems_key(config, context.models["tokenizer"])
     key |= {f"srl.{name}": value for name, value in settings.items()}
     key |= {"seed": config.seed, "data.levels": list(config.data.levels)}
+    if config.srl.parser == "rewrite":
+        written_by = config.srl.rewriter.model_dump(mode="json", include=_WRITTEN_BY)
+        key |= {f"srl.rewriter.{name}": value for name, value in written_by.items()}
     if config.srl.expert is not None:
         key[f"contents of {config.srl.expert}"] = source_digest(config.srl.expert)
     return key
@@ -93,7 +111,7 @@ def _make(context: Context, report: Path) -> tuple[Sequence[Problem], Sequence[P
     elif config.parser == "agent":
         training, heldout, figures = _by_agents(context, config.expert)
     else:
-        training, heldout, figures = _by_solutions(context, config.expert)
+        training, heldout, figures = _by_solutions(context, config.expert, report.parent)
     if not heldout:
         raise ConfigError(
             "no step problem is held out to validate on: raise data.heldout_fraction, or give more "
@@ -101,10 +119,26 @@ def _make(context: Context, report: Path) -> tuple[Sequence[Problem], Sequence[P
         )
     steps = partial(fitting, renderer=context.renderer)
     training, heldout = steps(training, what="step"), steps(heldout, what="held-out step")
+    if config.expert is not None and context.config.tokenizer.kind == "words":
+        _check_words([*training, *heldout], context.renderer)
     validation = evenly_spread(heldout, config.num_validation)
     figures |= {"num_step_problems": len(training), "num_validation": len(validation)}
     write_sealed(report, figures)
     return training, validation
+
+
+def _check_words(problems: Iterable[Problem], renderer: PromptRenderer) -> None:
+    """ConfigError for a word of a prompt or a target that a tokenizer of words does not know."""
+    for problem in problems:
+        assert problem.prefix is not None
+        asked = renderer.format_of(problem).asked(problem)
+        try:
+            check_known(renderer.tokenizer, f"{asked} {problem.prefix.target}")
+        except ValueError as error:
+            raise ConfigError(
+                f'srl.expert: {problem.problem_id}: {error}: take experts of data.source = "chains"'
+                ', or a tokenizer.kind that knows every text, "model" or "bpe"'
+            ) from None
 
 
 Made = tuple[Sequence[Problem], Sequence[Problem], dict[str, float]]
@@ -135,46 +169,86 @@ def _steps_of(context: Context, domain: Domain, problems: Iterable[Problem]) -> 
 
 
 def _by_agents(context: Context, expert: str) -> Made:
-    config, options = context.config.srl, context.config.srl.agent
-    named = options.model_dump(exclude={"split"})
-    problems, report = load_agent_steps(
-        expert, AgentStepOptions(**named), split=options.split, limit=config.num_solutions
-    )
+    problems, report = agent_steps(context.config.srl, expert)
     counted = {"num_solutions": report.rows.num_rows, "num_used": report.rows.num_used}
     figures = {name: float(number) for name, number in counted.items()}
     return *_split(context, problems), figures
 
 
-def _by_solutions(context: Context, expert: str) -> Made:
+def _by_solutions(context: Context, expert: str, folder: Path) -> Made:
     config, steps = context.config.srl, context.renderer.steps
     assert steps is not None
     demonstrations = expert_solutions(config, expert)
     right = right_solutions(demonstrations, context.grader.pool)
-    problems, report = expert_problems(
+    spent: dict[str, float] = {}
+    if config.parser == "rewrite":
+        given = [each for each in demonstrations if id(each) in right]
+        rewriting = asyncio.run(rewrite(context, folder, given))
+        read, spent = rewriting.steps, rewriting.figures()
+    else:
+        read = step_reader(config)
+    problems, report = solution_steps(
+        config,
         demonstrations,
         steps.format.dialect,
-        read=step_reader(config),
-        form=config.parser,
+        read=read,
         agrees=lambda each: id(each) in right,
-        unit=config.unit,
-        last_step=config.last_step,
-        tell_title=config.tell_title,
     )
     if report.discarded:
         logger.warning("%s: discarded %s", expert, report.in_words())
-    return *_split(context, problems), report_figures(report)
+    return *_split(context, problems), report_figures(report) | spent
 
 
 def step_reader(config: SrlConfig) -> Callable[[Demonstration], Sequence[ExpertStep]]:
-    """What reads the steps of a solution; it raises NoSteps."""
+    """Reader of the steps of a solution by a rule; it raises NoSteps."""
     parser = config.parser
     assert parser not in ("rewrite", "agent")
     return lambda demonstration: parse_steps(demonstration.response, parser)
 
 
-def expert_solutions(config: SrlConfig, expert: str) -> Sequence[Demonstration]:
-    """The solutions of a file, before any is read as steps."""
-    return load_demonstrations(expert, config.mapping, limit=config.num_solutions)[0]
+def expert_solutions(
+    config: SrlConfig, expert: str, *, limit: int | None = None
+) -> Sequence[Demonstration]:
+    """The solutions of a file, before any is read as steps, without those that it says are wrong.
+
+    limit: at most so many, the first ones. ValueError where there is none.
+    """
+    limits = [number for number in (limit, config.num_solutions) if number is not None]
+    return load_demonstrations(
+        expert, config.mapping, limit=min(limits, default=None), only_right=True
+    )[0]
+
+
+def agent_steps(
+    config: SrlConfig, expert: str, *, limit: int | None = None
+) -> tuple[list[Problem], AgentStepReport]:
+    """The step problems of a file of trajectories. limit: of trajectories, else as the config has
+    it; ValueError where there is no step."""
+    options = AgentStepOptions(**config.agent.model_dump(exclude={"split"}))
+    return load_agent_steps(
+        expert, options, split=config.agent.split, limit=limit or config.num_solutions
+    )
+
+
+def solution_steps(
+    config: SrlConfig,
+    solutions: Iterable[Demonstration],
+    dialect: StepDialect,
+    *,
+    read: Callable[[Demonstration], Sequence[ExpertStep]],
+    agrees: Callable[[Demonstration], bool] = lambda solution: True,
+) -> tuple[list[Problem], StepReport]:
+    """The step problems of solutions as the config wants them; see `expert_problems`."""
+    return expert_problems(
+        solutions,
+        dialect,
+        read=read,
+        form=config.parser,
+        agrees=agrees,
+        unit=config.unit,
+        last_step=config.last_step,
+        tell_title=config.tell_title,
+    )
 
 
 def right_solutions(demonstrations: Sequence[Demonstration], pool: GradingPool) -> set[int]:

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from satori_fast.algorithms.losses import AnchoredImitation, imitation_loss
@@ -104,7 +105,7 @@ def supervised(context: Context, folder: RunFolder, books: Books) -> StageOutcom
     found = wait_for_file(written) if folder.from_main(written.exists) else None
     source, mapping = demonstration_source(context.config, found)
     wanted = context.config.supervised.num_demonstrations
-    if context.config.supervised.step_share:
+    if context.config.supervised.step_share is not None:
         trajectories = warm_up_trajectories(context, wanted)
     else:
         trajectories = load_trajectories(
@@ -137,15 +138,19 @@ def warm_up_trajectories(context: Context, wanted: int | None) -> list[Trajector
     single steps of the next ones, `supervised.step_share` of them, encoded."""
     config, steps = context.config, context.renderer.steps
     domain = DOMAINS[config.data.source]
-    assert steps is not None  # checked with the config
+    assert steps is not None and config.supervised.step_share is not None  # checked
     number = min(wanted or len(context.problems), len(context.problems))
     whole = number - round(config.supervised.step_share * number)
     seed = context.seeds.of(context.stage, "steps")
     dialect, problems = steps.format.dialect, context.problems
+    slips = config.supervised.slip_share
+    solved = domain.solved(problems[:number])
+    if slips:
+        solved = domain.slipped(problems[:number], slips, seed=seed)
     demonstrations = [
-        *whole_demonstrations(domain.solved(problems[:whole]), dialect),
+        *whole_demonstrations(islice(solved, whole), dialect),
         *step_demonstrations(
-            domain.solved(problems[whole:number]),
+            solved,
             dialect,
             seed=seed,
             tell_title=config.srl.tell_title,

@@ -349,6 +349,59 @@ def test_no_demonstrations_without_a_response_field(tmp_path: Path) -> None:
         load_demonstrations(path)
 
 
+def test_attempts_graded_as_wrong_are_no_experts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grades: list[Any] = ["Yes", "No", None, "no", True, False, "Perhaps", "Yes"]
+    rows: list[dict[str, Any]] = [
+        {
+            "question": f"What is {number} + 1?",
+            "solution": f"By counting it is {number + 1}.",
+            "deepseek_attempt": f"1. **Answer** \\boxed{{{number + 1}}}",
+            "deepseek_grade": grade,
+        }
+        for number, grade in enumerate(grades)
+    ]
+    del rows[-1]["deepseek_grade"]
+    path = write_jsonl(tmp_path / "s1k_1_1.jsonl", rows)
+    right, report = load_demonstrations(path, only_right=True)
+    assert [d.problem.problem_id for d in right] == [f"s1k_1_1/{n}" for n in (1, 3, 5, 8)]
+    assert [d.problem.answer for d in right] == ["1", "3", "5", "8"]
+    assert report.reasons == {
+        "deepseek_grade says that the solution is wrong": 3,
+        "deepseek_grade is neither Yes nor No": 1,
+    }
+    assert (
+        "is wrong (row 2: 'No'), 1 x deepseek_grade is neither Yes nor No (row 7: 'Perhaps')"
+        in (caplog.text)
+    )
+    first, _ = load_demonstrations(path, only_right=True, limit=2)
+    assert first == right[:2]
+    # Whoever imitates, or asks for problems, gets all of them.
+    assert len(load_demonstrations(path)[0]) == len(load_problems(path)[0]) == len(rows)
+    wrong = write_jsonl(tmp_path / "s1k_1_1_wrong.jsonl", rows[1:2])
+    with pytest.raises(ValueError, match=r"0 of 1 rows could be used: deepseek_grade says that"):
+        load_demonstrations(wrong, only_right=True)
+    # A mapping without a grade takes every solution for right.
+    plain = FieldMapping("question", "solution", response="solution")
+    assert len(load_demonstrations(path, plain, only_right=True)[0]) == len(rows)
+
+
+def test_grades_of_a_parquet_file_are_read(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {
+        "question": ["a?", "b?"],
+        "deepseek_attempt": ["\\boxed{1}", "\\boxed{2}"],
+        "deepseek_grade": ["No", "Yes"],
+        "other": [1, 2],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "s1k_1_1.parquet")
+    right, _ = load_demonstrations(tmp_path / "s1k_1_1.parquet", only_right=True)
+    assert [d.problem.question for d in right] == ["b?"]
+
+
 def test_hub_data_sets_are_mapped() -> None:
     hub_ids = {m.hub_id for m in FIELD_MAPPINGS.values()}
     assert hub_ids >= {

@@ -71,6 +71,7 @@ def test_steps_without_titles(solution: str, parser: Parser, expected: list[str]
         ("1. **Add** a\n1. **Answer** b", "out_of_order"),
         ("1. **Add**\n2. **Answer** b", "title_without_text"),
         ("1. **Add a\n2. **Answer** b", "untitled_step"),
+        ("1. **Add** a\n2. **:** b", "untitled_step"),
     ],
 )
 def test_what_is_no_list_of_steps_has_a_reason(solution: str, reason: str) -> None:
@@ -124,7 +125,7 @@ def test_the_partial_solution_stands_in_the_users_turn() -> None:
     problem = Problem("c", chain.question, chain.answer)
     first, second = step_problems(problem, steps, WORDS)
     prompts = [renderer.decode(renderer.prompt_ids(each)) for each in (first, second)]
-    assert prompts[0] == "<|unknown|> start 37 plus 9 swap <|unknown|>"
+    assert prompts[0] == "<|unknown|> start 37 plus 9 swap so far <|unknown|>"
     assert prompts[1] == (
         "<|unknown|> start 37 plus 9 swap so far plus 9 : 37 + 9 = 46 ; <|unknown|>"
     )
@@ -165,6 +166,17 @@ def test_what_cannot_be_used_is_counted_with_an_example() -> None:
     assert (report.num_solutions, report.num_used, report.num_problems) == (5, 1, 1)
     assert report.discarded == {"wrong_answer": 1, "no_steps": 2, "too_few_steps": 1}
     assert report.in_words().startswith("2 x no_steps (the first: plain: no steps")
+
+
+def test_the_example_of_a_reason_is_what_was_read() -> None:
+    def read(given: Demonstration) -> tuple[ExpertStep, ...]:
+        if given.problem.problem_id == "good":
+            return tuple(FIVE)
+        raise NoSteps("rewriter_refused", "I will not.")
+
+    given = [demonstration("9", "good"), demonstration("It is 9.", "bad")]
+    _, report = expert_problems(given, PAPER, read=read, form="rewrite", agrees=lambda _: True)
+    assert report.in_words() == "1 x rewriter_refused (the first: bad: I will not.)"
 
 
 def test_nothing_left_is_an_error_that_says_why() -> None:

@@ -71,14 +71,14 @@ os.mkdir("empty")
 @isolated
 def test_links_are_made() -> None:
     command = [*PYTHON, "-c", "import os; print(os.readlink('b'), open('b').read())"]
-    assert run(command, {"a": "1"}, links={"b": "a"}).output == "a 1\n"
+    assert run(command, {"a": "1"}, links={"b": "a"}, limits=PATIENT).output == "a 1\n"
 
 
 @isolated
 def test_exit_status_signal_and_missing_program() -> None:
     assert python("raise SystemExit(3)").returncode == 3
     assert python("import os; os.abort()").returncode == -6
-    outcome = run(["/nowhere/program"], {})
+    outcome = run(["/nowhere/program"], {}, limits=PATIENT)
     assert outcome.returncode == 127
     assert outcome.output == "cannot start /nowhere/program: No such file or directory\n"
 
@@ -174,14 +174,57 @@ print({int(right, 16) for right in rights})
             Limits(seconds=120.0, cpu_seconds=60, memory_bytes=64 * 2**20),
             "memory",
         ),
+        (
+            "held = b'1' * 2**27\ndel held",
+            Limits(seconds=120.0, memory_bytes=64 * 2**20),
+            "memory",
+        ),
         ("open('large', 'wb').write(bytes(2**27))", PATIENT, "disk"),
         ("for i in range(10**5): open(str(i), 'w')", PATIENT, "disk"),
         ("while True: print('line' * 1000)", PATIENT, "disk"),
     ],
-    ids=["sleeps", "computes", "forks", "threads", "memory", "large-file", "files", "output"],
+    ids=[
+        *("sleeps", "computes", "forks", "threads", "memory", "memory-for-a-moment"),
+        *("large-file", "files", "output"),
+    ],
 )
 def test_the_limit_is_named(program: str, limits: Limits, ended: str) -> None:
     assert python(program, limits=limits).ended == ended
+
+
+@isolated
+def test_processes_and_threads_one_after_another_are_few() -> None:
+    program = """
+import os, signal, threading
+for number in range(40):
+    child = os.fork()
+    if child == 0:
+        os._exit(number)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == number
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+print("done")
+"""
+    outcome = python(program)
+    assert (outcome.ended, outcome.output) == ("exit", "done\n")
+
+
+@isolated
+def test_signals_stop_and_wake_processes_as_anywhere() -> None:
+    program = """
+import os, signal
+child = os.fork()
+if child == 0:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    os._exit(3)
+print(os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1]))
+os.kill(child, signal.SIGCONT)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.signal(signal.SIGUSR1, lambda number, frame: print("heard"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    assert python(program).output == "True\n3\nheard\n"
 
 
 @isolated
@@ -212,7 +255,8 @@ def test_several_at_once_do_not_meet() -> None:
 
     def work(number: int) -> None:
         program = "import os; open('own', 'x'); print(os.listdir('.'), open('number').read())"
-        outcomes[number] = run([*PYTHON, "-c", program], {"number": str(number)}).output
+        files = {"number": str(number)}
+        outcomes[number] = run([*PYTHON, "-c", program], files, limits=PATIENT).output
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -247,7 +291,7 @@ def test_refused_unless_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [*PYTHON, "-c", "import os; print(os.getcwd()); open('new', 'w').write('1')"]
     with pytest.raises(IsolationError, match=r"\(unshare: Operation not permitted\)"):
         run(command, {"a": ""})
-    outcome = run(command, {"a": ""}, trusted=True, collect=["copy/new"])
+    outcome = run(command, {"a": ""}, trusted=True, collect=["copy/new"], limits=PATIENT)
     assert (outcome.ended, outcome.collected) == ("exit", {"copy/new": "1"})
     assert not Path(outcome.output.strip()).exists()
     sleeping = [*PYTHON, "-c", "import time; time.sleep(600)"]

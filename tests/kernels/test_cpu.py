@@ -79,6 +79,20 @@ def test_similarity_of_edited_copies(num_different, autojunk):
 
 
 @compiled
+@pytest.mark.parametrize("autojunk", [False, True])
+def test_similarity_of_ten_thousand_random_pairs(autojunk):
+    generator = random.Random(17)
+    pairs = []
+    for number in range(10_000):
+        alphabet = "ab \n+é\U0001d538z"[: 1 + number % 8]
+        a, b = (generator.choices(alphabet, k=generator.randrange(61)) for _ in range(2))
+        # Some targets are long enough for autojunk.
+        pairs.append(([ord(c) for c in a], [ord(c) for c in b] * (5 if number % 50 == 0 else 1)))
+    ours, expected = similarities(pairs, autojunk)
+    assert ours == expected
+
+
+@compiled
 def test_similarity_of_sequences_too_long_for_vectors_of_int16():
     a = list(range(33_000))
     b = a[20_000:] + a[:10_000] + [0] * 40

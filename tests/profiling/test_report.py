@@ -12,6 +12,7 @@ from satori_fast.profiling.report import write_comparison_html, write_report_htm
 from satori_fast.profiling.summary import write_summary
 from satori_fast.types import StepReport
 from tests.profiling.test_report_evaluation import HOSTILE, analysis_entry, verified_entry
+from tests.profiling.test_report_similarity import similarity_entry
 from tests.profiling.test_summary import summary_of_two_stages
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -134,6 +135,20 @@ def test_what_verification_is_worth_needs_no_charts(tmp_path, monkeypatch):
     (tmp_path / "analysis.json").write_text(json.dumps({"stages": entries}))
     _, text = check_page(write_report_html(tmp_path))
     assert "What verification is worth" in text and "66.7 % of 1,500" in text
+
+
+def test_what_similarity_rewards_is_shown_where_a_stage_measured_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    write_hostile_run(tmp_path)
+    assert "What similarity rewards" not in check_page(write_report_html(tmp_path))[1]
+    content = similarity_entry(HOSTILE)
+    (tmp_path / "similarity_srl.json").write_text(json.dumps(content))
+    _, text = check_page(write_report_html(tmp_path))
+    assert "What similarity rewards" in text and "0.250 ± 0.050" in text
+    content["rows"][0]["cases"]["half"] = 0.5
+    (tmp_path / "similarity_srl.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"similarity_STAGE\.json does not hold what a run writes"):
+        write_report_html(tmp_path)
 
 
 def test_a_page_that_leaves_samples_out_says_so(tmp_path, monkeypatch):

@@ -98,6 +98,23 @@ def test_no_run_and_a_broken_file_are_named(tmp_path):
         read_run(tmp_path)
 
 
+def test_similarity_is_read_where_a_stage_wrote_it(tmp_path):
+    (tmp_path / "summary.json").write_text(
+        json.dumps(build_summary("toy", "0.1.0", device={}, wall_s=1.0, stages=[]))
+    )
+    assert read_run(tmp_path).similarity == []
+    for stage in ("srl_2", "srl"):
+        content = {"stage": stage, "rows": [], "sha256": "of the content"}
+        (tmp_path / f"similarity_{stage}.json").write_text(json.dumps(content))
+    assert read_run(tmp_path).similarity == [
+        {"stage": "srl", "rows": []},
+        {"stage": "srl_2", "rows": []},
+    ]
+    (tmp_path / "similarity_srl.json").write_text('{"rows": []}')
+    with pytest.raises(ValueError, match=r"similarity_srl\.json does not hold what a run writes"):
+        read_run(tmp_path)
+
+
 def test_flat_config_has_the_keys_of_the_command_line():
     nested = {"seed": 1, "model": {"path": "m", "optimizer": {"beta1": 0.9}}, "stages": ["a"]}
     assert flat_config(nested) == {

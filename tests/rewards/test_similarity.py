@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,32 @@ def test_values_are_those_of_difflib(a: list[str], b: list[str]) -> None:
         (value,) = SimilarityReward(granularity).similarities([action], [target])
         expected = difflib.SequenceMatcher(None, own, other, autojunk=False).ratio()
         assert value == (expected if both else 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granularity", ["characters", "words"])
+def test_values_of_all_real_steps_are_those_of_difflib(
+    data_dir: Path, granularity: Granularity
+) -> None:
+    """The lines of every solution against those of the solution half of the file further on."""
+    with (data_dir / "train" / "gsm8k_train.jsonl").open(encoding="utf-8") as file:
+        solutions = [json.loads(line)["answer"].partition("\n####")[0] for line in file]
+    half = len(solutions) // 2
+    pairs = [
+        pair
+        for own, other in zip(solutions, solutions[half:] + solutions[:half], strict=True)
+        for pair in zip(*(text.split("\n") for text in (own, other)), strict=False)
+        if all(pair)
+    ]
+    assert len(pairs) > 17_000
+    actions, targets = (list(side) for side in zip(*pairs, strict=True))
+    spell = str.split if granularity == "words" else list
+    for autojunk in (False, True):
+        ours = SimilarityReward(granularity, autojunk).similarities(actions, targets)
+        expected = [
+            difflib.SequenceMatcher(None, spell(a), spell(b), autojunk).ratio() for a, b in pairs
+        ]
+        assert ours == expected
 
 
 def test_tokens_are_those_of_the_tokenizer() -> None:

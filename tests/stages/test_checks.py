@@ -23,6 +23,7 @@ from satori_fast.stages.checks import check_stages
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import Run, build_run
 from satori_fast.stages.run_folder import RunFolder
+from tests.data.agent_runs import bash, messages_of, submit
 from tests.stages.test_run import tiny_config
 from tests.tiny_models import tiny_model
 
@@ -156,6 +157,68 @@ def test_reward_models_that_cannot_reward(run: Run, tmp_path: Path) -> None:
     short = save_model(tmp_path / "short", tokenizer, max_position_embeddings=64, mean=0.0, std=1.0)
     message = refusal(run, tmp_path, "--reward.model", short, *PREFERRED)
     assert "rollout.max_seqlen = 128 exceeds the model's context of 64 positions" in message
+
+
+STEPS = ("--stages", "['srl']", "--data.source", "chains", "--data.levels", "[4]")
+STEPS += ("--data.format", "plain")
+REWRITER = "{kind='endpoint',model='m',url='https://192.0.2.1/v1',api_key_variable='NO_SUCH_KEY'}"
+
+
+def expert_file(path: Path, *responses: str) -> tuple[str, ...]:
+    rows = [{"question": "q", "answer": "9", "response": response} for response in responses]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "--srl.mapping", "coat", "--srl.expert", f"'{path}'"
+
+
+def test_experts_whose_solutions_are_no_steps(run: Run, tmp_path: Path) -> None:
+    path, good = tmp_path / "expert.jsonl", "1. **Add** a\n2. **Answer** b"
+    check(run, tmp_path, *STEPS)  # the domain's own
+    missing = refusal(run, tmp_path, *STEPS, "--srl.expert", "nowhere.jsonl")
+    assert missing == "srl.expert: data file nowhere.jsonl does not exist"
+    path.write_text("")
+    assert "is empty" in refusal(run, tmp_path, *STEPS, "--srl.expert", f"'{path}'")
+    expert = expert_file(path, "nine", "2. **Add** a")
+    message = refusal(run, tmp_path, *STEPS, *expert)
+    assert message.startswith("srl.expert: no step problem is left of 2 expert solutions read as")
+    assert "1 x no_steps (the first: expert/1: nine), 1 x out_of_order" in message
+    check(run, tmp_path, *STEPS, *expert_file(path, "nine", good))
+    # One that can be read is enough, wherever it is.
+    check(run, tmp_path, *STEPS, *expert_file(path, *["nine"] * 120, good))
+    few = ("--srl.num_solutions", "110")
+    assert "left of 110 expert solutions" in refusal(run, tmp_path, *STEPS, *expert, *few)
+    assert "of 1 expert" in refusal(
+        run, tmp_path, *STEPS, *expert_file(path, good), "--srl.parser", "paragraphs"
+    )
+    no_answers = refusal(run, tmp_path, *STEPS, *expert, "--srl.mapping", "math")
+    assert "no row has the field 'problem'" in no_answers
+
+
+def test_trajectories_without_a_step(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    row = {"instance_id": "a", "resolved": False, "messages": json.dumps([{"role": "user"}])}
+    path.write_text(json.dumps(row) + "\n")
+    options = (*STEPS, "--srl.parser", "agent", "--srl.expert", f"'{path}'")
+    assert "no step in 1 rows: not resolved (row 1)" in refusal(run, tmp_path, *options)
+    messages = messages_of("xml", "a", [bash("ls", "a.py"), submit()])
+    path.write_text(json.dumps(row | {"resolved": True, "messages": json.dumps(messages)}) + "\n")
+    check(run, tmp_path, *options)
+
+
+def test_a_rewriter_that_cannot_write(run: Run, tmp_path: Path) -> None:
+    expert = expert_file(tmp_path / "expert.jsonl", "nine")
+    options = (*STEPS, *expert, "--srl.parser", "rewrite")
+    assert "srl.rewriter.model is missing" in refusal(run, tmp_path, *options)
+    message = refusal(run, tmp_path, *options, "--srl.rewriter", REWRITER)
+    assert "srl.rewriter.api_key_variable: the environment has no NO_SUCH_KEY" in message
+    options += ("--srl.rewriter.model", "nowhere")
+    message = refusal(run, tmp_path, *options, "--srl.rewriter.kind", "embedded")
+    assert message.startswith("srl.rewriter.model = 'nowhere': model folder")
+    assert "srl.rewriter.url: 'h' is not of" in refusal(
+        run, tmp_path, *options, "--srl.rewriter.url", "h"
+    )
+    check(run, tmp_path, *options)
+    (tmp_path / "expert.jsonl").write_text('{"question": "q"}\n')
+    assert "srl.expert: " in refusal(run, tmp_path, *options)
 
 
 def other_tokenizer(run: Run) -> PreTrainedTokenizerBase:

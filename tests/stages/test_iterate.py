@@ -14,7 +14,7 @@ from satori_fast.config import Config, ConfigError, to_toml
 from satori_fast.data.prompts import PLAIN_TEMPLATE
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.stages import run_stages
-from satori_fast.stages.iterate import plan_stages
+from satori_fast.stages.iterate import plan_stages, reinforcing_plan
 from tests.stages.test_run import take_back, timeless, tiny_config
 
 ROUNDS = (
@@ -55,6 +55,20 @@ def test_a_round_changes_what_it_sets_and_nothing_else(tmp_path: Path) -> None:
     assert third.with_set(reinforce=config.reinforce) == config
     assert by_name["distill_2"].distill.num_kept == 7
     assert by_name["reinforce"] is config
+
+
+def test_the_first_stage_that_reinforces(tmp_path: Path) -> None:
+    steps = ("--data.source", "chains", "--data.levels", "[4]", "--data.format", "plain")
+    for stages, name in (
+        ("['supervised', 'srl', 'reinforce']", "srl"),
+        ("['reinforce', 'srl']", "reinforce"),
+        ("['supervised']", "reinforce"),
+    ):
+        config = tiny_config(tmp_path, *steps, "--stages", stages, "--srl.num_steps", "7")
+        plan = reinforcing_plan(config)
+        assert plan.name == plan.kind == name
+        assert plan.config.reinforce.num_steps == (7 if name == "srl" else 4)
+    assert reinforcing_plan(iterating(tmp_path, "--stages", "['iterate']")).name == "reinforce_2"
 
 
 def test_rounds_survive_the_written_config(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_every_key_of_the_table_is_a_key_of_the_config() -> None:
         ("rollout.sync_bucket_mib", "64", ["supervised", "reinforce"]),
         ("synthesize.generator.url", "http://127.0.0.1:1/v1", ["synthesize"]),
         ("logging.wandb_project", "other", STAGES),
+        ("srl.num_steps", "3", STAGES),
+        ("srl.expert", "'other.jsonl'", STAGES),
         ("name", "other", STAGES),
         ("seed", "5", []),
         ("stages", '["synthesize", "supervised", "reinforce"]', ["synthesize", "supervised"]),
@@ -114,6 +116,85 @@ def test_what_the_stage_offline_reads(tmp_path: Path) -> None:
         assert len(check_settings(earlier, now, ["offline"])) == 1
 
 
+def test_what_the_stage_srl_reads(tmp_path: Path) -> None:
+    alone = ("--stages", "['srl']", "--data.format", "plain", "--data.source", "chains")
+    earlier = config_with(tmp_path, *alone, "--srl.expert", "'a.jsonl'")
+
+    def changed(key: str, value: str) -> Config:
+        return config_with(tmp_path, *alone, "--srl.expert", "'a.jsonl'", f"--{key}", value)
+
+    for key, value in (
+        ("srl.granularity", '"words"'),
+        ("srl.expert", "'other'"),
+        ("srl.num_steps", "3"),
+        ("srl.rewriter.model", "'other'"),
+        ("srl.rewriter.temperature", "0.5"),
+        ("srl.optimizer.learning_rate", "1e-3"),
+        ("rollout.temperature", "0.7"),
+        ("rollout.max_logprob_diff", "0.7"),
+        ("rollout.max_step_tokens", "9"),
+        ("data.dialect", '"paper"'),
+    ):
+        with pytest.raises(ConfigError, match=f"in {key}: .*; srl went by it"):
+            check_settings(earlier, changed(key, value), ["srl"])
+    for key, value in (
+        ("srl.rewriter.url", "'http://127.0.0.1:1/v1'"),
+        ("srl.rewriter.api_key_variable", "KEY"),
+        ("srl.rewriter.max_concurrency", "3"),
+        ("srl.rewriter.completion_price", "3.0"),
+        ("srl.num_concurrent", "3"),
+        ("srl.optimizer.max_skipped_updates", "3"),
+        ("srl.max_uninformative_steps", "3"),
+        ("reinforce.num_steps", "3"),
+        ("reward.rule_weight", "2.0"),
+        ("solutions.num_samples", "3"),
+    ):
+        assert len(check_settings(earlier, changed(key, value), ["srl"])) == 1
+    assert not readers("srl.critic_optimizer.max_skipped_updates")
+    # Format tuning imitates steps as they are asked for.
+    with pytest.raises(ConfigError, match=r"in srl\.tell_title: .*; supervised went by it"):
+        both = ("--stages", "['supervised', 'srl']", *alone[2:])
+        titled = config_with(tmp_path, *both, "--srl.tell_title", "true")
+        check_settings(config_with(tmp_path, *both), titled, ["supervised"])
+
+
+def test_a_tokenizer_of_words_knows_those_of_steps_from_the_start(tmp_path: Path) -> None:
+    plain = ("--data.source", "chains", "--data.format", "plain")
+    earlier, now = (
+        config_with(tmp_path, *plain, "--stages", stages)
+        for stages in ("['supervised']", "['supervised', 'srl']")
+    )
+    with pytest.raises(
+        ConfigError, match=r"stages = \['supervised', 'srl'\]: step problems have w"
+    ):
+        check_settings(earlier, now, ["supervised"])
+    assert len(check_settings(now, earlier, ["supervised"])) == 1
+    own = ("--tokenizer.kind", "model", "--model.path", "m")
+    earlier, now = (
+        config_with(tmp_path, *plain, *own, "--stages", stages)
+        for stages in ("['supervised']", "['supervised', 'srl']")
+    )
+    assert len(check_settings(earlier, now, ["supervised"])) == 1
+
+
+def test_the_experts_and_their_rewriter_are_inputs(tmp_path: Path) -> None:
+    expert, model = tmp_path / "expert.jsonl", tmp_path / "rewriter"
+    expert.write_text("one\n")
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    options = ("--srl.expert", f"'{expert}'", "--srl.rewriter.model", f"'{model}'")
+    earlier = input_digests(config_with(tmp_path, *options))
+    assert set(earlier) == {"srl.expert"}  # the name of a model on a server is no folder
+    options += ("--srl.rewriter.kind", "embedded")
+    earlier = input_digests(config_with(tmp_path, *options))
+    assert set(earlier) == {"srl.expert", "srl.rewriter.model"}
+    expert.write_text("two\n")
+    now = input_digests(config_with(tmp_path, *options))
+    check_inputs(earlier, now, {"supervised", "reinforce"})
+    with pytest.raises(ConfigError, match=r"srl\.expert: .*expert\.jsonl is not what it was"):
+        check_inputs(earlier, now, {"srl"})
+
+
 def test_stages_that_have_begun_keep_their_places(tmp_path: Path) -> None:
     earlier = config_with(tmp_path)
     now = config_with(tmp_path, "--stages", '["supervised", "reinforce"]')
@@ -124,10 +205,6 @@ def test_stages_that_have_begun_keep_their_places(tmp_path: Path) -> None:
 def test_an_unknown_key_is_read_by_all() -> None:
     assert readers("data.source") == EVERY_STAGE | {SOLUTIONS, "iterate"}
     assert readers("reward.model") == {"reinforce"} and readers("profiling.trace") == set()
-    assert readers("srl.granularity") == {"srl"} and readers("srl.rewriter.url") == set()
-    assert readers("srl.optimizer.max_skipped_updates") == set()
-    assert readers("srl.optimizer.learning_rate") == {"srl"}
-    assert readers("srl.tell_title") == {"srl", "supervised"}  # a warm-up asks so too
     assert begun_kinds(Config.example(), ["supervised"]) == {"supervised"}
 
 

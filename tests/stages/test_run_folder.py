@@ -17,11 +17,21 @@ import pytest
 
 from satori_fast.config import Config, ConfigError, to_toml
 from satori_fast.config_sections import LoggingConfig, ProfilingConfig
+from satori_fast.data.formats.steps import WORDS
 from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
 from satori_fast.grading import GradingPool
 from satori_fast.profiling.metrics import MetricsWriter
-from satori_fast.stages.run_folder import RunFolder, open_sinks, open_writer, record_analysis
-from satori_fast.types import Problem, StepReport
+from satori_fast.profiling.report_runs import read_run
+from satori_fast.profiling.report_similarity import similarity_tables
+from satori_fast.rewards.behaviour import similarity_behaviour
+from satori_fast.stages.run_folder import (
+    RunFolder,
+    open_sinks,
+    open_writer,
+    record_analysis,
+    record_similarity,
+)
+from satori_fast.types import Prefix, Problem, StepReport
 from tests.profiling.test_sinks import free_port, scraped
 from tests.rollout.scripted_engine import ScriptedEngine
 from tests.rollout.test_engine import RENDERER
@@ -61,6 +71,20 @@ def test_a_stage_that_comes_again_replaces_its_entry(tmp_path: Path) -> None:
     assert [entry["stage"] for entry in stages_of(tmp_path)] == ["supervised", "reinforce"]
     assert stages_of(tmp_path)[1]["correct"] == {"0": True}
     assert [g["count"] for g in stages_of(tmp_path)[1]["by_earlier"]] == [1]
+
+
+def test_the_behaviour_of_a_reward_reaches_the_report(tmp_path: Path) -> None:
+    problems = [Problem("1", "start 3", None, Prefix("", "step", target="plus 4 : 3 + 4 = 7"))]
+    behaviour = similarity_behaviour(problems, dialect=WORDS, encode=lambda text: [len(text)])
+    record_similarity(tmp_path, "srl", behaviour)
+    (tmp_path / "metrics.jsonl").touch()
+    (entry,) = read_run(tmp_path).similarity
+    (table,) = similarity_tables([entry])
+    words = dict(zip(table["columns"], table["rows"][1], strict=True))
+    # Words: 8, of which the title has 3 and the half 4.
+    assert (table["stage"], table["note"]) == ("srl", "Targets: 1. Autojunk: off.")
+    assert words["title alone"] == "0.545 ± 0.000" and words["first half"] == "0.667 ± 0.000"
+    assert words["length: median, longest"] == "8, 8"
 
 
 def config_of(folder: Path, **changes: Any) -> Config:

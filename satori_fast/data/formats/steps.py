@@ -132,6 +132,18 @@ class StepDialect:
         """
         return (self.step if title else self.untitled).format(number=number, title=title, text=text)
 
+    def heading(self, step: str) -> str:
+        """Read back how a written step begins: its number and title, "" where it has no title.
+
+        >>> PAPER.heading("2. **Add** 37 + 25 = 62")
+        '2. **Add**'
+        """
+        before = re.escape(self.step.partition("{text}")[0])
+        for part, form in (("{number}", "[0-9]+"), ("{title}", ".+?")):
+            before = before.replace(re.escape(part), form)
+        found = re.match(before, step)
+        return found.group().strip() if found else ""
+
     def turn(self, question: str, steps: str, title: str | None) -> str:
         """Write the user's turn of a step problem.
 

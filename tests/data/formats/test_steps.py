@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from satori_fast.data.formats.steps import FAULTS, STEPS, StepResponse, split_response
+from satori_fast.data.formats.steps import (
+    DIALECTS,
+    FAULTS,
+    STEPS,
+    StepResponse,
+    split_response,
+)
 from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, build_trajectory
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.types import Problem, Trajectory
@@ -119,3 +125,11 @@ def test_faults_are_counted_by_kind() -> None:
 def test_a_partial_solution_is_steps() -> None:
     assert [(k.value, t) for k, t in STEPS.pieces("37 + 25 = 62 ;")] == [("step", "37 + 25 = 62 ;")]
     assert STEPS.pieces("") == []
+
+
+def test_a_heading_is_read_back_from_a_written_step() -> None:
+    paper, words = DIALECTS["paper"], DIALECTS["words"]
+    assert paper.heading(paper.written(12, "Add (a.b)", "37 + 25 = 62")) == "12. **Add (a.b)**"
+    assert words.heading(words.written(1, "plus 25", "37 + 25 : 62")) == "plus 25 :"
+    for dialect in (paper, words):
+        assert dialect.heading(dialect.written(3, "", "37 + 25 = 62")) == ""

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison of SRL (arXiv 2510.25992, tables 1 and 2) on the built-in domain of chains.
+
+    python -m benchmarks.ablations.srl --seeds 0 1 2 3 4
+
+For each seed the first stage of configs/srl/quickstart.toml gives the warm-up, from which every arm
+starts: `imitation` goes on with whole solutions of the experts that SRL learns from, and
+`imitation_steps` with single steps of theirs; `rlvr` is rewarded by final answers alone, `one_step`
+by the likeness of a whole solution, `no_filter` is SRL without dynamic sampling, `srl_again` SRL
+with other random numbers, which is the noise of a run, and `srl_rlvr` goes on from `srl`. Every
+model is then asked the same held-out problems, whole and step by step, by `satori-fast eval`. The
+command can be run again until it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from threading import Lock
+
+from benchmarks.ablations.runs import Entry, from_models, parser, run, run_arms, write_table
+
+CONFIG = "configs/srl/quickstart.toml"
+OTHER_SEED = 10  # between the seeds of a warm-up and of the runs that start from it
+NUM_VALIDATION = 1024
+# Stage and overrides of each arm. The experts are the same everywhere: the first 1,000 problems.
+ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "imitation": ("supervised", ("--supervised.step_share", "0.0")),
+    "imitation_steps": ("supervised", ("--supervised.step_share", "1.0")),
+    "rlvr": ("reinforce", ()),
+    "one_step": ("srl", ("--srl.unit", "solution")),
+    "no_filter": ("srl", ("--srl.max_sampling_rounds", "1", "--srl.min_group_std", "-1.0")),
+    "srl": ("srl", ()),
+    "srl_again": ("srl", ()),
+    "srl_rlvr": ("reinforce", ()),
+}
+IMITATION = (
+    *("--supervised.num_demonstrations", "1000", "--supervised.num_epochs", "3.0"),
+    *("--supervised.optimizer.learning_rate", "1e-3"),
+)
+_AT_WORK: defaultdict[tuple[str, int], Lock] = defaultdict(Lock)
+FIELDS = ("accuracy", "exact", "similarity", "fault", "mean_response_tokens", "wall_s")
+
+
+def warmed_up(seed: int, folder: Path) -> Entry:
+    """The figures of the model that every arm of a seed starts from."""
+    name = f"warm-up-{seed}"
+    stages = run(CONFIG, name, folder, "--stages", '["supervised"]', "--seed", str(seed))
+    return measured(name, folder) | {"wall_s": stages["supervised"]["wall_s"]}
+
+
+def trained(arm: str, seed: int, folder: Path) -> Entry:
+    """The figures of an arm from the warm-up of `seed`; an arm that another waits for is at work
+    once."""
+    if arm == "srl_rlvr":
+        trained("srl", seed, folder)
+    with _AT_WORK[arm, seed]:
+        return _trained(arm, seed, folder)
+
+
+def _trained(arm: str, seed: int, folder: Path) -> Entry:
+    stage, overrides = ARMS[arm]
+    start = left_by(folder / (f"srl-{seed}" if arm == "srl_rlvr" else f"warm-up-{seed}"))
+    own_seed = seed + OTHER_SEED * (2 if arm == "srl_again" else 1)
+    begin = from_models(start, seed=own_seed, stages=f'["{stage}"]')
+    more = IMITATION if stage == "supervised" else ()
+    name = f"{arm}-{seed}"
+    words = ("--data.dialect", "words") if stage != "reinforce" else ()
+    stages = run(CONFIG, name, folder, *begin, *words, *more, *overrides)
+    return measured(name, folder) | {"wall_s": stages[stage]["wall_s"]}
+
+
+def left_by(run_folder: Path) -> Path:
+    """The folder of the policy that a run left."""
+    state = json.loads((run_folder / "progress.json").read_text())
+    return run_folder / state["models"]["policy"]
+
+
+def measured(name: str, folder: Path) -> Entry:
+    """Accuracy on whole problems and likeness of single steps, greedy; asked once, then kept."""
+    kept = folder / name / "measured.json"
+    if not kept.exists():
+        command = [sys.executable, "-m", "satori_fast", "eval", CONFIG, "--json"]
+        command += ["--model", str(left_by(folder / name)), "--stages", '["srl"]']
+        command += ["--tokenizer.kind", "model", "--data.dialect", "words"]
+        command += ["--parallel.num_threads", "1", "--srl.num_validation", str(NUM_VALIDATION)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        kept.write_text(done.stdout.splitlines()[-1] + "\n")
+    found = json.loads(kept.read_text())
+    figures = {name.partition("/")[2]: v for name, v in found.items() if "validation/" in name}
+    evaluated = {name.partition("/")[2]: v for name, v in found.items() if "eval/" in name}
+    return {**figures, **evaluated, "num_problems": found["num_problems"]}
+
+
+def main() -> None:
+    options = parser(
+        str(__doc__).splitlines()[0],
+        list(ARMS),
+        folder="runs/srl",
+        output="benchmarks/results/srl.json",
+        seeds=(0, 1, 2, 3, 4),
+    ).parse_args()
+    begun, arms = run_arms(options, warmed_up, trained)
+    write_table(
+        options.output,
+        "benchmarks.ablations.srl",
+        {"warm_up": begun, **arms},
+        seeds=options.seeds,
+        fields=FIELDS,
+        paired_with="srl",
+    )
+
+
+if __name__ == "__main__":
+    main()
