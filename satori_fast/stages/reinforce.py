@@ -125,16 +125,7 @@ def train(
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
     alarm = UninformativeSteps(context.stage, config, trainer.recipe.min_group_std, section=section)
-    loop = StepLoop(
-        context.stage,
-        trainer.learners,
-        config.num_steps,
-        folder,
-        books,
-        checkpoint_every=config.checkpoint_every,
-        export_every=config.export_every,
-        export=context.model_folders.export,
-    )
+    loop = build_loop(context, folder, books, trainer)
     if (data := loop.resume()) is not None:
         source.load_state_dict(data)
         best.load_state_dict(data)
@@ -304,6 +295,21 @@ def build_trainer(context: Context, books: Books) -> Trainer:
     )
 
 
+def build_loop(context: Context, folder: RunFolder, books: Books, trainer: Trainer) -> StepLoop:
+    """The loop over the steps of a stage."""
+    config = context.config.reinforce
+    return StepLoop(
+        context.stage,
+        trainer.learners,
+        config.num_steps,
+        folder,
+        books,
+        checkpoint_every=config.checkpoint_every,
+        export_every=config.export_every,
+        export=context.model_folders.export,
+    )
+
+
 def build_judge(
     recipe: Recipe,
     rewards: Sequence[Reward],
@@ -311,7 +317,7 @@ def build_judge(
     *,
     figures: Callable[[], Mapping[str, float]] | None,
 ) -> Judge:
-    """What scores, filters and credits samples under a recipe."""
+    """The judge of samples under a recipe: it scores, filters and credits them."""
     return Judge(
         partial(score, rewards=rewards),
         recipe.credit(),

@@ -15,6 +15,7 @@ import numpy as np
 
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.evaluation.evaluate import mean_metrics
+from satori_fast.rewards.behaviour import similarity_behaviour
 from satori_fast.rewards.similarity import exact_share, similarity_of
 from satori_fast.rewards.terms import Reward, score
 from satori_fast.rollout.engine import SamplingParams, collect
@@ -25,7 +26,7 @@ from satori_fast.stages.evaluator import Evaluator, Validation
 from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.reinforce import train
 from satori_fast.stages.rewards import build_step_rewards
-from satori_fast.stages.run_folder import RunFolder
+from satori_fast.stages.run_folder import RunFolder, record_similarity
 from satori_fast.stages.step_data import load_step_data
 from satori_fast.types import Problem, Trajectory
 
@@ -33,7 +34,15 @@ from satori_fast.types import Problem, Trajectory
 def srl(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     """Train the current model for `srl.num_steps` steps; evaluate and export it."""
     data = load_step_data(context, folder)
-    config = context.config
+    config, steps = context.config, context.renderer.steps
+    assert steps is not None
+    behaviour = similarity_behaviour(
+        data.training,
+        dialect=steps.format.dialect,
+        encode=context.renderer.encode,
+        autojunk=config.srl.autojunk,
+    )
+    folder.on_main(lambda: record_similarity(folder.path, context.stage, behaviour))
     rewards = build_step_rewards(config.srl, context.renderer, spans=books.spans)
     validator = step_validator(context, data.validation, books)
     outcome = train(

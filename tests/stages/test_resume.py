@@ -205,10 +205,6 @@ def test_stages_that_have_begun_keep_their_places(tmp_path: Path) -> None:
 def test_an_unknown_key_is_read_by_all() -> None:
     assert readers("data.source") == EVERY_STAGE | {SOLUTIONS, "iterate"}
     assert readers("reward.model") == {"reinforce"} and readers("profiling.trace") == set()
-    assert readers("srl.granularity") == {"srl"} and readers("srl.rewriter.url") == set()
-    assert readers("srl.optimizer.max_skipped_updates") == set()
-    assert readers("srl.optimizer.learning_rate") == {"srl"}
-    assert readers("srl.tell_title") == {"srl", "supervised"}  # a warm-up asks so too
     assert begun_kinds(Config.example(), ["supervised"]) == {"supervised"}
 
 
