@@ -178,7 +178,7 @@ def step_titles(chain: Chain) -> tuple[str, ...]:
 
 
 def step_thoughts(chain: Chain) -> tuple[str, ...]:
-    """What the expert looks up before each step: the number that stands, and what comes next.
+    """Look-ups of the expert before each step: the number that stands, and what comes next.
 
     >>> step_thoughts(parse_chain("start 90 plus 25 swap"))
     ('90 plus 25', '15 swap', '51 answer')

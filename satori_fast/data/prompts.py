@@ -103,7 +103,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, template: ChatTempla
 
 @dataclass(frozen=True, slots=True)
 class StepPrompts:
-    """How the problems that ask for one step are asked and answered, beside whole ones."""
+    """Template and format of the problems that ask for one step, beside whole ones."""
 
     template: str | ChatTemplate
     format: Steps

@@ -17,7 +17,7 @@ from satori_fast.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a policy is worth in the middle of a stage.
+    """Worth of a policy in the middle of a stage.
 
     value:      what `reinforce.keep = "best"` goes by. evaluation: of whole problems, if that was
                 it.
@@ -29,7 +29,7 @@ class Validation:
 
 
 class Validator(Protocol):
-    """What a stage of reinforcement measures its policy by."""
+    """Measure of the policy of a stage of reinforcement."""
 
     def validate(self, engine: Restarting, policy: ServedWeights, *, step: int) -> Validation:
         """Measure the weights after a step; samples of it are written."""

@@ -316,7 +316,7 @@ def build_judge(
     *,
     figures: Callable[[], Mapping[str, float]] | None,
 ) -> Judge:
-    """What scores, filters and credits samples under a recipe."""
+    """Scoring, filter and credit of samples under a recipe."""
     return Judge(
         partial(score, rewards=rewards),
         recipe.credit(),

@@ -170,8 +170,8 @@ def renderer_of(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path
 
 
 def step_prompts(config: Config) -> StepPrompts | None:
-    """How the stage srl asks for steps, None without one: with the paper's system message, where
-    the template has room for one and no other is set."""
+    """Template and format of step problems, None where none are asked: with the paper's system
+    message, where the template has room for one and no other is set."""
     format = config.step_format
     if format is None:
         return None

@@ -49,7 +49,7 @@ def srl(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
 
 
 def step_validator(context: Context, problems: Sequence[Problem], books: Books) -> StepValidator:
-    """What measures a policy by step problems, as the section `srl` has it."""
+    """Measure of a policy by step problems, as the section `srl` has it."""
     config = context.config
     return StepValidator(
         problems,
