@@ -174,13 +174,16 @@ def leave_model(
 
     policy, evaluation: the weights of the last step, and what they were worth where that is known.
     """
+    version = done.step
     if best.is_kept_before(done.step - 1):
-        policy, evaluation = context.model_folders.policy(best.folder), None
+        policy, evaluation, version = context.model_folders.policy(best.folder), None, version + 1
+        # An embedded engine reads the parameters of the one policy that it was made for.
+        engine = context.engine(policy, version=version)
     exported = folder.exported(context.stage)
     context.model_folders.export(policy, exported)
     if evaluation is None:
         evaluator = context.evaluator(books)
-        evaluation = evaluator.evaluate_policy(engine, policy, version=best.version(done.step))
+        evaluation = evaluator.evaluate_policy(engine, policy, version=version)
     return StageOutcome({"policy": exported}, evaluation, done.times, best.figures())
 
 
@@ -207,10 +210,6 @@ class BestModel:
     def is_kept_before(self, last_step: int) -> bool:
         """Whether other weights than those of the last step are what the stage leaves."""
         return self.is_kept and -1 < self.step < last_step
-
-    def version(self, done: int) -> int:
-        """Number under which an engine serves what the stage leaves; `done` is the last step's."""
-        return done + self.is_kept_before(done - 1)
 
     def figures(self) -> dict[str, float]:
         """Entries of the summary."""
