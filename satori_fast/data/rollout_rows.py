@@ -54,12 +54,12 @@ def read_rollout_rows(path: Path, renderer: PromptRenderer) -> list[RolloutRow]:
     warned = False
     for number, row in file_rows(path, FIELDS):
         try:
-            step, problem, response, finish = _fields(row, renderer, f"row {number}")
+            step, problem, pieces, finish = _fields(row, renderer, f"row {number}")
             prefix = problem.prefix
             given, target = ("", None) if prefix is None else (prefix.text, prefix.target)
             trajectory = build_trajectory(
                 problem,
-                _response_ids(response, finish, renderer),
+                _response_ids(pieces, finish, renderer),
                 renderer=renderer,
                 group_id=groups.setdefault((step, problem.question, given, target), len(groups)),
                 finish=finish,
@@ -70,7 +70,7 @@ def read_rollout_rows(path: Path, renderer: PromptRenderer) -> list[RolloutRow]:
         except ValueError as error:
             raise ValueError(f"{path}, row {number}: {error}") from None
         found.append(RolloutRow(number, step, trajectory))
-        warned = warned or _warn_of_unknown_words(number, f"{given} {response}", renderer)
+        warned = warned or _warn_of_unknown_words(number, " ".join([given, *pieces]), renderer)
     if not found:
         raise ValueError(f"{path} has no row: write a JSON object with question and response")
     return found
@@ -78,8 +78,9 @@ def read_rollout_rows(path: Path, renderer: PromptRenderer) -> list[RolloutRow]:
 
 def _fields(
     row: Row, renderer: PromptRenderer, name: str
-) -> tuple[tuple[str, int], Problem, str, Finish]:
-    """Step, problem, response and finish of a row. BadRow for what is not there or not so."""
+) -> tuple[tuple[str, int], Problem, list[str], Finish]:
+    """Step, problem, pieces of the response and finish of a row. BadRow for what is not there or
+    not so."""
     if isinstance(row, BadRow):
         raise row
     answer = row.get("answer")
@@ -106,7 +107,7 @@ def _fields(
         prefix,
     )
     stage = _text(row, "stage", "") or ""
-    return (stage, step), problem, _response(row), finish
+    return (stage, step), problem, _pieces(row), finish
 
 
 def _text(row: Mapping[str, Any], key: str, *default: str | None) -> str | None:
@@ -121,10 +122,11 @@ def _text(row: Mapping[str, Any], key: str, *default: str | None) -> str | None:
     return value
 
 
-def _response(row: Mapping[str, Any]) -> str:
-    """The text of a response, that of its segments in samples.jsonl."""
+def _pieces(row: Mapping[str, Any]) -> list[str]:
+    """The text of a response, in samples.jsonl that of its segments: they were cut between tokens,
+    and a tokenizer of whole words has no space where they meet."""
     if "response" in row or "segments" not in row:
-        return _text(row, "response") or ""
+        return [_text(row, "response") or ""]
     segments = row["segments"]
     if not isinstance(segments, list):
         raise BadRow("segments is no list: give the text as response")
@@ -133,12 +135,12 @@ def _response(row: Mapping[str, Any]) -> str:
         if not isinstance(segment, Mapping):
             raise BadRow("segments holds what is no object: give the text as response")
         pieces.append(_text(cast("Mapping[str, Any]", segment), "text") or "")
-    return "".join(pieces)
+    return pieces
 
 
-def _response_ids(response: str, finish: str, renderer: PromptRenderer) -> np.ndarray:
+def _response_ids(pieces: list[str], finish: str, renderer: PromptRenderer) -> np.ndarray:
     """Ids of a response, its stop token included where it has one."""
-    ids = renderer.encode(response)
+    ids = [number for piece in pieces for number in renderer.encode(piece)]
     if finish == "stop" and not (ids and ids[-1] in renderer.stop_ids):
         ids.append(renderer.eos_id)
     if not ids:

@@ -10,6 +10,7 @@ null, and named in `Explanation.notes`.
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -47,6 +48,8 @@ from satori_fast.stages.setup import build_renderer, write_tokenizer
 from satori_fast.stages.step_metrics import reward_metrics, step_counts
 from satori_fast.types import Experience, SegmentSignal, Trajectory
 
+logger = logging.getLogger(__name__)
+
 _ANNOTATIONS = ("old_logprobs", "ref_logprobs", "values")
 # Rows are taken as they stand: no prompt is too long.
 _NO_LIMIT = 1 << 40
@@ -72,7 +75,7 @@ def explain(config: Config, rollouts: Path) -> Explanation:
         rows = read_rollout_rows(rollouts, renderer)
         asks_steps = plan.kind == "srl"
         if asks_steps:
-            _check_targets(rows, file=rollouts)
+            rows = _step_rows(rows, file=rollouts)
         else:
             _check_answers(rows, config.reward, file=rollouts)
         fixed_length = settings.fixed_length or config.rollout.max_new_tokens
@@ -124,13 +127,19 @@ def _check_answers(rows: Sequence[RolloutRow], reward: RewardConfig, *, file: Pa
             )
 
 
-def _check_targets(rows: Sequence[RolloutRow], *, file: Path) -> None:
+def _step_rows(rows: Sequence[RolloutRow], *, file: Path) -> list[RolloutRow]:
+    """Rows that answer step problems; a run's samples of its evaluation are left out."""
+    asked = [row for row in rows if target_of(row.trajectory)]
     for row in rows:
-        if not row.trajectory.problem.asks_step or not target_of(row.trajectory):
+        if not target_of(row.trajectory) and not (asked and row.step[0]):
             raise ValueError(
                 f"{file}, row {row.number}: no target to compare with: add the expert's next step, "
                 'as "target"'
             )
+    if len(asked) < len(rows):
+        left_out = len(rows) - len(asked)
+        logger.info("%s: %d samples of whole problems are left out", file, left_out)
+    return asked
 
 
 def _explain_rows(
