@@ -46,9 +46,7 @@ class SrlConfig(ReinforceConfig):
     all"""
     parser: Parser = "numbered"
     """form of the solutions: numbered (N. **Title** text), paragraphs, sentences, marked (;), agent
-    (trajectories, as of SWE-smith), or rewrite: srl.rewriter writes the right ones as numbered
-    steps. The run folder keeps them as demonstrations_srl.jsonl, which another run takes as expert
-    with parser = "numbered" and mapping = "coat", so that nobody is asked again"""
+    (SWE-smith's trajectories), or rewrite (srl.rewriter makes them numbered)"""
     unit: Literal["step", "solution"] = "step"
     """what a problem asks for: one step, or the whole solution at once (the paper's ablation)"""
     last_step: Literal["skip", "ask"] = "skip"

@@ -38,9 +38,8 @@ class SupervisedConfig(ImitationConfig):
     num_demonstrations: int | None = Field(default=None, gt=0)
     """demonstrations to imitate, the first ones; None: all"""
     step_share: float | None = Field(default=None, ge=0, le=1)
-    """built-in domain: imitate its expert's titled steps; this share of the demonstrations is of
-    one step, in the format of the stage srl, the others of a whole solution; None: plain solutions
-    """
+    """built-in domain: imitate its expert's titled steps, this share of them one by one, as the
+    stage srl asks for them; None: plain solutions"""
     slip_share: float = Field(default=0.0, ge=0, le=1)
     """built-in domain: share of the occasions on which the imitated steps slip (chains: swaps that
     are forgotten), for reinforcement to mend; needs step_share"""
