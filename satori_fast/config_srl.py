@@ -45,8 +45,8 @@ class SrlConfig(ReinforceConfig):
     """expert solutions used, the first ones (rows of the file, or problems of the domain); None:
     all"""
     parser: Parser = "numbered"
-    """form of the solutions: numbered (N. **Title** text), paragraphs, sentences, marked (;), agent
-    (SWE-smith's trajectories), or rewrite (srl.rewriter makes them numbered)"""
+    """form of solutions: numbered (N. **Title** text), paragraphs, sentences, marked (;), agent
+    (SWE-smith's trajectories) or rewrite (srl.rewriter numbers them)"""
     unit: Literal["step", "solution"] = "step"
     """what a problem asks for: one step, or the whole solution at once (the paper's ablation)"""
     last_step: Literal["skip", "ask"] = "skip"
