@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from satori_fast.config import Config, ConfigError, load_config
+from satori_fast.data.agent_steps import load_agent_steps
 from satori_fast.data.chains import parse_chain
+from satori_fast.data.formats.steps import PAPER
 from satori_fast.data.prompts import build_trajectory
+from satori_fast.evaluation.repairs import expert_trajectories
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.rewards.terms import score
 from satori_fast.stages import run_stages
@@ -428,3 +431,93 @@ def test_two_processes_give_the_result_of_one(finished: Path, tmp_path: Path) ->
         assert found[0][name] == pytest.approx(expected[0][name], abs=0.05), name
     values = {line["step"]: line["validation/similarity"] for line in found}
     assert_best_is_left(both / "tiny", "srl", values, last=2)
+
+
+# -- software agents --------------------------------------------------------------------------
+
+AGENTS = """
+schema_version = 1
+name = "agents"
+stages = ["supervised", "srl"]
+[model]
+hidden_size = 64
+num_layers = 2
+intermediate_size = 128
+num_attention_heads = 4
+num_key_value_heads = 2
+[tokenizer]
+kind = "bpe"
+vocab_size = 700
+[data]
+source = "SOURCE"
+mapping = "coat"
+template = "plain"
+format = "plain"
+heldout_fraction = 0.3
+max_prompt_tokens = 900
+[packing]
+max_tokens_per_microbatch = 4096
+[rollout]
+max_seqlen = 1000
+max_new_tokens = 48
+max_slots = 32
+[reward]
+num_workers = 0
+reflection_bonus = 0.0
+[supervised]
+source = "SOURCE"
+mapping = "coat"
+num_epochs = 30.0
+batch_size = 4
+optimizer = { learning_rate = 4e-3, schedule = "cosine" }
+[srl]
+expert = "EXPERT"
+parser = "agent"
+num_steps = 3
+problems_per_step = 8
+samples_per_problem = 4
+num_minibatches = 1
+num_validation = 8
+evaluate_every = 1
+optimizer = { learning_rate = 1e-4 }
+[evaluation]
+num_problems = 4
+"""
+
+
+@pytest.mark.slow
+def test_a_tiny_model_learns_from_the_actions_of_a_scripted_agent(tmp_path: Path) -> None:
+    """The small repositories, repaired by a script whose patches were judged: its actions are
+    instances, and a model that imitated them is reinforced on them."""
+    rows = expert_trajectories("ticks")
+    assert all(row["resolved"] for row in rows)
+    expert = tmp_path / "expert.jsonl"
+    expert.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems, _ = load_agent_steps(expert)
+    demonstrations = [
+        {
+            "question": PAPER.turn(problem.question, problem.prefix.text, None),
+            "answer": "1",
+            "response": f"<think> next </think>\n{problem.prefix.target}",
+        }
+        for problem in problems
+        if problem.prefix is not None
+    ]
+    source = tmp_path / "demonstrations.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in demonstrations))
+    text = AGENTS.replace("SOURCE", str(source)).replace("EXPERT", str(expert))
+    path = tmp_path / "agents.toml"
+    path.write_text(text)
+    run_stages(load_config(path, ["--output_dir", f"'{tmp_path}'"]))
+    steps = [
+        line
+        for line in read_metrics(tmp_path / "agents" / "metrics.jsonl")
+        if line["stage"] == "srl"
+    ]
+    assert len(steps) == 3
+    for line in steps:
+        assert line["rollout/fault"] < 0.5 and line["rollout/kept"] > 0
+        assert line["reward/similarity"] > 0 and line["update/grad_norm"] > 0
+        assert "rollout/accuracy" not in line
+    counted = json.loads((tmp_path / "agents" / "steps.json").read_text())
+    assert counted["num_used"] == 10 and counted["num_validation"] == 8
