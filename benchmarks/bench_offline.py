@@ -75,7 +75,9 @@ def both_loops(run: Run) -> tuple[Any, Any]:
         partial(score, rewards=rewards), online.recipe.credit(), None, run.books.spans.span
     )
     engine = context.engine(online.policy)
-    sampled = reinforce.build_source(context, run.folder, run.books, engine, judge=judge)
+    sampled = reinforce.build_source(
+        context, run.folder, run.books, engine, judge=judge, problems=context.problems
+    )
     stored = sampled.next(0).trajectories
     credits = LeaveOneOut().assign(stored)
     source = OfflineSource(stored, credits, batch_size=BATCH_SIZE, seed=0)

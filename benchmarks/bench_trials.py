@@ -103,7 +103,9 @@ class Step:
             run.books.spans.span,
         )
         engine = context.engine(self.trainer.policy)
-        source = reinforce.build_source(context, run.folder, run.books, engine, judge=judge)
+        source = reinforce.build_source(
+            context, run.folder, run.books, engine, judge=judge, problems=context.problems
+        )
         return lambda: reinforce.reinforce_step(self.trainer, source, next(self._steps))
 
 

@@ -179,7 +179,7 @@ def main() -> None:
         device=workload.device, clock=time.perf_counter if on_gpu else time.process_time
     )
     monitor = build_monitor(run.config, run.folder.path, run.parallel, spans)
-    books = Books(spans, monitor, run.books.writer, format=run.renderer.format)
+    books = Books(spans, monitor, run.books.writer, format_of=run.renderer.format_of)
     books.begin_stage("reinforce")
     context = run.context(plan_stages(run.config)[0])
     trainer = build_trainer(context, books)
