@@ -85,18 +85,19 @@ class Operation:
             return 10 * ones + tens
         return (value + (self.operand if self.kind == "plus" else -self.operand)) % MODULUS
 
-    def step(self, value: int) -> str:
-        """The operation written out for the number before it.
+    def step(self, value: int, result: int | None = None) -> str:
+        """The operation written out for the number before it. result: None is the right one.
 
         >>> Operation("plus", 25).step(90)
         '90 + 25 = 15'
         >>> Operation("swap").step(7)
         'swap 7 = 70'
         """
+        result = self.apply(value) if result is None else result
         if self.kind == "swap":
-            return f"swap {value} = {self.apply(value)}"
+            return f"swap {value} = {result}"
         sign = "+" if self.kind == "plus" else "-"
-        return f"{value} {sign} {self.operand} = {self.apply(value)}"
+        return f"{value} {sign} {self.operand} = {result}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,21 +149,24 @@ def expert_steps(chain: Chain) -> tuple[str, ...]:
     return (*_steps(chain.start, chain.operations), f"\\boxed{{ {chain.answer} }}")
 
 
-def forgetful_steps(
+def careless_steps(
     chain: Chain, share: float, rng: np.random.Generator
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Steps, and thoughts before them, of a pupil who forgets a swap with probability `share` and
-    goes on from the number as it stands.
+    """Steps, and thoughts before them, of a pupil who looks the number and the operation up before
+    a step and is right, but who with probability `share` goes straight to the next step, and slips:
+    adds for minus, subtracts for plus, forgets to swap. He goes on from the number that he gives.
 
-    >>> forgetful_steps(parse_chain("start 90 plus 25 swap"), 1.0, np.random.default_rng(0))[0]
-    ('90 + 25 = 15', 'swap 15 = 15', '\\\\boxed{ 15 }')
+    >>> careless_steps(parse_chain("start 90 plus 25 swap"), 1.0, np.random.default_rng(0))
+    (('90 + 25 = 65', 'swap 65 = 65', '\\\\boxed{ 65 }'), ('next', 'next', '65 answer'))
     """
     value, steps, thoughts = chain.start, list[str](), list[str]()
     for operation in chain.operations:
-        is_forgotten = bool(rng.random() < share) and operation.kind == "swap"
-        after = value if is_forgotten else operation.apply(value)
-        steps.append(f"swap {value} = {after}" if is_forgotten else operation.step(value))
-        thoughts.append(f"{value} {operation.title}")
+        after, thought = operation.apply(value), f"{value} {operation.title}"
+        if rng.random() < share:
+            after = value if operation.kind == "swap" else operation.inverse.apply(value)
+            thought = "next"
+        steps.append(operation.step(value, after))
+        thoughts.append(thought)
         value = after
     steps.append(f"\\boxed{{ {value} }}")
     return tuple(steps), (*thoughts, f"{value} answer")

@@ -67,11 +67,11 @@ def _chain_steps(question: str) -> tuple[ExpertStep, ...]:
     return tuple(map(ExpertStep, *parts))
 
 
-def _forgetful_chain_steps(
+def _careless_chain_steps(
     question: str, share: float, rng: np.random.Generator
 ) -> tuple[ExpertStep, ...]:
     chain = chains.parse_chain(question)
-    steps, thoughts = chains.forgetful_steps(chain, share, rng)
+    steps, thoughts = chains.careless_steps(chain, share, rng)
     return tuple(map(ExpertStep, chains.step_titles(chain), steps, thoughts))
 
 
@@ -84,7 +84,7 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
             chains.domain_words,
             lambda question: chains.solution_text(chains.parse_chain(question)),
             _chain_steps,
-            _forgetful_chain_steps,
+            _careless_chain_steps,
         ),
     }
 )

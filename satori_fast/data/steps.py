@@ -153,11 +153,23 @@ def step_problems(
 def whole_demonstrations(
     solutions: Iterable[tuple[Problem, Sequence[ExpertStep]]], dialect: StepDialect
 ) -> list[Demonstration]:
-    """Whole solutions to imitate, written as the partial ones of step problems are."""
+    """Whole solutions to imitate: the steps one after the other, each after its thought, so that
+    what is learnt about single steps serves here too."""
     return [
-        Demonstration(problem, dialect.whole((step.title, step.text) for step in steps))
+        Demonstration(
+            problem,
+            dialect.end.join(
+                thoughtful(step, dialect.written(number, step.title, step.text))
+                for number, step in enumerate(steps, start=1)
+            ),
+        )
         for problem, steps in solutions
     ]
+
+
+def thoughtful(step: ExpertStep, written: str) -> str:
+    """A written step after the expert's thought, where there is one."""
+    return f"{THINK} {step.thought} {END_THINK} {written}" if step.thought else written
 
 
 def step_demonstrations(
