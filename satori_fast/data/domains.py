@@ -29,7 +29,7 @@ class Domain:
               (they could only be guessed).
     steps:    the same as titled steps, the last of which states the answer; None where a step is no
               easier than the problem.
-    slips:    the steps of a pupil who slips, with a share of slips where there is occasion for one.
+    slips:    the steps, and thoughts, of a pupil of whom a share of steps slips.
     """
 
     problems: type[DrawnProblems]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from satori_fast.data.chains import parse_chain
 from satori_fast.data.domains import ARITHMETIC, DOMAINS
 from satori_fast.data.tokenizer import build_word_tokenizer, check_known
 from satori_fast.grading import extract_answer
@@ -34,21 +35,25 @@ def test_demonstrations_are_right_and_in_order() -> None:
     assert [extract_answer(d.response) for d in demonstrations] == [p.answer for p in problems]
 
 
-def test_a_pupil_forgets_so_many_swaps_and_goes_on_from_what_he_wrote() -> None:
+def test_a_careless_pupil_slips_where_he_does_not_look_and_goes_on_from_what_he_wrote() -> None:
     domain = DOMAINS["chains"]
     problems = domain.problems(300, levels=(6,), split="train", seed=0)
-    swaps: list[bool] = []
+    kinds: list[tuple[bool, bool]] = []
     for problem, steps in domain.slipped(problems, 0.7, seed=1):
-        expert = domain.solved([problem])
-        titles = [step.title for _, solved in expert for step in solved]
-        assert [step.title for step in steps] == titles
-        value = problem.question.split()[1]
-        for step in steps[:-1]:
-            words = step.text.split()
-            assert value in words[:2] and step.thought == f"{value} {step.title}"
-            if step.title == "swap" and value != str(int(value) % 10 * 10 + int(value) // 10):
-                swaps.append(words[-1] == value)
-            value = words[-1]
+        ((_, expert),) = domain.solved([problem])
+        assert [step.title for step in steps] == [step.title for step in expert]
+        chain = parse_chain(problem.question)
+        value = chain.start
+        for step, operation in zip(steps, chain.operations, strict=False):
+            right = operation.step(value)
+            looked = step.thought == f"{value} {operation.title}"
+            assert looked or step.thought == "next"
+            assert step.text.split()[:-1] == right.split()[:-1]
+            kinds.append((looked, step.text == right))
+            value = int(step.text.split()[-1])
         assert steps[-1].text == f"\\boxed{{ {value} }}"
-    assert 0.6 < sum(swaps) / len(swaps) < 0.8 and len(swaps) > 300
+    assert all(right for looked, right in kinds if looked)
+    careless = [right for looked, right in kinds if not looked]
+    assert 0.67 < len(careless) / len(kinds) < 0.73
+    assert sum(careless) < 0.08 * len(careless)  # 77 swapped is 77
     assert list(domain.slipped(problems, 0.0, seed=1)) == list(domain.solved(problems))
