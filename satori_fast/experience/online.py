@@ -90,7 +90,8 @@ class OnlineSource:
     def _collect(
         self, problems: Sequence[Problem], sampling: SamplingParams, *, first_group: int
     ) -> RolloutResult:
-        return collect(self.engine, problems, sampling, first_group=first_group)
+        begin = self._judge.begin
+        return collect(self.engine, problems, sampling, first_group=first_group, finished=begin)
 
     def _cut(self, sampled: Sequence[Trajectory], kept: Sequence[Trajectory]) -> dict[str, float]:
         """Groups of a refilled step: sampled, dropped as uniform, and left over."""

@@ -62,6 +62,7 @@ class Judge:
                    and are dropped; None keeps every group.
     span:          times a part of a step. figures: takes what the rewards counted since the last
                    time, under metric names.
+    begin:         starts to score a response that is whole, while others are sampled.
     """
 
     score: Score
@@ -69,6 +70,7 @@ class Judge:
     min_group_std: float | None
     span: Span
     figures: Callable[[], Mapping[str, float]] | None = None
+    begin: Callable[[Trajectory], None] | None = None
 
     def informative(self, scored: Sequence[Trajectory]) -> list[Trajectory]:
         """Select the groups that a group baseline leaves a signal."""

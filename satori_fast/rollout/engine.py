@@ -9,7 +9,7 @@ return.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,21 +127,23 @@ def collect(
     sampling: SamplingParams,
     *,
     first_group: int = 0,
+    finished: Callable[[Trajectory], None] | None = None,
 ) -> RolloutResult:
     """Sample `sampling.num_samples` responses for each problem; siblings share a group id.
 
     Trajectories come back in the order of the problems, siblings together, whatever order they
     finished in. first_group: number of the first group, where `problems` go on a longer list:
-    seeds and group ids are then those of the whole list. Raises ValueError for a prompt that leaves
-    no room for a response.
+    seeds and group ids are then those of the whole list. finished: is given each response as soon
+    as it is whole, while others are sampled. Raises ValueError for a prompt that leaves no room for
+    a response.
     """
     begin = time.perf_counter()
     renderer, version = engine.renderer, engine.policy_version
     requests = _requests(engine, problems, sampling, first_group=first_group)
-    finished: list[Trajectory | None] = [None] * len(requests)
+    whole: list[Trajectory | None] = [None] * len(requests)
     for index, completion in engine.generate(requests, sampling):
         position = index // sampling.num_samples
-        finished[index] = build_trajectory(
+        trajectory = build_trajectory(
             problems[position],
             completion.tokens,
             renderer=renderer,
@@ -151,7 +153,10 @@ def collect(
             policy_version=version,
             prompt_ids=requests[index].prompt_ids,
         )
-    trajectories = tuple(t for t in finished if t is not None)
+        if finished is not None:
+            finished(trajectory)
+        whole[index] = trajectory
+    trajectories = tuple(t for t in whole if t is not None)
     if len(trajectories) != len(requests):
         raise RuntimeError(
             f"the engine returned {len(trajectories)} of {len(requests)} samples: restart it"

@@ -180,14 +180,14 @@ def _check_experts(config: Config) -> None:
             expert_solutions(srl, srl.expert, limit=1)
             return
         read, dialect = step_reader(srl), format.dialect
-        found = expert_solutions(srl, srl.expert, limit=_NUM_TRIED)
+        found, _ = expert_solutions(srl, srl.expert, limit=_NUM_TRIED)
         try:
             solution_steps(srl, found, dialect, read=read)
         except ValueError:
             if len(found) < _NUM_TRIED:
                 raise
             # None of the first ones tells of the others.
-            solution_steps(srl, expert_solutions(srl, srl.expert), dialect, read=read)
+            solution_steps(srl, expert_solutions(srl, srl.expert)[0], dialect, read=read)
 
 
 def _check_student(config: Config, models: ModelFolders, student: str) -> PreTrainedTokenizerBase:

@@ -29,6 +29,7 @@ from satori_fast.experience.source import ExperienceSource, Judge
 from satori_fast.experience.stored import StoredSource, read_rollouts
 from satori_fast.grading import Grader
 from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.rewards.ahead import ScoredAhead
 from satori_fast.rewards.terms import Reward, score
 from satori_fast.rewards.worker import FunctionWorker
 from satori_fast.rollout.engine import SamplingParams
@@ -47,7 +48,7 @@ from satori_fast.stages.run_folder import RunFolder, StageProgress
 from satori_fast.stages.scoring import load_critic, load_reward_model
 from satori_fast.stages.step_loop import StepLoop
 from satori_fast.stages.trainer import StepResult, Trainer
-from satori_fast.types import Problem
+from satori_fast.types import Problem, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -317,12 +318,19 @@ def build_judge(
     figures: Callable[[], Mapping[str, float]] | None,
 ) -> Judge:
     """The judge of samples under a recipe: it scores, filters and credits them."""
+    ahead = [reward for reward in rewards if isinstance(reward, ScoredAhead)]
+
+    def begin(trajectory: Trajectory) -> None:
+        for reward in ahead:
+            reward.begin(trajectory)
+
     return Judge(
         partial(score, rewards=rewards),
         recipe.credit(),
         recipe.min_group_std,
         spans.span,
         figures=figures,
+        begin=begin if ahead else None,
     )
 
 

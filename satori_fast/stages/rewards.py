@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from satori_fast.config import ConfigError, RewardConfig, SrlConfig
 from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.grading import Grader
 from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.rewards.ahead import ScoredAhead
 from satori_fast.rewards.outcome import OutcomeReward
 from satori_fast.rewards.preference import PreferenceReward, Scorer
 from satori_fast.rewards.process import ProcessReward
@@ -68,11 +70,12 @@ def build_rewards(
 def build_step_rewards(
     config: SrlConfig, renderer: PromptRenderer, *, spans: SpanRecorder | None = None
 ) -> list[Reward]:
-    """The reward of step problems, as the section `srl` sets it. spans: times it, as "reward"."""
+    """The reward of step problems, as the section `srl` sets it. spans: times what is waited for of
+    it, as "reward"; it is then computed while others are sampled."""
     reward = SimilarityReward(
         config.granularity, config.autojunk, config.solution_tags, renderer.encode
     )
-    return [reward if spans is None else _timed(reward, spans, "reward")]
+    return [reward if spans is None else ScoredAhead(reward, partial(spans.span, "reward"))]
 
 
 def build_worker(config: RewardConfig) -> FunctionWorker:

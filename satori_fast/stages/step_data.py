@@ -20,6 +20,7 @@ from typing import Any
 
 from satori_fast.config import ConfigError, SrlConfig
 from satori_fast.data.agent_steps import AgentStepOptions, AgentStepReport, load_agent_steps
+from satori_fast.data.collection import SourceReport
 from satori_fast.data.cursor import is_heldout
 from satori_fast.data.domains import DOMAINS, Domain
 from satori_fast.data.formats.steps import StepDialect
@@ -170,15 +171,21 @@ def _steps_of(context: Context, domain: Domain, problems: Iterable[Problem]) -> 
 
 def _by_agents(context: Context, expert: str) -> Made:
     problems, report = agent_steps(context.config.srl, expert)
-    counted = {"num_solutions": report.rows.num_rows, "num_used": report.rows.num_used}
-    figures = {name: float(number) for name, number in counted.items()}
+    rows, actions = report.rows, report.actions
+    # Trajectories left out whole, and actions left out of the others.
+    discarded = rows.reasons + actions.reasons
+    figures = _figures(rows.num_rows, rows.num_used, discarded)
+    figures |= {
+        "num_actions": float(actions.num_rows),
+        "num_shortened": float(report.num_shortened),
+    }
     return *_split(context, problems), figures
 
 
 def _by_solutions(context: Context, expert: str, folder: Path) -> Made:
     config, steps = context.config.srl, context.renderer.steps
     assert steps is not None
-    demonstrations = expert_solutions(config, expert)
+    demonstrations, read_rows = expert_solutions(config, expert)
     right = right_solutions(demonstrations, context.grader.pool)
     spent: dict[str, float] = {}
     if config.parser == "rewrite":
@@ -196,7 +203,7 @@ def _by_solutions(context: Context, expert: str, folder: Path) -> Made:
     )
     if report.discarded:
         logger.warning("%s: discarded %s", expert, report.in_words())
-    return *_split(context, problems), report_figures(report) | spent
+    return *_split(context, problems), report_figures(report, read_rows) | spent
 
 
 def step_reader(config: SrlConfig) -> Callable[[Demonstration], Sequence[ExpertStep]]:
@@ -208,15 +215,16 @@ def step_reader(config: SrlConfig) -> Callable[[Demonstration], Sequence[ExpertS
 
 def expert_solutions(
     config: SrlConfig, expert: str, *, limit: int | None = None
-) -> Sequence[Demonstration]:
-    """The solutions of a file, before any is read as steps, without those that it says are wrong.
+) -> tuple[Sequence[Demonstration], SourceReport]:
+    """The solutions of a file, before any is read as steps, without those that it says are wrong,
+    and what was left out.
 
     limit: at most so many, the first ones. ValueError where there is none.
     """
     limits = [number for number in (limit, config.num_solutions) if number is not None]
     return load_demonstrations(
         expert, config.mapping, limit=min(limits, default=None), only_right=True
-    )[0]
+    )
 
 
 def agent_steps(
@@ -260,10 +268,15 @@ def right_solutions(demonstrations: Sequence[Demonstration], pool: GradingPool) 
     return {id(each) for each in demonstrations} - wrong
 
 
-def report_figures(report: StepReport) -> dict[str, float]:
-    """Counts of a report for the summary."""
-    discarded = {f"discarded_{reason}": number for reason, number in report.discarded.items()}
-    counted = {"num_solutions": report.num_solutions, "num_used": report.num_used, **discarded}
+def report_figures(report: StepReport, rows: SourceReport) -> dict[str, float]:
+    """Counts of solutions for the summary. rows: what was left out before they were read."""
+    discarded = rows.reasons + report.discarded
+    return _figures(report.num_solutions + rows.num_skipped, report.num_used, discarded)
+
+
+def _figures(num_solutions: int, num_used: int, discarded: Mapping[str, int]) -> dict[str, float]:
+    counted = {"num_solutions": num_solutions, "num_used": num_used}
+    counted |= {f"discarded_{reason.replace(' ', '_')}": n for reason, n in discarded.items()}
     return {name: float(number) for name, number in counted.items()}
 
 

@@ -110,6 +110,23 @@ def test_one_round_keeps_what_is_informative() -> None:
     assert "rollout/num_rounds" not in experience.stats
 
 
+def test_scoring_begins_with_each_response_before_the_last_is_sampled() -> None:
+    engine, spans, told = ScriptedEngine(RENDERER, ANSWERS), SpanRecorder(), list[Trajectory]()
+
+    def scored(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+        assert {id(t) for t in trajectories} == {id(t) for t in told}
+        return score(trajectories)
+
+    source = OnlineSource(
+        Restarting(engine, initialize_parallel(seed=0), max_restarts=0),
+        Feed(),
+        Judge(scored, GroupMean(divide_by_std=False), None, spans.span, begin=told.append),
+        sampling=lambda step: SamplingParams(num_samples=2, seed=step),
+        problems_per_step=2,
+    )
+    assert len(source.next(0).sampled) == len(told) == 4
+
+
 def test_rounds_go_on_until_the_batch_is_full_and_the_first_groups_stay() -> None:
     source, feed, engine = source_of(max_rounds=5)
     experience = source.next(0)

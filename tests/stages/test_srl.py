@@ -492,6 +492,7 @@ def test_a_tiny_model_learns_from_the_actions_of_a_scripted_agent(tmp_path: Path
     rows = expert_trajectories("ticks")
     assert all(row["resolved"] for row in rows)
     expert = tmp_path / "expert.jsonl"
+    rows = [*rows, rows[0] | {"instance_id": "failed", "resolved": False}]
     expert.write_text("".join(json.dumps(row) + "\n" for row in rows))
     problems, _ = load_agent_steps(expert)
     demonstrations = [
@@ -521,3 +522,5 @@ def test_a_tiny_model_learns_from_the_actions_of_a_scripted_agent(tmp_path: Path
         assert "rollout/accuracy" not in line
     counted = json.loads((tmp_path / "agents" / "steps.json").read_text())
     assert counted["num_used"] == 10 and counted["num_validation"] == 8
+    assert counted["num_solutions"] == 11 and counted["discarded_not_resolved"] == 1
+    assert counted["num_actions"] >= counted["num_step_problems"] + 8

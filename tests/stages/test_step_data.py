@@ -165,11 +165,13 @@ def test_what_cannot_be_used_is_counted_by_reason(
         sum_row(5, "Add up: \\boxed{10}"),
         sum_row(6, "1. **Answer** \\boxed{11}"),
     ]
+    bad.append({"question": "", "answer": "1", "response": "1. **Answer** \\boxed{1}"})
     with caplog.at_level(logging.WARNING):
         data = made(config_of(tmp_path, [*bad, *ROWS]))
     assert data.figures == {
-        "num_solutions": 46,
+        "num_solutions": 47,
         "num_used": 40,
+        "discarded_empty_field_'question'": 1,
         "discarded_wrong_answer": 1,
         "discarded_out_of_order": 1,
         "discarded_title_without_text": 1,
