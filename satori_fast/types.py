@@ -47,14 +47,15 @@ class Prefix:
 
     text:    the partial response, meta-action tokens included; a Satori restart ends with
              ``<|reflect|>``.
-    kind:    "restart" (Satori restart and explore) or "step" (SRL step-wise training).
+    kind:    "restart" (Satori restart and explore), "step" (SRL step-wise training) or "solution"
+             (a whole solution to be written as the expert's, SRL's ablation).
     correct: did the trajectory that it was cut from reach the right answer? None if unknown (SRL).
-    target:  the expert's next step (SRL), else None.
+    target:  the expert's next step, or solution (SRL), else None.
     title:   of that step, where the prompt tells it (SRL), else None.
     """
 
     text: str
-    kind: Literal["restart", "step"]
+    kind: Literal["restart", "step", "solution"]
     correct: bool | None = None
     target: str | None = None
     title: str | None = None
@@ -77,8 +78,8 @@ class Problem:
 
     @property
     def asks_step(self) -> bool:
-        """Whether one step of a solution is asked for, and not the whole (SRL)."""
-        return self.prefix is not None and self.prefix.kind == "step"
+        """Whether the expert's next step, or solution, is asked for, and no answer (SRL)."""
+        return self.prefix is not None and self.prefix.kind != "restart"
 
     @property
     def restart(self) -> Prefix | None:

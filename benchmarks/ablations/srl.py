@@ -4,12 +4,13 @@
     python -m benchmarks.ablations.srl --seeds 0 1 2 3 4
 
 For each seed the first stage of configs/srl/quickstart.toml gives the warm-up, from which every arm
-starts: `imitation` goes on with whole solutions of the experts that SRL learns from, and
-`imitation_steps` with single steps of theirs; `rlvr` is rewarded by final answers alone, `one_step`
-by the likeness of a whole solution, `no_filter` is SRL without dynamic sampling, `srl_again` SRL
-with other random numbers, which is the noise of a run, and `srl_rlvr` goes on from `srl`. Every
-model is then asked the same held-out problems, whole and step by step, by `satori-fast eval`. The
-command can be run again until it is done.
+starts: `imitation` goes on with whole solutions of the experts that SRL learns from, thoughts
+included, `imitation_outline` with the bare calculations of those, and `imitation_steps` with single
+steps; `rlvr` is rewarded by final answers alone, `one_step` by the likeness of a whole solution,
+`no_filter` is SRL without dynamic sampling, `srl_again` SRL with other random numbers, which is the
+noise of a run, and `srl_rlvr` goes on from `srl`. Every model is then asked the same held-out
+problems, whole and step by step, by `satori-fast eval`. The command can be run again until it is
+done.
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ from benchmarks.ablations.runs import Entry, from_models, parser, run, run_arms,
 CONFIG = "configs/srl/quickstart.toml"
 OTHER_SEED = 10  # between the seeds of a warm-up and of the runs that start from it
 NUM_VALIDATION = 1024
+# A section of its own: the warm-up's pupil is careless, and the experts are not.
+IMITATION = (
+    "{ num_demonstrations = 1000, num_epochs = 3.0, batch_size = 8, %s, optimizer = "
+    "{ learning_rate = 1e-3, schedule = 'cosine', warmup_fraction = 0.04, weight_decay = 0.01 } }"
+)
 # Stage and overrides of each arm. The experts are the same everywhere: the first 1,000 problems.
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "imitation": ("supervised", ("--supervised.step_share", "0.0")),
-    "imitation_steps": ("supervised", ("--supervised.step_share", "1.0")),
+    "imitation": ("supervised", ("--supervised", IMITATION % "step_share = 0.0")),
+    "imitation_outline": ("supervised", ("--supervised", IMITATION % "loss = 'all'")),
+    "imitation_steps": ("supervised", ("--supervised", IMITATION % "step_share = 1.0")),
     "rlvr": ("reinforce", ()),
     "one_step": ("srl", ("--srl.unit", "solution")),
     "no_filter": ("srl", ("--srl.max_sampling_rounds", "1", "--srl.min_group_std", "-1.0")),
@@ -37,10 +44,6 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "srl_again": ("srl", ()),
     "srl_rlvr": ("reinforce", ()),
 }
-IMITATION = (
-    *("--supervised.num_demonstrations", "1000", "--supervised.num_epochs", "3.0"),
-    *("--supervised.optimizer.learning_rate", "1e-3"),
-)
 _AT_WORK: defaultdict[tuple[str, int], Lock] = defaultdict(Lock)
 FIELDS = ("accuracy", "exact", "similarity", "fault", "mean_response_tokens", "wall_s")
 
@@ -66,10 +69,9 @@ def _trained(arm: str, seed: int, folder: Path) -> Entry:
     start = left_by(folder / (f"srl-{seed}" if arm == "srl_rlvr" else f"warm-up-{seed}"))
     own_seed = seed + OTHER_SEED * (2 if arm == "srl_again" else 1)
     begin = from_models(start, seed=own_seed, stages=f'["{stage}"]')
-    more = IMITATION if stage == "supervised" else ()
     name = f"{arm}-{seed}"
     words = ("--data.dialect", "words") if stage != "reinforce" else ()
-    stages = run(CONFIG, name, folder, *begin, *words, *more, *overrides)
+    stages = run(CONFIG, name, folder, *begin, *words, *overrides)
     return measured(name, folder) | {"wall_s": stages[stage]["wall_s"]}
 
 

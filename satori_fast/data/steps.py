@@ -135,7 +135,7 @@ def step_problems(
     if unit == "solution":
         target = dialect.whole((step.title, step.text) for step in steps)
         name = f"{problem.problem_id}/solution"
-        prefix = Prefix("", "step", target=target)
+        prefix = Prefix("", "solution", target=target)
         return [replace(problem, problem_id=name, answer=None, prefix=prefix)]
     written = [dialect.written(k, s.title, s.text) for k, s in enumerate(steps, start=1)]
     cut = expert_step_prefixes(problem, written, end=dialect.end, last_step=last_step)

@@ -20,7 +20,12 @@ from typing import Literal
 
 import numpy as np
 
-from satori_fast.data.formats.steps import SolutionTags, StepResponse, split_response
+from satori_fast.data.formats.steps import (
+    SolutionTags,
+    StepResponse,
+    asks_solution,
+    split_response,
+)
 from satori_fast.kernels import sequence_similarity
 from satori_fast.types import Problem, RewardBreakdown, Trajectory, groups_of
 
@@ -129,4 +134,5 @@ def step_target(problem: Problem) -> str | None:
 
 def read_step(trajectory: Trajectory, *, tags: SolutionTags = "accepted") -> StepResponse:
     """The monologue and the action of a response."""
-    return split_response("".join(segment.text for segment in trajectory.segments), tags=tags)
+    text = "".join(segment.text for segment in trajectory.segments)
+    return split_response(text, tags=tags, whole=asks_solution(trajectory.problem))

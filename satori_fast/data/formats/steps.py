@@ -46,6 +46,7 @@ Fault = Literal[
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 _TAGS = re.compile(r"</?think>")
+_MONOLOGUE = re.compile(r"<think>(.*?)</think>\s*", re.DOTALL)
 _SOLUTION_TAGS = re.compile(r"</?solution>")
 
 
@@ -59,14 +60,24 @@ class StepResponse:
     fault: Fault | None = None
 
 
-def split_response(text: str, *, tags: SolutionTags = "accepted") -> StepResponse:
+def asks_solution(problem: Problem) -> bool:
+    """Whether the expert's whole solution is asked for, in which there may be a monologue before
+    every step."""
+    return problem.prefix is not None and problem.prefix.kind == "solution"
+
+
+def split_response(
+    text: str, *, tags: SolutionTags = "accepted", whole: bool = False
+) -> StepResponse:
     """Read a response: one monologue, first, then an action that is not empty.
 
-    tags: "required" also asks for ``<solution>`` tags around the action.
+    tags:  "required" also asks for ``<solution>`` tags around the action.
+    whole: a whole solution, of which every part may have a monologue before it; they are cut out.
 
     Faults, in the order in which they are looked for:
     no_monologue: no ``<think>``. text_before_monologue: something before it, or ``</think>``.
-    unclosed_monologue: it has no end. several_monologues: more tags after its end.
+    unclosed_monologue: it has no end. several_monologues: more tags after its end; in a whole
+    solution, tags that are no pairs.
     broken_solution_tags: not one pair around the whole action. no_solution_tags: none, where they
     are required. empty_action: nothing is left.
 
@@ -74,12 +85,14 @@ def split_response(text: str, *, tags: SolutionTags = "accepted") -> StepRespons
     StepResponse(monologue='37 and 25', action='37 + 25 = 62', fault=None)
     >>> split_response("37 + 25 = 62").fault
     'no_monologue'
+    >>> split_response("<think> plus </think> 2 ; <think> swap </think> 20", whole=True).action
+    '2 ; 20'
     """
-    fault = _monologue_fault(text)
+    fault = _monologue_fault(text, whole=whole)
     if fault is not None:
         return StepResponse("", "", fault)
-    monologue, _, action = text.partition(THINK)[2].partition(END_THINK)
-    monologue, action = monologue.strip(), action.strip()
+    monologue = " ".join(found.strip() for found in _MONOLOGUE.findall(text))
+    action = _MONOLOGUE.sub("", text).strip()
     found = _SOLUTION_TAGS.findall(action)
     if found:
         inside = action.removeprefix(SOLUTION).removesuffix(END_SOLUTION)
@@ -92,7 +105,7 @@ def split_response(text: str, *, tags: SolutionTags = "accepted") -> StepRespons
     return StepResponse(monologue, action, None if action else "empty_action")
 
 
-def _monologue_fault(text: str) -> Fault | None:
+def _monologue_fault(text: str, *, whole: bool = False) -> Fault | None:
     found = _TAGS.findall(text)
     if THINK not in found:
         return "no_monologue"
@@ -100,7 +113,8 @@ def _monologue_fault(text: str) -> Fault | None:
         return "text_before_monologue"
     if END_THINK not in found:
         return "unclosed_monologue"
-    return None if found == [THINK, END_THINK] else "several_monologues"
+    num_pairs = len(found) // 2 if whole else 1
+    return None if found == [THINK, END_THINK] * num_pairs else "several_monologues"
 
 
 @dataclass(frozen=True)
@@ -216,7 +230,7 @@ class Steps(ResponseFormat):
         """Write the question, with the partial solution and, where it is given, the title of the
         step that is asked for."""
         prefix = problem.prefix
-        if prefix is None or not problem.asks_step:
+        if prefix is None or prefix.kind != "step":
             return problem.question
         return self.dialect.turn(problem.question, prefix.text, prefix.title)
 
@@ -224,9 +238,10 @@ class Steps(ResponseFormat):
         self, ids: np.ndarray, tokens: TokenText, *, prefix: Prefix | None
     ) -> tuple[Segment, ...]:
         """Cut after the monologue, by bytes: a token that straddles its end belongs to it. A
-        response without one monologue, first, is one piece."""
+        response without one monologue, first, is one piece, and so is a whole solution."""
         spelled = b"".join(tokens.token_bytes(ids))
-        if _monologue_fault(spelled.decode(errors="replace")) is not None:
+        is_whole = prefix is not None and prefix.kind == "solution"
+        if is_whole or _monologue_fault(spelled.decode(errors="replace")) is not None:
             return tiled(ids, tokens, [(0, SegmentKind.WHOLE)])
         end = spelled.index(END_THINK.encode()) + len(END_THINK)
         kinds = [SegmentKind.THINK, *([SegmentKind.STEP] if spelled[end:].strip() else [])]
@@ -239,7 +254,8 @@ class Steps(ResponseFormat):
 
     def metrics(self, trajectory: Trajectory) -> Mapping[str, float]:
         """Share of responses with a fault, and with each kind of them (`split_response`)."""
-        found = split_response("".join(segment.text for segment in trajectory.segments)).fault
+        text = "".join(segment.text for segment in trajectory.segments)
+        found = split_response(text, whole=asks_solution(trajectory.problem)).fault
         shares = {f"fault/{fault}": float(fault == found) for fault in FAULTS}
         return {"fault": float(found is not None), **shares}
 

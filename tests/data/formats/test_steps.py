@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,14 @@ from satori_fast.data.formats.steps import (
     StepResponse,
     split_response,
 )
-from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer, build_trajectory
+from satori_fast.data.prompts import (
+    PLAIN_TEMPLATE,
+    PromptRenderer,
+    StepPrompts,
+    build_trajectory,
+)
 from satori_fast.data.tokenizer import build_word_tokenizer
-from satori_fast.types import Problem, Trajectory
+from satori_fast.types import Prefix, Problem, Trajectory
 from tests.data.formats.test_trials import byte_level
 
 RIGHT = "<think> 37 and 25 </think> 37 + 25 = 62"
@@ -91,6 +97,27 @@ def test_an_action_is_what_stands_after_the_one_monologue(parts: list[str]) -> N
         assert text.count("<think>") == text.count("</think>") == 1
         assert text.index(step.action, text.index("</think>")) > 0
         assert "<" not in step.action
+
+
+SOLVED = "<think> a </think> plus 25 : 62 ; <think> b\nc </think> swap : 26"
+SOLUTION = Problem("1", "37", None, Prefix("", "solution", target="plus 25 : 62 ; swap : 26"))
+
+
+def test_a_whole_solution_may_think_before_every_step() -> None:
+    assert split_response(SOLVED, whole=True) == StepResponse("a b\nc", "plus 25 : 62 ; swap : 26")
+    assert split_response(SOLVED).fault == "several_monologues"
+    assert split_response(RIGHT, whole=True) == split_response(RIGHT)
+    for text in (f"{SOLVED} </think>", f"{SOLVED} <think>", "<think> <think> </think> 62"):
+        assert split_response(text, whole=True).fault == "several_monologues"
+    assert split_response("<think> a </think> <think> b </think>", whole=True).fault == (
+        "empty_action"
+    )
+    assert STEPS.asked(SOLUTION) == "37"
+    ids = np.asarray([*WORDS.encode(SOLVED), WORDS.eos_id])
+    renderer = replace(WORDS, steps=StepPrompts(WORDS.template, STEPS))
+    made = build_trajectory(SOLUTION, ids, renderer=renderer, group_id=0, finish="stop")
+    assert [segment.kind.value for segment in made.segments] == ["whole"]
+    assert not any(STEPS.metrics(made).values())
 
 
 def test_segments_are_the_monologue_and_the_step() -> None:
