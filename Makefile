@@ -102,6 +102,7 @@ ablations: setup
 	$(BIN)/python -m benchmarks.ablations.restarts --seeds 3 4 5 --output benchmarks/results/restarts_again.json
 	$(BIN)/python -m benchmarks.ablations.satori
 	$(BIN)/python -m benchmarks.ablations.s2r
+	$(BIN)/python -m benchmarks.ablations.srl
 
 clean:
 	rm -rf $(VENV) build dist runs
