@@ -114,16 +114,9 @@ _PARSERS: Mapping[Parser, Callable[[str], list[ExpertStep]]] = MappingProxyType(
 )
 
 
-def step_problems(
-    problem: Problem,
-    steps: Sequence[ExpertStep],
-    dialect: StepDialect,
-    *,
-    unit: Unit = "step",
-    last_step: LastStep = "skip",
-    tell_title: bool = False,
-) -> list[Problem]:
-    """The step problems of a solution of N steps, without an answer: nothing grades them.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of a solution of N steps.
 
     unit:       "solution" makes one problem whose target is the whole solution; the rest is for
                 "step".
@@ -132,18 +125,31 @@ def step_problems(
     tell_title: the prompt says the title of the next step, and the target is its text alone: a
                 title that is copied would be rewarded. Else the target is the step as written.
     """
-    if unit == "solution":
+
+    unit: Unit = "step"
+    last_step: LastStep = "skip"
+    tell_title: bool = False
+
+
+def step_problems(
+    problem: Problem,
+    steps: Sequence[ExpertStep],
+    dialect: StepDialect,
+    asked: Asked = Asked(),
+) -> list[Problem]:
+    """The step problems of a solution, without an answer: nothing grades them."""
+    if asked.unit == "solution":
         target = dialect.whole((step.title, step.text) for step in steps)
         name = f"{problem.problem_id}/solution"
         prefix = Prefix("", "solution", target=target)
         return [replace(problem, problem_id=name, answer=None, prefix=prefix)]
     written = [dialect.written(k, s.title, s.text) for k, s in enumerate(steps, start=1)]
-    cut = expert_step_prefixes(problem, written, end=dialect.end, last_step=last_step)
+    cut = expert_step_prefixes(problem, written, end=dialect.end, last_step=asked.last_step)
     made: list[Problem] = []
     for k, (step, asking) in enumerate(zip(steps, cut, strict=False), start=1):
         prefix = asking.prefix
         assert prefix is not None
-        if tell_title and step.title:
+        if asked.tell_title and step.title:
             prefix = replace(prefix, target=step.text, title=step.title)
         name = f"{problem.problem_id}/step-{k}"
         made.append(replace(asking, problem_id=name, answer=None, prefix=prefix))
@@ -184,12 +190,12 @@ def step_demonstrations(
     rng = np.random.default_rng(seed)
     made: list[Demonstration] = []
     for problem, steps in solutions:
-        asked = step_problems(problem, steps, dialect, last_step="ask", tell_title=tell_title)
-        place = int(rng.integers(len(asked)))
-        prefix = asked[place].prefix
+        problems = step_problems(problem, steps, dialect, Asked("step", "ask", tell_title))
+        place = int(rng.integers(len(problems)))
+        prefix = problems[place].prefix
         assert prefix is not None and prefix.target is not None
         response = f"{THINK} {steps[place].thought} {END_THINK} {prefix.target}"
-        made.append(Demonstration(asked[place], response))
+        made.append(Demonstration(problems[place], response))
     return made
 
 
@@ -226,9 +232,7 @@ def expert_problems(
     read: Callable[[Demonstration], Sequence[ExpertStep]],
     form: str,
     agrees: Callable[[Demonstration], bool],
-    unit: Unit = "step",
-    last_step: LastStep = "skip",
-    tell_title: bool = False,
+    asked: Asked = Asked(),
 ) -> tuple[list[Problem], StepReport]:
     """The step problems of expert solutions, in their order, and what was discarded.
 
@@ -249,14 +253,7 @@ def expert_problems(
         except NoSteps as fault:
             report.discard(fault.reason, demonstration, text=fault.text)
             continue
-        problems = step_problems(
-            demonstration.problem,
-            steps,
-            dialect,
-            unit=unit,
-            last_step=last_step,
-            tell_title=tell_title,
-        )
+        problems = step_problems(demonstration.problem, steps, dialect, asked)
         if not problems:
             report.discard("too_few_steps", demonstration)
             continue

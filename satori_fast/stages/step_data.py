@@ -29,6 +29,7 @@ from satori_fast.data.problem_split import fitting, question_key
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.sources import load_demonstrations, source_digest
 from satori_fast.data.steps import (
+    Asked,
     ExpertStep,
     StepReport,
     expert_problems,
@@ -158,14 +159,7 @@ def _steps_of(context: Context, domain: Domain, problems: Iterable[Problem]) -> 
     return [
         made
         for problem, solution in domain.solved(problems)
-        for made in step_problems(
-            problem,
-            solution,
-            steps.format.dialect,
-            unit=config.unit,
-            last_step=config.last_step,
-            tell_title=config.tell_title,
-        )
+        for made in step_problems(problem, solution, steps.format.dialect, asked_of(config))
     ]
 
 
@@ -253,10 +247,13 @@ def solution_steps(
         read=read,
         form=config.parser,
         agrees=agrees,
-        unit=config.unit,
-        last_step=config.last_step,
-        tell_title=config.tell_title,
+        asked=asked_of(config),
     )
+
+
+def asked_of(config: SrlConfig) -> Asked:
+    """What the section asks of every solution."""
+    return Asked(config.unit, config.last_step, config.tell_title)
 
 
 def right_solutions(demonstrations: Sequence[Demonstration], pool: GradingPool) -> set[int]:

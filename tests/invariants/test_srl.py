@@ -21,7 +21,7 @@ from satori_fast.data.chains import parse_chain
 from satori_fast.data.cursor import ProblemCursor
 from satori_fast.data.domains import DOMAINS
 from satori_fast.data.prompts import PromptRenderer
-from satori_fast.data.steps import LastStep, step_problems
+from satori_fast.data.steps import Asked, LastStep, step_problems
 from satori_fast.experience.online import OnlineSource
 from satori_fast.experience.source import Judge
 from satori_fast.profiling.spans import SpanRecorder
@@ -272,7 +272,7 @@ def instances(
     ((_, steps),) = DOMAINS["chains"].solved([problem])
     assert len(steps) == 5 and renderer.steps is not None
     return step_problems(
-        problem, steps, renderer.steps.format.dialect, last_step=last, tell_title=tell_title
+        problem, steps, renderer.steps.format.dialect, Asked("step", last, tell_title)
     )
 
 
