@@ -6,39 +6,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 
 from satori_fast.rewards.ahead import ScoredAhead
 from satori_fast.rewards.similarity import SimilarityReward
 from satori_fast.rewards.terms import score
-from satori_fast.types import (
-    Prefix,
-    Problem,
-    RewardBreakdown,
-    Segment,
-    SegmentKind,
-    Trajectory,
-)
+from satori_fast.types import Prefix, RewardBreakdown, Trajectory
+from tests.rewards.test_similarity import answering
 
 STEP = Prefix("", "step", target="37 + 25 = 62")
 
 
-def answering(text: str) -> Trajectory:
-    return Trajectory(
-        problem=Problem("1", "start 37 plus 25", None, STEP),
-        group_id=0,
-        tokens=np.zeros(2, dtype=np.int32),
-        prompt_len=1,
-        logprobs=np.zeros(1, dtype=np.float32),
-        policy_version=0,
-        finish="stop",
-        segments=(Segment(SegmentKind.WHOLE, 0, 1, text),),
-    )
-
-
 RESPONSES = [
-    answering(text)
+    answering(text, STEP)
     for text in (
         "<think> a </think> 37 + 25 = 62",
         "<think> a </think> 37 + 24 = 61",
@@ -50,7 +30,7 @@ RESPONSES = [
 def test_what_was_begun_what_was_not_and_what_nobody_asks_for() -> None:
     reward = SimilarityReward("words")
     ahead = ScoredAhead(reward)
-    other = answering("62")
+    other = answering("62", STEP)
     for trajectory in (RESPONSES[2], other, RESPONSES[0]):
         ahead.begin(trajectory)
     assert ahead(RESPONSES) == reward(RESPONSES)
