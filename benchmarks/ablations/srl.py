@@ -70,7 +70,8 @@ def _trained(arm: str, seed: int, folder: Path) -> Entry:
     own_seed = seed + OTHER_SEED * (2 if arm == "srl_again" else 1)
     begin = from_models(start, seed=own_seed, stages=f'["{stage}"]')
     name = f"{arm}-{seed}"
-    words = ("--data.dialect", "words") if stage != "reinforce" else ()
+    # Only where steps are read or written.
+    words = () if arm in ("imitation_outline", "rlvr", "srl_rlvr") else ("--data.dialect", "words")
     stages = run(CONFIG, name, folder, *begin, *words, *overrides)
     return measured(name, folder) | {"wall_s": stages[stage]["wall_s"]}
 
