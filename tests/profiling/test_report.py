@@ -216,4 +216,4 @@ def test_seeds_of_one_config_are_shown_with_their_mean(tmp_path):
     assert (len(own), mean["name"], mean["is_mean"]) == (2, "mean of 2 seeds", True)
     # The two runs are the same: so is their mean.
     assert mean["steps"] == own[0]["steps"]
-    assert mean["metrics"]["update/loss"] == own[0]["metrics"]["update/loss"]
+    assert mean["metrics"]["reward/rule"] == own[0]["metrics"]["reward/rule"]
