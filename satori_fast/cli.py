@@ -116,26 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(act=act)
         return added
 
-    run = verb("run", _run, "run the stages that a config lists, in order")
-    run.add_argument("config", type=Path)
-    run.add_argument("--resume", action="store_true", help="continue the run folder of this name")
-    run.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        metavar="SEED",
-        help="one run after another, NAME-seed-SEED each, and a table of all in NAME-seeds.json",
-    )
-    run.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="every stage for a step or two with a tiny model, in a folder that is deleted",
-    )
-    run.add_argument(
-        "--profile",
-        action="store_true",
-        help="record operators and kernels of some steps of each stage in trace.json",
-    )
+    _add_run_options(verb("run", _run, "run the stages that a config lists, in order"))
     synthesize = verb("synthesize", _synthesize, "make demonstrations only")
     synthesize.add_argument("config", type=Path)
     synthesize.add_argument("--resume", action="store_true", help="ask for what is missing only")
@@ -175,6 +156,28 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("destination", type=Path)
     export.add_argument("--stage", default=None, help="default: the last one")
     return parser
+
+
+def _add_run_options(run: argparse.ArgumentParser) -> None:
+    run.add_argument("config", type=Path)
+    run.add_argument("--resume", action="store_true", help="continue the run folder of this name")
+    run.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="SEED",
+        help="one run after another, NAME-seed-SEED each, and a table of all in NAME-seeds.json",
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="every stage for a step or two with a tiny model, in a folder that is deleted",
+    )
+    run.add_argument(
+        "--profile",
+        action="store_true",
+        help="record operators and kernels of some steps of each stage in trace.json",
+    )
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:

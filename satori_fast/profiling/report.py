@@ -94,17 +94,12 @@ def write_comparison_html(
     columns = [curves(run.lines, run.times) for run in runs]
     settings = compare.config_rows(runs)
     are_seeds = compare.differ_by_seed(settings)
-    curved = [
-        {"name": name, "colour": colour, **own}
-        for name, colour, own in zip(names, colours, columns, strict=True)
-    ]
-    if are_seeds:
-        mean = curves(compare.mean_lines(runs), compare.mean_times(runs))
-        curved.append(
-            {"name": f"mean of {len(runs)} seeds", "colour": MEAN_COLOUR, "is_mean": True, **mean}
-        )
     data = {
-        "runs": curved,
+        "runs": [
+            {"name": name, "colour": colour, **own}
+            for name, colour, own in zip(names, colours, columns, strict=True)
+        ]
+        + ([_mean_run(runs)] if are_seeds else []),
         "charts": curve_charts({metric for own in columns for metric in own["metrics"]}),
         "first_metrics": compare.FIRST_METRICS,
     }
@@ -126,14 +121,23 @@ def write_comparison_html(
         rates=compare.rate_rows(runs),
         settings=settings,
         seed_columns=seed_table.COLUMNS,
-        seed_rows=[seed_table.stage_cells(row) for row in seed_table.stage_rows(runs)]
-        if are_seeds
-        else [],
+        seed_rows=_seed_rows(runs) if are_seeds else [],
         has_curves=any(own["metrics"] for own in columns),
         plotly=_plotly_script(),
         data=data,
     )
     return _write(page, Path(output))
+
+
+def _mean_run(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """The mean of runs, drawn as one more of them."""
+    mean = curves(compare.mean_lines(runs), compare.mean_times(runs))
+    name = f"mean of {len(runs)} seeds"
+    return {"name": name, "colour": MEAN_COLOUR, "is_mean": True, **mean}
+
+
+def _seed_rows(runs: Sequence[RunRecord]) -> list[list[str]]:
+    return [seed_table.stage_cells(row) for row in seed_table.stage_rows(runs)]
 
 
 def _tiles(run: RunRecord) -> list[dict[str, str]]:

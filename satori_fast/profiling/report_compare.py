@@ -130,7 +130,7 @@ def mean_lines(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 
 def mean_times(runs: Sequence[RunRecord]) -> list[StageTime]:
-    """When stages ran on average, of those that every run has; without their spans."""
+    """Mean times of the stages that every run has; without their spans."""
     times = [{time.stage: time for time in run.times} for run in runs]
     return [
         StageTime(

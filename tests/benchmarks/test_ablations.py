@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from benchmarks.ablations import restarts, s2r, satori, srl
+from benchmarks.ablations.runs import EVALUATED
 from benchmarks.ablations.tables import FIELDS, first_difference
+from satori_fast.config import load_config
+from satori_fast.profiling.statistics import NUM_LATE_EVALUATIONS
 
 VERIFYING = ("verification_accuracy", "accuracy_on_right", "error_recall", "correct_precision")
 
@@ -216,3 +219,14 @@ def test_every_row_that_is_compared_was_predicted(driver: ModuleType) -> None:
     rows = getattr(driver, "ROWS", driver.ARMS)
     assert [name for name, arm in rows.items() if arm.against and not arm.prediction] == []
     assert {arm.against for arm in rows.values() if arm.against} <= {*rows, "base"}
+
+
+@pytest.mark.parametrize("arm", satori.ARMS)
+def test_the_arms_of_satori_are_configs(arm: str) -> None:
+    config = load_config(satori.CONFIG, [*satori.ARMS[arm].overrides, *EVALUATED])
+    evaluations = config.reinforce.num_steps // config.reinforce.evaluate_every
+    assert evaluations >= NUM_LATE_EVALUATIONS
+    # What is tuned differs where the arm says so, and nowhere else.
+    full = load_config(satori.CONFIG)
+    tuning = [(c.model, c.data, c.synthesize, c.supervised) for c in (config, full)]
+    assert (tuning[0] == tuning[1]) == (arm in {*satori.REINFORCED, "distilled_small"})
