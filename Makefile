@@ -99,7 +99,6 @@ race: setup
 ablations: setup
 	@echo "== ablations"
 	$(BIN)/python -m benchmarks.ablations.restarts
-	$(BIN)/python -m benchmarks.ablations.restarts --seeds 3 4 5 --output benchmarks/results/restarts_again.json
 	$(BIN)/python -m benchmarks.ablations.satori
 	$(BIN)/python -m benchmarks.ablations.s2r
 	$(BIN)/python -m benchmarks.ablations.srl

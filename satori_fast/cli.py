@@ -116,19 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(act=act)
         return added
 
-    run = verb("run", _run, "run the stages that a config lists, in order")
-    run.add_argument("config", type=Path)
-    run.add_argument("--resume", action="store_true", help="continue the run folder of this name")
-    run.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="every stage for a step or two with a tiny model, in a folder that is deleted",
-    )
-    run.add_argument(
-        "--profile",
-        action="store_true",
-        help="record operators and kernels of some steps of each stage in trace.json",
-    )
+    _add_run_options(verb("run", _run, "run the stages that a config lists, in order"))
     synthesize = verb("synthesize", _synthesize, "make demonstrations only")
     synthesize.add_argument("config", type=Path)
     synthesize.add_argument("--resume", action="store_true", help="ask for what is missing only")
@@ -151,9 +139,17 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="a line of JSON per row, and a summary"
     )
     report = verb("report", _report, "write report.html of a run, or compare.html of several")
-    report.add_argument("folders", type=Path, nargs="+", metavar="folder", help="run folder")
     report.add_argument(
-        "--output", type=Path, help="the page; default: report.html in the run folder, compare.html"
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="folder",
+        help="run folder, or the NAME-seeds.json of runs with several seeds",
+    )
+    report.add_argument(
+        "--output",
+        type=Path,
+        help="the page; default: report.html in the run folder, compare.html, NAME-seeds.html",
     )
     export = verb("export", _export, "copy a stage's model out of a run folder")
     export.add_argument("folder", type=Path, help="run folder")
@@ -162,9 +158,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run_options(run: argparse.ArgumentParser) -> None:
+    run.add_argument("config", type=Path)
+    run.add_argument("--resume", action="store_true", help="continue the run folder of this name")
+    run.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="SEED",
+        help="one run after another, NAME-seed-SEED each, and a table of all in NAME-seeds.json",
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="every stage for a step or two with a tiny model, in a folder that is deleted",
+    )
+    run.add_argument(
+        "--profile",
+        action="store_true",
+        help="record operators and kernels of some steps of each stage in trace.json",
+    )
+
+
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     if options.profile:
         overrides = [*overrides, "--profiling.trace", "true"]
+    if options.seeds is not None:
+        if options.dry_run:
+            raise ConfigError("command line: --dry-run tries one run: leave --seeds out")
+        from satori_fast.stages.seed_runs import run_seeds
+
+        run_seeds(options.config, options.seeds, overrides, resume=options.resume)
+        return
     config = _load(options.config, overrides)
     if options.dry_run:
         from satori_fast.stages.dry_run import dry_run
@@ -261,11 +286,16 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> None:
     from rich.console import Console
 
     from satori_fast.profiling.report import write_comparison_html, write_report_html
+    from satori_fast.profiling.seed_table import run_folders
 
-    if len(options.folders) == 1:
-        page = write_report_html(options.folders[0], output=options.output)
-    else:
+    first = options.folders[0]
+    if len(options.folders) > 1:
         page = write_comparison_html(options.folders, output=options.output or "compare.html")
+    elif first.is_file():
+        output = options.output or first.with_suffix(".html")
+        page = write_comparison_html(run_folders(first), output=output)
+    else:
+        page = write_report_html(first, output=options.output)
     Console().print(f"wrote {page}", markup=False, soft_wrap=True)
 
 

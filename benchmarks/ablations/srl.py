@@ -22,10 +22,19 @@ from collections import defaultdict
 from pathlib import Path
 from threading import Lock
 
-from benchmarks.ablations.runs import Entry, from_models, parser, run, run_arms, write_table
+from benchmarks.ablations.runs import (
+    OTHER_SEED,
+    Arm,
+    Entry,
+    from_models,
+    model_of,
+    parser,
+    run,
+    run_arms,
+)
+from benchmarks.ablations.tables import write_table
 
 CONFIG = "configs/srl/quickstart.toml"
-OTHER_SEED = 10  # between the seeds of a warm-up and of the runs that start from it
 NUM_VALIDATION = 1024
 # A section of its own: the warm-up's pupil is careless, and the experts are not.
 IMITATION = (
@@ -44,6 +53,20 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "srl_again": ("srl", ()),
     "srl_rlvr": ("reinforce", ()),
 }
+# Written before the runs; benchmarks/README.md has them in full.
+PREDICTIONS = {
+    "warm_up": "at most 1 % of whole problems, under 30 % of single steps",
+    "imitation": "over srl in whole problems: the domain is deterministic, and thoughts are told",
+    "imitation_outline": "below srl in whole problems",
+    "imitation_steps": "at least srl in single steps, below it in whole problems",
+    "rlvr": "within 2 points of the warm-up in four seeds of five",
+    "one_step": "over rlvr, below srl in single steps by more than the errors",
+    "no_filter": "below srl in both, by less than twice the error",
+    "srl": "above 75 % of single steps and above 20 % of whole problems",
+    "srl_again": "srl: what it differs by is noise",
+    "srl_rlvr": "above 50 % of whole problems, the best that starts from rewards",
+}
+ROWS = {name: Arm((), text, None if name == "srl" else "srl") for name, text in PREDICTIONS.items()}
 _AT_WORK: defaultdict[tuple[str, int], Lock] = defaultdict(Lock)
 FIELDS = ("accuracy", "exact", "similarity", "fault", "mean_response_tokens", "wall_s")
 
@@ -66,7 +89,7 @@ def trained(arm: str, seed: int, folder: Path) -> Entry:
 
 def _trained(arm: str, seed: int, folder: Path) -> Entry:
     stage, overrides = ARMS[arm]
-    start = left_by(folder / (f"srl-{seed}" if arm == "srl_rlvr" else f"warm-up-{seed}"))
+    start = model_of(folder / (f"srl-{seed}" if arm == "srl_rlvr" else f"warm-up-{seed}"))
     own_seed = seed + OTHER_SEED * (2 if arm == "srl_again" else 1)
     begin = from_models(start, seed=own_seed, stages=f'["{stage}"]')
     name = f"{arm}-{seed}"
@@ -76,18 +99,12 @@ def _trained(arm: str, seed: int, folder: Path) -> Entry:
     return measured(name, folder) | {"wall_s": stages[stage]["wall_s"]}
 
 
-def left_by(run_folder: Path) -> Path:
-    """The folder of the policy that a run left."""
-    state = json.loads((run_folder / "progress.json").read_text())
-    return run_folder / state["models"]["policy"]
-
-
 def measured(name: str, folder: Path) -> Entry:
     """Accuracy on whole problems and likeness of single steps, greedy; asked once, then kept."""
     kept = folder / name / "measured.json"
     if not kept.exists():
         command = [sys.executable, "-m", "satori_fast", "eval", CONFIG, "--json"]
-        command += ["--model", str(left_by(folder / name)), "--stages", '["srl"]']
+        command += ["--model", str(model_of(folder / name)), "--stages", '["srl"]']
         command += ["--tokenizer.kind", "model", "--data.dialect", "words"]
         command += ["--parallel.num_threads", "1", "--srl.num_validation", str(NUM_VALIDATION)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -110,10 +127,11 @@ def main() -> None:
     write_table(
         options.output,
         "benchmarks.ablations.srl",
-        {"warm_up": begun, **arms},
+        {"warm_up": [[entry] for entry in begun], **arms},
+        arms=ROWS,
         seeds=options.seeds,
         fields=FIELDS,
-        paired_with="srl",
+        again={"srl_again": "srl"},
     )
 
 

@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from satori_fast.profiling import report_compare as compare
+from satori_fast.profiling import seed_table
 from satori_fast.profiling.report_evaluation import stage_charts, verification_table
-from satori_fast.profiling.report_plots import GROUPS, SERIES_COLOURS, curve_charts, curves
+from satori_fast.profiling.report_plots import (
+    GROUPS,
+    MEAN_COLOUR,
+    SERIES_COLOURS,
+    curve_charts,
+    curves,
+)
 from satori_fast.profiling.report_runs import RunRecord, formed, read_run, run_facts
 from satori_fast.profiling.report_samples import sample_browser
 from satori_fast.profiling.report_similarity import similarity_tables
@@ -77,18 +84,22 @@ def write_comparison_html(
 ) -> Path:
     """Write one page about several runs, the first of which the others are measured by.
 
-    Runs of the same name are told apart by their folders. Returns the path of the page. Raises
+    Runs of the same name are told apart by their folders. Of runs that differ by their seed alone
+    the mean is shown as well, as a curve and with its error. Returns the path of the page. Raises
     ValueError when a folder holds no run or is given twice.
     """
     runs = [read_run(folder) for folder in run_folders]
     names = compare.distinct_names(runs)
     colours = [SERIES_COLOURS[i % len(SERIES_COLOURS)] for i in range(len(runs))]
     columns = [curves(run.lines, run.times) for run in runs]
+    settings = compare.config_rows(runs)
+    are_seeds = compare.differ_by_seed(settings)
     data = {
         "runs": [
             {"name": name, "colour": colour, **own}
             for name, colour, own in zip(names, colours, columns, strict=True)
-        ],
+        ]
+        + ([_mean_run(runs)] if are_seeds else []),
         "charts": curve_charts({metric for own in columns for metric in own["metrics"]}),
         "first_metrics": compare.FIRST_METRICS,
     }
@@ -108,12 +119,25 @@ def write_comparison_html(
         results=compare.result_rows(runs),
         bars=stage_bars(times),
         rates=compare.rate_rows(runs),
-        settings=compare.config_rows(runs),
+        settings=settings,
+        seed_columns=seed_table.COLUMNS,
+        seed_rows=_seed_rows(runs) if are_seeds else [],
         has_curves=any(own["metrics"] for own in columns),
         plotly=_plotly_script(),
         data=data,
     )
     return _write(page, Path(output))
+
+
+def _mean_run(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """The mean of runs, drawn as one more of them."""
+    mean = curves(compare.mean_lines(runs), compare.mean_times(runs))
+    name = f"mean of {len(runs)} seeds"
+    return {"name": name, "colour": MEAN_COLOUR, "is_mean": True, **mean}
+
+
+def _seed_rows(runs: Sequence[RunRecord]) -> list[list[str]]:
+    return [seed_table.stage_cells(row) for row in seed_table.stage_rows(runs)]
 
 
 def _tiles(run: RunRecord) -> list[dict[str, str]]:

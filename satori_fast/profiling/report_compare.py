@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several runs beside each other: their names, results, rates and the settings that differ.
+"""Several runs beside each other: their names, results, rates and the settings that differ; of
+seeds of one config the mean as well.
 
 Not for their curves (`report_plots`), their times (`report_timeline`) or the page (`report`).
 """
@@ -7,11 +8,12 @@ Not for their curves (`report_plots`), their times (`report_timeline`) or the pa
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from satori_fast.profiling.report_runs import RunRecord, flat_config
+from satori_fast.profiling.report_runs import RunRecord, StageTime, flat_config
+from satori_fast.profiling.statistics import estimate
 from satori_fast.profiling.summary import number, stage_cells
 
 # Charts that the comparison opens with, as far as a run has the metric.
@@ -101,6 +103,47 @@ def config_rows(runs: Sequence[RunRecord]) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
+def differ_by_seed(settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether runs with these `config_rows` are seeds of one config: their mean says something."""
+    return [row["key"] for row in settings["changed"]] == ["seed"] and not settings["missing"]
+
+
+def mean_lines(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Lines as of metrics.jsonl with the mean of the runs at each step.
+
+    A step has the metrics that every run has there, so that no curve jumps where a run ends. Values
+    that were not finite are left out of a mean.
+    """
+    lines = [{(line["stage"], line["step"]): line for line in run.lines} for run in runs]
+    means: list[dict[str, Any]] = []
+    for place, first in lines[0].items():
+        here = [own[place] for own in lines if place in own]
+        if len(here) < len(runs):
+            continue
+        mean = {"stage": place[0], "step": place[1]}
+        for metric, value in first.items():
+            values = [line.get(metric, "") for line in here]
+            if metric not in mean and all(_is_value(value) for value in values):
+                mean[metric] = estimate(values).mean
+        means.append(mean)
+    return means
+
+
+def mean_times(runs: Sequence[RunRecord]) -> list[StageTime]:
+    """Mean times of the stages that every run has; without their spans."""
+    times = [{time.stage: time for time in run.times} for run in runs]
+    return [
+        StageTime(
+            stage,
+            sum(own[stage].start_s for own in times) / len(times),
+            sum(own[stage].wall_s for own in times) / len(times),
+            {},
+        )
+        for stage in times[0]
+        if all(stage in own for own in times)
+    ]
+
+
 def fact_lists(
     facts: Sequence[Sequence[tuple[str, str]]],
 ) -> tuple[list[tuple[str, str]], list[list[tuple[str, str]]]]:
@@ -116,6 +159,10 @@ def _tail(path: Path, rivals: Sequence[Path]) -> str:
         if all(other.parts[-length:] != tail for other in rivals):
             break
     return "/".join(part.strip("/") for part in tail)
+
+
+def _is_value(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _rates(stage: dict[str, Any]) -> list[tuple[str, float]]:

@@ -32,7 +32,7 @@ SERIES_COLOURS = (
     "#2b9db8",
     "#8a6d3b",
 )
-_TOTAL_COLOUR = "#1b2230"
+MEAN_COLOUR = _TOTAL_COLOUR = "#1b2230"
 _FIELDS = frozenset({"stage", "step", "spans_s", "num_nonfinite"})
 _BYTES_PER_GIB, _BYTES_PER_MIB = 2**30, 2**20
 

@@ -6,11 +6,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from benchmarks.ablations import s2r, satori
-from benchmarks.ablations.runs import FIELDS, noise_of_a_run
+from benchmarks.ablations import restarts, s2r, satori, srl
+from benchmarks.ablations.runs import EVALUATED
+from benchmarks.ablations.tables import FIELDS, first_difference
+from satori_fast.config import load_config
+from satori_fast.profiling.statistics import NUM_LATE_EVALUATIONS
 
 VERIFYING = ("verification_accuracy", "accuracy_on_right", "error_recall", "correct_precision")
 
@@ -20,8 +25,14 @@ def _verifying(stage: str) -> float | None:
     return None if stage == "supervised" else 0.75
 
 
-def finish(folder: Path, name: str, **accuracies: float) -> None:
-    """A run folder whose stages ended with these accuracies; its other figures are 1."""
+def finish(
+    folder: Path, name: str, *, gradients: tuple[float, ...] = (1.0, 2.0), **accuracies: float
+) -> None:
+    """A run folder whose stages ended with these accuracies; its other figures are 1.
+
+    Each stage has a line per gradient, and six evaluations: five are 0.1 below the last one, and
+    the first is 0.
+    """
     fields = dict.fromkeys({*FIELDS, "wall_s"}, 1.0)
     stages = [
         {"stage": stage, "num_problems": 40, **fields, "accuracy": accuracy}
@@ -30,32 +41,138 @@ def finish(folder: Path, name: str, **accuracies: float) -> None:
     ]
     (folder / name).mkdir(parents=True)
     (folder / name / "summary.json").write_text(json.dumps({"stages": stages}))
+    lines: list[dict[str, Any]] = []
+    for stage, accuracy in accuracies.items():
+        evaluated = [0.0, *[accuracy - 0.1] * 4, accuracy]
+        lines += [
+            {"stage": stage, "step": step, "update/grad_norm": norm}
+            for step, norm in enumerate(gradients)
+        ]
+        lines += [
+            {"stage": stage, "step": 10 + i, "eval/accuracy": share}
+            for i, share in enumerate(evaluated)
+        ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / name / "metrics.jsonl").write_text(text)
 
 
-def test_finished_runs_are_not_repeated_and_arms_are_paired(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def table_of(
+    driver: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str
+) -> dict[str, Any]:
+    output = folder / "table.json"
+    places = ["--folder", str(folder), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["driver", *options, *places])
+    driver.main()
+    return json.loads(output.read_text())
+
+
+def test_finished_runs_are_not_repeated_and_errors_are_over_tunings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed, (full, again, round_2) in enumerate([(0.5, 0.7, 0.8), (0.6, 0.8, 0.9)]):
         finish(tmp_path, f"full-{seed}", supervised=0.2, reinforce=full, reinforce_2=round_2)
         finish(tmp_path, f"full-{seed}-1", reinforce=again)
         finish(tmp_path, f"no_bonus-{seed}", reinforce=full + 0.1)
-        finish(tmp_path, f"no_bonus-{seed}-1", reinforce=again - 0.3)
-    output = tmp_path / "table.json"
-    command = ["satori", "--seeds", "0", "1", "--repeats", "2", "--arms", "full", "no_bonus"]
-    places = ["--folder", str(tmp_path), "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", [*command, *places])
-    satori.main()
-    table = json.loads(output.read_text())["arms"]
+        finish(tmp_path, f"no_bonus-{seed}-1", reinforce=again - 0.1 * (1 + seed))
+    options = ["--seeds", "0", "1", "--repeats", "2", "--arms", "full", "no_bonus"]
+    result = table_of(satori, tmp_path, monkeypatch, *options)
+    table = result["arms"]
     assert list(table) == ["no_rl", "round_2", "full", "no_bonus"]
-    assert table["full"]["accuracy"]["values"] == [0.5, 0.7, 0.6, 0.8]
-    assert table["full"]["accuracy"]["mean"] == pytest.approx(0.65)
-    assert table["round_2"]["accuracy"]["standard_error"] == pytest.approx(0.05)
-    over = table["no_bonus"]["over_full"]
-    assert over["values"] == pytest.approx([0.1, -0.3, 0.1, -0.3])
-    # The standard deviation of four numbers at +-0.2 is 0.4 / sqrt 3, over sqrt 4.
-    assert (over["mean"], over["standard_error"]) == pytest.approx((-0.1, 0.2 / 3**0.5))
-    # One run of each seed has no pair in two runs of each.
-    assert "over_full" not in table["round_2"] and "over_full" not in table["full"]
+    accuracy = table["full"]["accuracy"]
+    assert accuracy["values"] == [[0.5, 0.7], [0.6, 0.8]]
+    # Two tunings at 0.6 and 0.7: the error is that of two values, not of four.
+    assert (accuracy["n"], accuracy["mean"]) == (2, pytest.approx(0.65))
+    assert accuracy["standard_error"] == pytest.approx(0.05)
+    assert accuracy["interval"] == pytest.approx([0.65 - 12.706 * 0.05, 0.65 + 12.706 * 0.05])
+    # Within a tuning two runs lie 0.2 apart.
+    assert accuracy["noise_of_a_run"] == pytest.approx(0.2 / 2**0.5)
+    late = table["full"]["late_accuracy"]
+    assert late["mean"] == pytest.approx(0.65 - 4 * 0.1 / 5)
+    assert table["full"]["late_evaluations"]["mean"] == 5
+    # Over the tunings: (0.1 - 0.1) / 2 and (0.1 - 0.2) / 2.
+    difference = table["no_bonus"]["difference"]["accuracy"]
+    assert (difference["n"], difference["mean"]) == (2, pytest.approx(-0.025))
+    assert difference["standard_error"] == pytest.approx(0.025)
+    # Paired by seed with what is averaged over the runs of a tuning.
+    assert table["round_2"]["difference"]["accuracy"]["mean"] == pytest.approx(0.2)
+    printed = capsys.readouterr().out
+    assert f"predicted: {satori.ARMS['no_bonus'].prediction}" in printed
+    assert table["no_bonus"]["prediction"] == satori.ARMS["no_bonus"].prediction
+    assert "standard deviation of a repeated run, accuracy: " in printed
+
+
+def test_arms_that_change_the_tuning_are_paired_by_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        finish(tmp_path, f"full-{seed}", supervised=0.2, reinforce=0.8, reinforce_2=0.8)
+        finish(tmp_path, f"full-{seed}-1", reinforce=0.6)
+        finish(tmp_path, f"cot-{seed}", supervised=0.1, preference=0.1, reinforce=0.2)
+        finish(tmp_path, f"cot-{seed}-1", reinforce=0.1 * seed)
+        finish(tmp_path, f"more_tuning-{seed}", supervised=0.9)
+        finish(tmp_path, f"tuned_small-{seed}", supervised=0.2)
+        (tmp_path / f"tuned_small-{seed}" / "progress.json").write_text(
+            json.dumps({"models": {"base": "models/initial"}})
+        )
+        finish(tmp_path, f"distilled_small-{seed}", distill=0.5)
+    arms = ["full", *satori.TUNED]
+    options = ["--seeds", "0", "1", "--repeats", "2", "--arms", *arms]
+    table = table_of(satori, tmp_path, monkeypatch, *options)["arms"]
+    assert table["cot"]["accuracy"]["values"] == [[0.2, 0.0], [0.2, 0.1]]
+    assert table["cot"]["difference"]["accuracy"]["mean"] == pytest.approx(0.125 - 0.7)
+    # Without reinforcement there is one run of a tuning, and no noise to be seen.
+    assert table["more_tuning"]["accuracy"]["values"] == [[0.9], [0.9]]
+    assert table["more_tuning"]["accuracy"]["noise_of_a_run"] is None
+    assert "first_difference" not in table["more_tuning"]
+    small = table["distilled_small"]
+    assert (small["against"], small["difference"]["accuracy"]["mean"]) == (
+        "tuned_small",
+        pytest.approx(0.3),
+    )
+
+
+def test_arms_of_one_algorithm_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(tmp_path, "full-0", supervised=0.2, reinforce=0.5, reinforce_2=0.8)
+    finish(tmp_path, "online-0", reinforce=0.6, gradients=(1.00001, 2.5))
+    finish(tmp_path, "no_bonus-0", reinforce=0.6, gradients=(1.1, 2.0))
+    finish(tmp_path, "no_restart-0", reinforce=0.6)
+    options = ["--seeds", "0", "--repeats", "1", "--arms"]
+    options += ["full", "online", "no_bonus", "no_restart"]
+    table = table_of(satori, tmp_path, monkeypatch, *options)["arms"]
+    assert table["online"]["first_difference"] == [1]
+    assert table["no_bonus"]["first_difference"] == [0]
+    assert table["no_restart"]["first_difference"] == [None]
+    printed = capsys.readouterr().out
+    assert "identical first step, and the same gradients up to step 1, as full" in printed
+    assert printed.count("the same gradients in every step as full") == 1
+    assert printed.count("same gradients") == 2
+
+
+def test_steps_that_only_one_run_has_differ() -> None:
+    ours = {"gradients": {0: {"update/grad_norm": 1.0}, 1: {"update/grad_norm": 1.0}}}
+    theirs = {"gradients": {0: {"update/grad_norm": 1.0}}}
+    critic = {"gradients": {0: {"critic/grad_norm": 1.0}}}
+    assert first_difference(ours, theirs) == 1
+    assert first_difference(theirs, critic) == 0
+    assert first_difference(ours, ours) is None
+
+
+def test_without_restarts_and_with_a_critic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any("bonus" in arm for arm in restarts.CONFIGS)
+    finish(tmp_path, "tuned-0", supervised=0.2)
+    for repeat, end in enumerate(("", "-1")):
+        finish(tmp_path, f"grpo-0{end}", reinforce=0.7 + 0.1 * repeat)
+        finish(tmp_path, f"no_restart-0{end}", reinforce=0.9)
+        finish(tmp_path, f"ppo-0{end}", reinforce=0.7)
+    options = ["--seeds", "0", "--repeats", "2"]
+    result = table_of(restarts, tmp_path, monkeypatch, *options)
+    assert result["arms"]["no_restart"]["difference"]["accuracy"]["mean"] == pytest.approx(0.15)
+    # Of three pairs one differs, by 0.1: variances 0.005, 0 and 0.
+    assert result["noise_of_a_run"]["accuracy"] == pytest.approx((0.005 / 3) ** 0.5)
 
 
 def test_the_arms_of_s2r_start_from_one_model_and_show_their_noise(
@@ -67,25 +184,49 @@ def test_the_arms_of_s2r_start_from_one_model_and_show_their_noise(
             finish(tmp_path, f"outcome-{seed}-{repeat}", reinforce=accuracy + 0.1)
             finish(tmp_path, f"process-{seed}-{repeat}", reinforce=accuracy)
             finish(tmp_path, f"offline-{seed}-{repeat}", offline=0.5)
-    output = tmp_path / "table.json"
-    places = ["--folder", str(tmp_path), "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["s2r", "--seeds", "0", "1", "--repeats", "2", *places])
-    s2r.main()
-    result = json.loads(output.read_text())
-    table, noise = result["arms"], result["standard_deviation_of_a_run"]
+    result = table_of(s2r, tmp_path, monkeypatch, "--seeds", "0", "1", "--repeats", "2")
+    table = result["arms"]
     assert list(table) == ["base", "imitation", "outcome", "process", "offline"]
-    assert table["base"]["error_recall"] == {
-        "mean": None,
-        "standard_error": None,
-        "values": [None, None],
-    }
+    assert table["base"]["error_recall"]["mean"] is None
+    assert table["base"]["error_recall"]["values"] == [[None], [None]]
     assert table["imitation"]["error_recall"]["mean"] == 0.75
-    assert table["outcome"]["over_process"]["mean"] == pytest.approx(0.1)
-    assert list(noise) == ["outcome", "process", "offline"]
+    assert table["outcome"]["difference"]["accuracy"]["mean"] == pytest.approx(0.1)
+    assert table["imitation"]["difference"]["accuracy"]["mean"] == pytest.approx(0.05)
     # Of one model's runs the variance is 0.02, of the other's 0: models differ by more than runs.
-    assert noise["process"]["accuracy"] == pytest.approx(0.1)
-    assert noise["outcome"]["over_process"] == pytest.approx(0.0)
+    assert table["process"]["accuracy"]["noise_of_a_run"] == pytest.approx(0.1)
+    assert table["base"]["accuracy"]["noise_of_a_run"] is None
 
 
-def test_the_noise_of_runs_without_a_figure_is_not_known() -> None:
-    assert noise_of_a_run([None, 0.5], 2) is None
+def test_a_row_of_srl_that_repeats_another_is_its_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = dict.fromkeys(("exact", "similarity", "fault", "mean_response_tokens"), 1.0)
+    accuracies = {"warm-up": 0.0, "srl": 0.3, "srl_again": 0.5}
+    for name, accuracy in accuracies.items():
+        finish(tmp_path, f"{name}-0", **{"supervised" if name == "warm-up" else "srl": 0.0})
+        (tmp_path / f"{name}-0" / "progress.json").write_text('{"models": {"policy": "models/p"}}')
+        kept = {f"validation/{field}": value for field, value in figures.items()}
+        kept |= {"eval/accuracy": accuracy, "num_problems": 40}
+        (tmp_path / f"{name}-0" / "measured.json").write_text(json.dumps(kept))
+    options = ["--seeds", "0", "--arms", "srl", "srl_again"]
+    result = table_of(srl, tmp_path, monkeypatch, *options)
+    assert result["noise_of_a_run"]["accuracy"] == pytest.approx(0.2 / 2**0.5)
+    assert result["arms"]["srl_again"]["difference"]["accuracy"]["mean"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("driver", [restarts, s2r, satori, srl])
+def test_every_row_that_is_compared_was_predicted(driver: ModuleType) -> None:
+    rows = getattr(driver, "ROWS", driver.ARMS)
+    assert [name for name, arm in rows.items() if arm.against and not arm.prediction] == []
+    assert {arm.against for arm in rows.values() if arm.against} <= {*rows, "base"}
+
+
+@pytest.mark.parametrize("arm", satori.ARMS)
+def test_the_arms_of_satori_are_configs(arm: str) -> None:
+    config = load_config(satori.CONFIG, [*satori.ARMS[arm].overrides, *EVALUATED])
+    evaluations = config.reinforce.num_steps // config.reinforce.evaluate_every
+    assert evaluations >= NUM_LATE_EVALUATIONS
+    # What is tuned differs where the arm says so, and nowhere else.
+    full = load_config(satori.CONFIG)
+    tuning = [(c.model, c.data, c.synthesize, c.supervised) for c in (config, full)]
+    assert (tuning[0] == tuning[1]) == (arm in {*satori.REINFORCED, "distilled_small"})

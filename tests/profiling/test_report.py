@@ -202,3 +202,18 @@ def test_runs_without_metrics_are_compared_by_their_results(tmp_path, monkeypatc
     assert path.resolve() == tmp_path / "compare.html"
     _, text = check_page(path)
     assert "No key of config.toml has several values" in text and "44.2 % (n=400)" in text
+
+
+def test_seeds_of_one_config_are_shown_with_their_mean(tmp_path):
+    pytest.importorskip("plotly")
+    for seed in (0, 1):
+        write_hostile_run(tmp_path / str(seed), settings=f"seed = {seed}")
+    folders = [tmp_path / "0", tmp_path / "1"]
+    path = write_comparison_html(folders, output=tmp_path / "seeds.html")
+    _, text = check_page(path)
+    assert "Over the seeds" in text and "95 % interval" in text
+    *own, mean = data_of(path, "chart-data")["runs"]
+    assert (len(own), mean["name"], mean["is_mean"]) == (2, "mean of 2 seeds", True)
+    # The two runs are the same: so is their mean.
+    assert mean["steps"] == own[0]["steps"]
+    assert mean["metrics"]["reward/rule"] == own[0]["metrics"]["reward/rule"]

@@ -407,8 +407,9 @@ def test_training_runs_are_compared(browser, trained):
         assert page.locator("#view").input_value() == "reinforce"
         assert {"rollout/accuracy", "step/tokens_per_s"} <= set(titles(page))
         for figure in page.locator("figure:visible").all():
-            assert num_drawn(figure) == 2
+            assert num_drawn(figure) == 3  # two seeds and their mean
         settings = page.locator("#settings td").all_inner_texts()
         assert settings == ["seed", "0", "1"]
         page.locator("#run-keys .key", has_text="seed-0").click()
-        assert num_drawn(figure_of(page, "rollout/accuracy")) == 1
+        assert num_drawn(figure_of(page, "rollout/accuracy")) == 2
+        assert page.locator("#seeds tbody tr").count() == 3  # a row for each stage

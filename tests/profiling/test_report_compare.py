@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs beside each other: names, cells, ratios, settings."""
 
+import json
+
 import pytest
 
 from satori_fast.profiling.report_compare import (
     config_rows,
+    differ_by_seed,
     distinct_names,
     fact_lists,
+    mean_lines,
+    mean_times,
     rate_rows,
     result_rows,
 )
@@ -94,3 +99,48 @@ def test_facts_are_parted_into_shared_and_own():
         [("model", "m")],
         [[("seed", "1")], [("seed", "2")]],
     )
+
+
+def test_seeds_of_one_config_have_a_mean(tmp_path):
+    runs = [
+        make_run(tmp_path / name, name, stages=[stage("rl", 0.5)], config=f"seed = {seed}\n")
+        for seed, name in enumerate(["a", "b"])
+    ]
+    assert differ_by_seed(config_rows(runs))
+    other = make_run(tmp_path / "c", "c", config="seed = 2\nmodel.hidden_size = 64\n")
+    assert not differ_by_seed(config_rows([*runs, other]))
+    assert not differ_by_seed(config_rows(runs[:1]))
+
+
+def test_mean_lines_are_of_what_every_run_has(tmp_path):
+    first = [
+        {"stage": "rl", "step": 0, "a": 1.0, "b": None, "spans_s": {}},
+        {"stage": "rl", "step": 1, "a": 3.0, "c": 1.0},
+        {"stage": "rl", "step": 2, "a": 9.0},
+    ]
+    second = [
+        {"stage": "rl", "step": 0, "a": 2.0, "b": 4.0, "spans_s": {}},
+        {"stage": "rl", "step": 1, "a": 5.0},
+    ]
+    runs = []
+    for name, lines in (("a", first), ("b", second)):
+        folder = tmp_path / name
+        folder.mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "metrics.jsonl").write_text(text)
+        runs.append(read_run(folder))
+    assert mean_lines(runs) == [
+        {"stage": "rl", "step": 0, "a": 1.5, "b": 4.0},
+        {"stage": "rl", "step": 1, "a": 4.0},
+    ]
+
+
+def test_mean_times(tmp_path):
+    stages = ([stage("sft"), stage("rl")], [{**stage("sft"), "wall_s": 7.0}, stage("rl")])
+    runs = [
+        make_run(tmp_path / name, name, stages=own) for name, own in zip("ab", stages, strict=True)
+    ]
+    assert [(t.stage, t.start_s, t.wall_s) for t in mean_times(runs)] == [
+        ("sft", 0.0, 6.0),
+        ("rl", 6.0, 5.0),
+    ]

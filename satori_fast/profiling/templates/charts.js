@@ -51,13 +51,14 @@ function tracesOf(chart) {
     .map((curve) => ({...curve, ...pointsOf(curve.run, curve.metric, chart.scale)}))
     .filter(({y}) => y.some((value) => value !== null));
   const most = Math.max(...found.map(({x}) => x.length));
-  return found.map(({metric, label, colour, x, y}) => {
+  return found.map(({run, metric, label, colour, x, y}) => {
     // Evaluations are few and far apart: what lies between them is not measured.
     const sparse = metric.startsWith("eval/");
+    const width = (most > 300 ? 1.2 : 1.8) * (run.is_mean ? 2 : 1);
     return {
       x, y, label, name: escaped(label),
       mode: most > LINES_FROM && !sparse && x.length > 1 ? "lines" : "lines+markers",
-      line: {color: colour, width: most > 300 ? 1.2 : 1.8, dash: sparse ? "dot" : "solid"},
+      line: {color: colour, width, dash: sparse ? "dot" : "solid"},
       marker: {color: colour, size: sparse ? 8 : 5},
     };
   });
