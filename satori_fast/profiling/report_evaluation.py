@@ -137,22 +137,25 @@ def _verdict_chart(stages: Sequence[Stage]) -> Chart:
 
 
 def _attempts_chart(stages: Sequence[Stage], colours: Mapping[str, str]) -> Chart:
+    # Entries that earlier versions wrote have no such key.
+    rows = {stage["stage"]: stage.get("by_attempts", ()) for stage in stages}
+    most = max(map(len, rows.values()), default=0)
     traces = []
-    for stage in stages:
-        # Entries that earlier versions wrote have no such key.
-        rows = stage.get("by_attempts", ())
-        if len(rows) > 1:
+    for name, own in rows.items():
+        if most > 1 and own:
             curve = {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "x": [row["attempts"] for row in rows],
-                "y": [_short(row["accuracy"]) for row in rows],
-                "error_y": _bars([row["standard_error"] for row in rows]),
-                "text": [f"{row['num_made']} answers with {row['attempts']}" for row in rows],
+                "x": [row["attempts"] for row in own],
+                "y": [_short(row["accuracy"]) for row in own],
+                "error_y": _bars([row["standard_error"] for row in own]),
+                "text": [f"{row['num_made']} answers with {row['attempts']}" for row in own],
             }
-            traces.append((stage["stage"], colours[stage["stage"]], curve))
+            traces.append((name, colours[name], curve))
     title = "Accuracy if each answer ended with its n-th attempt"
-    return _chart(title, traces, yaxis=_SHARE, xaxis={"rangemode": "tozero"})
+    # Attempts are whole numbers.
+    axis = {"rangemode": "tozero", "dtick": 1 + most // 12}
+    return _chart(title, traces, yaxis=_SHARE, xaxis=axis)
 
 
 def _length_chart(stages: Sequence[Stage], colours: Mapping[str, str]) -> Chart:

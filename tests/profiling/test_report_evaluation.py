@@ -120,7 +120,7 @@ def test_stages_stand_beside_each_other():
 def test_a_stage_has_one_colour_in_all_charts():
     charts = stage_charts([analysis_entry("sft", reflected=0), analysis_entry("rl")])
     by_stage = [chart["legend"] for chart in charts if len(chart["legend"]) == 2][1:]
-    assert len(by_stage) == 4 and all(legend == by_stage[0] for legend in by_stage)
+    assert len(by_stage) == 5 and all(legend == by_stage[0] for legend in by_stage)
 
 
 def test_what_there_is_nothing_to_compare_of_is_left_out():
@@ -132,13 +132,17 @@ def test_what_there_is_nothing_to_compare_of_is_left_out():
     assert stage_charts([]) == []
 
 
-def test_attempts_are_a_line_for_each_stage_that_made_more_than_one():
-    tuned, trained = analysis_entry("sft"), analysis_entry("rl")
+def test_attempts_are_a_line_for_each_stage():
+    silent, tuned, trained = (analysis_entry(stage) for stage in ("base", "sft", "rl"))
+    silent["by_attempts"] = []
     tuned["by_attempts"], trained["by_attempts"] = attempts_of(0.2), attempts_of(0.2, 0.3, 0.6)
-    (chart,) = [c for c in stage_charts([tuned, trained]) if "n-th attempt" in c["title"]]
-    (line,) = chart["data"]
+    (chart,) = [c for c in stage_charts([silent, tuned, trained]) if "n-th" in c["title"]]
+    point, line = chart["data"]
+    assert (point["name"], point["x"], point["y"]) == ("sft", [1], [0.2])
     assert (line["name"], line["x"], line["y"]) == ("rl", [1, 2, 3], [0.2, 0.3, 0.6])
     assert line["text"][2] == "25 answers with 3" and line["error_y"]["array"] == [0.05] * 3
+    # No stage made a second attempt: there is nothing to see.
+    assert not [t for t in titles(stage_charts([silent, tuned])) if "n-th" in t]
 
 
 def test_lengths_are_drawn_by_difficulty():
