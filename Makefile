@@ -101,6 +101,8 @@ ablations: setup
 	$(BIN)/python -m benchmarks.ablations.restarts
 	$(BIN)/python -m benchmarks.ablations.restarts --seeds 3 4 5 --output benchmarks/results/restarts_again.json
 	$(BIN)/python -m benchmarks.ablations.satori
+	$(BIN)/python -m benchmarks.ablations.frontier
+	$(BIN)/python -m benchmarks.ablations.gullible
 	$(BIN)/python -m benchmarks.ablations.s2r
 
 clean:

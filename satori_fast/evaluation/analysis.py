@@ -103,7 +103,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class AttemptAccuracy:
-    """What all responses would be worth if each had ended with its attempt number `attempts`.
+    """Accuracy of all responses, if each had ended with so many attempts.
 
     num_made: responses with so many attempts; the others stand by their last one, and one without
     any is wrong. standard_error: sqrt(p (1 - p) / n), n counting all responses.

@@ -29,7 +29,7 @@ def _verifying(stage: str) -> float | None:
     return None if stage == "supervised" else 0.75
 
 
-def finish(folder: Path, name: str, *, names: Sequence[str] = FIELDS, **accuracies: float) -> None:
+def finish(folder: Path, name: str, names: Sequence[str] = FIELDS, /, **accuracies: float) -> None:
     """A run folder whose stages ended with these accuracies; its other figures, `names`, are 1."""
     fields = dict.fromkeys({*names, "wall_s"}, 1.0)
     stages = [
@@ -166,9 +166,9 @@ def test_the_frontier_has_room_for_the_attempts_that_it_speaks_of() -> None:
 
 
 def test_verdicts_are_told_apart_by_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish(tmp_path, "tuned-0", names=gullible.FIELDS, supervised=0.4)
+    finish(tmp_path, "tuned-0", gullible.FIELDS, supervised=0.4)
     for arm, accuracy in zip(gullible.ARMS, (0.4, 0.3, 0.2, 0.6), strict=True):
-        finish(tmp_path, f"{arm}-0-0", names=gullible.FIELDS, reinforce=accuracy)
+        finish(tmp_path, f"{arm}-0-0", gullible.FIELDS, reinforce=accuracy)
     output = tmp_path / "table.json"
     places = ["--folder", str(tmp_path), "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["gullible", "--seeds", "0", "--repeats", "1", *places])
