@@ -100,6 +100,8 @@ ablations: setup
 	@echo "== ablations"
 	$(BIN)/python -m benchmarks.ablations.restarts
 	$(BIN)/python -m benchmarks.ablations.satori
+	$(BIN)/python -m benchmarks.ablations.frontier
+	$(BIN)/python -m benchmarks.ablations.gullible
 	$(BIN)/python -m benchmarks.ablations.s2r
 	$(BIN)/python -m benchmarks.ablations.srl
 

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from satori_fast.config_sections import Section
 from satori_fast.redaction import has_credentials
@@ -114,8 +114,19 @@ class SynthesizeConfig(Section):
     """share of corrected trajectories that end with a confirming reflection (the paper: 0)"""
     generator_skill: float = Field(default=0.3, gt=0, lt=1)
     """scripted generator: share of attempts that are right"""
+    check: Literal["worked", "bare"] = "worked"
+    """scripted critic: reflections show their sum, or give the verdict alone"""
     num_concurrent: int = Field(default=256, gt=0)
     """problems that language models work on at once"""
     generator: GeneratorConfig = GeneratorConfig()
     critic: CriticConfig = CriticConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
+
+    @model_validator(mode="after")
+    def _has_bare_checks(self) -> Self:
+        if self.check == "bare" and self.critic.kind != "scripted":
+            raise ValueError(
+                'synthesize.check = "bare" is for the scripted critic, and synthesize.critic.kind '
+                f'= "{self.critic.kind}": take one of the two out'
+            )
+        return self

@@ -91,6 +91,8 @@ class SolutionsConfig(Section):
     """solutions sampled per problem"""
     temperature: float | None = Field(default=None, gt=0)
     """sampling temperature of the solutions; None: the rollout's"""
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    """response limit of the solutions, tokens; None: the rollout's"""
     keep_logprobs: bool = False
     """keep the samples' log-probs too, so that reinforce.source = "stored" can train on the file"""
 

@@ -19,6 +19,12 @@ packing.max_tokens_per_microbatch = 4096
 SRL = "--stages ['srl'] --data.source chains --data.levels [4] --data.format plain"
 # Overrides of CONFIG, and what the one line must say.
 CONTRADICTORY = [
+    # Agents that cannot do what is asked of them.
+    (
+        "--synthesize.check bare --synthesize.critic.kind endpoint --synthesize.critic.model m",
+        'synthesize.check = "bare" is for the scripted critic, and synthesize.critic.kind = '
+        '"endpoint": take one of the two out',
+    ),
     # Nothing to learn from.
     ("--rollout.temperature 0.0 --solutions.temperature 1.0", "rollout.temperature = 0 gives"),
     (

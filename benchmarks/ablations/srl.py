@@ -55,7 +55,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # Written before the runs; benchmarks/README.md has them in full.
 PREDICTIONS = {
-    "warm_up": "at most 1 % of whole problems, under 30 % of single steps",
+    "warm_up": "at most 1 % of whole problems, under 10 % of single steps",
     "imitation": "over srl in whole problems: the domain is deterministic, and thoughts are told",
     "imitation_outline": "below srl in whole problems",
     "imitation_steps": "at least srl in single steps, below it in whole problems",

@@ -5,6 +5,7 @@
     answer:       p r t                      (the only three names whose numbers add up to 24)
     check:        7 + 9 = 16 + 8 = 24 right
     part check:   7 + 9 = 16 left 8
+    bare check:   right
 
 Finding the three takes search; checking three takes two additions. A check that looks every name up
 again and recomputes the sum catches every way to be wrong: a wrong number, a wrong sum, a name that
@@ -129,9 +130,21 @@ def check_text(choice: Sequence[int], puzzle: Puzzle) -> str:
     for i in choice[1:]:
         running += puzzle.numbers[i]
         words += ["+", str(puzzle.numbers[i]), "=", str(running)]
+    return " ".join([*words, bare_check_text(choice, puzzle)])
+
+
+def bare_check_text(choice: Sequence[int], puzzle: Puzzle) -> str:
+    """Say what `check_text` ends with, without the sum that shows it: a verdict to be believed.
+
+    >>> bare_check_text((0, 2), parse_puzzle("p 7 q 1 r 9 pick 2 sum 8"))
+    'over'
+    >>> bare_check_text((0,), parse_puzzle("p 7 q 1 r 9 pick 2 sum 8"))
+    'left 1'
+    """
+    found = puzzle.add(choice)
     if len(choice) < puzzle.num_picked:
-        return " ".join([*words, "left", str(puzzle.total - running)])
-    return " ".join([*words, verdict(running, puzzle.total)])
+        return f"left {puzzle.total - found}"
+    return verdict(found, puzzle.total)
 
 
 def verdict(found: int, total: int) -> str:

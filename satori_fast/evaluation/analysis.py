@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Analysis of an evaluation beyond its accuracy: what reflections did to answers, and accuracy by
-length, by number of reflections and by difficulty.
+"""Analysis of an evaluation beyond its accuracy: what reflections did to answers, accuracy by
+number of attempts, by length, by number of reflections and by difficulty, and length by difficulty.
 
 Pure functions over graded answers. Not for sampling or grading (`evaluate`), for verdicts that a
 response gives (`verification`) nor for plots (`profiling.report_evaluation`).
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -89,6 +89,7 @@ class Group:
 
     mean: of the quantity that they were grouped by, None where it is a name.
     standard_error: of the share, sqrt(p (1 - p) / n).
+    mean_tokens: of their responses, with its standard error; None where nobody asked for it.
     """
 
     label: str
@@ -96,6 +97,22 @@ class Group:
     accuracy: float
     standard_error: float
     mean: float | None = None
+    mean_tokens: float | None = None
+    tokens_standard_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptAccuracy:
+    """Accuracy of all responses, if each had ended with so many attempts.
+
+    num_made: responses with so many attempts; the others stand by their last one, and one without
+    any is wrong. standard_error: sqrt(p (1 - p) / n), n counting all responses.
+    """
+
+    attempts: int
+    num_made: int
+    accuracy: float
+    standard_error: float
 
 
 def self_correction(attempts: Iterable[Sequence[Attempt]]) -> SelfCorrection:
@@ -134,6 +151,26 @@ def verdict_quality(attempts: Iterable[Sequence[Attempt]]) -> VerdictQuality:
     )
 
 
+def accuracy_by_attempts(attempts: Iterable[Sequence[Attempt]]) -> list[AttemptAccuracy]:
+    """Accuracy after 1, 2, ... attempts, up to the most that a response has; none without any.
+
+    attempts: of each response, as `evaluate.attempts_of` gives them. A last answer that confirms
+    the one before it is no attempt of its own.
+
+    >>> wrong, right = Attempt("5", False), Attempt("4", True)
+    >>> found = accuracy_by_attempts([[wrong, wrong, right], [right, right]])
+    >>> [(k.attempts, k.num_made, k.accuracy) for k in found]
+    [(1, 2, 0.5), (2, 1, 0.5), (3, 1, 1.0)]
+    """
+    made = [own[:-1] if len(own) > 1 and own[-1] == own[-2] else own for own in attempts]
+    found: list[AttemptAccuracy] = []
+    for k in range(1, max(map(len, made), default=0) + 1):
+        right = np.asarray([bool(own) and own[min(k, len(own)) - 1].correct for own in made])
+        num_made = sum(len(own) >= k for own in made)
+        found.append(AttemptAccuracy(k, num_made, *_share(right)))
+    return found
+
+
 def accuracy_by_length(
     lengths: Sequence[int], correct: Sequence[bool], *, num_bins: int = NUM_LENGTH_BINS
 ) -> list[Group]:
@@ -163,14 +200,23 @@ def accuracy_by_length(
 
 
 def accuracy_by(
-    labels: Sequence[str], correct: Sequence[bool], *, order: Sequence[str] | None = None
+    labels: Sequence[str],
+    correct: Sequence[bool],
+    *,
+    order: Sequence[str] | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> list[Group]:
     """Accuracy of the answers of each label; "" is no label.
 
-    order: of the labels; by name without it, "Level 2" before "Level 10".
+    order: of the labels; by name without it, "Level 2" before "Level 10". lengths: response tokens,
+    whose mean is wanted too.
     """
     right = np.asarray(correct, dtype=bool)
-    return [_group(name, right[own]) for name, own in _labelled(labels, order)]
+    groups = [(own, _group(name, right[own])) for name, own in _labelled(labels, order)]
+    if lengths is None:
+        return [group for _, group in groups]
+    tokens = np.asarray(lengths)
+    return [_with_tokens(group, tokens[own]) for own, group in groups]
 
 
 def earlier_pass_rates(
@@ -217,10 +263,11 @@ def analyse(
         "changes": asdict(changes) | {"num_reflected": changes.num_reflected},
         "verdicts": asdict(verdicts)
         | {"error_recall": verdicts.error_recall, "right_kept": verdicts.right_kept},
+        "by_attempts": [asdict(k) for k in accuracy_by_attempts(attempts)],
         "by_length": _rows(accuracy_by_length(lengths, correct)),
         "by_reflections": _rows(accuracy_by(numbers, correct)),
-        "by_level": _rows(accuracy_by(levels, correct)),
-        "by_earlier": _rows(accuracy_by(solved, correct, order=PASS_RATES)),
+        "by_level": _rows(accuracy_by(levels, correct, lengths=lengths)),
+        "by_earlier": _rows(accuracy_by(solved, correct, order=PASS_RATES, lengths=lengths)),
         "verification": _verification(trajectories, levels=levels, solved=solved)
         if format.has_verifications
         else None,
@@ -264,8 +311,18 @@ def _natural_key(label: str) -> list[tuple[int, str]]:
 
 
 def _group(label: str, correct: np.ndarray, *, mean: float | None = None) -> Group:
-    share, count = float(correct.mean()), len(correct)
-    return Group(label, count, share, float(np.sqrt(share * (1 - share) / count)), mean)
+    return Group(label, len(correct), *_share(correct), mean)
+
+
+def _share(correct: np.ndarray) -> tuple[float, float]:
+    """Share of the right ones, and its standard error."""
+    share = float(correct.mean())
+    return share, float(np.sqrt(share * (1 - share) / len(correct)))
+
+
+def _with_tokens(group: Group, tokens: np.ndarray) -> Group:
+    error = float(tokens.std() / np.sqrt(len(tokens)))
+    return replace(group, mean_tokens=float(tokens.mean()), tokens_standard_error=error)
 
 
 def _rows(groups: Iterable[Group]) -> list[dict[str, Any]]:

@@ -38,6 +38,14 @@ GROUPINGS = (
     ("by_earlier", "Accuracy by how many earlier stages solved the problem", "earlier stages"),
     ("by_reflections", "Accuracy by reflections in the answer", "reflections"),
 )
+LENGTHS = (
+    ("by_level", "Response length by difficulty, tokens", "level"),
+    (
+        "by_earlier",
+        "Response length by how many earlier stages solved the problem, tokens",
+        "earlier stages",
+    ),
+)
 TRIALS = (
     ("by_level", "Solutions in an answer by difficulty", "level"),
     (
@@ -86,8 +94,10 @@ def stage_charts(stages: Sequence[Stage]) -> list[Chart]:
     colours = {
         stage["stage"]: SERIES_COLOURS[i % len(SERIES_COLOURS)] for i, stage in enumerate(stages)
     }
-    charts = [_changes_chart(stages), _verdict_chart(stages), _length_chart(stages, colours)]
+    charts = [_changes_chart(stages), _verdict_chart(stages), _attempts_chart(stages, colours)]
+    charts += [_length_chart(stages, colours)]
     charts += [_groups_chart(stages, *grouping, colours=colours) for grouping in GROUPINGS]
+    charts += [_tokens_chart(stages, *grouping, colours=colours) for grouping in LENGTHS]
     charts += [_trials_chart(stages, *grouping, colours=colours) for grouping in TRIALS]
     return [chart for chart in charts if chart["data"]]
 
@@ -126,6 +136,28 @@ def _verdict_chart(stages: Sequence[Stage]) -> Chart:
     return _chart(title, traces, barmode="group", yaxis=_SHARE, xaxis=_CATEGORY)
 
 
+def _attempts_chart(stages: Sequence[Stage], colours: Mapping[str, str]) -> Chart:
+    # Entries that earlier versions wrote have no such key.
+    rows = {stage["stage"]: stage.get("by_attempts", ()) for stage in stages}
+    most = max(map(len, rows.values()), default=0)
+    traces = []
+    for name, own in rows.items():
+        if most > 1 and own:
+            curve = {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": [row["attempts"] for row in own],
+                "y": [_short(row["accuracy"]) for row in own],
+                "error_y": _bars([row["standard_error"] for row in own]),
+                "text": [f"{row['num_made']} answers with {row['attempts']}" for row in own],
+            }
+            traces.append((name, colours[name], curve))
+    title = "Accuracy if each answer ended with its n-th attempt"
+    # Attempts are whole numbers.
+    axis = {"rangemode": "tozero", "dtick": 1 + most // 12}
+    return _chart(title, traces, yaxis=_SHARE, xaxis=axis)
+
+
 def _length_chart(stages: Sequence[Stage], colours: Mapping[str, str]) -> Chart:
     traces = []
     for stage in stages:
@@ -147,6 +179,25 @@ def _groups_chart(
     groups = {stage["stage"]: stage[key] for stage in stages}
     bars = {name: _accuracies(own, unit) for name, own in groups.items()}
     return _bar_chart(title, groups, bars, colours=colours, yaxis=_SHARE)
+
+
+def _tokens_chart(
+    stages: Sequence[Stage], key: str, title: str, unit: str, *, colours: Mapping[str, str]
+) -> Chart:
+    groups = {
+        # Entries that earlier versions wrote have no such key.
+        stage["stage"]: [group for group in stage[key] if group.get("mean_tokens") is not None]
+        for stage in stages
+    }
+    bars = {
+        name: {
+            "y": [_short(group["mean_tokens"]) for group in own],
+            "error_y": _bars([group["tokens_standard_error"] for group in own]),
+            "text": _hovers(own, unit),
+        }
+        for name, own in groups.items()
+    }
+    return _bar_chart(title, groups, bars, colours=colours, yaxis={"rangemode": "tozero"})
 
 
 def _trials_chart(
@@ -195,8 +246,12 @@ def _accuracies(groups: Sequence[Mapping[str, Any]], unit: str) -> dict[str, Any
     return {
         "y": [_short(group["accuracy"]) for group in groups],
         "error_y": _bars([group["standard_error"] for group in groups]),
-        "text": [f"{escape(g['label'])} {unit}: {g['count']} answers" for g in groups],
+        "text": _hovers(groups, unit),
     }
+
+
+def _hovers(groups: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
+    return [f"{escape(g['label'])} {unit}: {g['count']} answers" for g in groups]
 
 
 def _shares(points: Sequence[tuple[float, int]]) -> dict[str, Any]:

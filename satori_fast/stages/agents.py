@@ -166,7 +166,7 @@ def synthesis_agents(
         reward_model = LanguageRewardModel(chat) if chat else RepetitionRewardModel()
     return SynthesisAgents(
         LanguageGenerator(generator) if generator else SlippingGenerator(config.generator_skill),
-        LanguageCritic(critic) if critic else CheckingCritic(),
+        LanguageCritic(critic) if critic else CheckingCritic(is_bare=config.check == "bare"),
         reward_model,
         pool if generator else None,
     )
@@ -250,6 +250,11 @@ def check_agents(config: Config, *, world_size: int, environment: Mapping[str, s
     """ConfigError for agents of synthesis that cannot work: on this data, in this many processes,
     without a key or a model."""
     source = config.data.source
+    if config.synthesize.check == "bare" and source != ARITHMETIC:
+        raise ConfigError(
+            f'synthesize.check = "bare" is for data.source = "{ARITHMETIC}", and "{source}" has no '
+            "such checks: take it out"
+        )
     for role, agent in agent_configs(config.synthesize).items():
         key = f"synthesize.{role}"
         if agent.kind != "scripted":

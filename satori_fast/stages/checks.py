@@ -122,6 +122,7 @@ def _warn_of_short_room(config: Config) -> None:
     """Say where the longest prompts leave responses less room than their limit."""
     prompt, room = config.data.max_prompt_tokens, config.rollout.max_seqlen
     limits = {"rollout": config.rollout.max_new_tokens}
+    limits |= {"solutions": config.solutions.max_new_tokens or 0}
     limits |= {"evaluation": config.evaluation.max_new_tokens or 0}
     for section, limit in limits.items():
         if prompt + limit > room:

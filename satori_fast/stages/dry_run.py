@@ -119,7 +119,10 @@ def _shrink_imitation(values: dict[str, Any], *, is_of_chains: bool) -> None:
     for stage in ("supervised", "initialise", "distill"):
         values[stage] |= {"num_epochs": NUM_EPOCHS, "batch_size": batch_size}
         values[stage]["optimizer"]["learning_rate"] = 5e-3
-    values["synthesize"] = {"num_problems": NUM_PROBLEMS, "num_solutions": 6, "critic_share": 0.5}
+    values["synthesize"] = {
+        **{"num_problems": NUM_PROBLEMS, "num_solutions": 6, "critic_share": 0.5},
+        "check": values["synthesize"]["check"],
+    }
     values["supervised"] |= {"source": None, "num_demonstrations": None}
     values["initialise"] |= {
         **{"num_problems": NUM_PROBLEMS, "num_samples": 4, "keep": (1.0, 1.0, 1.0, 1.0)},
@@ -136,6 +139,7 @@ def _shrink_reinforcement(values: dict[str, Any], *, has_restarts: bool) -> None
     values["offline"] |= OFFLINE
     for section in ("solutions", "offline", "distill"):
         values[section] |= {"num_problems": NUM_PROBLEMS, "num_samples": 4}
+    values["solutions"]["max_new_tokens"] = None
     values["srl"] |= STEPS
     for reinforce in (values["reinforce"], values["srl"]):
         reinforce |= {"num_steps": NUM_STEPS, "problems_per_step": 4}

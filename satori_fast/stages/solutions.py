@@ -105,6 +105,7 @@ class Solver:
                     num_samples=size.num_samples,
                     seed=self.seeds.of("solutions", name, number),
                     temperature=size.temperature or self.sampling.temperature,
+                    max_new_tokens=size.max_new_tokens or self.sampling.max_new_tokens,
                 )
                 with self.spans.span("solutions"):
                     problems = [self.problems[i] for i in chunks[number]]

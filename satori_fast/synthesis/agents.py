@@ -19,6 +19,7 @@ import numpy as np
 from satori_fast.data.arithmetic import (
     NAMES,
     Puzzle,
+    bare_check_text,
     check_text,
     name_answer,
     parse_answer,
@@ -152,7 +153,13 @@ def _steps(choice: tuple[int, ...]) -> Solution:
 
 @dataclass(frozen=True, slots=True)
 class CheckingCritic:
-    """Scripted critic: looks every name up again, adds, and compares with the sum asked for."""
+    """Scripted critic: looks every name up again, adds, and compares with the sum asked for.
+
+    is_bare: it gives the verdict alone. Whoever imitates it learns to say verdicts, and not how to
+    come by a true one.
+    """
+
+    is_bare: bool = False
 
     async def criticise(
         self, problem: Problem, steps: Solution, *, transcript: str, rng: np.random.Generator
@@ -160,11 +167,14 @@ class CheckingCritic:
         puzzle = parse_puzzle(problem.question)
         choice = _last_choice(steps[-1], puzzle)
         hint = "less" if puzzle.add(choice) > puzzle.total else "more"
-        return Critique(len(steps) - 1, check_text(choice, puzzle), hint)
+        return Critique(len(steps) - 1, self._check(choice, puzzle), hint)
 
     async def verify(self, problem: Problem, steps: Solution, *, rng: np.random.Generator) -> str:
         puzzle = parse_puzzle(problem.question)
-        return check_text(_last_choice(steps[-1], puzzle), puzzle)
+        return self._check(_last_choice(steps[-1], puzzle), puzzle)
+
+    def _check(self, choice: tuple[int, ...], puzzle: Puzzle) -> str:
+        return bare_check_text(choice, puzzle) if self.is_bare else check_text(choice, puzzle)
 
 
 @dataclass(frozen=True, slots=True)

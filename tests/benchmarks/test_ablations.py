@@ -5,17 +5,25 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from benchmarks.ablations import restarts, s2r, satori, srl
+from benchmarks.ablations import frontier, gullible, restarts, s2r, satori, srl
 from benchmarks.ablations.runs import EVALUATED
 from benchmarks.ablations.tables import FIELDS, first_difference
 from satori_fast.config import load_config
+from satori_fast.data.arithmetic import check_text, domain_words, name_answer, parse_puzzle
+from satori_fast.data.formats.coat import CONTINUE, EXPLORE, REFLECT
+from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
+from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.profiling.statistics import NUM_LATE_EVALUATIONS
+from satori_fast.storage import write_sealed, write_sealed_records
+from satori_fast.types import Prefix, Problem
 
 VERIFYING = ("verification_accuracy", "accuracy_on_right", "error_recall", "correct_precision")
 
@@ -26,14 +34,20 @@ def _verifying(stage: str) -> float | None:
 
 
 def finish(
-    folder: Path, name: str, *, gradients: tuple[float, ...] = (1.0, 2.0), **accuracies: float
+    folder: Path,
+    name: str,
+    more: Sequence[str] = (),
+    /,
+    *,
+    gradients: tuple[float, ...] = (1.0, 2.0),
+    **accuracies: float,
 ) -> None:
-    """A run folder whose stages ended with these accuracies; its other figures are 1.
+    """A run folder whose stages ended with these accuracies; other figures, `more` too, are 1.
 
     Each stage has a line per gradient, and six evaluations: five are 0.1 below the last one, and
     the first is 0.
     """
-    fields = dict.fromkeys({*FIELDS, "wall_s"}, 1.0)
+    fields = dict.fromkeys({*FIELDS, *more, "wall_s"}, 1.0)
     stages = [
         {"stage": stage, "num_problems": 40, **fields, "accuracy": accuracy}
         | {"verification": {"trials": 2.0, **dict.fromkeys(VERIFYING, _verifying(stage))}}
@@ -214,7 +228,7 @@ def test_a_row_of_srl_that_repeats_another_is_its_noise(
     assert result["arms"]["srl_again"]["difference"]["accuracy"]["mean"] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("driver", [restarts, s2r, satori, srl])
+@pytest.mark.parametrize("driver", [frontier, gullible, restarts, s2r, satori, srl])
 def test_every_row_that_is_compared_was_predicted(driver: ModuleType) -> None:
     rows = getattr(driver, "ROWS", driver.ARMS)
     assert [name for name, arm in rows.items() if arm.against and not arm.prediction] == []
@@ -230,3 +244,93 @@ def test_the_arms_of_satori_are_configs(arm: str) -> None:
     full = load_config(satori.CONFIG)
     tuning = [(c.model, c.data, c.synthesize, c.supervised) for c in (config, full)]
     assert (tuning[0] == tuning[1]) == (arm in {*satori.REINFORCED, "distilled_small"})
+
+
+def finish_frontier(folder: Path, name: str, stage: str, *accuracies: float) -> None:
+    """As `finish`, with the accuracy after each attempt, two steps, and a buffer of 7 tokens."""
+    finish(folder, name, **{stage: accuracies[-1]})
+    rows = [{"attempts": k, "accuracy": a} for k, a in enumerate(accuracies, start=1)]
+    entries = [{"stage": "other", "by_attempts": []}, {"stage": stage, "by_attempts": rows}]
+    write_sealed(folder / name / "analysis.json", {"stages": entries})
+    steps = [{"stage": stage, "rollout/completion_tokens": 100.0} for _ in range(12)]
+    for step in steps[:4]:
+        step["rollout/accuracy_restart_incorrect"] = 0.25
+    steps[3]["rollout/accuracy_restart_incorrect"] = 0.75
+    lines = [{"stage": "supervised", "update/tokens": 3.0}, *steps]
+    lines = [{"step": number, **line} for number, line in enumerate(lines)]
+    (folder / name / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (folder / name / "solutions").mkdir()
+    solutions = [{"response_ids": [1, 2, 3]}, {"response_ids": [4, 5, 6, 7]}]
+    write_sealed_records(folder / name / "solutions" / "model.jsonl", solutions)
+
+
+def test_the_frontier_is_read_off_one_rollout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish_frontier(tmp_path, "tuned-0", "supervised", 0.1, 0.2)
+    for repeat in range(2):
+        for arm in frontier.ARMS:
+            finish_frontier(tmp_path, f"{arm}-0-{repeat}", "reinforce", 0.1, 0.2, 0.3, 0.35)
+    result = table_of(frontier, tmp_path, monkeypatch, "--seeds", "0", "--repeats", "2")
+    table = result["arms"]
+    assert list(table) == ["format_tuning", "no_restart", "once", "refreshed", "whole_long"]
+    means = {name: table["refreshed"][name]["mean"] for name in frontier.FIELDS}
+    assert (means["accuracy_3"], means["accuracy_6"], means["accuracy_20"]) == (0.3, 0.35, 0.35)
+    # Of the last ten steps two have D- restarts; twelve steps and one buffer.
+    assert (means["accuracy_restart_incorrect"], means["generated_tokens"]) == (0.5, 1207.0)
+    assert table["format_tuning"]["accuracy_12"]["mean"] == 0.2
+    assert table["format_tuning"]["generated_tokens"]["mean"] is None
+    assert table["once"]["difference"]["accuracy"]["mean"] == 0.0
+    assert table["once"]["accuracy"]["noise_of_a_run"] == 0.0
+
+
+def test_nothing_attempted_is_nothing_right(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "analysis.json", {"stages": [{"stage": "x", "by_attempts": []}]})
+    assert set(frontier.by_attempts(tmp_path, "x").values()) == {0.0}
+
+
+def test_the_frontier_has_room_for_the_attempts_that_it_speaks_of() -> None:
+    config = load_config(frontier.CONFIG)
+    tokenizer = build_word_tokenizer(domain_words())
+    puzzle = parse_puzzle("p 1 q 2 r 3 s 4 t 6 u 9 pick 3 sum 6")
+    answered: list[str] = []  # responses of 1, 2, ... attempts, the last one not yet checked
+    text = ""
+    for choice in combinations(range(6), 3):
+        answered.append(
+            f"{text}{name_answer(choice[:2])}{CONTINUE} \\boxed{{ {name_answer(choice)} }}"
+        )
+        text = f"{answered[-1]}{REFLECT} {check_text(choice, puzzle)}{EXPLORE} less{CONTINUE} "
+    lengths = [len(tokenizer(response)["input_ids"]) for response in answered]
+    check = len(tokenizer(REFLECT + check_text((0, 1, 2), puzzle))["input_ids"])
+    assert lengths[2] + check < config.rollout.max_new_tokens < lengths[3]
+    assert len(answered) == 20 == frontier.ATTEMPTS[-1]
+    room = config.evaluation.max_new_tokens
+    assert room is not None and lengths[-1] + check < room == config.solutions.max_new_tokens
+    renderer = PromptRenderer(tokenizer, PLAIN_TEMPLATE, config.data.max_prompt_tokens)
+    restart = Prefix(answered[-1] + REFLECT, "restart", correct=False)
+    assert renderer.fits(Problem("p", puzzle.question, puzzle.answer, prefix=restart))
+    # The arm of long rollouts has what the evaluation has.
+    assert frontier.ARMS["whole_long"].overrides[-1] == str(room)
+
+
+def test_verdicts_are_told_apart_by_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(tmp_path, "tuned-0", gullible.FIELDS, supervised=0.4)
+    for arm, accuracy in zip(gullible.ARMS, (0.4, 0.3, 0.2, 0.6), strict=True):
+        finish(tmp_path, f"{arm}-0-0", gullible.FIELDS, reinforce=accuracy)
+    result = table_of(gullible, tmp_path, monkeypatch, "--seeds", "0", "--repeats", "1")
+    table = result["arms"]
+    assert list(table) == ["format_tuning", "none", "right_only", "wrong_only", "both"]
+    assert table["both"]["difference"]["accuracy"]["mean"] == pytest.approx(0.2)
+    assert set(gullible.FIELDS) <= set(table["right_only"])
+
+
+def test_the_arms_of_the_gullible_have_the_buffers_that_they_are_named_after() -> None:
+    shares: dict[str, tuple[float, ...] | None] = {}
+    for name, arm in gullible.ARMS.items():
+        config = load_config(gullible.CONFIG, arm.overrides)
+        own = config.reinforce.restarts
+        weights = (own.original_weight, own.correct_weight, own.incorrect_weight)
+        shares[name] = weights if config.restarts_enabled else None
+    assert shares == {
+        "none": None, "right_only": (0, 1, 0), "wrong_only": (0, 0, 1), "both": (0, 1, 1),
+    }  # fmt: skip

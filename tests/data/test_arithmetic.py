@@ -17,6 +17,7 @@ from satori_fast.data.arithmetic import (
     ArithmeticProblems,
     Level,
     Puzzle,
+    bare_check_text,
     check_text,
     domain_words,
     draw_puzzle,
@@ -211,6 +212,13 @@ def test_check_of_every_choice_is_true() -> None:
         right = grade(f"\\boxed{{ {name_answer(sorted(choice))} }}", "r s t").correct
         assert (word == "right") is right
     assert seen == {"right", "over", "under"}
+
+
+def test_a_bare_check_is_the_last_word_of_the_worked_one() -> None:
+    for choice in permutations(range(6), 3):
+        *_, word = check_text(choice, PUZZLE).split()
+        assert bare_check_text(choice, PUZZLE) == word
+    assert bare_check_text((0, 2), PUZZLE) == f"left {21 - PUZZLE.numbers[0] - PUZZLE.numbers[2]}"
 
 
 def test_check_of_every_part_says_what_is_left() -> None:

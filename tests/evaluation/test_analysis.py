@@ -15,6 +15,7 @@ from satori_fast.evaluation.analysis import (
     SelfCorrection,
     VerdictQuality,
     accuracy_by,
+    accuracy_by_attempts,
     accuracy_by_length,
     analyse,
     earlier_pass_rates,
@@ -63,6 +64,30 @@ def test_a_right_answer_in_other_words_is_kept() -> None:
     assert verdict_quality([[Attempt("1/2", True), Attempt("0.5", True)]]).right_kept == 1.0
 
 
+def test_accuracy_by_attempts_of_one_response() -> None:
+    # Boxes: wrong, wrong, right.
+    found = accuracy_by_attempts([attempts("5", "6", "4")])
+    assert [(k.attempts, k.accuracy) for k in found] == [(1, 0.0), (2, 0.0), (3, 1.0)]
+    assert accuracy_by_attempts([]) == accuracy_by_attempts([attempts()]) == []
+
+
+def test_a_response_with_fewer_attempts_stands_by_its_last() -> None:
+    found = accuracy_by_attempts(ANSWERS)
+    # First ones right: 4-4, 4-5-4, 4-5. Second ones: 4-4 stays. Third ones: 4-5-4 and 5-6-4 too.
+    # That 5-5 and 4-4 repeat their last answer is no second attempt.
+    assert [(k.attempts, k.num_made, k.accuracy) for k in found] == [
+        (1, 7, 3 / 8), (2, 4, 1 / 8), (3, 2, 3 / 8),
+    ]  # fmt: skip
+    assert found[1].standard_error == pytest.approx((1 / 8 * 7 / 8 / 8) ** 0.5)
+
+
+def test_a_confirmed_answer_is_one_attempt_and_one_found_again_is_two() -> None:
+    (only,) = accuracy_by_attempts([attempts("4", "4")])
+    assert (only.attempts, only.num_made) == (1, 1)
+    again = accuracy_by_attempts([attempts("5", "5", "4")])
+    assert [k.accuracy for k in again] == [0.0, 0.0, 1.0]
+
+
 def test_length_bins_have_like_counts_and_lose_nothing() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.permutation(800) + 10
@@ -104,6 +129,15 @@ def test_labels_are_in_the_order_of_their_numbers() -> None:
     assert accuracy_by(["", ""], [True, False]) == []
 
 
+def test_lengths_are_those_of_each_label() -> None:
+    hard, easy = accuracy_by(
+        ["2", "1", "", "2"], [True] * 4, order=["2", "1"], lengths=[3, 5, 9, 7]
+    )
+    assert (hard.label, hard.mean_tokens, hard.tokens_standard_error) == ("2", 5.0, 2 / 2**0.5)
+    assert (easy.label, easy.mean_tokens, easy.tokens_standard_error) == ("1", 5.0, 0.0)
+    assert accuracy_by(["2"], [True])[0].mean_tokens is None
+
+
 def test_pass_rates_count_the_evaluations_that_had_the_problem() -> None:
     earlier = [{"a": True, "b": False, "c": True}, {"a": True, "b": False, "c": False, "d": True}]
     assert earlier_pass_rates(["a", "b", "c", "d", "e"], earlier) == [
@@ -143,6 +177,12 @@ def test_everything_fits_json_and_agrees_with_its_parts() -> None:
     assert [g["label"] for g in analysis["by_reflections"]] == ["0", "1", "2", "3+"]
     assert [g["count"] for g in analysis["by_reflections"]] == [2, 2, 1, 3]
     assert [(g["label"], g["count"]) for g in analysis["by_level"]] == [("1", 4), ("2", 4)]
+    # Responses of 10 to 17 tokens, in turn of level 1 and 2.
+    assert [g["mean_tokens"] for g in analysis["by_level"]] == [13.0, 14.0]
+    assert [g["mean_tokens"] for g in analysis["by_earlier"]] == [15.5, 11.5]
+    assert [(k["attempts"], k["num_made"]) for k in analysis["by_attempts"]] == [
+        (1, 7), (2, 4), (3, 2),
+    ]  # fmt: skip
     assert [(g["label"], g["count"]) for g in analysis["by_earlier"]] == [("none", 4), ("all", 4)]
     assert sum(g["count"] for g in analysis["by_length"]) == 8
     assert analysis["correct"] == {f"p{n}": c for n, c in enumerate(correct)}

@@ -121,7 +121,7 @@ def test_the_data_of_the_page_parses_and_holds_what_the_run_wrote(tmp_path):
     assert run["metrics"]["reward/rule"][0] == [0, None, [-1.0, -0.5, -0.333333]]
     (rewards,) = [chart for chart in data["charts"] if chart["group"] == "Learning"]
     assert [c["label"] for c in rewards["curves"]] == [HOSTILE, "rule"]
-    assert len(data["evaluations"]) == 5
+    assert len(data["evaluations"]) == 7
     samples = data_of(path, "sample-data")
     assert [s["id"] for s in samples] == ["problem-0", "problem-1", "problem-2"]
     assert samples[1]["prefix"] == [{"kind": "whole", "text": HOSTILE}]

@@ -10,15 +10,25 @@ from satori_fast.profiling.report_evaluation import CHANGES, stage_charts, verif
 HOSTILE = "</script><img src=x onerror=alert(1)> & \"'"
 
 
-def group(label, count, accuracy, mean=None):
+def group(label, count, accuracy, mean=None, tokens=None):
     error = (accuracy * (1 - accuracy) / count) ** 0.5
+    lengths = {"mean_tokens": tokens, "tokens_standard_error": 0.5}
     return {
+        **({} if tokens is None else lengths),
         "label": label,
         "count": count,
         "accuracy": accuracy,
         "standard_error": error,
         "mean": mean,
     }
+
+
+def attempts_of(*accuracies):
+    """Rows of 100 answers, of which half goes on after each attempt."""
+    return [
+        {"attempts": k, "num_made": 100 >> (k - 1), "accuracy": a, "standard_error": 0.05}
+        for k, a in enumerate(accuracies, start=1)
+    ]
 
 
 def analysis_entry(stage, *, reflected=10, levels=("1", "2")):
@@ -37,7 +47,8 @@ def analysis_entry(stage, *, reflected=10, levels=("1", "2")):
             "right_kept": share,
         },
         "by_length": [group("5-9", 50, 0.9, mean=7.25), group("10-30", 50, 0.5, mean=18.5)],
-        "by_level": [group(label, 50, 0.5) for label in levels],
+        "by_attempts": attempts_of(0.25, 0.5) if reflected else attempts_of(0.25),
+        "by_level": [group(label, 50, 0.5, tokens=20.0 + n) for n, label in enumerate(levels)],
         "by_earlier": [],
         "by_reflections": [group("0", 90, 0.5), group("1", 10, 0.6)],
         "correct": {"p0": True},
@@ -83,11 +94,13 @@ def test_stages_stand_beside_each_other():
     assert titles(charts) == [
         "What became of answers that were reflected on",
         "How well reflections judge",
+        "Accuracy if each answer ended with its n-th attempt",
         "Accuracy against response length, tokens",
         "Accuracy by difficulty",
         "Accuracy by reflections in the answer",
+        "Response length by difficulty, tokens",
     ]
-    changes, verdicts, lengths, levels, _ = charts
+    changes, verdicts, _, lengths, levels, *_ = charts
     assert [key["label"] for key in changes["legend"]] == [legend for _, legend, _ in CHANGES]
     mended = changes["data"][1]
     assert mended["x"] == ["sft<br>n=10", "rl<br>n=40"] and mended["y"] == [0.5, 0.5]
@@ -107,7 +120,7 @@ def test_stages_stand_beside_each_other():
 def test_a_stage_has_one_colour_in_all_charts():
     charts = stage_charts([analysis_entry("sft", reflected=0), analysis_entry("rl")])
     by_stage = [chart["legend"] for chart in charts if len(chart["legend"]) == 2][1:]
-    assert len(by_stage) == 3 and all(legend == by_stage[0] for legend in by_stage)
+    assert len(by_stage) == 5 and all(legend == by_stage[0] for legend in by_stage)
 
 
 def test_what_there_is_nothing_to_compare_of_is_left_out():
@@ -117,6 +130,34 @@ def test_what_there_is_nothing_to_compare_of_is_left_out():
         "Accuracy by reflections in the answer",
     ]
     assert stage_charts([]) == []
+
+
+def test_attempts_are_a_line_for_each_stage():
+    silent, tuned, trained = (analysis_entry(stage) for stage in ("base", "sft", "rl"))
+    silent["by_attempts"] = []
+    tuned["by_attempts"], trained["by_attempts"] = attempts_of(0.2), attempts_of(0.2, 0.3, 0.6)
+    (chart,) = [c for c in stage_charts([silent, tuned, trained]) if "n-th" in c["title"]]
+    point, line = chart["data"]
+    assert (point["name"], point["x"], point["y"]) == ("sft", [1], [0.2])
+    assert (line["name"], line["x"], line["y"]) == ("rl", [1, 2, 3], [0.2, 0.3, 0.6])
+    assert line["text"][2] == "25 answers with 3" and line["error_y"]["array"] == [0.05] * 3
+    # No stage made a second attempt: there is nothing to see.
+    assert not [t for t in titles(stage_charts([silent, tuned])) if "n-th" in t]
+
+
+def test_lengths_are_drawn_by_difficulty():
+    charts = stage_charts([analysis_entry("sft", levels=("1",)), analysis_entry("rl")])
+    (chart,) = [c for c in charts if c["title"] == "Response length by difficulty, tokens"]
+    (bars,) = chart["data"]
+    assert (bars["name"], bars["x"], bars["y"]) == ("rl", ["1", "2"], [20.0, 21.0])
+    assert bars["error_y"]["array"] == [0.5, 0.5] and bars["text"][1] == "2 level: 50 answers"
+
+
+def test_entries_of_earlier_versions_have_the_charts_that_they_can_have():
+    entry = analysis_entry("sft")
+    entry["by_level"] = [group(label, 50, 0.5) for label in ("1", "2")]
+    del entry["by_attempts"]
+    assert [t for t in titles(stage_charts([entry])) if "n-th" in t or "Response length" in t] == []
 
 
 def test_verifications_have_a_row_for_each_stage():
@@ -154,4 +195,4 @@ def test_names_are_escaped_where_plotly_reads_them():
         assert HOSTILE not in str([chart["data"], chart["layout"]])
     assert html.escape(HOSTILE) in str(charts)
     # The legend is text to the page.
-    assert charts[2]["legend"][0]["label"] == HOSTILE
+    assert charts[3]["legend"][0]["label"] == HOSTILE

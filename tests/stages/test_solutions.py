@@ -43,6 +43,26 @@ def test_a_file_holds_every_sample_with_its_verdict(tmp_path: Path) -> None:
         assert not np.any(trajectory.logprobs)
 
 
+def test_solutions_may_be_longer_than_rollouts(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    long = config.solutions.model_copy(update={"max_new_tokens": 12})
+    short = config.rollout.model_copy(update={"max_new_tokens": 4})
+    config = config.model_copy(update={"rollout": short, "solutions": long})
+    with build_run(config) as run:
+        context = run.context(plan_stages(run.config)[-1])
+        engine = context.engine(context.model_folders.policy(context.policy_folder))
+        solver = context.solver(run.folder, run.books)
+        lengths = [
+            max(
+                t.num_response_tokens
+                for g in solver.solutions(engine, name=n, size=s)
+                for t, _ in g
+            )
+            for n, s in (("long", None), ("short", SIZE))
+        ]
+    assert lengths == [12, 4]
+
+
 @pytest.mark.parametrize("kept", [0, 1, 8, 13])
 def test_a_killed_run_samples_what_is_missing(
     kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -301,6 +301,25 @@ def test_scripted_agents_know_their_own_domain_only(tmp_path: Path) -> None:
         run_stages(config_of(path, "--synthesize.critic.kind", "scripted"))
 
 
+def test_bare_checks_are_demonstrated(tmp_path: Path) -> None:
+    options = ["--stages", '["synthesize"]', "--synthesize.num_problems", "8"]
+    run_stages(
+        load_config("configs/satori/gullible.toml", [*options, "--output_dir", str(tmp_path)])
+    )
+    path = tmp_path / "gullible" / "demonstrations.jsonl"
+    responses = [json.loads(line)["response"] for line in path.open()]
+    said = {text for r in responses for text in re.findall(r"<\|reflect\|> ([^<]+)", r)}
+    assert {"right", "over", "under"} <= said
+    assert all(text in ("right", "over", "under") or text.startswith("left ") for text in said)
+
+
+def test_bare_checks_are_of_the_arithmetic_domain(tmp_path: Path) -> None:
+    path = config_file(tmp_path, "http://127.0.0.1:9/v1")
+    options = ["--synthesize.critic.kind", "scripted", "--synthesize.check", "bare"]
+    with pytest.raises(ConfigError, match=r'synthesize.check = "bare" is for data.source'):
+        run_stages(config_of(path, *options))
+
+
 def test_a_language_model_needs_a_name(tmp_path: Path) -> None:
     path = config_file(tmp_path, "http://127.0.0.1:9/v1")
     path.write_text(path.read_text().replace('model = "sums"\n', "", 1))

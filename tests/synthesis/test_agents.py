@@ -171,6 +171,17 @@ def test_verification_of_a_part_and_of_a_whole() -> None:
     assert verify(PROBLEM, ("p r", "\\boxed{ p r t }")) == "7 + 9 = 16 + 8 = 24 right"
 
 
+def test_a_bare_critic_says_the_verdict_alone() -> None:
+    critic = CheckingCritic(is_bare=True)
+    # 9 + 4 + 8 = 21, and 16 is asked for.
+    steps = ("r s", "\\boxed{ r s t }")
+    critique = asyncio.run(critic.criticise(MIDDLE, steps, transcript="", rng=rng()))
+    assert critique == Critique(1, "over", "less")
+    assert asyncio.run(critic.verify(PROBLEM, ("p r",), rng=rng())) == "left 8"
+    whole = ("p r", "\\boxed{ p r t }")
+    assert asyncio.run(critic.verify(PROBLEM, whole, rng=rng())) == "right"
+
+
 def test_agents_refuse_other_problems() -> None:
     other = Problem("sum", "2 + 2", "4")
     with pytest.raises(ValueError, match="not a problem of the built-in domain"):

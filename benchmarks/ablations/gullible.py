@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two restart buffers are for: verdicts of a model whose checks show no sum.
+
+    python -m benchmarks.ablations.gullible --seeds 0 1 2 --repeats 3
+
+For each seed one format-tuned model of configs/satori/gullible.toml, which has learnt to say
+verdicts and not how to come by true ones, and from it every arm, `repeats` times with other seeds
+of its own: `both` is the config, which trains on restarts alone, `right_only` has those from right
+solutions (D+), `wrong_only` those from wrong ones (D-), and `none` whole problems instead. Error
+recall is the share of wrong answers that a reflection changed, right kept that of right ones left
+alone; whoever says the same always has a sum of 1. The predictions are in benchmarks/README.md. The
+command can be run again until it is done.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.ablations.runs import (
+    OTHER_SEED,
+    Arm,
+    Entry,
+    from_models,
+    parser,
+    run,
+    run_repeats,
+)
+from benchmarks.ablations.tables import write_table
+
+CONFIG = "configs/satori/gullible.toml"
+TUNING = ("--stages", '["synthesize", "supervised"]')
+# Predictions were written before the runs; benchmarks/README.md has them in full.
+ARMS = {
+    "none": Arm(("--reinforce.restarts.enabled", "false")),
+    "right_only": Arm(
+        ("--reinforce.restarts.incorrect_weight", "0.0"),
+        "accepts always: right kept above 0.9, error recall below 0.2",
+        against="none",
+    ),
+    "wrong_only": Arm(
+        ("--reinforce.restarts.correct_weight", "0.0"),
+        "revises always: error recall above 0.9, right kept below 0.2",
+        against="none",
+    ),
+    "both": Arm(prediction="keeps the two apart: a sum of the two above 1.3", against="none"),
+}
+FIELDS = (
+    "error_recall",
+    "right_kept",
+    "accuracy",
+    "wrong_to_right",
+    "right_to_wrong",
+    "reflections_per_answer",
+)
+
+
+def format_tuned(seed: int, folder: Path) -> Entry:
+    """The summary entry of the model that every arm of a seed starts from."""
+    return run(CONFIG, f"tuned-{seed}", folder, *TUNING, "--seed", str(seed))["supervised"]
+
+
+def reinforced(arm: str, seed: int, repeat: int, folder: Path) -> Entry:
+    """The summary entry of one run of an arm from the tuned model of `seed`."""
+    model = folder / f"tuned-{seed}" / "models" / "supervised"
+    start = from_models(model, seed=seed + OTHER_SEED * (repeat + 1))
+    return run(CONFIG, f"{arm}-{seed}-{repeat}", folder, *start, *ARMS[arm].overrides)["reinforce"]
+
+
+def main() -> None:
+    options = parser(
+        str(__doc__).splitlines()[0],
+        list(ARMS),
+        folder="runs/gullible",
+        output="benchmarks/results/gullible.json",
+        repeats=3,
+    ).parse_args()
+    tuned, arms = run_repeats(options, format_tuned, reinforced)
+    write_table(
+        options.output,
+        "benchmarks.ablations.gullible",
+        {"format_tuning": [[entry] for entry in tuned], **arms},
+        arms=ARMS,
+        seeds=options.seeds,
+        fields=FIELDS,
+    )
+
+
+if __name__ == "__main__":
+    main()
