@@ -8,7 +8,8 @@ A reflection carries out again what is written to the left of "=" and compares. 
 it checks that one (a local check); after an answer it goes through all that led there, up to the
 first that differs:
 
-    ... <|continue|> \\boxed{ 16 }<|reflect|> 37 + 25 = 62 ; 62 - 8 = 54 wrong<|explore|> 62 - 8 = 54
+    ... <|continue|> \\boxed{ 16 }<|reflect|> 37 + 25 = 62 ; 62 - 8 = 54 wrong
+    <|explore|> 62 - 8 = 54 ...
 
 An exploration is the operation done rightly. It takes the place of the wrong one, and what stood
 after that falls. Problems and the words themselves are `chains`; who writes such responses is

@@ -2,21 +2,21 @@
 """Scripted agents of Satori's data synthesis for chains: a calculator who slips, and a critic who
 calculates again.
 
-Two demonstrations, broken into lines: the first slip of one is found where it was made, that of the
-other after the answer.
+Two demonstrations, broken into lines: the slip of one is found where it was made, that of the other
+after the answer.
 
-    start 38 plus 5 minus 9 plus 2 minus 1 plus 8 plus 8
+    start 81 plus 6 plus 8 minus 2 swap minus 2 swap
 
-    38 + 5 = 43<|continue|> 43 - 9 = 34<|reflect|> 43 - 9 = 34 right<|continue|> 34 + 2 = 36
-    <|continue|> 36 - 1 = 35<|continue|> 35 + 8 = 27<|reflect|> 35 + 8 = 43 wrong
-    <|explore|> 35 + 8 = 43<|continue|> 43 + 8 = 51<|continue|> \\boxed{ 51 }
+    81 + 6 = 87<|continue|> 87 + 8 = 95<|reflect|> 87 + 8 = 95 right<|continue|> 95 - 2 = 93
+    <|continue|> swap 93 = 93<|reflect|> swap 93 = 39 wrong<|explore|> swap 93 = 39
+    <|continue|> 39 - 2 = 37<|continue|> swap 37 = 73<|continue|> \\boxed{ 73 }
 
-    start 51 plus 2 swap plus 5 minus 5 plus 8 swap
+    start 94 swap minus 6 swap swap minus 2 swap
 
-    51 + 2 = 53<|continue|> swap 53 = 35<|continue|> 35 + 5 = 40<|continue|> 40 - 5 = 55
-    <|continue|> 55 + 8 = 47<|continue|> swap 47 = 74<|continue|> \\boxed{ 74 }
-    <|reflect|> 51 + 2 = 53 ; swap 53 = 35 ; 35 + 5 = 40 ; 40 - 5 = 35 wrong
-    <|explore|> 40 - 5 = 35<|continue|> 35 + 8 = 43<|continue|> swap 43 = 34<|continue|> \\boxed{ 34 }
+    swap 94 = 49<|continue|> 49 - 6 = 43<|continue|> swap 43 = 34<|continue|> swap 34 = 43
+    <|continue|> 43 - 2 = 44<|continue|> swap 44 = 44<|continue|> \\boxed{ 44 }
+    <|reflect|> swap 94 = 49 ; 49 - 6 = 43 ; swap 43 = 34 ; swap 34 = 43 ; 43 - 2 = 41 wrong
+    <|explore|> 43 - 2 = 41<|continue|> swap 41 = 14<|continue|> \\boxed{ 14 }
 
 How such text reads is `data.chain_actions`, what the roles are asked for is `agents`, and which
 domain has which agents is `scripted_agents`.
