@@ -19,10 +19,11 @@ after that falls. Problems and the words themselves are `chains`; who writes suc
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from satori_fast.data.chains import STEP_END, VERDICTS, Operation
+from satori_fast.data.chains import STEP_END, VERDICTS, Operation, parse_chain
 from satori_fast.data.formats.coat import EXPLORE, META_ACTION_TOKENS, REFLECT, split_actions
 
 _STEP = re.compile(
@@ -97,9 +98,15 @@ def standing_steps(text: str) -> tuple[str, ...]:
     >>> standing_steps("9 + 1 = 11<|reflect|> 9 + 1 = 10 wrong<|explore|> 9 + 1 = 10")
     ('9 + 1 = 10',)
     """
+    last = deque(_standing(split_actions(text)), maxlen=1)
+    return tuple(last[0]) if last else ()
+
+
+def _standing(actions: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the steps that stand after each action, in a list that changes with the next."""
     steps: list[str] = []
     checked = 0  # where the operation stands that the last reflection ended with
-    for action in split_actions(text):
+    for action in actions:
         content = _content(action)
         if action.startswith(REFLECT):
             is_whole = bool(steps) and is_answer(steps[-1])
@@ -108,7 +115,40 @@ def standing_steps(text: str) -> tuple[str, ...]:
             steps[checked:] = [content]
         else:
             steps.append(content)
-    return tuple(steps)
+        yield steps
+
+
+def slip_counts(question: str, response: str) -> dict[str, float]:
+    """Count the slips in a response, and those that a local check mends, for an evaluation.
+
+    "slips": operations with a wrong result, of the wrong kind, or that do not go on from the number
+    before them; corrections are operations too. "slips_mended": share of them that are followed at
+    once by a reflection and the right operation; absent without a slip.
+
+    >>> slip_counts("start 1 plus 2", "1 + 2 = 4<|reflect|> 1 + 2 = 3 wrong<|explore|> 1 + 2 = 3")
+    {'slips': 1.0, 'slips_mended': 1.0}
+    """
+    chain, actions = parse_chain(question), split_actions(response)
+    mended: list[bool] = []
+    for number, steps in enumerate(_standing(actions), start=1):
+        place = len(steps) - 1
+        is_step = not actions[number - 1].startswith(REFLECT) and not is_answer(steps[-1])
+        if not is_step or place >= len(chain.operations):
+            continue
+        value = chain.start if place == 0 else _result(steps[-2])
+        right = None if value is None else chain.operations[place].step(value)
+        if steps[-1] != right:
+            check, correction = (*actions[number : number + 2], "", "")[:2]
+            is_mended = check.startswith(REFLECT) and correction.startswith(EXPLORE)
+            mended.append(is_mended and _content(correction) == right)
+    counts = {"slips": float(len(mended))}
+    return counts | ({"slips_mended": sum(mended) / len(mended)} if mended else {})
+
+
+def _result(step: str) -> int | None:
+    """The number that a step ends with, None for text that is no operation."""
+    found = _STEP.fullmatch(step)
+    return int(found["result"]) if found else None
 
 
 def _content(action: str) -> str:

@@ -13,6 +13,7 @@ from satori_fast.data.chain_actions import (
     check_text,
     is_answer,
     read_step,
+    slip_counts,
     standing_steps,
 )
 from satori_fast.data.chains import Operation, check_steps, expert_steps, parse_chain
@@ -143,6 +144,44 @@ def test_corrected_solutions_are_right_step_by_step() -> None:
     *steps, answer = standing_steps(LOCAL)
     assert check_steps(" ; ".join(steps), CHAIN) == (True,) * 4
     assert answer == "\\boxed{ 54 }"
+
+
+# --- slips of an evaluation ----------------------------------------------------------------------
+
+SLIP, LATER = f"37 + 25 = 62{CONTINUE} 62 - 8 = 70", f"{CONTINUE} swap 70 = 7{CONTINUE} 7 + 9 = 16"
+
+
+@pytest.mark.parametrize(
+    ("response", "slips", "mended"),
+    [
+        (LOCAL, 1, 1.0),
+        (CONTINUE.join(expert_steps(CHAIN)), 0, None),
+        # What goes on rightly from a slip is none; the check of the answer is no local one.
+        (WRONG, 1, 0.0),
+        (f"{WHOLE}{CONTINUE} swap 54 = 45", 1, 0.0),
+        # Confirmed, left without a correction, corrected wrongly, which is a slip too.
+        (f"{SLIP}{REFLECT} 62 - 8 = 70 right{LATER}", 1, 0.0),
+        (f"{SLIP}{REFLECT} 62 - 8 = 54 wrong{LATER}", 1, 0.0),
+        (f"{SLIP}{REFLECT} 62 - 8 = 53 wrong{EXPLORE} 62 - 8 = 53", 2, 0.0),
+        # Left alone; corrected wrongly; and that correction mended.
+        (
+            f"37 + 25 = 12{CONTINUE} 12 - 8 = 20{REFLECT} 12 - 8 = 5 wrong{EXPLORE} 12 - 8 = 5"
+            f"{REFLECT} 12 - 8 = 4 wrong{EXPLORE} 12 - 8 = 4",
+            3,
+            1 / 3,
+        ),
+        # True equations that are not what is asked there, or do not go on from the number before.
+        (f"37 + 25 = 62{CONTINUE} 62 - 7 = 55", 1, 0.0),
+        (f"37 + 25 = 62{CONTINUE} 61 - 8 = 53{CONTINUE} swap 53 = 35", 1, 0.0),
+        # After words no number stands; what comes after the last operation is not counted.
+        (f"hm{CONTINUE} 62 - 8 = 54{CONTINUE} swap 54 = 45", 2, 0.0),
+        (f"{CONTINUE.join(expert_steps(CHAIN)[:-1])}{CONTINUE} 54 + 9 = 1", 0, None),
+        ("", 0, None),
+    ],
+)
+def test_slips_are_counted(response: str, slips: int, mended: float | None) -> None:
+    expected = {"slips": slips} | ({} if mended is None else {"slips_mended": mended})
+    assert slip_counts(CHAIN.question, response) == pytest.approx(expected)
 
 
 def test_examples_of_the_docstring() -> None:

@@ -177,6 +177,22 @@ def test_reflections_in_the_middle_make_no_attempts(pool: GradingPool) -> None:
     assert result.reflections_per_answer == 2
 
 
+def test_a_domain_counts_beside_the_format(pool: GradingPool) -> None:
+    problems = [Problem(str(i), f"sum {i}", "4") for i in range(3)]
+    script = {f"sum {i}": [box(4)] for i in range(3)}
+
+    def counts(question: str, response: str) -> dict[str, float]:
+        number = float(question[-1])
+        assert response == box(4)
+        return {"number": number} | ({"rare": 7.0} if number == 2 else {})
+
+    engine = ScriptedEngine(RENDERER, script)
+    result = evaluate(engine, problems, max_new_tokens=9, pool=pool, counts=counts)
+    # Over those that have it: 0, 1 and 2, and one 7.
+    assert result.format_metrics == {"reflections_per_answer": 0.0, "number": 1.0, "rare": 7.0}
+    assert result.metrics()["eval/rare"] == 7.0
+
+
 def test_lengths_and_truncation(pool: GradingPool) -> None:
     # "\\boxed{ 4 }" is three tokens, the end of the text a fourth.
     result = evaluated({"short": box(4), "long": f"p q {box(4)}"}, pool, max_new_tokens=4)
