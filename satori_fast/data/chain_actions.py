@@ -121,9 +121,10 @@ def _standing(actions: Iterable[str]) -> Iterator[list[str]]:
 def slip_counts(question: str, response: str) -> dict[str, float]:
     """Count the slips in a response, and those that a local check mends, for an evaluation.
 
-    "slips": operations with a wrong result, of the wrong kind, or that do not go on from the number
-    before them; corrections are operations too. "slips_mended": share of them that are followed at
-    once by a reflection and the right operation; absent without a slip.
+    "slips" ("eval/slips" in the metrics): operations with a wrong result, of the wrong kind, or that
+    do not go on from the number before them; corrections are operations too. "slips_mended"
+    ("eval/slips_mended"): share of them that are followed at once by a reflection and the right
+    operation; absent without a slip.
 
     >>> slip_counts("start 1 plus 2", "1 + 2 = 4<|reflect|> 1 + 2 = 3 wrong<|explore|> 1 + 2 = 3")
     {'slips': 1.0, 'slips_mended': 1.0}
