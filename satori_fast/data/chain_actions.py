@@ -121,8 +121,8 @@ def _standing(actions: Iterable[str]) -> Iterator[list[str]]:
 def slip_counts(question: str, response: str) -> dict[str, float]:
     """Count the slips in a response, and those that a local check mends, for an evaluation.
 
-    "slips" ("eval/slips" in the metrics): operations with a wrong result, of the wrong kind, or that
-    do not go on from the number before them; corrections are operations too. "slips_mended"
+    "slips" ("eval/slips"): operations with a wrong result, of the wrong kind, or that do not go on
+    from the number before them; corrections are operations too. "slips_mended"
     ("eval/slips_mended"): share of them that are followed at once by a reflection and the right
     operation; absent without a slip.
 
