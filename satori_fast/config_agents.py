@@ -11,9 +11,11 @@ from pydantic import Field, field_validator, model_validator
 from satori_fast.config_sections import Section
 from satori_fast.redaction import has_credentials
 
+Check = Literal["worked", "bare"]
+
 
 class AgentConfig(Section):
-    """A language model in a role of synthesis, or the scripted agent of the built-in domain."""
+    """A language model in a role of synthesis, or the scripted agent of a built-in domain."""
 
     kind: Literal["scripted", "endpoint", "embedded", "vllm", "scalar"] = "scripted"
     """scripted, endpoint (OpenAI-compatible server), embedded or vllm (engines), scalar (a reward
@@ -113,8 +115,9 @@ class SynthesizeConfig(Section):
     confirm_share: float = Field(default=0.0, ge=0, le=1)
     """share of corrected trajectories that end with a confirming reflection (the paper: 0)"""
     generator_skill: float = Field(default=0.3, gt=0, lt=1)
-    """scripted generator: share of attempts that are right"""
-    check: Literal["worked", "bare"] = "worked"
+    """scripted generator: share of attempts that are right (chains: of solutions from the question
+    alone; each of L operations is right with the L-th root of it)"""
+    check: Check = "worked"
     """scripted critic: reflections show their sum, or give the verdict alone"""
     num_concurrent: int = Field(default=256, gt=0)
     """problems that language models work on at once"""

@@ -85,6 +85,11 @@ class Operation:
             return 10 * ones + tens
         return (value + (self.operand if self.kind == "plus" else -self.operand)) % MODULUS
 
+    def confuse(self, value: int) -> int:
+        """The number that carelessness gives: it adds for minus, subtracts for plus, forgets to
+        swap. Some numbers it leaves right: 77 swapped is 77."""
+        return value if self.kind == "swap" else self.inverse.apply(value)
+
     def step(self, value: int, result: int | None = None) -> str:
         """The operation written out for the number before it. result: None is the right one.
 
@@ -163,8 +168,7 @@ def careless_steps(
     for operation in chain.operations:
         after, thought = operation.apply(value), f"{value} {operation.title}"
         if rng.random() < share:
-            after = value if operation.kind == "swap" else operation.inverse.apply(value)
-            thought = "next"
+            after, thought = operation.confuse(value), "next"
         steps.append(operation.step(value, after))
         thoughts.append(thought)
         value = after

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The built-in domains, a row each: `data.source` names one, and nothing else tells them apart.
 
-A row says who draws problems, which words a tokenizer needs, and who writes plain solutions to
-imitate, if anyone does. Problems and texts themselves are `arithmetic` and `chains`.
+A row says who draws problems, which words a tokenizer needs, who writes plain solutions to imitate,
+if anyone does, and what is counted in responses. Problems and texts themselves are `arithmetic`,
+`chains` and `chain_actions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 
 from satori_fast.data import arithmetic, chains
+from satori_fast.data.chain_actions import slip_counts
 from satori_fast.data.drawn_problems import DrawnProblems
+from satori_fast.data.formats.coat import COAT
 from satori_fast.data.steps import ExpertStep
 from satori_fast.types import Demonstration, Problem
+
+Counts = Callable[[str, str], Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class Domain:
     steps:    the same as titled steps, the last of which states the answer; None where a step is no
               easier than the problem.
     slips:    the steps, and thoughts, of a pupil of whom a share of steps slips.
+    counts:   of a question and a response, what evaluations show means of; by format.
     """
 
     problems: type[DrawnProblems]
@@ -37,6 +43,7 @@ class Domain:
     solution: Callable[[str], str] | None = None
     steps: Callable[[str], tuple[ExpertStep, ...]] | None = None
     slips: Callable[[str, float, np.random.Generator], tuple[ExpertStep, ...]] | None = None
+    counts: Mapping[str, Counts] = field(default_factory=lambda: MappingProxyType({}))
 
     def demonstrations(self, problems: Iterable[Problem]) -> list[Demonstration]:
         """Write the expert's plain solution of each problem."""
@@ -85,6 +92,7 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
             lambda question: chains.solution_text(chains.parse_chain(question)),
             _chain_steps,
             _careless_chain_steps,
+            MappingProxyType({COAT.name: slip_counts}),
         ),
     }
 )

@@ -37,7 +37,7 @@ from satori_fast.types import Problem, RolloutResult, Trajectory
 class EvaluationResult:
     """accuracy in [0, 1]; standard_error of it; response tokens and the format's counts are means.
 
-    format:           of the responses. format_metrics: means of what it counts.
+    format:           of the responses. format_metrics: means of what it, or the domain, counts.
     rollout:          its trajectories have their verdict as rule reward, and where the format has
                       verifications the verdict on each action.
     correct, attempts: the verdict on each answer, and the answers that stood on the way to it.
@@ -136,10 +136,12 @@ def evaluate(
     pool: Grader,
     right: float = 0.0,
     wrong: float = -1.0,
+    counts: Callable[[str, str], Mapping[str, float]] | None = None,
 ) -> EvaluationResult:
     """One greedy response per problem, graded. Raises ValueError when there is no problem.
 
-    right, wrong: rule rewards of the answers.
+    right, wrong: rule rewards of the answers. counts: of a question and a response, what is counted
+    beside what the format counts.
     """
     if not problems:
         raise ValueError("evaluation has no problem: check data.eval_source")
@@ -152,12 +154,13 @@ def evaluate(
     trajectories = tuple(score(rollout.trajectories, rewards))
     correct = tuple(t.reward is not None and t.reward.correct is True for t in trajectories)
     accuracy = float(np.mean(correct))
+    own = [counts(t.problem.question, full_response(t)) for t in trajectories] if counts else []
     return EvaluationResult(
         accuracy=accuracy,
         standard_error=float(np.sqrt(accuracy * (1 - accuracy) / len(problems))),
         num_problems=len(problems),
         format=format,
-        format_metrics=mean_metrics(trajectories, engine.renderer.format_of),
+        format_metrics=mean_metrics(trajectories, engine.renderer.format_of) | _means(own),
         mean_response_tokens=rollout.num_generated_tokens / len(problems),
         truncated=float(np.mean([t.finish == "length" for t in trajectories])),
         rollout=replace(rollout, trajectories=trajectories),
@@ -170,7 +173,11 @@ def mean_metrics(
     trajectories: Sequence[Trajectory], format_of: Callable[[Problem], ResponseFormat]
 ) -> dict[str, float]:
     """Means of what the format of each response counts, by its names, over those that have it."""
-    counts = [format_of(t.problem).metrics(t) for t in trajectories]
+    return _means([format_of(t.problem).metrics(t) for t in trajectories])
+
+
+def _means(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each count over those that have it."""
     names = dict.fromkeys(name for own in counts for name in own)
     return {name: float(np.mean([own[name] for own in counts if name in own])) for name in names}
 

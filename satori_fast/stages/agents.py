@@ -29,8 +29,8 @@ from satori_fast.config import (
     SrlConfig,
     SynthesizeConfig,
 )
+from satori_fast.config_agents import Check
 from satori_fast.data.control_tokens import ControlTokens
-from satori_fast.data.domains import ARITHMETIC
 from satori_fast.data.formats.plain import PLAIN
 from satori_fast.data.formats.trials import WORDS
 from satori_fast.data.packing import PackingSpec
@@ -47,13 +47,7 @@ from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.engines import has_port, write_engine_folder
 from satori_fast.stages.models import limit_vocabulary
 from satori_fast.stages.scoring import score_trajectories
-from satori_fast.synthesis.agents import (
-    CheckingCritic,
-    RepetitionRewardModel,
-    RewardModel,
-    SlippingGenerator,
-    Unusable,
-)
+from satori_fast.synthesis.agents import Critic, RewardModel, Unusable
 from satori_fast.synthesis.chat import ChatModel, ChatSampling
 from satori_fast.synthesis.endpoint_chat import EndpointChat, EndpointSettings
 from satori_fast.synthesis.engine_chat import EngineChat
@@ -65,6 +59,7 @@ from satori_fast.synthesis.language_agents import (
     without_tokens,
 )
 from satori_fast.synthesis.pipeline import SynthesisAgents
+from satori_fast.synthesis.scripted_agents import SCRIPTED_AGENTS
 from satori_fast.synthesis.step_agents import LanguageRewriter
 from satori_fast.synthesis.trial_agents import (
     SCRIPTED_VERIFIERS,
@@ -154,22 +149,37 @@ class AgentModels:
 
 
 def synthesis_agents(
-    config: SynthesizeConfig, models: AgentModels, *, pool: GradingPool, parallel: ParallelState
+    config: SynthesizeConfig,
+    models: AgentModels,
+    *,
+    source: str,
+    pool: GradingPool,
+    parallel: ParallelState,
 ) -> SynthesisAgents:
-    """The agents of synthesis. pool: grades what language models write."""
+    """The agents of synthesis. source: of the problems, as `data.source` says. pool: grades what
+    language models write."""
     generator, critic = models.chat("generator"), models.chat("critic")
     reward_model: RewardModel
     if config.reward_model.kind == "scalar":
         reward_model = ScalarRewardModel(config.reward_model, parallel)
     else:
         chat = models.chat("reward_model")
-        reward_model = LanguageRewardModel(chat) if chat else RepetitionRewardModel()
+        reward_model = LanguageRewardModel(chat) if chat else SCRIPTED_AGENTS[source].reward_model()
     return SynthesisAgents(
-        LanguageGenerator(generator) if generator else SlippingGenerator(config.generator_skill),
-        LanguageCritic(critic) if critic else CheckingCritic(is_bare=config.check == "bare"),
+        LanguageGenerator(generator)
+        if generator
+        else SCRIPTED_AGENTS[source].generator(config.generator_skill),
+        LanguageCritic(critic) if critic else _scripted_critic(source, config.check),
         reward_model,
         pool if generator else None,
     )
+
+
+def _scripted_critic(source: str, check: Check) -> Critic:
+    agents = SCRIPTED_AGENTS[source]
+    made = agents.critic if check == "worked" else agents.bare_critic
+    assert made is not None  # `check_agents`
+    return made()
 
 
 def trial_agents(config: InitialiseConfig, models: AgentModels, *, source: str) -> TrialAgents:
@@ -250,20 +260,20 @@ def check_agents(config: Config, *, world_size: int, environment: Mapping[str, s
     """ConfigError for agents of synthesis that cannot work: on this data, in this many processes,
     without a key or a model."""
     source = config.data.source
-    if config.synthesize.check == "bare" and source != ARITHMETIC:
+    bare = [name for name, agents in SCRIPTED_AGENTS.items() if agents.bare_critic]
+    if config.synthesize.check == "bare" and source not in bare:
         raise ConfigError(
-            f'synthesize.check = "bare" is for data.source = "{ARITHMETIC}", and "{source}" has no '
-            "such checks: take it out"
+            f'synthesize.check = "bare" is for data.source = "{", ".join(bare)}", and "{source}" '
+            "has no such checks: take it out"
         )
     for role, agent in agent_configs(config.synthesize).items():
         key = f"synthesize.{role}"
         if agent.kind != "scripted":
             _check_agent(agent, key, world_size=world_size, environment=environment)
-        elif source != ARITHMETIC:
+        elif source not in SCRIPTED_AGENTS:
             raise ConfigError(
-                f'{key}.kind = "scripted" knows data.source = "{ARITHMETIC}" only, not '
-                f'"{source}": name a language model, or take synthesize out of stages and set '
-                "supervised.source"
+                f'{key}.kind = "scripted" knows the built-in domains only, not "{source}": name a '
+                "language model, or take synthesize out of stages and set supervised.source"
             )
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.backbone.step import Learner
 from satori_fast.config import Config
+from satori_fast.data.domains import DOMAINS
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.rewards.worker import FunctionWorker
@@ -114,8 +115,16 @@ class Context:
     def evaluator(self, books: Books) -> Evaluator:
         """The evaluation of this run."""
         config = self.config
-        limit = config.rollout.max_new_tokens
-        return Evaluator(self.heldout, config.evaluation, limit, self.grader, books, config.reward)
+        domain = DOMAINS.get(config.data.source)
+        return Evaluator(
+            self.heldout,
+            config.evaluation,
+            config.rollout.max_new_tokens,
+            self.grader,
+            books,
+            config.reward,
+            domain.counts.get(config.data.format) if domain else None,
+        )
 
     def sampling(self, *, num_samples: int = 1, seed: int = 0) -> SamplingParams:
         """Sampling by the settings of the section `rollout`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from satori_fast.config import EvaluationConfig, RewardConfig
+from satori_fast.data.domains import Counts
 from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
 from satori_fast.grading import Grader
 from satori_fast.rollout.restarting import Restarting, ServedWeights
@@ -41,6 +42,7 @@ class Evaluator:
     """Greedy accuracy on the held-out problems of a run. Implements `Validator`.
 
     max_new_tokens: response limit where `config` has none. reward: of right and of wrong answers.
+    counts: what the problems' domain counts in a response, if anything.
     """
 
     problems: Sequence[Problem]
@@ -49,6 +51,7 @@ class Evaluator:
     grader: Grader
     books: Books
     reward: RewardConfig
+    counts: Counts | None
 
     def evaluate(self, engine: Restarting) -> EvaluationResult:
         """Evaluate what `engine` serves; span "evaluate"."""
@@ -61,6 +64,7 @@ class Evaluator:
                 pool=self.grader,
                 right=self.reward.right,
                 wrong=self.reward.wrong,
+                counts=self.counts,
             )
         self.books.spans.count("evaluate", result.rollout.num_generated_tokens)
         return result

@@ -77,7 +77,11 @@ async def _synthesize(context: Context, folder: Path) -> Metrics:
             seed=lambda role: seeds.of(stage, role),
         )
         agents = synthesis_agents(
-            config.synthesize, models, pool=context.grader.pool, parallel=context.parallel
+            config.synthesize,
+            models,
+            source=config.data.source,
+            pool=context.grader.pool,
+            parallel=context.parallel,
         )
         options = synthesis_options(config.synthesize, seed=seeds.of(stage))
         await work_through(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agents of Satori's data synthesis (appendix C), and scripted ones for the built-in domain.
+"""The agents of Satori's data synthesis (appendix C), and scripted ones for arithmetic.
 
 A solution is a list of steps, each the text of one action without its meta-action token. The
 scripted agents answer exactly as language models are asked to (`language_agents`): the generator
@@ -47,7 +47,8 @@ class Unusable(Exception):
 class Critique:
     """Criticism of a wrong solution.
 
-    wrong_step: index of the first wrong step; the solution is kept up to it, that step included.
+    wrong_step: index of the first wrong step, or of the answer where that is judged as a whole; the
+                solution is kept up to it, that step included.
     mistake:    becomes the ``<|reflect|>`` action.   hint: becomes the ``<|explore|>`` action.
     """
 

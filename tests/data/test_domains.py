@@ -7,6 +7,7 @@ import pytest
 
 from satori_fast.data.chains import parse_chain
 from satori_fast.data.domains import ARITHMETIC, DOMAINS
+from satori_fast.data.formats import FORMATS
 from satori_fast.data.tokenizer import build_word_tokenizer, check_known
 from satori_fast.grading import extract_answer
 
@@ -26,6 +27,13 @@ def test_rows_draw_problems_in_their_own_words(name: str) -> None:
 def test_who_has_plain_solutions_to_imitate() -> None:
     assert {name for name, domain in DOMAINS.items() if domain.solution} == {"chains"}
     assert ARITHMETIC in DOMAINS
+
+
+def test_what_is_counted_in_which_format() -> None:
+    counted = {(name, format) for name, domain in DOMAINS.items() for format in domain.counts}
+    assert counted == {("chains", "coat")} and "coat" in FORMATS
+    found = DOMAINS["chains"].counts["coat"]("start 37 plus 25", "37 + 25 = 63")
+    assert found == {"slips": 1.0, "slips_mended": 0.0}
 
 
 def test_demonstrations_are_right_and_in_order() -> None:

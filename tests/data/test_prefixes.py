@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from satori_fast.data.arithmetic import domain_words, expert_steps, parse_puzzle
+from satori_fast.data.chains import domain_words as chain_words
 from satori_fast.data.formats.coat import REFLECT
 from satori_fast.data.prefixes import (
     CutAfter,
@@ -145,6 +146,26 @@ def test_cuts_that_are_allowed_make_a_restart() -> None:
         "a<|continue|> 1<|reflect|>",
         "a<|reflect|>",
     ]
+
+
+def test_chains_can_be_cut_anywhere() -> None:
+    text = (
+        "37 + 25 = 62<|continue|> 62 - 8 = 70<|reflect|> 62 - 8 = 54 wrong<|explore|> 62 - 8 = 54"
+        "<|continue|> swap 54 = 45<|continue|> \\boxed{ 45 }"
+    )
+    renderer = PromptRenderer(build_word_tokenizer(chain_words()), PLAIN_TEMPLATE, 64)
+    problem = Problem("one", "start 37 plus 25 minus 8 swap", "45")
+    ids = np.asarray([*renderer.encode(text), renderer.eos_id])
+    source = build_trajectory(problem, ids, renderer=renderer, group_id=0, finish="stop")
+    assert restart_cuts(source, 7, cut_after="action") == [0, 1, 2, 3, 4, 5]
+    assert restart_cuts(source, 7, cut_after="step") == [0, 1, 4, 5]
+    assert restart_cuts(source, 7, cut_after="answer") == [0]
+    # The label is of the final answer: one of these right sources stands at a slip, one before it.
+    at_slip, before = restart_prefixes(source, correct=True, backtrack=[4, 5])
+    assert at_slip.prefix == Prefix(
+        "37 + 25 = 62<|continue|> 62 - 8 = 70<|reflect|>", "restart", correct=True
+    )
+    assert before.prefix == Prefix("37 + 25 = 62<|reflect|>", "restart", correct=True)
 
 
 # --- the buffer ----------------------------------------------------------------------------------

@@ -161,6 +161,38 @@ def test_attempts_are_the_answers_that_stood_before_reflections_and_at_the_end(
     assert attempts["wrong, confirmed"] == (Attempt("5", False), Attempt("5", False))
 
 
+def test_reflections_in_the_middle_make_no_attempts(pool: GradingPool) -> None:
+    # One box and two reflections before it; then two boxes, with a reflection between and one on
+    # the way to the second.
+    once = f"1<|reflect|> no<|explore|> 2<|reflect|> yes<|continue|> {box(4)}"
+    twice = f"1<|continue|> {box(5)}<|reflect|> no<|explore|> 2<|reflect|> yes<|continue|> {box(4)}"
+    result = evaluated({"once": once, "twice": twice}, pool)
+    assert result.attempts == (
+        (Attempt("4", True),),
+        (Attempt("5", False), Attempt("4", True)),
+    )
+    assert result.self_correction == MENDED
+    quality = result.verdict_quality
+    assert (quality.num_on_wrong, quality.num_changed, quality.num_on_right) == (1, 1, 0)
+    assert result.reflections_per_answer == 2
+
+
+def test_a_domain_counts_beside_the_format(pool: GradingPool) -> None:
+    problems = [Problem(str(i), f"sum {i}", "4") for i in range(3)]
+    script = {f"sum {i}": [box(4)] for i in range(3)}
+
+    def counts(question: str, response: str) -> dict[str, float]:
+        number = float(question[-1])
+        assert response == box(4)
+        return {"number": number} | ({"rare": 7.0} if number == 2 else {})
+
+    engine = ScriptedEngine(RENDERER, script)
+    result = evaluate(engine, problems, max_new_tokens=9, pool=pool, counts=counts)
+    # Over those that have it: 0, 1 and 2, and one 7.
+    assert result.format_metrics == {"reflections_per_answer": 0.0, "number": 1.0, "rare": 7.0}
+    assert result.metrics()["eval/rare"] == 7.0
+
+
 def test_lengths_and_truncation(pool: GradingPool) -> None:
     # "\\boxed{ 4 }" is three tokens, the end of the text a fourth.
     result = evaluated({"short": box(4), "long": f"p q {box(4)}"}, pool, max_new_tokens=4)

@@ -73,3 +73,14 @@ def test_samples_are_written_with_their_verdicts(tmp_path: Path) -> None:
         ("reinforce", 7, "sum 2"),
     ]
     assert [s["correct"] for s in samples] == [True, False]
+
+
+def test_slips_are_counted_where_the_domain_knows_the_format(tmp_path: Path) -> None:
+    chains = ("--data.source", "chains", "--data.levels", "[4]")
+    for number, (options, is_counted) in enumerate(
+        [(chains, True), ((*chains, "--data.format", "plain"), False), ((), False)]
+    ):
+        name = ("--name", f"run-{number}", "--stages", '["reinforce"]')
+        with build_run(tiny_config(tmp_path, *name, *options)) as run:
+            context = run.context(plan_stages(run.config)[-1])
+            assert (context.evaluator(run.books).counts is not None) is is_counted

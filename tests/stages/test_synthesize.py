@@ -20,6 +20,9 @@ import pytest
 
 from satori_fast.cli import main
 from satori_fast.config import Config, ConfigError, load_config
+from satori_fast.data.chain_actions import standing_steps
+from satori_fast.data.chains import expert_steps, parse_chain
+from satori_fast.data.formats.coat import EXPLORE
 from satori_fast.data.sources import load_demonstrations
 from satori_fast.data.tokenizer import train_tokenizer
 from satori_fast.grading import grade
@@ -292,12 +295,28 @@ def test_killed_and_resumed_against_a_vllm_server(tmp_path: Path) -> None:
     assert 5 <= num_kept < 24
 
 
+# --- scripted agents -----------------------------------------------------------------------------
+
+
+def test_chains_are_demonstrated_by_their_own_agents(tmp_path: Path) -> None:
+    options = ["--stages", '["synthesize"]', "--synthesize.num_problems", "20"]
+    options += ["--output_dir", f"'{tmp_path}'", "--data.num_train", "20"]
+    run_stages(load_config("configs/satori/chains.toml", options))
+    made, _ = load_demonstrations(str(tmp_path / "satori-chains" / "demonstrations.jsonl"), "coat")
+    assert {d.response.count(EXPLORE) for d in made} == {0, 1, 2}
+    for demonstration in made:
+        chain, answer = parse_chain(demonstration.problem.question), demonstration.problem.answer
+        assert answer is not None and grade(demonstration.response, answer).correct
+        assert len(chain.operations) == 6
+        assert standing_steps(demonstration.response) == expert_steps(chain)
+
+
 # --- settings ------------------------------------------------------------------------------------
 
 
-def test_scripted_agents_know_their_own_domain_only(tmp_path: Path) -> None:
+def test_scripted_agents_know_the_built_in_domains_only(tmp_path: Path) -> None:
     path = config_file(tmp_path, "http://127.0.0.1:9/v1")
-    with pytest.raises(ConfigError, match=r'synthesize.critic.kind = "scripted" knows'):
+    with pytest.raises(ConfigError, match=r'synthesize.critic.kind = "scripted" knows the'):
         run_stages(config_of(path, "--synthesize.critic.kind", "scripted"))
 
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from types import MappingProxyType
 
 import numpy as np
 
 from satori_fast.data.formats.format import ResponseFormat, TokenText, tiled
-from satori_fast.grading import standing_answers
+from satori_fast.grading import extract_answer, standing_answers
 from satori_fast.types import Prefix, Segment, SegmentKind, Trajectory
 
 CONTINUE, REFLECT, EXPLORE = "<|continue|>", "<|reflect|>", "<|explore|>"
@@ -90,13 +91,29 @@ class Coat(ResponseFormat):
         ]
 
     def attempts(self, text: str) -> list[str]:
-        """List the boxed answer that stands before each reflection, where there is one.
+        """List the boxed answer that each reflection judges, where it judges one.
+
+        It judges the last answer before it, unless a reflection has judged that already and the
+        response went on since: then it is about a step on the way to the next.
 
         >>> COAT.attempts(r"\\boxed{1}<|reflect|> no<|explore|> \\boxed{2}<|reflect|> yes")
         ['1', '2']
+        >>> COAT.attempts(r"\\boxed{1}<|reflect|> no<|explore|> 2<|reflect|> yes<|continue|> 3")
+        ['1']
         """
-        cuts = [match.start() for match in re.finditer(re.escape(REFLECT), text)]
-        return [answer for answer in standing_answers(text, cuts) if answer is not None]
+        actions = split_actions(text)
+        standing = standing_answers(text, list(accumulate(map(len, actions))))
+        answers: list[str] = []
+        is_judged = is_left = False
+        for action, answer, following in zip(actions, standing, actions[1:], strict=False):
+            if extract_answer(action) is not None:
+                is_judged = is_left = False
+            elif is_judged and not action.startswith(REFLECT):
+                is_left = True
+            if following.startswith(REFLECT) and answer is not None and not is_left:
+                answers.append(answer)
+                is_judged = True
+        return answers
 
     def metrics(self, trajectory: Trajectory) -> Mapping[str, float]:
         """Count the reflections that the response itself started, not the one of its prefix."""

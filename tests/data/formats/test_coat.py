@@ -194,6 +194,17 @@ def box(answer: int) -> str:
         (f"p<|reflect|> q {box(4)}<|reflect|> no", ["4"]),
         (f"{box(4)}<|explore|> {box(5)}<|reflect|> no", ["5"]),
         (f"{box(4)}<|reflect|> \\boxed{{5<|reflect|>", ["4"]),
+        # Reflections on the way to an answer judge none, neither the first nor one given up.
+        (f"p<|reflect|> ok<|continue|> {box(4)}", []),
+        (f"p<|reflect|> ok<|continue|> {box(4)}<|reflect|> no", ["4"]),
+        (f"{box(4)}<|reflect|> no<|explore|> p<|reflect|> ok<|continue|> {box(5)}", ["4"]),
+        (
+            f"{box(4)}<|reflect|> no<|explore|> p<|reflect|> no<|explore|> q<|continue|> {box(4)}"
+            "<|reflect|> ok",
+            ["4", "4"],
+        ),
+        # An answer that is followed by more words of its own is judged all the same.
+        (f"{box(4)}<|continue|> p<|reflect|> no<|explore|> {box(5)}", ["4"]),
         ("\\boxed{ 4<|reflect|> }", []),
     ],
 )
