@@ -11,8 +11,6 @@ from pydantic import Field, field_validator, model_validator
 from satori_fast.config_sections import Section
 from satori_fast.redaction import has_credentials
 
-Check = Literal["worked", "bare"]
-
 
 class AgentConfig(Section):
     """A language model in a role of synthesis, or the scripted agent of a built-in domain."""
@@ -117,7 +115,7 @@ class SynthesizeConfig(Section):
     generator_skill: float = Field(default=0.3, gt=0, lt=1)
     """scripted generator: share of attempts that are right (chains: of solutions from the question
     alone; each of L operations is right with the L-th root of it)"""
-    check: Check = "worked"
+    check: Literal["worked", "bare"] = "worked"
     """scripted critic: reflections show their sum, or give the verdict alone"""
     num_concurrent: int = Field(default=256, gt=0)
     """problems that language models work on at once"""

@@ -116,7 +116,7 @@ _PARSERS: Mapping[Parser, Callable[[str], list[ExpertStep]]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked of a solution of N steps.
+    """The problems that a solution of N steps becomes.
 
     unit:       "solution" makes one problem whose target is the whole solution; the rest is for
                 "step".
@@ -135,6 +135,7 @@ def step_problems(
     problem: Problem,
     steps: Sequence[ExpertStep],
     dialect: StepDialect,
+    *,
     asked: Asked = Asked(),
 ) -> list[Problem]:
     """The step problems of a solution, without an answer: nothing grades them."""
@@ -190,7 +191,7 @@ def step_demonstrations(
     rng = np.random.default_rng(seed)
     made: list[Demonstration] = []
     for problem, steps in solutions:
-        problems = step_problems(problem, steps, dialect, Asked("step", "ask", tell_title))
+        problems = step_problems(problem, steps, dialect, asked=Asked("step", "ask", tell_title))
         place = int(rng.integers(len(problems)))
         prefix = problems[place].prefix
         assert prefix is not None and prefix.target is not None
@@ -253,7 +254,7 @@ def expert_problems(
         except NoSteps as fault:
             report.discard(fault.reason, demonstration, text=fault.text)
             continue
-        problems = step_problems(demonstration.problem, steps, dialect, asked)
+        problems = step_problems(demonstration.problem, steps, dialect, asked=asked)
         if not problems:
             report.discard("too_few_steps", demonstration)
             continue

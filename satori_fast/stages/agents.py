@@ -29,7 +29,6 @@ from satori_fast.config import (
     SrlConfig,
     SynthesizeConfig,
 )
-from satori_fast.config_agents import Check
 from satori_fast.data.control_tokens import ControlTokens
 from satori_fast.data.formats.plain import PLAIN
 from satori_fast.data.formats.trials import WORDS
@@ -169,15 +168,15 @@ def synthesis_agents(
         LanguageGenerator(generator)
         if generator
         else SCRIPTED_AGENTS[source].generator(config.generator_skill),
-        LanguageCritic(critic) if critic else _scripted_critic(source, config.check),
+        LanguageCritic(critic) if critic else _scripted_critic(source, config),
         reward_model,
         pool if generator else None,
     )
 
 
-def _scripted_critic(source: str, check: Check) -> Critic:
+def _scripted_critic(source: str, config: SynthesizeConfig) -> Critic:
     agents = SCRIPTED_AGENTS[source]
-    made = agents.critic if check == "worked" else agents.bare_critic
+    made = agents.critic if config.check == "worked" else agents.bare_critic
     assert made is not None  # `check_agents`
     return made()
 

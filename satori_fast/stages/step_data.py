@@ -159,7 +159,7 @@ def _steps_of(context: Context, domain: Domain, problems: Iterable[Problem]) -> 
     return [
         made
         for problem, solution in domain.solved(problems)
-        for made in step_problems(problem, solution, steps.format.dialect, asked_of(config))
+        for made in step_problems(problem, solution, steps.format.dialect, asked=asked_of(config))
     ]
 
 
@@ -252,7 +252,7 @@ def solution_steps(
 
 
 def asked_of(config: SrlConfig) -> Asked:
-    """What the section asks of every solution."""
+    """The problems that the section makes of every solution."""
     return Asked(config.unit, config.last_step, config.tell_title)
 
 

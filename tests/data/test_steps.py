@@ -93,7 +93,7 @@ def test_the_experts_of_the_chains_are_read_back() -> None:
 
 def test_five_steps_give_four_instances_or_five() -> None:
     skipped, asked = (
-        step_problems(PROBLEM, FIVE, PAPER, Asked(last_step=last)) for last in ("skip", "ask")
+        step_problems(PROBLEM, FIVE, PAPER, asked=Asked(last_step=last)) for last in ("skip", "ask")
     )
     assert (len(skipped), len(asked)) == (4, 5) and asked[:4] == skipped
     third = skipped[2]
@@ -106,7 +106,7 @@ def test_five_steps_give_four_instances_or_five() -> None:
 
 
 def test_a_title_that_is_told_is_not_in_the_target() -> None:
-    third = step_problems(PROBLEM, FIVE, PAPER, Asked(tell_title=True))[2]
+    third = step_problems(PROBLEM, FIVE, PAPER, asked=Asked(tell_title=True))[2]
     assert third.prefix is not None
     assert (third.prefix.target, third.prefix.title) == ("text 3", "Title 3")
     assert STEPS.asked(third) == (
@@ -131,7 +131,7 @@ def test_the_partial_solution_stands_in_the_users_turn() -> None:
         "<|unknown|> start 37 plus 9 swap so far plus 9 : 37 + 9 = 46 ; <|unknown|>"
     )
     assert second.prefix is not None and second.prefix.target == "swap : swap 46 = 64"
-    told = step_problems(problem, steps, WORDS, Asked(tell_title=True))[1]
+    told = step_problems(problem, steps, WORDS, asked=Asked(tell_title=True))[1]
     assert renderer.decode(renderer.prompt_ids(told)).endswith(" ; next swap <|unknown|>")
 
 

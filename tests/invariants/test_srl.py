@@ -272,7 +272,7 @@ def instances(
     ((_, steps),) = DOMAINS["chains"].solved([problem])
     assert len(steps) == 5 and renderer.steps is not None
     return step_problems(
-        problem, steps, renderer.steps.format.dialect, Asked("step", last, tell_title)
+        problem, steps, renderer.steps.format.dialect, asked=Asked("step", last, tell_title)
     )
 
 

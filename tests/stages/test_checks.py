@@ -89,8 +89,8 @@ MISSING = [
     ),
     (("--synthesize.critic", "{kind='endpoint'}"), "synthesize.critic.model is missing"),
     (
-        ("--data.source", "chains"),
-        'knows data.source = "arithmetic" only, not "chains": name a language model, or take',
+        ("--data.source", "chains", "--synthesize.check", "bare"),
+        'synthesize.check = "bare" is for data.source = "arithmetic", and "chains" has no such',
     ),
     (
         ("--synthesize.critic", "{kind='embedded',model='nowhere'}"),

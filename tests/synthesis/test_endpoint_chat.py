@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import threading
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from satori_fast.synthesis.chat import ChatError, ChatReply, ChatRequest, ChatSampling
 from satori_fast.synthesis.endpoint_chat import EndpointChat, EndpointSettings, _retry_after
-from tests.synthesis.chat_server import ChatServer, Fault, prompt_of, say
+from tests.synthesis.chat_server import Body, ChatServer, Fault, prompt_of, say
 
 SAMPLING = ChatSampling(temperature=0.3, max_new_tokens=64, seed=5)
 
@@ -127,7 +128,13 @@ def test_a_model_that_refuses_everything_is_an_error() -> None:
 
 
 def test_concurrency_is_used_and_limited() -> None:
-    with ChatServer(say("fine"), delay_s=0.05) as server:
+    six = threading.Barrier(6, timeout=60)  # nobody is answered before six have asked
+
+    def answer(body: Body) -> str:
+        six.wait()
+        return "fine"
+
+    with ChatServer(answer) as server:
         replies = ask(server, 24, max_concurrency=6)
     assert len(replies) == 24 and server.most_at_once == 6
 
