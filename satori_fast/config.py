@@ -16,14 +16,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, cast, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from satori_fast.config_agents import AgentConfig, RewriterConfig, SynthesizeConfig
+from satori_fast.config_agents import AgentConfig, CurateConfig, RewriterConfig, SynthesizeConfig
 from satori_fast.config_checks import (
     check_actions,
+    check_curation,
     check_distillation,
     check_experience,
     check_format,
@@ -58,6 +59,7 @@ from satori_fast.config_sections import (
     RewardConfig,
     RolloutConfig,
     Section,
+    SourceConfig,
     TokenizerConfig,
 )
 from satori_fast.config_srl import AgentStepsConfig, SrlConfig
@@ -72,6 +74,7 @@ from satori_fast.config_stages import (
     RestartConfig,
     RoundConfig,
     SolutionsConfig,
+    StageName,
     SupervisedConfig,
 )
 from satori_fast.redaction import redacted
@@ -86,6 +89,8 @@ __all__ = [
     "AgentStepsConfig",
     "Config",
     "ConfigError",
+    "CurateConfig",
+    "DataConfig",
     "DistillConfig",
     "ImitationConfig",
     "InitialiseConfig",
@@ -101,6 +106,7 @@ __all__ = [
     "RolloutConfig",
     "RoundConfig",
     "SolutionsConfig",
+    "SourceConfig",
     "SrlConfig",
     "StageName",
     "describe",
@@ -113,17 +119,6 @@ __all__ = [
 SCHEMA_VERSION = 1
 MAX_NAME_BYTES = 200
 
-StageName = Literal[
-    "synthesize",
-    "supervised",
-    "initialise",
-    "preference",
-    "reinforce",
-    "offline",
-    "srl",
-    "distill",
-    "iterate",
-]
 Values = Mapping[str, Any]
 
 
@@ -145,6 +140,7 @@ class Config(Section):
     packing: PackingConfig = PackingConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    curate: CurateConfig = CurateConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
     supervised: SupervisedConfig = SupervisedConfig()
     initialise: InitialiseConfig = InitialiseConfig()
@@ -187,12 +183,13 @@ class Config(Section):
             raise ValueError("iterate.rounds is empty: list a round, or take iterate out of stages")
         for settings in (self.reinforce, self.srl):
             recipe_of(settings)  # a name that is in the table, in every config
+        check_curation(self.stages)
         check_inputs(self.stages, self.model, self.tokenizer, self.data, supervised=self.supervised)
         has_steps = self.step_format is not None
         check_format(self.stages, self.tokenizer, self.data, has_steps=has_steps)
         check_lengths(self.stages, self.rollout, self.packing, self.data)
         check_layout(self.rollout, self.parallel)
-        check_samples(self.stages, self.rollout, self.solutions)
+        check_samples(self.stages, self.rollout, self.solutions, self.reinforce)
         check_reward_model(self.stages, self.reward, self.reinforce)
         check_rewards(self.stages, self.reward)
         rounds = self.iterate.rounds if "iterate" in self.stages else ()

@@ -10,6 +10,19 @@ from pydantic import Field, field_validator, model_validator
 from satori_fast.config_agents import JudgeConfig, VerifierConfig
 from satori_fast.config_sections import OptimizerConfig, RolloutConfig, Section
 
+StageName = Literal[
+    "curate",
+    "synthesize",
+    "supervised",
+    "initialise",
+    "preference",
+    "reinforce",
+    "offline",
+    "srl",
+    "distill",
+    "iterate",
+]
+
 
 class ImitationConfig(Section):
     num_epochs: float = Field(default=2.0, gt=0)
@@ -91,6 +104,9 @@ class SolutionsConfig(Section):
     """solutions sampled per problem"""
     temperature: float | None = Field(default=None, gt=0)
     """sampling temperature of the solutions; None: the rollout's"""
+    questions: Literal["all", "mixed"] = "all"
+    """questions that reinforcement asks, whole and in restarts: all, or those whose solutions are
+    mixed, some right and some wrong (the paper); these are sampled with restarts or without"""
     keep_logprobs: bool = False
     """keep the samples' log-probs too, so that reinforce.source = "stored" can train on the file"""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from satori_fast import __version__
 from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
-from satori_fast.config import Config, ConfigError
+from satori_fast.config import Config, ConfigError, DataConfig
 from satori_fast.data.domains import ARITHMETIC, DOMAINS
 from satori_fast.data.formats.steps import PAPER_SYSTEM, Steps
 from satori_fast.data.problem_file import keep_problems, read_problems
@@ -29,7 +29,13 @@ from satori_fast.data.prompts import (
     check_chat_template,
     template_named,
 )
-from satori_fast.data.sources import check_source, load_problems, source_digest
+from satori_fast.data.sources import (
+    PoolSource,
+    check_source,
+    load_pool,
+    load_problems,
+    source_digest,
+)
 from satori_fast.data.stop_tokens import (
     ids_of_stop_tokens,
     keep_generation_config,
@@ -75,10 +81,14 @@ def join_ranks(config: Config) -> ParallelState:
 
 def check_sources(config: Config) -> None:
     """ConfigError for a data set that cannot be one, before anything is loaded."""
-    named = {"data.source": config.data.source, "data.eval_source": config.data.eval_source}
+    named: list[tuple[str, str | None]] = [
+        ("data.sources" if config.data.sources else "data.source", each.source)
+        for each in config.data.pool
+    ]
+    named += [("data.eval_source", config.data.eval_source)]
     if "srl" in config.stages:
-        named["srl.expert"] = config.srl.expert
-    for key, source in named.items():
+        named += [("srl.expert", config.srl.expert)]
+    for key, source in named:
         try:
             if source is not None:
                 check_source(source, tuple(DOMAINS) if key == "data.source" else ())
@@ -115,7 +125,7 @@ def write_tokenizer(config: Config, saved: Path) -> None:
         tokenizer = build_word_tokenizer(words, special_tokens)
     else:
         texts = [TEMPLATES[config.data.template].format(question="")]
-        for problem in load_problems(config.data.source, config.data.mapping)[0]:
+        for problem in load_pool(pool_of(config.data))[0]:
             texts += [problem.question, problem.answer or ""]
         tokenizer = train_tokenizer(
             texts, config.tokenizer.vocab_size, special_tokens=(*CHAT_TOKENS, *special_tokens)
@@ -228,7 +238,7 @@ def _read_problems(
         load = partial(load_problems, check_answers=pool.check_golds)
         benchmark = partial(load, data.eval_source, data.eval_mapping) if data.eval_source else None
         return split_problems(
-            partial(load, data.source, data.mapping),
+            partial(load_pool, pool_of(data), check_answers=pool.check_golds),
             benchmark,
             renderer,
             heldout_fraction=data.heldout_fraction,
@@ -237,10 +247,16 @@ def _read_problems(
         )
 
 
+def pool_of(data: DataConfig) -> list[PoolSource]:
+    """The data sets of the training problems, one or several."""
+    return [PoolSource(each.source, each.mapping, each.weight) for each in data.pool]
+
+
 def problems_key(config: Config, tokenizer: Path) -> dict[str, Any]:
     """All that a data set's problems depend on, for `keep_problems`."""
     data = config.data
-    sources = [name for name in (data.source, data.eval_source) if name is not None]
+    sources = [each.source for each in data.pool]
+    sources += [data.eval_source] if data.eval_source is not None else []
     settings = data.model_dump(mode="json", exclude={"levels"})
     return {
         **{f"data.{name}": value for name, value in settings.items()},
