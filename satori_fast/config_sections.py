@@ -141,7 +141,7 @@ class DataConfig(Section):
             given = f"source = {self.source!r}" if self.source else f"mapping = {self.mapping!r}"
             raise ValueError(
                 f"data.{given} beside data.sources, which have their own: take one of the two out "
-                "(data.sources = [] takes out those of a base)"
+                '(data.source = "" or data.sources = [] takes out those of a base)'
             )
         names = [each.source for each in self.sources]
         for name in names:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from satori_fast.data.curation import LeftOut
 from satori_fast.types import Problem
@@ -26,12 +27,13 @@ _NUM_PERMUTATIONS = 128
 _SEED = 1  # of the permutations, the same for every run
 _RECALL = 0.99  # of pairs that are just similar enough
 
-_NUMBER_WORDS = frozenset(
+_IN_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
     "hundred thousand million billion dozen half halves third thirds fourth fourths quarter "
-    "quarters fifth fifths sixth seventh eighth ninth tenth once twice thrice double triple".split()
+    "quarters fifth fifths sixth seventh eighth ninth tenth once twice thrice double triple"
 )
+_NUMBER_WORDS = frozenset(_IN_WORDS.split())
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:(?:,|\{,\}|\\,)\d{3})+(?![\d])")
 _WORD = re.compile(r"\d+(?:\.\d+)?|\\?[^\W\d_]+")
 # A hyphen between letters is none, as in "two-digit"; nor is a comparison in a tag.
@@ -111,16 +113,18 @@ def bands(threshold: float) -> tuple[int, int]:
 
 def _repetitions(questions: Sequence[str], threshold: float) -> dict[int, int]:
     """The place of each repetition, with the first place of a question kept that it repeats."""
-    from datasketch import MinHash, MinHashLSH
+    import datasketch  # pyright: ignore[reportMissingTypeStubs]
 
-    buckets = MinHashLSH(num_perm=_NUM_PERMUTATIONS, params=bands(threshold))
-    unset = MinHash(num_perm=_NUM_PERMUTATIONS, seed=_SEED)
+    library: Any = datasketch
+    buckets = library.MinHashLSH(num_perm=_NUM_PERMUTATIONS, params=bands(threshold))
+    unset = library.MinHash(num_perm=_NUM_PERMUTATIONS, seed=_SEED)
     repeated: dict[int, int] = {}
     for place, question in enumerate(questions):
         own = shingles(question)
         hashes = unset.copy()
         hashes.update_batch([shingle.encode() for shingle in own])
-        for early in sorted(buckets.query(hashes)):
+        found: list[int] = buckets.query(hashes)
+        for early in sorted(found):
             if similarity(own, shingles(questions[early])) >= threshold:
                 repeated[place] = early
                 break

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,13 @@ from satori_fast.stages.grader import SharedGrader
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.models import ModelFolders
 from satori_fast.stages.outcome import StageOutcome
-from satori_fast.stages.restarts import RestartBuffers, StageProblems
+from satori_fast.stages.restarts import (
+    RestartBuffers,
+    StageProblems,
+    answered_questions,
+    mixed_questions,
+    read_answered,
+)
 from satori_fast.stages.rewards import build_rewards
 from satori_fast.stages.run_folder import RunFolder, StageProgress
 from satori_fast.stages.scoring import load_critic, load_reward_model
@@ -90,7 +96,8 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
         parallel=context.parallel,
         spans=books.spans,
     )
-    return train(
+    config, start = context.config, context.policy_folder.name
+    outcome = train(
         context,
         folder,
         books,
@@ -98,7 +105,12 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
         rewards=rewards,
         figures=grader.take_figures,
         validator=context.evaluator(books),
+        mixed=config.solutions.questions == "mixed",
     )
+    if not config.restarts_enabled and config.solutions.questions == "all":
+        return outcome  # nothing was sampled first
+    answered = read_answered(folder, name=start)
+    return replace(outcome, figures={**answered.figures(), **outcome.figures})
 
 
 def train(
@@ -111,18 +123,22 @@ def train(
     validator: Validator,
     figures: Callable[[], Mapping[str, float]] | None = None,
     section: str = "reinforce",
+    mixed: bool = False,
 ) -> StageOutcome:
     """Reinforce the current model on `problems` by the section `reinforce` of the stage's config.
 
     figures: takes what the rewards counted since the last time, under metric names.
     section: of the run's config, for messages: where these settings were made.
+    mixed: ask only the problems with right and wrong samples of the starting model.
     """
     config = context.config.reinforce
     trainer = build_trainer(context, books)
     warn_of_settings(context.config, trainer.recipe, stage=context.stage, section=section)
     engine = context.engine(trainer.policy)
     judge = build_judge(trainer.recipe, rewards, books.spans, figures=figures)
-    source = build_source(context, folder, books, engine, judge=judge, problems=problems)
+    source = build_source(
+        context, folder, books, engine, judge=judge, problems=problems, mixed=mixed
+    )
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
     alarm = UninformativeSteps(context.stage, config, trainer.recipe.min_group_std, section=section)
@@ -342,17 +358,20 @@ def build_source(
     *,
     judge: Judge,
     problems: Sequence[Problem],
+    mixed: bool = False,
 ) -> ExperienceSource:
-    """The source of experience that a config asks for."""
+    """The source of experience that a config asks for. mixed: as of `train`."""
     config, rollout, seeds = context.config.reinforce, context.config.rollout, context.seeds
     if config.source == "stored":
         return stored_source(
             config, rollout, context.renderer, judge, seed=seeds.of(context.stage, "problems")
         )
     buffers = None
+    solver, start = context.solver(folder, books), context.policy_folder.name
+    if mixed or context.config.restarts_enabled:
+        answered = answered_questions(solver, engine, name=start)
+        problems = mixed_questions(problems, answered, name=start) if mixed else problems
     if context.config.restarts_enabled:
-        solver = context.solver(folder, books)
-        start = context.policy_folder.name
         buffers = RestartBuffers(config.restarts, solver, context.stage, start)
     seed = seeds.of(context.stage, "problems")
     feed = StageProblems(problems, buffers, engine, seed=seed)

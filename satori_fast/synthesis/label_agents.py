@@ -104,6 +104,6 @@ async def _fault(
     verdict = await asyncio.wrap_future(pool.submit(text, problem.answer))
     if verdict.correct:
         return None
-    if verdict.answer is None:
+    if verdict.extracted is None:
         return Unusable("labeller_no_answer", text[-_LONGEST_SHOWN:])
-    return Unusable("labeller_disagrees", f"{verdict.answer} instead of {problem.answer}")
+    return Unusable("labeller_disagrees", f"{verdict.extracted} instead of {problem.answer}")
