@@ -61,6 +61,7 @@ from satori_fast.config_sections import (
     Section,
     SourceConfig,
     TokenizerConfig,
+    drop_replaced_sources,
 )
 from satori_fast.config_srl import AgentStepsConfig, SrlConfig
 from satori_fast.config_stages import (
@@ -76,6 +77,7 @@ from satori_fast.config_stages import (
     SolutionsConfig,
     StageName,
     SupervisedConfig,
+    stage_names,
 )
 from satori_fast.redaction import redacted
 
@@ -254,10 +256,6 @@ class Config(Section):
         return cls(data=DataConfig(num_train=1000), tokenizer=TokenizerConfig(kind="words"))
 
 
-def stage_names() -> tuple[str, ...]:
-    return get_args(StageName)
-
-
 class ConfigError(ValueError):
     """A configuration that cannot run; the message is one line for the user."""
 
@@ -269,8 +267,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError with one line that names the key and the file (or the command line).
     """
     path = Path(path)
-    values = _read(path, seen=())
-    for key, text in _override_texts(overrides).items():
+    values, texts = _read(path, seen=()), _override_texts(overrides)
+    drop_replaced_sources(values.get("data", {}), [key.removeprefix("data.") for key in texts])
+    for key, text in texts.items():
         value = _override_value(text)
         if not isinstance(value, str) and _takes_text_only(key):
             value = text  # --name 2026-11-28 is a name, not a date
@@ -306,7 +305,9 @@ def _read(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
     values = _with_whole_paths(values, path.parent)
     if base is None:
         return values
-    return _merged(_read(path.parent / str(base), seen=(*seen, path.resolve())), values)
+    under = _read(path.parent / str(base), seen=(*seen, path.resolve()))
+    drop_replaced_sources(under.get("data", {}), values.get("data", {}))
+    return _merged(under, values)
 
 
 def _with_whole_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Frozen pydantic models; the text under a field is its description, units include
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -140,8 +141,7 @@ class DataConfig(Section):
         if self.sources and (self.source or self.mapping is not None):
             given = f"source = {self.source!r}" if self.source else f"mapping = {self.mapping!r}"
             raise ValueError(
-                f"data.{given} beside data.sources, which have their own: take one of the two out "
-                '(data.source = "" or data.sources = [] takes out those of a base)'
+                f"data.{given} beside data.sources, which have their own: take one of the two out"
             )
         names = [each.source for each in self.sources]
         for name in names:
@@ -158,6 +158,16 @@ class DataConfig(Section):
     def named(self) -> str:
         """The names of the data sets, for messages."""
         return " + ".join(each.source for each in self.pool)
+
+
+def drop_replaced_sources(data: dict[str, Any], given: Collection[str]) -> None:
+    """Take out of the section `data` of a base the data sets that the keys `given` on top of it
+    replace: one in place of several, or the other way round."""
+    if "source" in given and "sources" not in given:
+        data.pop("sources", None)
+    if "sources" in given and "source" not in given:
+        for key in {"source", "mapping"}.difference(given):
+            data.pop(key, None)
 
 
 class ParallelConfig(Section):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,6 +22,11 @@ StageName = Literal[
     "distill",
     "iterate",
 ]
+
+
+def stage_names() -> tuple[str, ...]:
+    """Every stage that a run can have, in their usual order."""
+    return get_args(StageName)
 
 
 class ImitationConfig(Section):

@@ -161,7 +161,7 @@ class LeftOut:
     counts: Counter[str] = field(default_factory=Counter[str])
     examples: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
 
-    def add(self, reason: str, problem: Problem, detail: str = "") -> None:
+    def add(self, reason: str, problem: Problem, *, detail: str = "") -> None:
         """Count a problem. detail: what was seen beside the problem itself."""
         self.counts[reason] += 1
         example = {

@@ -91,7 +91,7 @@ def distinct_questions(
         if place in repeated:
             first = problems[repeated[place]]
             detail = f"repeats {first.problem_id}: {first.question}"
-            left_out.add(NEAR_DUPLICATE, problem, detail)
+            left_out.add(NEAR_DUPLICATE, problem, detail=detail)
         else:
             kept.append(problem)
     return kept

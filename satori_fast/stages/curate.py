@@ -127,7 +127,7 @@ async def _confirmed(
     kept: list[Problem] = []
     for outcome in records.finished.outcomes:
         for reason, detail in outcome.faults.items():
-            left_out.add(reason, outcome.problem, detail)
+            left_out.add(reason, outcome.problem, detail=detail)
         if not outcome.faults:
             kept.append(outcome.problem)
     return kept, _counted(records.stats)

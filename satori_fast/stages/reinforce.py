@@ -105,7 +105,6 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
         rewards=rewards,
         figures=grader.take_figures,
         validator=context.evaluator(books),
-        mixed=config.solutions.questions == "mixed",
     )
     if not config.restarts_enabled and config.solutions.questions == "all":
         return outcome  # nothing was sampled first
@@ -123,22 +122,18 @@ def train(
     validator: Validator,
     figures: Callable[[], Mapping[str, float]] | None = None,
     section: str = "reinforce",
-    mixed: bool = False,
 ) -> StageOutcome:
     """Reinforce the current model on `problems` by the section `reinforce` of the stage's config.
 
     figures: takes what the rewards counted since the last time, under metric names.
     section: of the run's config, for messages: where these settings were made.
-    mixed: ask only the problems with right and wrong samples of the starting model.
     """
     config = context.config.reinforce
     trainer = build_trainer(context, books)
     warn_of_settings(context.config, trainer.recipe, stage=context.stage, section=section)
     engine = context.engine(trainer.policy)
     judge = build_judge(trainer.recipe, rewards, books.spans, figures=figures)
-    source = build_source(
-        context, folder, books, engine, judge=judge, problems=problems, mixed=mixed
-    )
+    source = build_source(context, folder, books, engine, judge=judge, problems=problems)
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
     alarm = UninformativeSteps(context.stage, config, trainer.recipe.min_group_std, section=section)
@@ -358,9 +353,8 @@ def build_source(
     *,
     judge: Judge,
     problems: Sequence[Problem],
-    mixed: bool = False,
 ) -> ExperienceSource:
-    """The source of experience that a config asks for. mixed: as of `train`."""
+    """The source of experience that a config asks for."""
     config, rollout, seeds = context.config.reinforce, context.config.rollout, context.seeds
     if config.source == "stored":
         return stored_source(
@@ -368,6 +362,7 @@ def build_source(
         )
     buffers = None
     solver, start = context.solver(folder, books), context.policy_folder.name
+    mixed = context.config.solutions.questions == "mixed"
     if mixed or context.config.restarts_enabled:
         answered = answered_questions(solver, engine, name=start)
         problems = mixed_questions(problems, answered, name=start) if mixed else problems

@@ -146,7 +146,7 @@ class StageProblems:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredQuestions:
-    """What the samples of a policy say about questions.
+    """Questions by the samples of a policy: right and wrong ones, or one kind.
 
     mixed: ids of the problems with right and wrong samples. always_right, never_right: numbers of
     the others.
@@ -166,7 +166,7 @@ class AnsweredQuestions:
 
 
 def answered_questions(solver: Solver, engine: Restarting, *, name: str) -> AnsweredQuestions:
-    """Which questions of solutions/NAME.jsonl are mixed; what is missing of that is sampled from
+    """Find the mixed questions of solutions/NAME.jsonl; what is missing of that is sampled from
     `engine`. Counted once, into questions/NAME.json. Every rank must call it."""
     folder = solver.folder
     path = _answered_path(folder, name)
@@ -186,7 +186,7 @@ def answered_questions(solver: Solver, engine: Restarting, *, name: str) -> Answ
 
 
 def read_answered(folder: RunFolder, *, name: str) -> AnsweredQuestions:
-    """What `answered_questions` left in a run folder."""
+    """Read what `answered_questions` left in a run folder."""
     row = read_sealed(wait_for_file(_answered_path(folder, name)))
     return AnsweredQuestions(frozenset(row["mixed"]), row["always_right"], row["never_right"])
 

@@ -90,7 +90,7 @@ def test_the_books_count_by_reason_with_the_first_example() -> None:
     good = Problem("a/9", "What is the sum of 2 and 3?", "5")
     left_out = LeftOut()
     assert valid_problems([*proofs, good, Problem("b/1", "Hm", None)], left_out) == [good]
-    left_out.add("near_duplicate", good, "repeats a/1: ...")
+    left_out.add("near_duplicate", good, detail="repeats a/1: ...")
     assert left_out.by_reason() == {
         "proof": {
             "count": 3,

@@ -254,8 +254,6 @@ def test_a_dry_run_curates_first() -> None:
     options += ["--curate.labeller.kind", "endpoint", "--curate.labeller.model", "m"]
     options += ["--data.sources", '[{ source = "gsm8k" }, { source = "math", weight = 2.0 }]']
     options += [
-        "--data.source",
-        "",
         "--curate.num_labels",
         "3",
         "--curate.labeller.temperature",
