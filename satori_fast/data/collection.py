@@ -65,6 +65,13 @@ class SourceReport:
             return f"{listed[0][0]} ({self.first[listed[0][0]]})"
         return ", ".join(f"{count} x {reason} ({self.first[reason]})" for reason, count in listed)
 
+    def by_reason(self) -> dict[str, dict[str, object]]:
+        """JSON-able: count and first row of each reason, the commonest first."""
+        return {
+            reason: {"count": count, "example": self.first[reason]}
+            for reason, count in self.reasons.most_common()
+        }
+
     def finish(self) -> None:
         """Log what was skipped; ValueError when that is every row."""
         if not self.num_rows:

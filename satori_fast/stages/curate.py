@@ -4,9 +4,9 @@ twice in nearly the same words.
 
 The main process decides, once. problems.jsonl has what is kept, for the later stages of the run
 (`Context.curated`) and as data.source of other runs, with data.mapping = "coat"; curation.json what
-was left out, by reason, each with an example. The folder `curate` has what a killed run resumes
-from (`agent_work`). The rules are `data.curation`, repetitions `data.near_duplicates`, the agent
-`synthesis.label_agents`.
+was left out, by reason, each with an example, rows that could not be read included. The folder
+`curate` has what a killed run resumes from (`agent_work`). The rules are `data.curation`,
+repetitions `data.near_duplicates`, the agent `synthesis.label_agents`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from satori_fast.config import ConfigError
 from satori_fast.data.curation import LeftOut, valid_problems
 from satori_fast.data.near_duplicates import distinct_questions
-from satori_fast.data.problem_file import problem_to_row
+from satori_fast.data.problem_file import problem_to_row, read_skipped
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.agent_work import (
     has_language_models,
@@ -75,7 +75,10 @@ async def _curate(context: Context, folder: Path) -> None:
         _check_left(kept, given, left_out)
     if threshold := context.config.curate.near_duplicates:
         kept = distinct_questions(kept, threshold, left_out)
+    # Rows of the data sets that are no problems, as an answer that the grader cannot read.
+    skipped = read_skipped(folder / "data")
     figures: dict[str, float] = {
+        "rows_skipped": float(sum(each["count"] for each in skipped.values())),
         "num_problems": float(len(given)),
         "num_kept": float(len(kept)),
         **{f"left_out_{reason}": float(count) for reason, count in left_out.counts.most_common()},
@@ -88,7 +91,11 @@ async def _curate(context: Context, folder: Path) -> None:
         left_out.in_words() or "none",
     )
     write_sealed_records(folder / CURATED, map(problem_to_row, kept))
-    report: dict[str, Any] = {"figures": figures, "left_out": left_out.by_reason()}
+    report: dict[str, Any] = {
+        "figures": figures,
+        "rows_skipped": skipped,
+        "left_out": left_out.by_reason(),
+    }
     write_sealed(report_path(folder), report)
 
 

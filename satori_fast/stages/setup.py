@@ -17,6 +17,7 @@ from satori_fast import __version__
 from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.config import Config, ConfigError, DataConfig
+from satori_fast.data.collection import joined
 from satori_fast.data.domains import ARITHMETIC, DOMAINS
 from satori_fast.data.formats.steps import PAPER_SYSTEM, Steps
 from satori_fast.data.problem_file import keep_problems, read_problems
@@ -31,6 +32,8 @@ from satori_fast.data.prompts import (
 )
 from satori_fast.data.sources import (
     PoolSource,
+    Selection,
+    SourceReport,
     check_source,
     load_pool,
     load_problems,
@@ -211,9 +214,13 @@ def build_problems(
     if domain is None:
         # "tokenizer_distill" -> "data_distill": other prompts are too long for another tokenizer.
         kept = folder / tokenizer.name.replace("tokenizer", "data", 1)
+        books: list[SourceReport] = []
         files = parallel.from_main(
             lambda: keep_problems(
-                kept, problems_key(config, tokenizer), lambda: _read_problems(config, renderer)
+                kept,
+                problems_key(config, tokenizer),
+                lambda: _read_problems(config, renderer, books),
+                skipped=lambda: joined(books).by_reason(),
             )
         )
         return read_problems(kept, files)
@@ -227,9 +234,10 @@ def build_problems(
 
 
 def _read_problems(
-    config: Config, renderer: PromptRenderer
+    config: Config, renderer: PromptRenderer, books: list[SourceReport]
 ) -> tuple[Sequence[Problem], Sequence[Problem]]:
-    """The problems of a data set, read anew; their answers are checked by killable workers."""
+    """The problems of the data sets, read anew; their answers are checked by killable workers. What
+    was skipped of the training sources is added to `books`."""
     data, reward = config.data, config.reward
     # Nothing else works now, so every core may check answers; 0 stays 0.
     most = min(os.cpu_count() or 1, _MAX_CHECKING_PROCESSES)
@@ -237,8 +245,16 @@ def _read_problems(
     with GradingPool(num_workers, reward.timeout_s) as pool:
         load = partial(load_problems, check_answers=pool.check_golds)
         benchmark = partial(load, data.eval_source, data.eval_mapping) if data.eval_source else None
+
+        def read(*, selection: Selection) -> tuple[list[Problem], SourceReport]:
+            problems, report = load_pool(
+                pool_of(data), selection=selection, check_answers=pool.check_golds
+            )
+            books.append(report)
+            return problems, report
+
         return split_problems(
-            partial(load_pool, pool_of(data), check_answers=pool.check_golds),
+            read,
             benchmark,
             renderer,
             heldout_fraction=data.heldout_fraction,

@@ -79,6 +79,7 @@ def rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     near = SUM.format(*SUMS[1]).replace("Anna", "Maria")
     second += [row(near, sum(SUMS[1]), "near")]
     second += [row("Prove that 2 and 3 are primes.", 2, "proof")]
+    second += [row("What is 3 of 7?", "\\frac{3}{"), row("What is 3 of 8?", "")]
     second += [row("In the figure below, what is the length of the side?", 2, "figure")]
     return first, second
 
@@ -103,6 +104,11 @@ def labeller(body: Body) -> str:
     """Adds the two numbers; of one sum it says nothing."""
     numbers = [int(text) for text in re.findall(r"\d+", prompt_of(body))]
     return "I do not know." if numbers[0] == 12 else f"\\boxed{{{sum(numbers)}}}"
+
+
+def report_of(folder: Path) -> str:
+    """The report, with the names of its data sets as they are in any folder."""
+    return json.dumps(read_sealed(folder / "pool/curation.json")).replace(str(folder), "")
 
 
 def kept_of(folder: Path) -> list[dict[str, Any]]:
@@ -132,6 +138,13 @@ def test_what_is_left_out_is_counted_with_an_example(
         "near_duplicate": 1,
     }
     assert report["left_out"]["proof"]["example"]["problem_id"] == "second/proof"
+    skipped = report["rows_skipped"]
+    assert {reason: each["count"] for reason, each in skipped.items()} == {
+        "answer cannot be graded": 1,
+        "empty field 'answer'": 1,
+    }
+    place = skipped["answer cannot be graded"]["example"]
+    assert "second.jsonl, row 12: " in place and report["figures"]["rows_skipped"] == 2
     example = report["left_out"]["labeller_disagrees"]["example"]
     numbers = [int(text) for text in re.findall(r"\d+", example["question"])]
     assert example["detail"] == f"{sum(numbers)} instead of {example['answer']}"
@@ -191,9 +204,10 @@ def test_a_killed_run_asks_nothing_twice_and_ends_the_same(
         run_stages(config_of(tmp_path, *url, *other), resume=True)
         asked = Counter(json.dumps(body, sort_keys=True) for body in server.completed)
     assert len(asked) == len(undisturbed[1]) and max(asked.values()) == 1
-    for name in ("problems.jsonl", "curate/finished.jsonl", "curation.json"):
+    for name in ("problems.jsonl", "curate/finished.jsonl"):
         whole, cut = undisturbed[0] / "pool" / name, tmp_path / "pool" / name
         assert cut.read_bytes() == whole.read_bytes(), name
+    assert report_of(tmp_path) == report_of(undisturbed[0])
 
 
 def test_later_stages_and_a_resumed_run_work_on_what_is_kept(tmp_path: Path) -> None:
@@ -225,9 +239,9 @@ def test_two_processes_ask_once_and_keep_the_same(
         config_of(tmp_path)
         run_on_two(tmp_path / "pool.toml", "--curate.labeller.url", server.url)
         assert len(server.completed) == len(undisturbed[1])
-    for name in ("problems.jsonl", "curation.json"):
-        alone, both = undisturbed[0] / "pool" / name, tmp_path / "pool" / name
-        assert both.read_bytes() == alone.read_bytes(), name
+    alone, both = (place / "pool/problems.jsonl" for place in (undisturbed[0], tmp_path))
+    assert both.read_bytes() == alone.read_bytes()
+    assert report_of(tmp_path) == report_of(undisturbed[0])
 
 
 def test_nothing_left_is_one_line(tmp_path: Path) -> None:
