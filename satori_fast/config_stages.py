@@ -110,8 +110,8 @@ class SolutionsConfig(Section):
     temperature: float | None = Field(default=None, gt=0)
     """sampling temperature of the solutions; None: the rollout's"""
     questions: Literal["all", "mixed"] = "all"
-    """questions that reinforcement asks, whole and in restarts: all, or those whose solutions are
-    mixed, some right and some wrong (the paper); these are sampled with restarts or without"""
+    """questions that reinforcement asks, whole and in restarts: all, or mixed (the paper), those
+    with right and wrong solutions, sampled without restarts too"""
     keep_logprobs: bool = False
     """keep the samples' log-probs too, so that reinforce.source = "stored" can train on the file"""
 

@@ -92,7 +92,7 @@ def keep_problems(
 
 
 def read_skipped(folder: Path) -> dict[str, Any]:
-    """What was left out when the problems of a folder were made; nothing where none are kept."""
+    """Read what was left out when the problems of a folder were made; {} where none are kept."""
     kept = _kept(folder)
     return {} if kept is None else kept.get("skipped", {})
 
