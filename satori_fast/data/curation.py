@@ -34,12 +34,15 @@ _MISSING_FIGURE = re.compile(
 _DRAWN = re.compile(r"\[asy\]|\\begin\{(?:tikz|tabular|array|asy)|^.*\|.*\|", re.MULTILINE)
 
 _ASKS = (
-    r"(?:find|determine|compute|calculate|evaluate|solve|show|prove|express|write|state|give|"
-    r"what|how|which|who|when|where|why|if|is|are|does|do|can|for (?:what|which)|suppose|let)\b"
+    r"(?i:find|determine|compute|calculate|evaluate|solve|show|prove|express|write|state|give|what|"
+    r"how|which|who|why|explain|sketch|for (?:what|which))\b"
 )
+# "(a)" anywhere, "a." at the start of a line, "2." there or after a sentence, "Part B:"; what is
+# asked follows. Capital letters are options.
 _PART = re.compile(
-    rf"(?:^|[\s.;:,?!$])(?:part )?(?:\(?(?:[a-e1-9]|i{{1,3}}|iv|v)[).]|[A-E1-9]:)\s*{_ASKS}",
-    re.IGNORECASE,
+    rf"(?:\((?:[a-e1-9]|i{{1,3}}|iv|v)\)|^\s*[a-e1-9][.)]|(?<=[?.!] )[1-9]\."
+    rf"|\b[Pp]art [A-Ea-e1-9][:.)])\s*{_ASKS}",
+    re.MULTILINE,
 )
 
 _PROOF = re.compile(

@@ -25,6 +25,9 @@ GOOD = [
     ("The table below gives $f$. | x | 1 | 2 |\n| f | 3 | 4 | What is $f(2)$?", "4"),
     ("What is the value of $(1) + (2) + (3)$?", "6"),
     ("Find $f(3)$, where (1) $f(0) = 1$ and (2) $f(x + 1) = 2 f(x)$ for all $x$.", "8"),
+    ("The ratio is 4:3. If I add 5 it is 1:1. If I add 3 more? Find the sum.", "7"),
+    ("Which trait persists?\nA. what is best\nB. what is first\nC. how it is", "A"),
+    ("The rule has two parts: 1. which wins is known; 2. which loses is not. Find $n$.", "2"),
     (
         "Which of the following is prime? $\\textbf{(A)}\\ 4 \\qquad\\textbf{(B)}\\ 5"
         " \\qquad\\textbf{(C)}\\ 6$",
@@ -42,6 +45,7 @@ BAD = [
     ("several_questions", "1. What is the sum of 2 and 3? 2. What is their product?", "5, 6"),
     ("several_questions", "Given $f$: (i) Determine $f(0)$; (ii) solve $f(x) = 0$.", "0"),
     ("several_questions", "A train is 90 km away. Part A: How long? Part B: How far?", "1"),
+    ("several_questions", "For the cube:\na) find its volume\nb) find its area", "8, 24"),
     ("missing_figure", "As shown, $AB$ is a diameter. Find the angle $ACB$.", "90"),
     ("missing_figure", "The following diagram shows a square. What is its area?", "4"),
     ("missing_figure", "What is the slope of the graph shown?", "2"),
