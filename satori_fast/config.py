@@ -16,14 +16,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, cast, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from satori_fast.config_agents import AgentConfig, RewriterConfig, SynthesizeConfig
+from satori_fast.config_agents import AgentConfig, CurateConfig, RewriterConfig, SynthesizeConfig
 from satori_fast.config_checks import (
     check_actions,
+    check_curation,
     check_distillation,
     check_experience,
     check_format,
@@ -58,7 +59,9 @@ from satori_fast.config_sections import (
     RewardConfig,
     RolloutConfig,
     Section,
+    SourceConfig,
     TokenizerConfig,
+    drop_replaced_sources,
 )
 from satori_fast.config_srl import AgentStepsConfig, SrlConfig
 from satori_fast.config_stages import (
@@ -72,7 +75,9 @@ from satori_fast.config_stages import (
     RestartConfig,
     RoundConfig,
     SolutionsConfig,
+    StageName,
     SupervisedConfig,
+    stage_names,
 )
 from satori_fast.redaction import redacted
 
@@ -86,6 +91,8 @@ __all__ = [
     "AgentStepsConfig",
     "Config",
     "ConfigError",
+    "CurateConfig",
+    "DataConfig",
     "DistillConfig",
     "ImitationConfig",
     "InitialiseConfig",
@@ -101,6 +108,7 @@ __all__ = [
     "RolloutConfig",
     "RoundConfig",
     "SolutionsConfig",
+    "SourceConfig",
     "SrlConfig",
     "StageName",
     "describe",
@@ -113,17 +121,6 @@ __all__ = [
 SCHEMA_VERSION = 1
 MAX_NAME_BYTES = 200
 
-StageName = Literal[
-    "synthesize",
-    "supervised",
-    "initialise",
-    "preference",
-    "reinforce",
-    "offline",
-    "srl",
-    "distill",
-    "iterate",
-]
 Values = Mapping[str, Any]
 
 
@@ -145,6 +142,7 @@ class Config(Section):
     packing: PackingConfig = PackingConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    curate: CurateConfig = CurateConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
     supervised: SupervisedConfig = SupervisedConfig()
     initialise: InitialiseConfig = InitialiseConfig()
@@ -187,12 +185,13 @@ class Config(Section):
             raise ValueError("iterate.rounds is empty: list a round, or take iterate out of stages")
         for settings in (self.reinforce, self.srl):
             recipe_of(settings)  # a name that is in the table, in every config
+        check_curation(self.stages)
         check_inputs(self.stages, self.model, self.tokenizer, self.data, supervised=self.supervised)
         has_steps = self.step_format is not None
         check_format(self.stages, self.tokenizer, self.data, has_steps=has_steps)
         check_lengths(self.stages, self.rollout, self.packing, self.data)
         check_layout(self.rollout, self.parallel)
-        check_samples(self.stages, self.rollout, self.solutions)
+        check_samples(self.stages, self.rollout, self.solutions, self.reinforce)
         check_reward_model(self.stages, self.reward, self.reinforce)
         check_rewards(self.stages, self.reward)
         rounds = self.iterate.rounds if "iterate" in self.stages else ()
@@ -257,10 +256,6 @@ class Config(Section):
         return cls(data=DataConfig(num_train=1000), tokenizer=TokenizerConfig(kind="words"))
 
 
-def stage_names() -> tuple[str, ...]:
-    return get_args(StageName)
-
-
 class ConfigError(ValueError):
     """A configuration that cannot run; the message is one line for the user."""
 
@@ -272,8 +267,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError with one line that names the key and the file (or the command line).
     """
     path = Path(path)
-    values = _read(path, seen=())
-    for key, text in _override_texts(overrides).items():
+    values, texts = _read(path, seen=()), _override_texts(overrides)
+    drop_replaced_sources(values.get("data", {}), [key.removeprefix("data.") for key in texts])
+    for key, text in texts.items():
         value = _override_value(text)
         if not isinstance(value, str) and _takes_text_only(key):
             value = text  # --name 2026-11-28 is a name, not a date
@@ -309,7 +305,9 @@ def _read(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
     values = _with_whole_paths(values, path.parent)
     if base is None:
         return values
-    return _merged(_read(path.parent / str(base), seen=(*seen, path.resolve())), values)
+    under = _read(path.parent / str(base), seen=(*seen, path.resolve()))
+    drop_replaced_sources(under.get("data", {}), values.get("data", {}))
+    return _merged(under, values)
 
 
 def _with_whole_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:

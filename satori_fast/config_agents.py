@@ -99,6 +99,42 @@ class RewriterConfig(AgentConfig):
     """longest reply, tokens"""
 
 
+class LabellerConfig(AgentConfig):
+    kind: Literal["none", "scripted", "endpoint", "embedded", "vllm"] = "none"
+    """none (answers are taken as they are), scripted, endpoint (OpenAI-compatible server), embedded
+    or vllm (engines)"""
+    max_new_tokens: int = Field(default=4096, gt=0)
+    """longest reply, tokens"""
+
+
+class CurateConfig(Section):
+    num_labels: int = Field(default=1, gt=0)
+    """times that the labeller answers a question"""
+    agreement: int = Field(default=1, gt=0)
+    """labels, of num_labels, that must equal the data set's answer (the paper: QwQ's one)"""
+    near_duplicates: float = Field(default=0.7, ge=0, le=1)
+    """Jaccard similarity of word 5-shingles from which a question with the same numbers is taken
+    for an earlier one; 0: off"""
+    num_concurrent: int = Field(default=256, gt=0)
+    """questions that a language model labels at once"""
+    labeller: LabellerConfig = LabellerConfig()
+
+    @model_validator(mode="after")
+    def _can_agree(self) -> Self:
+        if self.agreement > self.num_labels:
+            raise ValueError(
+                f"curate.agreement = {self.agreement} exceeds curate.num_labels = "
+                f"{self.num_labels}: no question would be kept"
+            )
+        is_model = self.labeller.kind not in ("none", "scripted")
+        if is_model and self.num_labels > 1 and not self.labeller.temperature:
+            raise ValueError(
+                f"curate.labeller.temperature = 0 gives curate.num_labels = {self.num_labels} equal"
+                " labels: raise it, or set num_labels = 1"
+            )
+        return self
+
+
 class SynthesizeConfig(Section):
     num_problems: int = Field(default=1000, gt=0)
     """training problems that demonstrations are made of"""

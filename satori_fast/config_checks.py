@@ -69,6 +69,15 @@ def check_inputs(
         )
 
 
+def check_curation(stages: Sequence[str]) -> None:
+    """Curation comes before whatever works on its problems."""
+    if "curate" in stages[1:]:
+        raise ValueError(
+            f"stages = {list(stages)}: curate chooses the problems of the stages after it; put it "
+            "first"
+        )
+
+
 def format_named(name: str) -> ResponseFormat:
     """The row of `FORMATS` that `data.format` names; ValueError with the nearest one."""
     # Imported here: formats need torch, and the config must not.
@@ -193,9 +202,16 @@ def check_layout(rollout: RolloutConfig, parallel: ParallelConfig) -> None:
 
 
 def check_samples(
-    stages: Sequence[str], rollout: RolloutConfig, solutions: SolutionsConfig
+    stages: Sequence[str],
+    rollout: RolloutConfig,
+    solutions: SolutionsConfig,
+    reinforce: ReinforceConfig,
 ) -> None:
-    """The preference stage can get pairs of a right and a wrong sample of one problem."""
+    """The preference stage can get pairs of a right and a wrong sample of one problem, and
+    reinforcement mixed questions."""
+    is_mixed = solutions.questions == "mixed" and bool({"reinforce", "iterate"} & set(stages))
+    if is_mixed:
+        _check_mixed(rollout, solutions, reinforce)
     if "preference" not in stages:
         return
     if solutions.num_samples < 2:
@@ -212,6 +228,26 @@ def check_samples(
         raise ValueError(
             "rollout.temperature = 0 gives the preference stage equal samples, and no pair: raise "
             "it, or set solutions.temperature"
+        )
+
+
+def _check_mixed(
+    rollout: RolloutConfig, solutions: SolutionsConfig, reinforce: ReinforceConfig
+) -> None:
+    if reinforce.source == "stored":
+        raise ValueError(
+            'solutions.questions = "mixed" with reinforce.source = "stored", which asks the '
+            "questions of its file: take one of the two out"
+        )
+    if solutions.num_samples < 2:
+        raise ValueError(
+            'solutions.num_samples = 1 with solutions.questions = "mixed": one sample of a question'
+            " is right or wrong, never both; take at least 2"
+        )
+    if not rollout.temperature and solutions.temperature is None:
+        raise ValueError(
+            'rollout.temperature = 0 with solutions.questions = "mixed": the samples of a question '
+            "are equal, and none is mixed; raise it, or set solutions.temperature"
         )
 
 

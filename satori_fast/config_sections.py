@@ -9,6 +9,7 @@ Frozen pydantic models; the text under a field is its description, units include
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -83,10 +84,22 @@ class TokenizerConfig(Section):
     """vocabulary of a bpe tokenizer, tokens, special ones included"""
 
 
+class SourceConfig(Section):
+    source: str
+    """data set of a pool: a .jsonl, .json (or .gz) or .parquet file, or a hub name"""
+    mapping: str | None = None
+    """field mapping of the data set (see data.sources.FIELD_MAPPINGS); None: by its name"""
+    weight: float = Field(default=1.0, gt=0)
+    """share of the pool, relative: probability with which its next problem comes from this data
+    set, among those that have one left"""
+
+
 class DataConfig(Section):
     source: str = "arithmetic"
     """data set: arithmetic or chains (built in), a .jsonl, .json (or .gz) or .parquet file, or a
-    hub name"""
+    hub name; empty with sources"""
+    sources: tuple[SourceConfig, ...] = Field(default=(), strict=False)
+    """several data sets, mixed into one pool, in place of source and mapping"""
     mapping: str | None = None
     """field mapping of the data set (see data.sources.FIELD_MAPPINGS); None: by its name"""
     levels: tuple[int, ...] = Field(default=(3,), strict=False)  # TOML lists
@@ -113,6 +126,48 @@ class DataConfig(Section):
     right, wrong); None: words for tokenizer.kind = "words", else paper"""
     max_prompt_tokens: int = Field(default=1024, gt=0)
     """length limit of prompts, tokens; longer ones are filtered out, never cut"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sources_replace_the_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("sources"):
+            return {"source": "", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_source(self) -> Self:
+        if not self.sources and not self.source:
+            raise ValueError("data.source is empty: name a data set, or list some in data.sources")
+        if self.sources and (self.source or self.mapping is not None):
+            given = f"source = {self.source!r}" if self.source else f"mapping = {self.mapping!r}"
+            raise ValueError(
+                f"data.{given} beside data.sources, which have their own: take one of the two out"
+            )
+        names = [each.source for each in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"data.sources lists {name!r} twice: give it one entry, a weight")
+        return self
+
+    @property
+    def pool(self) -> tuple[SourceConfig, ...]:
+        """The data sets of the training problems, one or several."""
+        return self.sources or (SourceConfig(source=self.source, mapping=self.mapping),)
+
+    @property
+    def named(self) -> str:
+        """The names of the data sets, for messages."""
+        return " + ".join(each.source for each in self.pool)
+
+
+def drop_replaced_sources(data: dict[str, Any], given: Collection[str]) -> None:
+    """Take out of the section `data` of a base the data sets that the keys `given` on top of it
+    replace: one in place of several, or the other way round."""
+    if "source" in given and "sources" not in given:
+        data.pop("sources", None)
+    if "sources" in given and "source" not in given:
+        for key in {"source", "mapping"}.difference(given):
+            data.pop(key, None)
 
 
 class ParallelConfig(Section):

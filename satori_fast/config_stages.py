@@ -3,12 +3,30 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from satori_fast.config_agents import JudgeConfig, VerifierConfig
 from satori_fast.config_sections import OptimizerConfig, RolloutConfig, Section
+
+StageName = Literal[
+    "curate",
+    "synthesize",
+    "supervised",
+    "initialise",
+    "preference",
+    "reinforce",
+    "offline",
+    "srl",
+    "distill",
+    "iterate",
+]
+
+
+def stage_names() -> tuple[str, ...]:
+    """Every stage that a run can have, in their usual order."""
+    return get_args(StageName)
 
 
 class ImitationConfig(Section):
@@ -93,6 +111,9 @@ class SolutionsConfig(Section):
     """sampling temperature of the solutions; None: the rollout's"""
     max_new_tokens: int | None = Field(default=None, gt=0)
     """response limit of the solutions, tokens; None: the rollout's"""
+    questions: Literal["all", "mixed"] = "all"
+    """questions that reinforcement asks, whole and in restarts: all, or mixed (the paper), those
+    with right and wrong solutions, sampled without restarts too"""
     keep_logprobs: bool = False
     """keep the samples' log-probs too, so that reinforce.source = "stored" can train on the file"""
 

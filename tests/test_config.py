@@ -476,3 +476,61 @@ def test_restarts_are_on_where_the_format_has_them(tmp_path: Path) -> None:
     for value in ("true", "false"):
         assert restarts("--reinforce.restarts.enabled", value) is (value == "true")
     assert not restarts("--reinforce.restarts.enabled", "false", "--data.format", "plain")
+
+
+POOL = """
+schema_version = 1
+tokenizer.kind = "bpe"
+[data]
+sources = [{ source = "a.jsonl", mapping = "coat", weight = 2.0 }, { source = "gsm8k" }]
+"""
+
+
+def test_a_pool_stands_in_place_of_a_source_and_reads_back(tmp_path: Path) -> None:
+    data = load_config(written(tmp_path, POOL)).data
+    assert (data.source, data.named) == ("", "a.jsonl + gsm8k")
+    assert [(each.source, each.mapping, each.weight) for each in data.pool] == [
+        ("a.jsonl", "coat", 2.0),
+        ("gsm8k", None, 1.0),
+    ]
+    again = load_config(written(tmp_path, to_toml(load_config(written(tmp_path, POOL)))))
+    assert again.data == data
+    assert Config.example().data.pool[0].source == "arithmetic"
+
+
+def test_one_source_over_several_replaces_them_and_the_other_way_round(tmp_path: Path) -> None:
+    alone = ["--data.source", "b.jsonl", "--data.mapping", "coat"]
+    data = load_config(written(tmp_path, POOL), alone).data
+    assert (data.source, data.mapping, data.sources) == ("b.jsonl", "coat", ())
+    (tmp_path / "base.toml").write_text(POOL)
+    text = 'schema_version = 1\nbase = "base.toml"\ndata.source = "b.jsonl"\n'
+    data = load_config(written(tmp_path, text + 'data.mapping = "coat"\n')).data
+    assert (data.source, data.mapping, data.sources) == ("b.jsonl", "coat", ())
+    # And several over one, whose mapping is none of theirs.
+    (tmp_path / "one.toml").write_text(text + 'data.mapping = "coat"\n')
+    text = 'schema_version = 1\nbase = "one.toml"\ndata.sources = [{ source = "c.jsonl" }]\n'
+    data = load_config(written(tmp_path, text)).data
+    assert (data.source, data.mapping, data.named) == ("", None, "c.jsonl")
+    pool = ["--data.sources", '[{ source = "d.jsonl" }]']
+    assert load_config(tmp_path / "one.toml", pool).data.named == "d.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (
+            ["--data.source", "b.jsonl", "--data.sources", "[{ source = 'a' }]"],
+            "data.source = 'b.jsonl' beside data.sources",
+        ),
+        (["--data.mapping", "coat"], "data.mapping = 'coat' beside data.sources"),
+        (["--data.source", ""], "data.source is empty: name a data set"),
+        (
+            ["--data.sources", "[{ source = 'a' }, { source = 'a' }]"],
+            "data.sources lists 'a' twice",
+        ),
+        (["--data.sources", "[{ source = 'a', weight = 0.0 }]"], "data.sources.0.weight = 0.0"),
+        (["--data.sources", "[{ sauce = 'a' }]"], "unknown key data.sources.sauce"),
+    ],
+)
+def test_pools_that_are_none(tmp_path: Path, overrides: list[str], part: str) -> None:
+    assert part in error_line(written(tmp_path, POOL), overrides)

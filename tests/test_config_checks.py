@@ -25,6 +25,25 @@ CONTRADICTORY = [
         'synthesize.check = "bare" is for the scripted critic, and synthesize.critic.kind = '
         '"endpoint": take one of the two out',
     ),
+    ("--stages ['synthesize','curate']", "curate chooses the problems of the stages after it"),
+    ("--curate.agreement 2", "curate.agreement = 2 exceeds curate.num_labels = 1"),
+    (
+        "--curate.num_labels 3 --curate.labeller.kind endpoint",
+        "curate.labeller.temperature = 0 gives curate.num_labels = 3 equal labels",
+    ),
+    (
+        "--solutions.questions mixed --solutions.num_samples 1 --stages ['reinforce']",
+        'solutions.num_samples = 1 with solutions.questions = "mixed"',
+    ),
+    (
+        "--solutions.questions mixed --rollout.temperature 0.0 --stages ['iterate']",
+        'rollout.temperature = 0 with solutions.questions = "mixed"',
+    ),
+    (
+        "--solutions.questions mixed --stages ['reinforce'] --reinforce.source stored "
+        "--reinforce.rollouts x.jsonl",
+        'solutions.questions = "mixed" with reinforce.source = "stored"',
+    ),
     # Nothing to learn from.
     ("--rollout.temperature 0.0 --solutions.temperature 1.0", "rollout.temperature = 0 gives"),
     (
@@ -320,6 +339,9 @@ def test_contradictory_settings(tmp_path: Path, overrides: str, text: str) -> No
     "overrides",
     [
         "",
+        "--stages ['curate'] --curate.num_labels 3 --curate.labeller.kind scripted",
+        "--stages ['srl'] --data.source chains --data.levels [4] --data.format plain "
+        "--solutions.questions mixed --solutions.num_samples 1",
         # A stage that is not planned asks for nothing.
         "--stages ['supervised'] --supervised.source x.jsonl --rollout.temperature 0.0",
         "--stages ['synthesize'] --evaluation.max_new_tokens 2048",

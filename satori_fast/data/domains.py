@@ -30,6 +30,7 @@ class Domain:
 
     problems: draws its problems, called as `DrawnProblems` is.
     words:    every word of its texts, for a word tokenizer.
+    answer:   works out the right answer of a question.
     solution: the expert's plain solution of a question; None where plain solutions teach nothing
               (they could only be guessed).
     steps:    the same as titled steps, the last of which states the answer; None where a step is no
@@ -40,6 +41,7 @@ class Domain:
 
     problems: type[DrawnProblems]
     words: Callable[[], list[str]]
+    answer: Callable[[str], str]
     solution: Callable[[str], str] | None = None
     steps: Callable[[str], tuple[ExpertStep, ...]] | None = None
     slips: Callable[[str, float, np.random.Generator], tuple[ExpertStep, ...]] | None = None
@@ -85,10 +87,15 @@ def _careless_chain_steps(
 ARITHMETIC = "arithmetic"
 DOMAINS: Mapping[str, Domain] = MappingProxyType(
     {
-        ARITHMETIC: Domain(arithmetic.ArithmeticProblems, arithmetic.domain_words),
+        ARITHMETIC: Domain(
+            arithmetic.ArithmeticProblems,
+            arithmetic.domain_words,
+            lambda question: arithmetic.parse_puzzle(question).answer,
+        ),
         "chains": Domain(
             chains.ChainProblems,
             chains.domain_words,
+            lambda question: chains.parse_chain(question).answer,
             lambda question: chains.solution_text(chains.parse_chain(question)),
             _chain_steps,
             _careless_chain_steps,

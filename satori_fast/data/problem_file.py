@@ -59,11 +59,14 @@ def keep_problems(
     folder: Path,
     key: Mapping[str, Any],
     make: Callable[[], tuple[Sequence[Problem], Sequence[Problem]]],
+    *,
+    skipped: Callable[[], Mapping[str, Any]] = dict,
 ) -> dict[str, str]:
     """Have `folder` hold the (training, held-out) problems of `make`; the digests of its files.
 
     key: JSON-able, all that the problems depend on. `make` is not called when the folder is whole
     and was made from the same key. For one process; `read_problems` is for all.
+    skipped: JSON-able, what was left out on the way, asked for after `make`; see `read_skipped`.
     """
     kept = _kept(folder)
     if kept is not None:
@@ -82,9 +85,16 @@ def keep_problems(
                     row = problem_to_row(problem)
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
         files = {name: digest(partial / name) for name in _PARTS}
-        text = json.dumps({"key": key, "files": files}, indent=2, ensure_ascii=False)
+        made = {"key": key, "files": files, "skipped": skipped()}
+        text = json.dumps(made, indent=2, ensure_ascii=False)
         (partial / _KEY).write_text(text + "\n", encoding="utf-8")
     return files
+
+
+def read_skipped(folder: Path) -> dict[str, Any]:
+    """Read what was left out when the problems of a folder were made; {} where none are kept."""
+    kept = _kept(folder)
+    return {} if kept is None else kept.get("skipped", {})
 
 
 def read_problems(

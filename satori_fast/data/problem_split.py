@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training and held-out problems of a data set: disjoint, no question trained on twice an epoch.
 
-The source is read once, for both halves, and no further than until enough problems are found: the
-first thousands of a data set with millions of rows cost what thousands cost. Problems keep the
-order of their source.
+The source, one data set or a pool of several, is read once, for both halves, and no further than
+until enough problems are found: the first thousands of a data set with millions of rows cost what
+thousands cost. Problems keep the order of their source.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def question_key(question: str) -> str:
 
 
 class Reader(Protocol):
-    """`sources.load_problems` of one source."""
+    """`sources.load_problems` of one source, or `sources.load_pool` of several."""
 
     def __call__(self, *, selection: Selection) -> tuple[list[Problem], SourceReport]: ...
 

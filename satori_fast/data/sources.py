@@ -12,17 +12,22 @@ which problems are trained on (`problem_split`) and in which order (`cursor`), m
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from satori_fast.data.collection import (
     CheckAnswers,
     FirstProblems,
+    RowStream,
     Selection,
     SourceReport,
     collect,
+    collect_mixed,
+    joined,
     warn_of_a_common_answer,
 )
 from satori_fast.data.field_mappings import FIELD_MAPPINGS, FieldMapping
@@ -53,15 +58,19 @@ from satori_fast.grading import extract_answer
 from satori_fast.storage import digest
 from satori_fast.types import Demonstration, Problem
 
+logger = logging.getLogger(__name__)
+
 __all__ = [
     "FIELD_MAPPINGS",
     "CheckAnswers",
     "FieldMapping",
+    "PoolSource",
     "RowIds",
     "Selection",
     "SourceReport",
     "check_source",
     "load_demonstrations",
+    "load_pool",
     "load_problems",
     "source_digest",
 ]
@@ -73,6 +82,21 @@ _PROMPT_SUFFIX = re.compile(
     re.IGNORECASE,
 )
 _CALCULATION = re.compile(r"<<[^<>]*>>")
+# Of the order in which the sources of a pool are mixed. It is no seed of a run: runs with different
+# seeds have the same problems, and hold the same ones out, as they do with one source.
+_POOL_SEED = 250202508
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSource:
+    """One data set of a pool: `source` and `mapping` as for `load_problems`, and its share.
+
+    weight: relative; `collect_mixed` says of what.
+    """
+
+    source: str | Path
+    mapping: FieldMapping | str | None = None
+    weight: float = 1.0
 
 
 def load_problems(
@@ -108,6 +132,47 @@ def load_problems(
     )
     warn_of_a_common_answer(str(source), problems)
     return problems, read.report
+
+
+def load_pool(
+    sources: Sequence[PoolSource],
+    *,
+    selection: Selection | None = None,
+    check_answers: CheckAnswers | None = None,
+) -> tuple[list[Problem], SourceReport]:
+    """Read several data sets as one pool of problems, mixed by weight in an order that is always
+    the same; each is read no further than the pool needs it.
+
+    The next problem of the pool is taken from a source with probability weight / (sum of the
+    weights of the sources that are not exhausted): its next one that `selection` takes, so that
+    repeated and too long questions cost a source no draw. A share is of problems taken, before
+    those whose answers cannot be graded are left out. Ids begin with the name of their source, a
+    number appended where two have the same. One source gives what `load_problems` gives.
+    Arguments, report (of all sources together) and errors as for that.
+    """
+    names: set[str] = set()
+    reads: list[_Source] = []
+    for each in sources:
+        read = _Source(each.source, each.mapping, "train", name=None)
+        label, number = read.name, 2
+        while read.name in names:
+            read = _Source(each.source, each.mapping, "train", name=f"{label}-{number}")
+            number += 1
+        names.add(read.name)
+        reads.append(read)
+    problems = collect_mixed(
+        [RowStream(read.rows(), read.problem, read.report, read.check_fields) for read in reads],
+        [each.weight for each in sources],
+        selection=selection or FirstProblems(None),
+        check_answers=check_answers,
+        seed=_POOL_SEED,
+    )
+    report = joined([read.report for read in reads])
+    if len(reads) > 1:
+        counts = ((read.report.source, read.report.num_used) for read in reads)
+        logger.info("the pool has %s", ", ".join(f"{n} problems of {name}" for name, n in counts))
+    warn_of_a_common_answer(report.source, problems)
+    return problems, report
 
 
 def load_demonstrations(
@@ -182,7 +247,8 @@ class _Source:
         if self._path is not None:
             check_file(self._path)
         self.fields, label = _resolve_mapping(source, mapping, self._path)
-        self._ids = RowIds(name or label, self.fields.problem_id)
+        self.name = name or label
+        self._ids = RowIds(self.name, self.fields.problem_id)
         self.report = SourceReport(str(source))
         fields = self.fields
         if needs_response and fields.response is None:

@@ -189,7 +189,7 @@ def run_facts(run: RunRecord) -> list[tuple[str, str]]:
     facts = [
         ("stages", ", ".join(time.stage for time in run.times)),
         ("model", _model_text(flat)),
-        ("data", str(flat.get("data.source") or "")),
+        ("data", _data_text(flat)),
         ("recipe", str(flat.get("reinforce.recipe") or "")),
         ("rollout engine", str(flat.get("rollout.engine") or "")),
         ("device", _device_text(device)),
@@ -207,6 +207,11 @@ def _model_text(flat: Mapping[str, Any]) -> str:
         return ""
     layers, hidden = flat.get("model.num_layers"), flat.get("model.hidden_size")
     return f"{flat['model.architecture']}, {layers} layers, hidden size {hidden}, from scratch"
+
+
+def _data_text(flat: Mapping[str, Any]) -> str:
+    sources = [str(each["source"]) for each in flat.get("data.sources") or ()]
+    return " + ".join(sources) or str(flat.get("data.source") or "")
 
 
 def _device_text(device: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
     Returns the summary, which is also written to the run folder with the report.
     """
     from satori_fast.stages.checks import check_stages
+    from satori_fast.stages.curate import curate
     from satori_fast.stages.distill import distill
     from satori_fast.stages.initialise import initialise
     from satori_fast.stages.iterate import plan_stages
@@ -26,6 +27,7 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
     from satori_fast.stages.synthesize import synthesize_demonstrations
 
     stages = {
+        "curate": curate,
         "synthesize": synthesize_demonstrations,
         "supervised": supervised,
         "initialise": initialise,

@@ -132,7 +132,8 @@ async def _running(endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def print_stats(stats: SynthesisStats, console: Console) -> None:
-    """Print tables of what was made, dropped and, by language models, spent."""
+    """Print tables of what was made, if anything could be, dropped and, by language models,
+    spent."""
     made = Table("type", "trajectories", "demonstrations", box=SIMPLE_HEAD)
     for kind, number in stats.demonstrations.items():
         made.add_row(kind, f"{stats.counts[f'trajectories/{kind}']:,}", f"{number:,}")
@@ -144,7 +145,9 @@ def print_stats(stats: SynthesisStats, console: Console) -> None:
     for role, numbers in stats.spent().items():
         *counts, cost = numbers.values()
         spent.add_row(role, *(f"{number:,}" for number in counts), f"{cost:,.2f}")
-    for table in (made, dropped, spent) if spent.rows else (made, dropped):
+    for table in (made, dropped, spent):
+        if not table.rows and table is not dropped:
+            continue
         for column in table.columns[1:]:
             column.justify = "right"
         console.print(table)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agents of synthesis, of behaviour initialisation and of step data from the config: who they
-are, where their models run, what they cost.
+"""The agents of curation, of synthesis, of behaviour initialisation and of step data from the
+config: who they are, where their models run, what they cost.
 
-What agents do is `synthesis`; which problems they get is `synthesize`, `initialise` and
+What agents do is `synthesis`; which problems they get is `curate`, `synthesize`, `initialise` and
 `rewriting`.
 """
 
@@ -25,11 +25,13 @@ from satori_fast.config import (
     AgentConfig,
     Config,
     ConfigError,
+    CurateConfig,
     InitialiseConfig,
     SrlConfig,
     SynthesizeConfig,
 )
 from satori_fast.data.control_tokens import ControlTokens
+from satori_fast.data.domains import DOMAINS
 from satori_fast.data.formats.plain import PLAIN
 from satori_fast.data.formats.trials import WORDS
 from satori_fast.data.packing import PackingSpec
@@ -51,6 +53,7 @@ from satori_fast.synthesis.chat import ChatModel, ChatSampling
 from satori_fast.synthesis.endpoint_chat import EndpointChat, EndpointSettings
 from satori_fast.synthesis.engine_chat import EngineChat
 from satori_fast.synthesis.journal import Journal, RecordedChat
+from satori_fast.synthesis.label_agents import Labeller, LanguageLabeller, ScriptedLabeller
 from satori_fast.synthesis.language_agents import (
     LanguageCritic,
     LanguageGenerator,
@@ -89,6 +92,11 @@ def trial_agent_configs(config: InitialiseConfig) -> dict[str, AgentConfig]:
 def step_agent_configs(config: SrlConfig) -> dict[str, AgentConfig]:
     """The config of the role of step data."""
     return {"rewriter": config.rewriter}
+
+
+def label_agent_configs(config: CurateConfig) -> dict[str, AgentConfig]:
+    """The config of the role of curation; none where answers are taken as they are."""
+    return {} if config.labeller.kind == "none" else {"labeller": config.labeller}
 
 
 class AgentModels:
@@ -192,6 +200,12 @@ def trial_agents(config: InitialiseConfig, models: AgentModels, *, source: str) 
     )
 
 
+def problem_labeller(models: AgentModels, *, source: str) -> Labeller:
+    """The agent of curation. source: of the problems, as `data.source` says."""
+    chat = models.chat("labeller")
+    return LanguageLabeller(chat) if chat else ScriptedLabeller(DOMAINS[source].answer)
+
+
 def step_rewriter(models: AgentModels) -> LanguageRewriter:
     """The agent of step data, always a language model."""
     chat = models.chat("rewriter")
@@ -271,8 +285,9 @@ def check_agents(config: Config, *, world_size: int, environment: Mapping[str, s
             _check_agent(agent, key, world_size=world_size, environment=environment)
         elif source not in SCRIPTED_AGENTS:
             raise ConfigError(
-                f'{key}.kind = "scripted" knows the built-in domains only, not "{source}": name a '
-                "language model, or take synthesize out of stages and set supervised.source"
+                f'{key}.kind = "scripted" knows the built-in domains only, not '
+                f'"{config.data.named}": name a language model, or take synthesize out of stages '
+                "and set supervised.source"
             )
 
 
@@ -285,7 +300,8 @@ def check_trial_agents(config: Config, *, world_size: int, environment: Mapping[
             _check_agent(agent, key, world_size=world_size, environment=environment)
         elif source not in SCRIPTED_VERIFIERS:
             raise ConfigError(
-                f'{key}.kind = "scripted" knows the built-in domains only, not "{source}": name a '
+                f'{key}.kind = "scripted" knows the built-in domains only, not '
+                f'"{config.data.named}": name a '
                 f"language model in [{key}], with its kind"
             )
     if initialise.verifier.kind != "scripted":
@@ -301,6 +317,19 @@ def check_trial_agents(config: Config, *, world_size: int, environment: Mapping[
             f"initialise.confirming_share = {share:g}, but the scripted verifier of data.source = "
             f'"{source}" only confirms: set it to 1'
         )
+
+
+def check_labeller(config: Config, *, world_size: int, environment: Mapping[str, str]) -> None:
+    """ConfigError for an agent of curation that cannot work."""
+    for role, agent in label_agent_configs(config.curate).items():
+        key = f"curate.{role}"
+        if agent.kind != "scripted":
+            _check_agent(agent, key, world_size=world_size, environment=environment)
+        elif config.data.source not in DOMAINS:
+            raise ConfigError(
+                f'{key}.kind = "scripted" knows the built-in domains only, not '
+                f'"{config.data.named}": name a language model in [{key}], or set kind = "none"'
+            )
 
 
 def check_rewriter(config: Config, *, world_size: int, environment: Mapping[str, str]) -> None:

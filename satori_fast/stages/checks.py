@@ -28,7 +28,12 @@ from satori_fast.data.sources import check_source, load_demonstrations
 from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
 from satori_fast.experience.stored import check_rollouts
 from satori_fast.rewards.worker import FunctionWorker
-from satori_fast.stages.agents import check_agents, check_rewriter, check_trial_agents
+from satori_fast.stages.agents import (
+    check_agents,
+    check_labeller,
+    check_rewriter,
+    check_trial_agents,
+)
 from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import StagePlan
 from satori_fast.stages.models import ModelFolders, model_folder
@@ -43,7 +48,7 @@ from satori_fast.stages.step_data import (
     solution_steps,
     step_reader,
 )
-from satori_fast.stages.supervised import demonstration_source
+from satori_fast.stages.supervised import demonstration_sources
 from satori_fast.stages.synthesize import demonstrations_path
 
 logger = logging.getLogger(__name__)
@@ -83,14 +88,16 @@ class _Start:
 def _check(plans: Sequence[StagePlan], start: _Start, written: Path | None) -> None:
     """written: demonstrations that the run has made already."""
     kinds, models = [plan.kind for plan in plans], start.models
-    if set(kinds) - {"synthesize"}:
+    if set(kinds) - {"curate", "synthesize"}:
         _check_starting_model(plans[0].config, models, start.policy_folder)
         _warn_of_short_room(plans[0].config)
     # Of the policy, and of the reward model that a stage before leaves, if one does.
     tokenizer = models.renderer.tokenizer
     scored_tokenizer = tokenizer if start.has_reward_model else None
     for number, plan in enumerate(plans):
-        if plan.kind == "synthesize":
+        if plan.kind == "curate":
+            check_labeller(plan.config, world_size=start.world_size, environment=os.environ)
+        elif plan.kind == "synthesize":
             check_agents(plan.config, world_size=start.world_size, environment=os.environ)
         elif plan.kind == "supervised" and "synthesize" not in kinds[:number]:
             _check_demonstrations(plan.config, written)
@@ -155,14 +162,14 @@ def _check_starting_model(config: Config, models: ModelFolders, folder: Path) ->
 
 def _check_demonstrations(config: Config, written: Path | None) -> None:
     """One demonstration can be read."""
-    source, mapping = demonstration_source(config, written)
-    if source in DOMAINS:
-        return
-    with _naming("supervised.source"):
-        if config.supervised.source is not None:
-            check_source(source)
-        if not load_demonstrations(source, mapping, limit=1)[0]:
-            raise ConfigError(f"{source} has no demonstration")
+    for each in demonstration_sources(config, written):
+        if each.source in DOMAINS:
+            continue
+        with _naming("supervised.source"):
+            if config.supervised.source is not None:
+                check_source(each.source)
+            if not load_demonstrations(each.source, each.mapping, limit=1)[0]:
+                raise ConfigError(f"{each.source} has no demonstration")
 
 
 def _check_experts(config: Config) -> None:

@@ -28,10 +28,11 @@ from satori_fast.stages.engines import EngineProvider
 from satori_fast.stages.evaluator import Evaluator
 from satori_fast.stages.grader import SharedGrader
 from satori_fast.stages.models import ModelFolders
-from satori_fast.stages.run_folder import RunFolder
+from satori_fast.stages.run_folder import CURATED, RunFolder
 from satori_fast.stages.seeds import Seeds
 from satori_fast.stages.setup import build_problems, build_renderer
 from satori_fast.stages.solutions import Solver
+from satori_fast.storage import sealed_records, wait_for_file
 from satori_fast.types import Problem
 
 
@@ -84,17 +85,30 @@ class Context:
         """Console for progress and tables; only the main process writes to it."""
         return Console(quiet=not self.parallel.is_main)
 
-    def with_tokenizer(self, tokenizer: Path, *, folder: Path) -> Context:
+    def with_tokenizer(self, tokenizer: Path, *, folder: RunFolder) -> Context:
         """The same with the tokenizer of another folder: prompts and problems follow it.
 
         folder: of the run, where the problems of each tokenizer are kept.
         """
         renderer = build_renderer(self.config, tokenizer)
         problems, heldout = build_problems(
-            self.config, renderer, folder=folder, tokenizer=tokenizer, parallel=self.parallel
+            self.config, renderer, folder=folder.path, tokenizer=tokenizer, parallel=self.parallel
         )
         models = {**self.models, "tokenizer": tokenizer}
-        return replace(self, renderer=renderer, problems=problems, heldout=heldout, models=models)
+        context = replace(
+            self, renderer=renderer, problems=problems, heldout=heldout, models=models
+        )
+        return context.curated(folder)
+
+    def curated(self, folder: RunFolder) -> Context:
+        """The same with those of the training problems that the stage curate kept, where it has
+        run. Another tokenizer may leave some of them out, and adds none."""
+        if not folder.has(CURATED):
+            return self
+        rows = sealed_records(wait_for_file(folder.path / CURATED))
+        kept = {row["problem_id"] for row in rows}
+        problems = [problem for problem in self.problems if problem.problem_id in kept]
+        return replace(self, problems=problems)
 
     def engine(self, policy: Learner, *, version: int = 0) -> Restarting:
         """An engine that samples from `policy`'s weights of now."""

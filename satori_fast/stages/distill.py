@@ -59,7 +59,7 @@ def distill(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
             special_tokens = context.renderer.format.special_tokens
             folder.on_main(lambda: keep_tokenizer(start, tokenizer, special_tokens))
             folder.keep(tokenizer)
-        context = context.with_tokenizer(tokenizer, folder=folder.path)
+        context = context.with_tokenizer(tokenizer, folder=folder)
     trajectories = load_trajectories(
         str(wait_for_file(path)),
         "coat",

@@ -64,11 +64,13 @@ def shrunk(config: Config, output_dir: str) -> Config:
     COAT, which the scripted agents of synthesis write."""
     values, format = config.model_dump(), _format(config)
     is_of_chains = format != "coat"
-    if config.stages != ("synthesize",):
+    if set(config.stages) - {"curate", "synthesize"}:
         # A reward model of the user's is too large, and of another vocabulary: a tiny one is made.
         first = ("supervised", *(("preference",) if config.reward.model else ()))
         if not is_of_chains:  # the experts of the chains have written their solutions
             first = ("synthesize", *first)
+        if "curate" in config.stages:
+            first = ("curate", *first)
         made = {*first, "synthesize"}
         values["stages"] = (*first, *(stage for stage in config.stages if stage not in made))
     values |= {"output_dir": output_dir, "name": "dry-run"}
@@ -77,6 +79,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
     values["reward"]["model"] = None
     values["data"] |= {
         "source": "chains" if is_of_chains else "arithmetic",
+        "sources": (),
         "mapping": None,
         "levels": (4,) if is_of_chains else (1,),
         "num_train": NUM_PROBLEMS,
@@ -119,6 +122,8 @@ def _shrink_imitation(values: dict[str, Any], *, is_of_chains: bool) -> None:
     for stage in ("supervised", "initialise", "distill"):
         values[stage] |= {"num_epochs": NUM_EPOCHS, "batch_size": batch_size}
         values[stage]["optimizer"]["learning_rate"] = 5e-3
+    kind = "none" if values["curate"]["labeller"]["kind"] == "none" else "scripted"
+    values["curate"]["labeller"] = {"kind": kind}
     values["synthesize"] = {
         **{"num_problems": NUM_PROBLEMS, "num_solutions": 6, "critic_share": 0.5},
         "check": values["synthesize"]["check"],

@@ -37,7 +37,9 @@ def plan_stages(config: Config) -> tuple[StagePlan, ...]:
                 plans += round_plans(config, number, settings)
         elif stage == "srl":
             settings = config.srl.reinforcement()
-            plans.append(StagePlan(stage, stage, config.with_set(reinforce=settings)))
+            asked = config.solutions.with_set(questions="all")  # no whole solution is sampled
+            own = config.with_set(reinforce=settings, solutions=asked)
+            plans.append(StagePlan(stage, stage, own))
         else:
             plans.append(StagePlan(stage, stage, config))
     return tuple(plans)

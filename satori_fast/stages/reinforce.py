@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,13 @@ from satori_fast.stages.grader import SharedGrader
 from satori_fast.stages.mismatch import check_logprobs
 from satori_fast.stages.models import ModelFolders
 from satori_fast.stages.outcome import StageOutcome
-from satori_fast.stages.restarts import RestartBuffers, StageProblems
+from satori_fast.stages.restarts import (
+    RestartBuffers,
+    StageProblems,
+    answered_questions,
+    mixed_questions,
+    read_answered,
+)
 from satori_fast.stages.rewards import build_rewards
 from satori_fast.stages.run_folder import RunFolder, StageProgress
 from satori_fast.stages.scoring import load_critic, load_reward_model
@@ -90,7 +96,8 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
         parallel=context.parallel,
         spans=books.spans,
     )
-    return train(
+    config, start = context.config, context.policy_folder.name
+    outcome = train(
         context,
         folder,
         books,
@@ -99,6 +106,10 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
         figures=grader.take_figures,
         validator=context.evaluator(books),
     )
+    if not config.restarts_enabled and config.solutions.questions == "all":
+        return outcome  # nothing was sampled first
+    answered = read_answered(folder, name=start)
+    return replace(outcome, figures={**answered.figures(), **outcome.figures})
 
 
 def train(
@@ -350,9 +361,12 @@ def build_source(
             config, rollout, context.renderer, judge, seed=seeds.of(context.stage, "problems")
         )
     buffers = None
+    solver, start = context.solver(folder, books), context.policy_folder.name
+    mixed = context.config.solutions.questions == "mixed"
+    if mixed or context.config.restarts_enabled:
+        answered = answered_questions(solver, engine, name=start)
+        problems = mixed_questions(problems, answered, name=start) if mixed else problems
     if context.config.restarts_enabled:
-        solver = context.solver(folder, books)
-        start = context.policy_folder.name
         buffers = RestartBuffers(config.restarts, solver, context.stage, start)
     seed = seeds.of(context.stage, "problems")
     feed = StageProblems(problems, buffers, engine, seed=seed)

@@ -1,28 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The restart buffer of a stage: cut from graded samples of a policy, and kept on disk (Satori,
-algorithm 1).
+"""The questions of a reinforcement stage: whole ones, and the restart buffer, cut from graded
+samples of a policy and kept on disk (Satori, algorithm 1).
 
-The paper builds it once, from the format-tuned model; `refresh_every` builds it again from the
-current policy. Not for where solutions are cut (`data.prefixes`), nor for how restarts mix with
+The paper builds its buffer once, from the format-tuned model; `refresh_every` builds it again from
+the current policy. Which questions are mixed, and so asked at all with `solutions.questions`, is
+`mixed_questions`. Not for where solutions are cut (`data.prefixes`), nor for how restarts mix with
 whole problems (`data.mixture`), nor for sampling (`solutions`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from satori_fast.config import RestartConfig
+from satori_fast.config import ConfigError, RestartConfig
 from satori_fast.data.mixture import CORRECT, INCORRECT, ORIGINAL, ProblemMixture, origin_of
 from satori_fast.data.prefixes import restart_buffer
 from satori_fast.data.problem_file import problem_from_row, problem_to_row
 from satori_fast.rollout.restarting import Restarting
-from satori_fast.stages.solutions import Solver
-from satori_fast.storage import sealed_records, wait_for_file, write_sealed_records
-from satori_fast.types import Problem
+from satori_fast.stages.run_folder import RunFolder
+from satori_fast.stages.solutions import Solved, Solver
+from satori_fast.storage import (
+    read_sealed,
+    sealed_records,
+    wait_for_file,
+    write_sealed,
+    write_sealed_records,
+)
+from satori_fast.types import Problem, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +65,7 @@ class RestartBuffers:
         """Cut the samples of solutions/NAME.jsonl (see `data.prefixes.restart_buffer`)."""
         restarts = list(
             restart_buffer(
-                self.solver.solutions(engine, name=name),
+                _chosen(self.solver.solutions(engine, name=name), self.solver.size.questions),
                 max_backtrack=self.config.max_backtrack,
                 cut_after=self.config.cut_after,
                 renderer=engine.renderer,
@@ -134,6 +142,94 @@ class StageProblems:
             INCORRECT: config.incorrect_weight,
         }
         return ProblemMixture(origins, weights, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredQuestions:
+    """Questions by the samples of a policy: right and wrong ones, or one kind.
+
+    mixed: ids of the problems with right and wrong samples. always_right, never_right: numbers of
+    the others.
+    """
+
+    mixed: frozenset[str]
+    always_right: int
+    never_right: int
+
+    def figures(self) -> dict[str, float]:
+        """Entries of the summary."""
+        return {
+            "questions_mixed": float(len(self.mixed)),
+            "questions_always_right": float(self.always_right),
+            "questions_never_right": float(self.never_right),
+        }
+
+
+def answered_questions(solver: Solver, engine: Restarting, *, name: str) -> AnsweredQuestions:
+    """Find the mixed questions of solutions/NAME.jsonl; what is missing of that is sampled from
+    `engine`. Counted once, into questions/NAME.json. Every rank must call it."""
+    folder = solver.folder
+    path = _answered_path(folder, name)
+    if not folder.from_main(path.exists):
+        solved = solver.solutions(engine, name=name)
+        folder.on_main(lambda: write_sealed(path, _counted(solved), indent=None))
+        folder.keep(path)
+    answered = read_answered(folder, name=name)
+    logger.info(
+        "of the questions of solutions/%s.jsonl %d are mixed, %d always right, %d never",
+        name,
+        len(answered.mixed),
+        answered.always_right,
+        answered.never_right,
+    )
+    return answered
+
+
+def read_answered(folder: RunFolder, *, name: str) -> AnsweredQuestions:
+    """Read what `answered_questions` left in a run folder."""
+    row = read_sealed(wait_for_file(_answered_path(folder, name)))
+    return AnsweredQuestions(frozenset(row["mixed"]), row["always_right"], row["never_right"])
+
+
+def _answered_path(folder: RunFolder, name: str) -> Path:
+    return folder.path / "questions" / f"{name}.json"
+
+
+def mixed_questions(
+    problems: Sequence[Problem], answered: AnsweredQuestions, *, name: str
+) -> list[Problem]:
+    """The problems that have right and wrong samples. ConfigError where none has."""
+    kept = [problem for problem in problems if problem.problem_id in answered.mixed]
+    if not kept:
+        raise ConfigError(
+            f'solutions.questions = "mixed": none of the questions in solutions/{name}.jsonl has '
+            f"right and wrong samples ({answered.always_right} always right, "
+            f"{answered.never_right} never): raise solutions.num_samples or num_problems, or set "
+            'questions = "all"'
+        )
+    return kept
+
+
+def is_mixed(group: Sequence[tuple[Trajectory, bool]]) -> bool:
+    """Whether the samples of a problem are not all right, and not all wrong."""
+    return len({correct for _, correct in group}) > 1
+
+
+def _chosen(solved: Iterable[Solved], questions: str) -> Iterator[Solved]:
+    return (group for group in solved if questions == "all" or is_mixed(group))
+
+
+def _counted(solved: Iterable[Solved]) -> dict[str, Any]:
+    mixed: list[str] = []
+    always = never = 0
+    for group in solved:
+        if is_mixed(group):
+            mixed.append(group[0][0].problem.problem_id)
+        elif group[0][1]:
+            always += 1
+        else:
+            never += 1
+    return {"mixed": mixed, "always_right": always, "never_right": never}
 
 
 def write_restarts(path: Path, restarts: Sequence[Problem]) -> None:

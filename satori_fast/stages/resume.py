@@ -13,21 +13,22 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from satori_fast.config import Config, ConfigError, load_config, to_toml
+from satori_fast.config import AgentConfig, Config, ConfigError, load_config, to_toml
 from satori_fast.rewards.user import source_file
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import DamagedFile, digests
 
 EVERY_STAGE = frozenset(
     {
-        *("synthesize", "supervised", "initialise", "preference"),
+        *("curate", "synthesize", "supervised", "initialise", "preference"),
         *("reinforce", "offline", "srl", "distill"),
     }
 )
 # Graded samples on disk, and restarts cut from them: made by the stage that needs them first.
 SOLUTIONS = "solutions"
 _SAMPLING = frozenset({SOLUTIONS, "initialise", "reinforce", "offline", "srl", "distill"})
-_TRAINING = EVERY_STAGE - {"synthesize"} | {SOLUTIONS}
+_OF_AGENTS = frozenset({"curate", "synthesize"})  # no model of the run's own
+_TRAINING = EVERY_STAGE - _OF_AGENTS | {SOLUTIONS}
 
 # Kinds of stages that read a key; the longest key counts. What is not here is read by all.
 READ_BY: dict[str, frozenset[str]] = {
@@ -71,12 +72,14 @@ READ_BY: dict[str, frozenset[str]] = {
     "rollout.sync_timeout_s": frozenset(),
     "reward.num_workers": frozenset(),
     "reward.function_timeout_s": frozenset(),
+    "curate.num_concurrent": frozenset(),
     "synthesize.num_concurrent": frozenset(),
     "initialise.num_concurrent": frozenset(),
     "srl.num_concurrent": frozenset(),
     **{
         f"{role}.{key}": frozenset()
         for role in (
+            "curate.labeller",
             "synthesize.generator",
             "synthesize.critic",
             "synthesize.reward_model",
@@ -100,6 +103,7 @@ READ_BY: dict[str, frozenset[str]] = {
     # Settings of single stages.
     "stages": frozenset(),  # compared by name: the stages that have begun stay where they are
     "iterate": frozenset({"iterate"}),
+    "curate": frozenset({"curate"}),
     "synthesize": frozenset({"synthesize"}),
     "supervised": frozenset({"supervised"}),
     "initialise": frozenset({"initialise"}),
@@ -127,8 +131,8 @@ READ_BY: dict[str, frozenset[str]] = {
     "rollout.max_step_tokens": frozenset({"reinforce", "srl"}),
     "rollout.max_logprob_diff": frozenset({"reinforce", "offline", "srl"}),
     "rollout": _TRAINING,
-    "packing": EVERY_STAGE - {"synthesize"},
-    "evaluation": EVERY_STAGE - {"synthesize"},
+    "packing": EVERY_STAGE - _OF_AGENTS,
+    "evaluation": EVERY_STAGE - _OF_AGENTS,
 }
 
 
@@ -276,7 +280,8 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
     under "reward.functions.NAME"."""
     named = {
         "model.path": config.model.path,
-        "data.source": config.data.source,
+        "data.source": config.data.source or None,
+        **{f"data.sources.{n}": each.source for n, each in enumerate(config.data.sources)},
         "data.eval_source": config.data.eval_source,
         "supervised.source": config.supervised.source,
         "srl.expert": config.srl.expert,
@@ -286,7 +291,8 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "offline.rollouts": config.offline.rollouts,
     }
     synthesize, initialise = config.synthesize, config.initialise
-    agents = {
+    agents: dict[str, AgentConfig] = {
+        "curate.labeller": config.curate.labeller,
         "synthesize.generator": synthesize.generator,
         "synthesize.critic": synthesize.critic,
         "synthesize.reward_model": synthesize.reward_model,

@@ -90,8 +90,10 @@ class Run:
             functions=self.functions,
             engines=self.engines,
         )
+        if plan.kind != "curate":
+            context = context.curated(self.folder)
         if self.models["tokenizer"] != self.tokenizer:
-            context = context.with_tokenizer(self.models["tokenizer"], folder=self.folder.path)
+            context = context.with_tokenizer(self.models["tokenizer"], folder=self.folder)
         return context
 
     def finish_stage(self, stage: str, outcome: StageOutcome) -> None:

@@ -4,6 +4,7 @@
 `run.lock` marks the folder as ours and is locked by the run that works in it. `config.toml` is the
 resolved config. `progress.json` has the finished stages with their entries of the summary, the
 models by role, the seconds so far, and digests: of what the run was given, and of what it made.
+`problems.jsonl` has the training problems that curation kept.
 `analysis.json` has what the evaluation of each stage says beyond the scalars of its entry, and
 `similarity_STAGE.json` how the reward of a stage of step problems behaves on its targets. Which
 settings a resumed run may change is `resume`.
@@ -51,17 +52,19 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 NUM_CHECKPOINTS_KEPT = 2
+# The training problems that the stage curate keeps.
+CURATED = "problems.jsonl"
 _MARK = "satori_fast_run"
 _HOLD_ON = "wait for it to end, or choose another --name"
 # What work leaves: none of these has content in a folder whose run failed before it did anything.
 _WORK = (
     *("metrics.jsonl", "demonstrations*.jsonl", "solutions/*.jsonl", "synthesis/*.jsonl"),
-    *("initialise/*.jsonl", "srl/*.jsonl"),
+    *("initialise/*.jsonl", "srl/*.jsonl", "curate/*.jsonl", "problems.jsonl"),
 )
 # Files and folders of ours, as far as a kill can leave them half written.
 _WRITTEN = (
     *("config.toml", "progress.json", "analysis.json", "metrics.jsonl", "samples.jsonl"),
-    "similarity_*.json",
+    *("similarity_*.json", "problems.jsonl", "curation.json", "questions/*.json"),
     *("demonstrations*.jsonl", "summary.json", "trace.json", "report.html", "tokenizer*", "engine"),
     *("models/*", "restarts/*.jsonl", "checkpoints/*/step-*"),
 )
@@ -201,6 +204,7 @@ class RunFolder:
                 checkpoint.numbered_checkpoints(self.checkpoints(stage))
                 or (self.path / f"demonstrations_{stage}.jsonl").exists()
                 or (outcomes.exists() and outcomes.stat().st_size)
+                or (stage == "curate" and (self.path / CURATED).exists())
                 or (stage == "initialise" and (self.path / "solutions/initialise.jsonl").exists())
             ):
                 begun.add(stage)

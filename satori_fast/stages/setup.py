@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from satori_fast import __version__
 from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
-from satori_fast.config import Config, ConfigError
+from satori_fast.config import Config, ConfigError, DataConfig
+from satori_fast.data.collection import joined
 from satori_fast.data.domains import ARITHMETIC, DOMAINS
 from satori_fast.data.formats.steps import PAPER_SYSTEM, Steps
 from satori_fast.data.problem_file import keep_problems, read_problems
@@ -29,7 +30,15 @@ from satori_fast.data.prompts import (
     check_chat_template,
     template_named,
 )
-from satori_fast.data.sources import check_source, load_problems, source_digest
+from satori_fast.data.sources import (
+    PoolSource,
+    Selection,
+    SourceReport,
+    check_source,
+    load_pool,
+    load_problems,
+    source_digest,
+)
 from satori_fast.data.stop_tokens import (
     ids_of_stop_tokens,
     keep_generation_config,
@@ -75,10 +84,14 @@ def join_ranks(config: Config) -> ParallelState:
 
 def check_sources(config: Config) -> None:
     """ConfigError for a data set that cannot be one, before anything is loaded."""
-    named = {"data.source": config.data.source, "data.eval_source": config.data.eval_source}
+    named: list[tuple[str, str | None]] = [
+        ("data.sources" if config.data.sources else "data.source", each.source)
+        for each in config.data.pool
+    ]
+    named += [("data.eval_source", config.data.eval_source)]
     if "srl" in config.stages:
-        named["srl.expert"] = config.srl.expert
-    for key, source in named.items():
+        named += [("srl.expert", config.srl.expert)]
+    for key, source in named:
         try:
             if source is not None:
                 check_source(source, tuple(DOMAINS) if key == "data.source" else ())
@@ -115,7 +128,7 @@ def write_tokenizer(config: Config, saved: Path) -> None:
         tokenizer = build_word_tokenizer(words, special_tokens)
     else:
         texts = [TEMPLATES[config.data.template].format(question="")]
-        for problem in load_problems(config.data.source, config.data.mapping)[0]:
+        for problem in load_pool(pool_of(config.data))[0]:
             texts += [problem.question, problem.answer or ""]
         tokenizer = train_tokenizer(
             texts, config.tokenizer.vocab_size, special_tokens=(*CHAT_TOKENS, *special_tokens)
@@ -201,9 +214,13 @@ def build_problems(
     if domain is None:
         # "tokenizer_distill" -> "data_distill": other prompts are too long for another tokenizer.
         kept = folder / tokenizer.name.replace("tokenizer", "data", 1)
+        books: list[SourceReport] = []
         files = parallel.from_main(
             lambda: keep_problems(
-                kept, problems_key(config, tokenizer), lambda: _read_problems(config, renderer)
+                kept,
+                problems_key(config, tokenizer),
+                lambda: _read_problems(config, renderer, books),
+                skipped=lambda: joined(books).by_reason(),
             )
         )
         return read_problems(kept, files)
@@ -217,9 +234,10 @@ def build_problems(
 
 
 def _read_problems(
-    config: Config, renderer: PromptRenderer
+    config: Config, renderer: PromptRenderer, books: list[SourceReport]
 ) -> tuple[Sequence[Problem], Sequence[Problem]]:
-    """The problems of a data set, read anew; their answers are checked by killable workers."""
+    """The problems of the data sets, read anew; their answers are checked by killable workers. What
+    was skipped of the training sources is added to `books`."""
     data, reward = config.data, config.reward
     # Nothing else works now, so every core may check answers; 0 stays 0.
     most = min(os.cpu_count() or 1, _MAX_CHECKING_PROCESSES)
@@ -227,8 +245,16 @@ def _read_problems(
     with GradingPool(num_workers, reward.timeout_s) as pool:
         load = partial(load_problems, check_answers=pool.check_golds)
         benchmark = partial(load, data.eval_source, data.eval_mapping) if data.eval_source else None
+
+        def read(*, selection: Selection) -> tuple[list[Problem], SourceReport]:
+            problems, report = load_pool(
+                pool_of(data), selection=selection, check_answers=pool.check_golds
+            )
+            books.append(report)
+            return problems, report
+
         return split_problems(
-            partial(load, data.source, data.mapping),
+            read,
             benchmark,
             renderer,
             heldout_fraction=data.heldout_fraction,
@@ -237,10 +263,16 @@ def _read_problems(
         )
 
 
+def pool_of(data: DataConfig) -> list[PoolSource]:
+    """The data sets of the training problems, one or several."""
+    return [PoolSource(each.source, each.mapping, each.weight) for each in data.pool]
+
+
 def problems_key(config: Config, tokenizer: Path) -> dict[str, Any]:
     """All that a data set's problems depend on, for `keep_problems`."""
     data = config.data
-    sources = [name for name in (data.source, data.eval_source) if name is not None]
+    sources = [each.source for each in data.pool]
+    sources += [data.eval_source] if data.eval_source is not None else []
     settings = data.model_dump(mode="json", exclude={"levels"})
     return {
         **{f"data.{name}": value for name, value in settings.items()},

@@ -18,7 +18,7 @@ from satori_fast.algorithms.losses import AnchoredImitation, imitation_loss
 from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner, update_one, with_start_hidden
-from satori_fast.config import Config, ConfigError, ImitationConfig
+from satori_fast.config import Config, ConfigError, ImitationConfig, SourceConfig
 from satori_fast.data.domains import DOMAINS
 from satori_fast.data.masks import ImitatedSegments, trained_segments
 from satori_fast.data.packing import PackingSpec, pack
@@ -103,19 +103,20 @@ def supervised(context: Context, folder: RunFolder, books: Books) -> StageOutcom
     written = demonstrations_path(folder.path)
     # One process looks for files.
     found = wait_for_file(written) if folder.from_main(written.exists) else None
-    source, mapping = demonstration_source(context.config, found)
+    sources = demonstration_sources(context.config, found)
     wanted = context.config.supervised.num_demonstrations
     if context.config.supervised.step_share is not None:
         trajectories = warm_up_trajectories(context, wanted)
     else:
-        trajectories = load_trajectories(
-            source,
-            mapping,
+        own = {each.source for each in context.config.data.pool}
+        trajectories = encoded(
+            [d for each in sources for d in _demonstrations(each, context.problems)],
             context.renderer,
+            source=" + ".join(each.source for each in sources),
             problems=context.problems,
             heldout=context.heldout,
             max_seqlen=context.config.rollout.max_seqlen,
-            own_data=source == context.config.data.source,
+            own_data=own.issuperset(each.source for each in sources),
         )
     if wanted is not None and wanted > len(trajectories):
         logger.warning(
@@ -255,12 +256,8 @@ def load_trajectories(
     Left out, and said so: solutions of `heldout` problems, those too long for the context and, with
     `own_data` (the source is the run's own data set), all but those of its training `problems`.
     """
-    if (domain := DOMAINS.get(source)) is not None:
-        demonstrations = domain.demonstrations(problems)
-    else:
-        demonstrations, _ = load_demonstrations(source, mapping)
     return encoded(
-        demonstrations,
+        _demonstrations(SourceConfig(source=source, mapping=mapping), problems),
         renderer,
         source=source,
         problems=problems,
@@ -268,6 +265,13 @@ def load_trajectories(
         max_seqlen=max_seqlen,
         own_data=own_data,
     )
+
+
+def _demonstrations(source: SourceConfig, problems: Sequence[Problem]) -> list[Demonstration]:
+    """What a file or a data set demonstrates; of a built-in domain, its expert on `problems`."""
+    if (domain := DOMAINS.get(source.source)) is not None:
+        return domain.demonstrations(problems)
+    return load_demonstrations(source.source, source.mapping)[0]
 
 
 def encoded(
@@ -311,20 +315,21 @@ def encoded(
     return kept
 
 
-def demonstration_source(config: Config, written: Path | None) -> tuple[str, str | None]:
-    """Path of the demonstrations of format tuning (or the name of the domain whose expert writes
-    them), and their field mapping.
+def demonstration_sources(config: Config, written: Path | None) -> tuple[SourceConfig, ...]:
+    """The demonstrations of format tuning: a file, the data sets of the training problems, or the
+    domain whose expert writes them.
 
     written: those of the run's own synthesis, if there are any.
     """
     data = config.data
     if config.supervised.source is not None:
-        return config.supervised.source, config.supervised.mapping
+        mapping = config.supervised.mapping
+        return (SourceConfig(source=config.supervised.source, mapping=mapping),)
     if written is not None:
-        return str(written), "coat"
+        return (SourceConfig(source=str(written), mapping="coat"),)
     if data.source in DOMAINS and DOMAINS[data.source].solution is None:
         raise ConfigError(
             "supervised has no demonstrations: add synthesize to stages before it, or set "
             "supervised.source"
         )
-    return data.source, data.mapping
+    return data.pool

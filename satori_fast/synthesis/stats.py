@@ -16,8 +16,8 @@ class SynthesisStats:
     """Sums over outcomes and replies.
 
     prices: per million tokens of prompts and of replies, for each role that is a language model.
-    journal: None where there is none. types: of trajectories, in their order. stage: whose metrics
-    they are.
+    journal: None where there is none. types: of trajectories, in their order; none where agents
+    make no demonstrations. stage: whose metrics they are.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class SynthesisStats:
 
     def headline(self) -> dict[str, float]:
         """The few numbers beside a progress bar."""
-        made, dropped = self.demonstrations.total(), sum(self.dropped().values())
-        values: dict[str, float] = {"made": made, "dropped": dropped}
+        values: dict[str, float] = {"made": self.demonstrations.total()} if self.types else {}
+        values["dropped"] = sum(self.dropped().values())
         spent = self.spent().values()
         if spent:
             values["requests"] = int(sum(numbers["requests"] for numbers in spent))
@@ -70,7 +70,8 @@ class SynthesisStats:
 
     def metrics(self) -> dict[str, float]:
         """Every number under its full name."""
-        values: dict[str, float] = {"demonstrations": self.demonstrations.total()}
+        made = {"demonstrations": self.demonstrations.total()} if self.types else {}
+        values: dict[str, float] = {**made}
         values |= {f"type_{kind}": number for kind, number in self.demonstrations.items()}
         values |= self.counts
         for role, numbers in self.spent().items():

@@ -17,6 +17,7 @@ from satori_fast.data.problem_file import (
     problem_from_row,
     problem_to_row,
     read_problems,
+    read_skipped,
 )
 from satori_fast.types import Prefix, Problem
 
@@ -81,6 +82,15 @@ def test_problems_are_made_once_for_a_key(tmp_path: Path, caplog: pytest.LogCapt
     assert keep_problems(folder, {"source": "y", "limit": 3}, source) == files
     assert source.num_read == 2
     assert "read again, because of: source" in caplog.text
+
+
+def test_what_was_left_out_on_the_way_is_kept_with_the_problems(tmp_path: Path) -> None:
+    folder, left_out = tmp_path / "data", {"no answer": {"count": 2, "example": "row 7"}}
+    assert read_skipped(folder) == {}
+    files = keep_problems(folder, {"source": "x"}, Source())
+    assert read_skipped(folder) == {}
+    assert keep_problems(folder, {"source": "y"}, Source(), skipped=lambda: left_out) == files
+    assert read_skipped(folder) == left_out
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "heldout.jsonl", "key.json"])

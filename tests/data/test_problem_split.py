@@ -15,7 +15,7 @@ import pytest
 
 from satori_fast.data.problem_split import question_key, split_problems
 from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
-from satori_fast.data.sources import CheckAnswers, load_problems
+from satori_fast.data.sources import CheckAnswers, PoolSource, load_pool, load_problems
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.types import Problem
 
@@ -142,3 +142,47 @@ def test_real_training_text_holds_no_question_of_its_benchmark(data_dir: Path) -
     )
     assert len(heldout) == 1319 and 7000 < len(training) <= 7473
     assert not set(keys(training)) & set(keys(heldout))
+
+
+def test_a_pool_has_a_question_once_and_none_that_is_evaluated(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", [f"what is {i}" for i in range(60)])
+    second = write(tmp_path / "b.jsonl", [f"What  is {i}" for i in range(30, 90)])
+    (tmp_path / "c").mkdir()
+    third = write(tmp_path / "c" / "a.jsonl", [f"what is {i}" for i in range(90, 95)])
+    benchmark = write(tmp_path / "e.jsonl", [f"WHAT is {i}" for i in range(0, 95, 2)])
+    sources = [
+        PoolSource(path, "coat", weight)
+        for path, weight in zip((first, second, third), (1.0, 2.0, 1.0), strict=True)
+    ]
+    training, heldout = split_problems(
+        partial(load_pool, sources),
+        partial(load_problems, benchmark, "coat"),
+        RENDERER,
+        heldout_fraction=0.25,
+        num_train=None,
+        num_heldout=1000,
+    )
+    assert sorted(keys(training)) == sorted(f"what is {i}" for i in range(1, 95, 2))
+    assert len(heldout) == 48
+    # Each source has ids of its own, two files of one name too.
+    starts = {problem.problem_id.partition("/")[0] for problem in training}
+    assert starts == {"a", "b", "a-2"} and len({p.problem_id for p in training}) == 47
+    # Without a benchmark a question is on the side that it would be on alone.
+    alone = split(second)
+    halves = split_problems(
+        partial(load_pool, sources),
+        None,
+        RENDERER,
+        heldout_fraction=0.25,
+        num_train=None,
+        num_heldout=1000,
+    )
+    for half, part in zip(halves, alone, strict=True):
+        assert set(keys(part)) <= set(keys(half))
+
+
+def test_a_pool_of_one_source_is_that_source(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [f"what is {i}" for i in range(20)])
+    alone, report = load_problems(source, "coat")
+    pool, books = load_pool([PoolSource(source, "coat")])
+    assert (pool, books) == (alone, report)

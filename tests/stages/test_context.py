@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from satori_fast.data.problem_file import problem_to_row
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import Run, build_run
+from satori_fast.stages.run_folder import CURATED
+from satori_fast.storage import write_sealed_records
 from tests.stages.test_run import tiny_config
 
 
@@ -52,13 +55,30 @@ def test_prompts_and_problems_follow_the_tokenizer(tmp_path: Path) -> None:
         tokenizer = load_tokenizer(run.tokenizer)
         tokenizer.add_tokens(["<new>"])
         tokenizer.save_pretrained(tmp_path / "other")
-        other = context.with_tokenizer(tmp_path / "other", folder=run.folder.path)
+        other = context.with_tokenizer(tmp_path / "other", folder=run.folder)
         assert len(other.renderer.tokenizer) == len(context.renderer.tokenizer) + 1
         assert other.models["tokenizer"] == tmp_path / "other"
         assert other.models["policy"] == context.models["policy"] == context.policy_folder
         assert list(other.problems) == list(context.problems)
         assert other.model_folders.tokenizer_folder == tmp_path / "other"
         assert context.models["tokenizer"] == run.tokenizer  # frozen: nothing changed here
+
+
+def test_problems_are_those_that_curation_kept_under_any_tokenizer(tmp_path: Path) -> None:
+    stages = ("--stages", '["curate", "synthesize", "supervised"]')
+    with build_run(tiny_config(tmp_path, *stages)) as run:
+        first, second, _ = plan_stages(run.config)
+        given = list(run.context(second).problems)
+        path = run.folder.path / CURATED
+        write_sealed_records(path, map(problem_to_row, given[5:9]))
+        assert list(run.context(second).problems) == given  # not yet known to be whole
+        run.folder.keep(path)
+        context = run.context(second)
+        assert list(context.problems) == given[5:9] and context.heldout == run.heldout
+        other = context.with_tokenizer(run.tokenizer, folder=run.folder)
+        assert list(other.problems) == given[5:9]
+        # Curation itself starts from all of them, as often as it is begun.
+        assert list(run.context(first).problems) == given
 
 
 def test_the_engine_serves_the_policy_under_its_version(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_every_key_of_the_table_is_a_key_of_the_config() -> None:
     ("key", "value", "begun"),
     [
         ("reward.model", "'right'", ["synthesize", "supervised"]),
+        ("curate.labeller.model", "m", ["synthesize", "supervised"]),
         ("reward.preference_weight", "1.0", ["synthesize", "supervised", "preference"]),
         ("reinforce.recipe", "grpo", ["synthesize", "supervised"]),
         ("reinforce.optimizer.learning_rate", "1e-7", ["supervised", SOLUTIONS]),
@@ -193,6 +194,21 @@ def test_the_experts_and_their_rewriter_are_inputs(tmp_path: Path) -> None:
     check_inputs(earlier, now, {"supervised", "reinforce"})
     with pytest.raises(ConfigError, match=r"srl\.expert: .*expert\.jsonl is not what it was"):
         check_inputs(earlier, now, {"srl"})
+
+
+def test_every_source_of_a_pool_is_an_input(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for path in (first, second):
+        path.write_text("one\n")
+    listed = f'[{{ source = "{first}" }}, {{ source = "{second}" }}, {{ source = "gsm8k" }}]'
+    options = ("--data.sources", listed, "--tokenizer.kind", "bpe")
+    options += ("--stages", "['supervised']")
+    earlier = input_digests(config_with(tmp_path, *options))
+    assert set(earlier) == {"data.sources.0", "data.sources.1"}
+    second.write_text("two\n")
+    now = input_digests(config_with(tmp_path, *options))
+    with pytest.raises(ConfigError, match=r"data\.sources\.1: .*second\.jsonl is not what it was"):
+        check_inputs(earlier, now, {"supervised"})
 
 
 def test_stages_that_have_begun_keep_their_places(tmp_path: Path) -> None:

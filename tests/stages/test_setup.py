@@ -353,6 +353,10 @@ def test_a_source_that_cannot_be_one_is_refused_by_its_key(tmp_path: Path) -> No
     )
     check_sources(config)
     check_sources(config.with_set(data=config.data.with_set(source="chains")))
+    listed = "[{ source = 'gsm8k' }, { source = 'gsm9k' }]"
+    pool = ("--data.sources", listed, "--tokenizer.kind", "bpe")
+    with pytest.raises(ConfigError, match=r"data\.sources: 'gsm9k' is neither .* is 'gsm8k'"):
+        check_sources(load_config(tmp_path / "tiny.toml", pool))
     evaluated = config.with_set(data=config.data.with_set(eval_source="arithmetic"))
     with pytest.raises(ConfigError, match=r"data\.eval_source: 'arithmetic' is neither"):
         check_sources(evaluated)

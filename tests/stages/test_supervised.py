@@ -27,7 +27,7 @@ from satori_fast.stages.models import optimizer_settings
 from satori_fast.stages.run import build_run
 from satori_fast.stages.supervised import (
     Imitation,
-    demonstration_source,
+    demonstration_sources,
     load_trajectories,
     supervised_step,
 )
@@ -84,20 +84,24 @@ def test_of_the_runs_own_data_only_training_problems_are_imitated(source: str) -
         loaded(source, heldout=0, own_data=True)
 
 
+def named(config: Config, written: Path | None) -> list[tuple[str, str | None]]:
+    return [(each.source, each.mapping) for each in demonstration_sources(config, written)]
+
+
 def test_demonstrations_come_from_the_config_then_the_run_then_the_data(tmp_path: Path) -> None:
     alone = ("--stages", "['supervised']")
     own = ("--supervised.source", "own.jsonl", "--supervised.mapping", "gsm8k")
     given = tiny_config(tmp_path, *alone, *own)
     written = tmp_path / "demonstrations.jsonl"
-    assert demonstration_source(given, written) == (given.supervised.source, "gsm8k")
-    assert demonstration_source(tiny_config(tmp_path), written) == (str(written), "coat")
+    assert named(given, written) == [(given.supervised.source, "gsm8k")]
+    assert named(tiny_config(tmp_path), written) == [(str(written), "coat")]
     with pytest.raises(ConfigError, match="add synthesize to stages before it"):
-        demonstration_source(tiny_config(tmp_path), None)
+        named(tiny_config(tmp_path), None)
     options = ("--data.source", "gsm8k.jsonl", "--data.mapping", "gsm8k", "--tokenizer.kind", "bpe")
     data = tiny_config(tmp_path, *alone, *options)
-    assert demonstration_source(data, None) == (data.data.source, "gsm8k")
+    assert named(data, None) == [(data.data.source, "gsm8k")]
     chains = tiny_config(tmp_path, *alone, "--data.source", "chains")
-    assert demonstration_source(chains, None)[0] == "chains"
+    assert named(chains, None) == [("chains", None)]
 
 
 def test_the_expert_of_a_domain_solves_the_training_problems() -> None:
