@@ -60,7 +60,7 @@ $(VLLM_STAMP): $(STAMP)
 	$(BIN)/python -c 'import json, sys; skip = {"torchvision", "torchaudio", "torchcodec"}; \
 	packages = [entry["metadata"] for entry in json.load(sys.stdin)["install"]]; \
 	print(*(p["name"] + "==" + p["version"] for p in packages if p["name"].lower() not in skip))' \
-	< $(VENV)/vllm.json | xargs $(BIN)/pip install -q --no-deps; fi
+	< $(VENV)/vllm.json | xargs -r $(BIN)/pip install -q --no-deps; fi
 	@touch $@
 
 quickstart: setup
