@@ -102,6 +102,7 @@ ablations: setup
 	$(BIN)/python -m benchmarks.ablations.satori
 	$(BIN)/python -m benchmarks.ablations.frontier
 	$(BIN)/python -m benchmarks.ablations.gullible
+	$(BIN)/python -m benchmarks.ablations.chains
 	$(BIN)/python -m benchmarks.ablations.s2r
 	$(BIN)/python -m benchmarks.ablations.srl
 

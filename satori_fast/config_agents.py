@@ -151,6 +151,9 @@ class SynthesizeConfig(Section):
     generator_skill: float = Field(default=0.3, gt=0, lt=1)
     """scripted generator: share of attempts that are right (chains: of solutions from the question
     alone; each of L operations is right with the L-th root of it)"""
+    slips: Literal["chance", "carries"] = "chance"
+    """scripted generator of chains: it slips anywhere, or forgets what is carried or borrowed, of
+    which generator_skill is then the share it gets right"""
     check: Literal["worked", "bare"] = "worked"
     """scripted critic: reflections show their sum, or give the verdict alone"""
     num_concurrent: int = Field(default=256, gt=0)
@@ -160,10 +163,15 @@ class SynthesizeConfig(Section):
     reward_model: RewardModelConfig = RewardModelConfig()
 
     @model_validator(mode="after")
-    def _has_bare_checks(self) -> Self:
-        if self.check == "bare" and self.critic.kind != "scripted":
-            raise ValueError(
-                'synthesize.check = "bare" is for the scripted critic, and synthesize.critic.kind '
-                f'= "{self.critic.kind}": take one of the two out'
-            )
+    def _has_scripted_variants(self) -> Self:
+        asked = (
+            ("check", self.check == "bare", "critic", self.critic.kind),
+            ("slips", self.slips == "carries", "generator", self.generator.kind),
+        )
+        for key, is_asked, role, kind in asked:
+            if is_asked and kind != "scripted":
+                raise ValueError(
+                    f'synthesize.{key} = "{getattr(self, key)}" is for the scripted {role}, and '
+                    f'synthesize.{role}.kind = "{kind}": take one of the two out'
+                )
         return self

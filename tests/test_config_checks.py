@@ -25,6 +25,12 @@ CONTRADICTORY = [
         'synthesize.check = "bare" is for the scripted critic, and synthesize.critic.kind = '
         '"endpoint": take one of the two out',
     ),
+    (
+        "--synthesize.slips carries --synthesize.generator.kind endpoint "
+        "--synthesize.generator.model m",
+        'synthesize.slips = "carries" is for the scripted generator, and '
+        'synthesize.generator.kind = "endpoint": take one of the two out',
+    ),
     ("--stages ['synthesize','curate']", "curate chooses the problems of the stages after it"),
     ("--curate.agreement 2", "curate.agreement = 2 exceeds curate.num_labels = 1"),
     (

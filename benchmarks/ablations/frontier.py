@@ -20,20 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablations.runs import (
-    OTHER_SEED,
-    Arm,
-    Entry,
-    from_models,
-    parser,
-    run,
-    run_repeats,
-)
-from benchmarks.ablations.tables import write_table
+from benchmarks.ablations.runs import Arm, Entry
+from benchmarks.ablations.study import Study
 from satori_fast.storage import read_sealed, sealed_records
 
 CONFIG = "configs/satori/frontier.toml"
-TUNING = ("--stages", '["synthesize", "supervised"]')
 NO_RESTART = ("--reinforce.restarts.enabled", "false")
 # Predictions were written before the runs; benchmarks/README.md has them in full.
 ARMS = {
@@ -61,20 +52,10 @@ FIELDS = (
 )
 
 
-def format_tuned(seed: int, folder: Path) -> Entry:
-    """The figures of the model that every arm of a seed starts from."""
-    name = f"tuned-{seed}"
-    entry = run(CONFIG, name, folder, *TUNING, "--seed", str(seed))["supervised"]
-    return {**dict.fromkeys(FIELDS), **entry, **by_attempts(folder / name, "supervised")}
-
-
-def reinforced(arm: str, seed: int, repeat: int, folder: Path) -> Entry:
-    """The figures of one run of an arm from the tuned model of `seed`."""
-    model = folder / f"tuned-{seed}" / "models" / "supervised"
-    start = from_models(model, seed=seed + OTHER_SEED * (repeat + 1))
-    name = f"{arm}-{seed}-{repeat}"
-    entry = run(CONFIG, name, folder, *start, *ARMS[arm].overrides)["reinforce"]
-    return {**entry, **by_attempts(folder / name, "reinforce"), **sampled(folder / name)}
+def figures(run_folder: Path, entry: Entry) -> Entry:
+    """An entry with the accuracy by attempts, and what arms sampled."""
+    more = sampled(run_folder) if entry["stage"] == "reinforce" else {}
+    return {**entry, **by_attempts(run_folder, entry["stage"]), **more}
 
 
 def by_attempts(run_folder: Path, stage: str) -> dict[str, float]:
@@ -100,24 +81,8 @@ def sampled(run_folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    options = parser(
-        str(__doc__).splitlines()[0],
-        list(ARMS),
-        folder="runs/frontier",
-        output="benchmarks/results/frontier.json",
-        repeats=3,
-    ).parse_args()
-    tuned, arms = run_repeats(options, format_tuned, reinforced)
-    write_table(
-        options.output,
-        "benchmarks.ablations.frontier",
-        {"format_tuning": [[entry] for entry in tuned], **arms},
-        arms=ARMS,
-        seeds=options.seeds,
-        fields=FIELDS,
-    )
+STUDY = Study("frontier", str(__doc__), CONFIG, ARMS, fields=FIELDS, figures=figures)
 
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -14,21 +14,10 @@ command can be run again until it is done.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from benchmarks.ablations.runs import (
-    OTHER_SEED,
-    Arm,
-    Entry,
-    from_models,
-    parser,
-    run,
-    run_repeats,
-)
-from benchmarks.ablations.tables import write_table
+from benchmarks.ablations.runs import Arm
+from benchmarks.ablations.study import Study
 
 CONFIG = "configs/satori/gullible.toml"
-TUNING = ("--stages", '["synthesize", "supervised"]')
 # Predictions were written before the runs; benchmarks/README.md has them in full.
 ARMS = {
     "none": Arm(("--reinforce.restarts.enabled", "false")),
@@ -52,38 +41,8 @@ FIELDS = (
     "right_to_wrong",
     "reflections_per_answer",
 )
-
-
-def format_tuned(seed: int, folder: Path) -> Entry:
-    """The summary entry of the model that every arm of a seed starts from."""
-    return run(CONFIG, f"tuned-{seed}", folder, *TUNING, "--seed", str(seed))["supervised"]
-
-
-def reinforced(arm: str, seed: int, repeat: int, folder: Path) -> Entry:
-    """The summary entry of one run of an arm from the tuned model of `seed`."""
-    model = folder / f"tuned-{seed}" / "models" / "supervised"
-    start = from_models(model, seed=seed + OTHER_SEED * (repeat + 1))
-    return run(CONFIG, f"{arm}-{seed}-{repeat}", folder, *start, *ARMS[arm].overrides)["reinforce"]
-
-
-def main() -> None:
-    options = parser(
-        str(__doc__).splitlines()[0],
-        list(ARMS),
-        folder="runs/gullible",
-        output="benchmarks/results/gullible.json",
-        repeats=3,
-    ).parse_args()
-    tuned, arms = run_repeats(options, format_tuned, reinforced)
-    write_table(
-        options.output,
-        "benchmarks.ablations.gullible",
-        {"format_tuning": [[entry] for entry in tuned], **arms},
-        arms=ARMS,
-        seeds=options.seeds,
-        fields=FIELDS,
-    )
+STUDY = Study("gullible", str(__doc__), CONFIG, ARMS, fields=FIELDS)
 
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

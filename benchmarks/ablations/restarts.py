@@ -12,71 +12,22 @@ The command can be run again until it is done.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from benchmarks.ablations.runs import (
-    EVALUATED,
-    OTHER_SEED,
-    Arm,
-    Entry,
-    from_models,
-    parser,
-    repeat_name,
-    run,
-    run_repeats,
-)
-from benchmarks.ablations.tables import write_table
+from benchmarks.ablations.runs import EVALUATED, Arm
+from benchmarks.ablations.study import Study
 
 QUICKSTART = "configs/quickstart.toml"
-CONFIGS = {
-    "grpo": QUICKSTART,
-    "no_restart": "configs/debug/no_restart.toml",
-    "ppo": "configs/debug/ppo.toml",
-}
+CONFIGS = {"no_restart": "configs/debug/no_restart.toml", "ppo": "configs/debug/ppo.toml"}
 ARMS = {
-    "format_tuning": Arm(prediction="20 points or more below grpo", against="grpo"),
-    "grpo": Arm(),
+    "grpo": Arm((), "20 points or more over format tuning", "format_tuning"),
     "no_restart": Arm(
-        prediction="5 to 15 points over grpo: restarts take the place of two thirds of the whole "
-        "problems",
-        against="grpo",
+        (),
+        "5 to 15 points over grpo: restarts take the place of two thirds of the whole problems",
+        "grpo",
     ),
-    "ppo": Arm(prediction="within 10 points of grpo", against="grpo"),
+    "ppo": Arm((), "within 10 points of grpo", "grpo"),
 }
-TUNING = ("--stages", '["synthesize", "supervised"]')
-
-
-def format_tuned(seed: int, folder: Path) -> Entry:
-    """The summary entry of the model that every arm of a seed starts from."""
-    stages = run(QUICKSTART, f"tuned-{seed}", folder, *TUNING, "--seed", str(seed))
-    return stages["supervised"]
-
-
-def reinforced(arm: str, seed: int, repeat: int, folder: Path) -> Entry:
-    """The summary entry of one run of an arm from the format-tuned model of `seed`."""
-    model = folder / f"tuned-{seed}" / "models" / "supervised"
-    start = from_models(model, seed=seed + OTHER_SEED * repeat)
-    stages = run(CONFIGS[arm], repeat_name(arm, seed, repeat), folder, *start, *EVALUATED)
-    return stages["reinforce"]
-
-
-def main() -> None:
-    options = parser(
-        str(__doc__).splitlines()[0],
-        list(CONFIGS),
-        folder="runs/ablations",
-        output="benchmarks/results/restarts.json",
-        repeats=3,
-    ).parse_args()
-    tuned, arms = run_repeats(options, format_tuned, reinforced)
-    write_table(
-        options.output,
-        "benchmarks.ablations.restarts",
-        {"format_tuning": [[entry] for entry in tuned], **arms},
-        arms=ARMS,
-        seeds=options.seeds,
-    )
+STUDY = Study("restarts", str(__doc__), QUICKSTART, ARMS, configs=CONFIGS, overrides=EVALUATED)
 
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

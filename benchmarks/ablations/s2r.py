@@ -13,20 +13,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.ablations.runs import (
-    OTHER_SEED,
-    Arm,
-    Entry,
-    Stages,
-    from_models,
-    parser,
-    run,
-    run_repeats,
-)
-from benchmarks.ablations.tables import write_table
+from benchmarks.ablations.runs import Arm, Entry
+from benchmarks.ablations.study import Study
 
 CONFIG = "configs/s2r/quickstart.toml"
-BEGINNING = ("--stages", '["supervised", "initialise"]')
 ARMS = {
     "outcome": Arm(
         ("--reinforce.recipe", "s2r_outcome"),
@@ -43,10 +33,7 @@ ARMS = {
         (), "accuracy and verification move by less than the noise of a run", "imitation"
     ),
 }
-ROWS = {
-    "imitation": Arm((), "5 to 15 points over base, most of it from practice in solving", "base"),
-    **ARMS,
-}
+IMITATION = Arm((), "5 to 15 points over base, most of it from practice in solving", "base")
 FIELDS = (
     "accuracy",
     "late_accuracy",
@@ -63,47 +50,26 @@ FIELDS = (
 )
 
 
-def imitated(seed: int, folder: Path) -> Stages:
-    """The entries of the model that every arm of a seed starts from, and of the one before it."""
-    stages = run(CONFIG, f"imitated-{seed}", folder, *BEGINNING, "--seed", str(seed))
-    return {name: _flat(entry) for name, entry in stages.items()}
-
-
-def reinforced(arm: str, seed: int, repeat: int, folder: Path) -> Entry:
-    """The summary entry of one run of an arm from the imitated model of `seed`."""
-    stage = "offline" if arm == "offline" else "reinforce"
-    model = folder / f"imitated-{seed}" / "models" / "initialise"
-    own_seed = seed + OTHER_SEED * (repeat + 1)
-    start = from_models(model, seed=own_seed, stages=f'["{stage}"]')
-    overrides = ARMS[arm].overrides
-    return _flat(run(CONFIG, f"{arm}-{seed}-{repeat}", folder, *start, *overrides)[stage])
-
-
-def _flat(entry: Entry) -> Entry:
+def figures(run_folder: Path, entry: Entry) -> Entry:
+    """An entry with what verifications come to."""
     return entry["verification"] | entry
 
 
-def main() -> None:
-    options = parser(
-        str(__doc__).splitlines()[0],
-        list(ARMS),
-        folder="runs/s2r",
-        output="benchmarks/results/s2r.json",
-        seeds=(0,),
-        repeats=5,
-    ).parse_args()
-    begun, arms = run_repeats(options, imitated, reinforced)
-    once = {"base": "supervised", "imitation": "initialise"}
-    rows = {row: [[stages[stage]] for stages in begun] for row, stage in once.items()}
-    write_table(
-        options.output,
-        "benchmarks.ablations.s2r",
-        rows | arms,
-        arms=ROWS,
-        seeds=options.seeds,
-        fields=FIELDS,
-    )
+STUDY = Study(
+    "s2r",
+    str(__doc__),
+    CONFIG,
+    ARMS,
+    rows={"base": "supervised", "imitation": "initialise"},
+    others={"imitation": IMITATION},
+    fields=FIELDS,
+    stages={"offline": "offline"},
+    figures=figures,
+    untuned=(),
+    seeds=(0,),
+    repeats=5,
+)
 
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -70,8 +70,8 @@ TUNED = {
         "full",
     ),
     "more_tuning": Arm(
-        ("--data.num_train", "9000", "--synthesize.num_problems", "9000"),
-        "at full or above it, without RL: three times the demonstrations hold the skill",
+        ("--synthesize.critic_share", "1.0"),
+        "within 10 points of full, without RL: twice the demonstrations, most of which reflect",
         "full",
     ),
     "tuned_small": Arm(SMALL, "below 30 %", "no_rl"),

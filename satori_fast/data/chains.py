@@ -90,6 +90,20 @@ class Operation:
         swap. Some numbers it leaves right: 77 swapped is 77."""
         return value if self.kind == "swap" else self.inverse.apply(value)
 
+    def forget_carry(self, value: int) -> int:
+        """The number that haste gives: each digit for itself, nothing carried or borrowed. Where
+        there is nothing to carry it is right.
+
+        >>> Operation("plus", 5).forget_carry(38), Operation("minus", 5).forget_carry(31)
+        (33, 36)
+        """
+        if self.kind == "swap":
+            return self.apply(value)
+        sign = 1 if self.kind == "plus" else -1
+        pairs = zip(divmod(value, 10), divmod(self.operand, 10), strict=True)
+        tens, ones = ((digit + sign * other) % 10 for digit, other in pairs)
+        return 10 * tens + ones
+
     def step(self, value: int, result: int | None = None) -> str:
         """The operation written out for the number before it. result: None is the right one.
 

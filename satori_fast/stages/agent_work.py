@@ -11,7 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +32,7 @@ from satori_fast.config import AgentConfig
 from satori_fast.data.problem_file import problem_to_row
 from satori_fast.profiling.metrics import ProgressReporter, progress
 from satori_fast.stages.agents import AgentModels
+from satori_fast.stages.context import Context
 from satori_fast.storage import write_sealed_records
 from satori_fast.synthesis.journal import Journal, OutcomeFile
 from satori_fast.synthesis.outcomes import Outcome
@@ -88,30 +97,46 @@ def open_records(
         yield AgentRecords(journal, finished, stats)
 
 
-async def work_through(
-    outcomes: AsyncGenerator[Outcome, None],
-    records: AgentRecords,
-    models: AgentModels,
+async def put_to_work(
+    context: Context,
+    folder: Path,
+    problems: Sequence[Problem],
+    configs: Mapping[str, AgentConfig],
     *,
-    stage: str,
-    num_problems: int,
-    console: Console,
-) -> None:
-    """Record what comes of each problem that is not finished yet, and close the models.
+    section: str,
+    types: Sequence[str],
+    work: Callable[[AgentModels, AgentRecords], AsyncGenerator[Outcome, None]],
+    records_folder: str | None = None,
+) -> AgentRecords:
+    """Have agents work on the problems of a stage that earlier sessions are not done with, and
+    record what comes of each as it comes; for the main process alone.
 
-    num_problems: finished ones included, for the progress bar.
+    folder: of the run. configs: of the roles, by role; section: of the config that has them.
+    types: of trajectories. work: yields what becomes of problems from the first that is not done
+    on, in order. records_folder: where records lie in `folder`, None for the stage's name.
     """
-    stats = records.stats
-    bar = progress(stage, num_problems, completed=records.num_done, console=console)
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(models.close)
-        stream = await stack.enter_async_context(contextlib.aclosing(outcomes))
-        reporter = stack.enter_context(bar)
-        await stack.enter_async_context(_running(_tick(reporter, stats)))
-        async for outcome in stream:
-            records.finished.append(outcome)
-            stats.add(outcome)
-            reporter.advance(1, stats.headline())
+    stage, seeds = context.stage, context.seeds
+    place = folder / (records_folder or stage)
+    with open_records(place, problems, configs, types=types, stage=stage) as records:
+        models = AgentModels(
+            section,
+            configs,
+            records.journal,
+            folder=folder,
+            seed=lambda role: seeds.of(stage, role),
+        )
+        num_done = records.num_done
+        bar = progress(stage, len(problems), completed=num_done, console=context.console)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(models.close)
+            stream = await stack.enter_async_context(contextlib.aclosing(work(models, records)))
+            reporter = stack.enter_context(bar)
+            await stack.enter_async_context(_running(_tick(reporter, records.stats)))
+            async for outcome in stream:
+                records.finished.append(outcome)
+                records.stats.add(outcome)
+                reporter.advance(1, records.stats.headline())
+    return records
 
 
 async def _tick(reporter: ProgressReporter, stats: SynthesisStats) -> None:

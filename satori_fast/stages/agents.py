@@ -48,7 +48,7 @@ from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.engines import has_port, write_engine_folder
 from satori_fast.stages.models import limit_vocabulary
 from satori_fast.stages.scoring import score_trajectories
-from satori_fast.synthesis.agents import Critic, RewardModel, Unusable
+from satori_fast.synthesis.agents import Critic, Generator, RewardModel, Unusable
 from satori_fast.synthesis.chat import ChatModel, ChatSampling
 from satori_fast.synthesis.endpoint_chat import EndpointChat, EndpointSettings
 from satori_fast.synthesis.engine_chat import EngineChat
@@ -61,7 +61,7 @@ from satori_fast.synthesis.language_agents import (
     without_tokens,
 )
 from satori_fast.synthesis.pipeline import SynthesisAgents
-from satori_fast.synthesis.scripted_agents import SCRIPTED_AGENTS
+from satori_fast.synthesis.scripted_agents import SCRIPTED_AGENTS, ScriptedAgents
 from satori_fast.synthesis.step_agents import LanguageRewriter
 from satori_fast.synthesis.trial_agents import (
     SCRIPTED_VERIFIERS,
@@ -173,13 +173,18 @@ def synthesis_agents(
         chat = models.chat("reward_model")
         reward_model = LanguageRewardModel(chat) if chat else SCRIPTED_AGENTS[source].reward_model()
     return SynthesisAgents(
-        LanguageGenerator(generator)
-        if generator
-        else SCRIPTED_AGENTS[source].generator(config.generator_skill),
+        LanguageGenerator(generator) if generator else _scripted_generator(source, config),
         LanguageCritic(critic) if critic else _scripted_critic(source, config),
         reward_model,
         pool if generator else None,
     )
+
+
+def _scripted_generator(source: str, config: SynthesizeConfig) -> Generator:
+    agents = SCRIPTED_AGENTS[source]
+    made = agents.generator if config.slips == "chance" else agents.hasty
+    assert made is not None  # `check_agents`
+    return made(config.generator_skill)
 
 
 def _scripted_critic(source: str, config: SynthesizeConfig) -> Critic:
@@ -273,12 +278,8 @@ def check_agents(config: Config, *, world_size: int, environment: Mapping[str, s
     """ConfigError for agents of synthesis that cannot work: on this data, in this many processes,
     without a key or a model."""
     source = config.data.source
-    bare = [name for name, agents in SCRIPTED_AGENTS.items() if agents.bare_critic]
-    if config.synthesize.check == "bare" and source not in bare:
-        raise ConfigError(
-            f'synthesize.check = "bare" is for data.source = "{", ".join(bare)}", and "{source}" '
-            "has no such checks: take it out"
-        )
+    _check_variant(config, "check", "bare", lambda agents: agents.bare_critic)
+    _check_variant(config, "slips", "carries", lambda agents: agents.hasty)
     for role, agent in agent_configs(config.synthesize).items():
         key = f"synthesize.{role}"
         if agent.kind != "scripted":
@@ -289,6 +290,19 @@ def check_agents(config: Config, *, world_size: int, environment: Mapping[str, s
                 f'"{config.data.named}": name a language model, or take synthesize out of stages '
                 "and set supervised.source"
             )
+
+
+def _check_variant(
+    config: Config, key: str, variant: str, made: Callable[[ScriptedAgents], object]
+) -> None:
+    """ConfigError for scripted agents of a variant that the domain has none of."""
+    source = config.data.source
+    known = [name for name, agents in SCRIPTED_AGENTS.items() if made(agents)]
+    if getattr(config.synthesize, key) == variant and source not in known:
+        raise ConfigError(
+            f'synthesize.{key} = "{variant}" is for data.source = "{", ".join(known)}", and '
+            f'"{source}" has no such agents: take it out'
+        )
 
 
 def check_trial_agents(config: Config, *, world_size: int, environment: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from satori_fast.data.near_duplicates import distinct_questions
 from satori_fast.data.problem_file import problem_to_row, read_skipped
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.agent_work import (
+    AgentRecords,
     has_language_models,
-    open_records,
     print_stats,
-    work_through,
+    put_to_work,
 )
 from satori_fast.stages.agents import AgentModels, label_agent_configs, problem_labeller
 from satori_fast.stages.books import Books
@@ -36,6 +36,7 @@ from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.run_folder import CURATED, RunFolder
 from satori_fast.storage import read_sealed, wait_for_file, write_sealed, write_sealed_records
 from satori_fast.synthesis.label_agents import label_problems
+from satori_fast.synthesis.outcomes import Outcome
 from satori_fast.synthesis.stats import SynthesisStats
 from satori_fast.types import Problem
 
@@ -104,31 +105,22 @@ async def _confirmed(
 ) -> tuple[list[Problem], dict[str, float]]:
     """The problems whose answer the labeller confirms, and what was counted; what replies of
     earlier sessions say is not asked again."""
-    config, stage, seeds = context.config.curate, context.stage, context.seeds
+    config = context.config.curate
     configs = label_agent_configs(config)
-    with open_records(folder / stage, problems, configs, types=(), stage=stage) as records:
-        models = AgentModels(
-            "curate",
-            configs,
-            records.journal,
-            folder=folder,
-            seed=lambda role: seeds.of(stage, role),
+
+    def work(models: AgentModels, records: AgentRecords) -> AsyncGenerator[Outcome, None]:
+        return label_problems(
+            problems[records.num_done :],
+            problem_labeller(models, source=context.config.data.source),
+            num_labels=config.num_labels,
+            agreement=config.agreement,
+            pool=context.grader.pool,
+            num_concurrent=config.num_concurrent if has_language_models(configs) else 1,
         )
-        await work_through(
-            label_problems(
-                problems[records.num_done :],
-                problem_labeller(models, source=context.config.data.source),
-                num_labels=config.num_labels,
-                agreement=config.agreement,
-                pool=context.grader.pool,
-                num_concurrent=config.num_concurrent if has_language_models(configs) else 1,
-            ),
-            records,
-            models,
-            stage=stage,
-            num_problems=len(problems),
-            console=context.console,
-        )
+
+    records = await put_to_work(
+        context, folder, problems, configs, section="curate", types=(), work=work
+    )
     if has_language_models(configs):
         print_stats(records.stats, context.console)
     kept: list[Problem] = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,10 @@ from satori_fast.config import ConfigError, InitialiseConfig, SolutionsConfig
 from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.formats.trials import Trials
 from satori_fast.stages.agent_work import (
+    AgentRecords,
     has_language_models,
-    open_records,
     print_stats,
-    work_through,
+    put_to_work,
     write_demonstrations,
 )
 from satori_fast.stages.agents import AgentModels, trial_agent_configs, trial_agents
@@ -36,6 +36,7 @@ from satori_fast.stages.run_folder import RunFolder
 from satori_fast.stages.solutions import SolutionFile
 from satori_fast.stages.supervised import imitate, load_trajectories
 from satori_fast.storage import read_sealed, wait_for_file, write_sealed
+from satori_fast.synthesis.outcomes import Outcome
 from satori_fast.synthesis.page import Action, write_page
 from satori_fast.synthesis.stats import SynthesisStats
 from satori_fast.synthesis.trials import (
@@ -115,29 +116,19 @@ async def _write_trials(
     configs = trial_agent_configs(config)
     asks = has_language_models(configs)
     problems = [each.problem for each in graded]
-    with open_records(folder / stage, problems, configs, types=TRIAL_TYPES, stage=stage) as records:
-        models = AgentModels(
-            "initialise",
-            configs,
-            records.journal,
-            folder=folder,
-            seed=lambda role: seeds.of(stage, role),
+    options = trial_options(config, context.renderer.format, seed=seeds.of(stage, "trials"))
+
+    def work(models: AgentModels, records: AgentRecords) -> AsyncGenerator[Outcome, None]:
+        return make_trials(
+            graded[records.num_done :],
+            trial_agents(config, models, source=context.config.data.source),
+            options,
+            num_concurrent=config.num_concurrent if asks else 1,
         )
-        agents = trial_agents(config, models, source=context.config.data.source)
-        options = trial_options(config, context.renderer.format, seed=seeds.of(stage, "trials"))
-        await work_through(
-            make_trials(
-                graded[records.num_done :],
-                agents,
-                options,
-                num_concurrent=config.num_concurrent if asks else 1,
-            ),
-            records,
-            models,
-            stage=stage,
-            num_problems=len(problems),
-            console=context.console,
-        )
+
+    records = await put_to_work(
+        context, folder, problems, configs, section="initialise", types=TRIAL_TYPES, work=work
+    )
     made, stats = records.demonstrations, records.stats
     dialect = options.dialect
     write_page(

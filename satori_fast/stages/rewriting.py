@@ -10,16 +10,15 @@ what steps become is `step_data`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from satori_fast.data.steps import ExpertStep, parse_steps
 from satori_fast.stages.agent_work import (
     AgentRecords,
-    open_records,
     print_stats,
-    work_through,
+    put_to_work,
     write_demonstrations,
 )
 from satori_fast.stages.agents import AgentModels, step_agent_configs, step_rewriter
@@ -59,32 +58,25 @@ def rewritten_path(folder: Path, stage: str) -> Path:
 async def rewrite(context: Context, folder: Path, solutions: Sequence[Demonstration]) -> Rewriting:
     """Have the agent write every one of `solutions` again, but those that it is done with; for the
     main process alone. folder: of the run."""
-    config, seeds, stage = context.config.srl, context.seeds, context.stage
-    configs = step_agent_configs(config)
-    problems = [each.problem for each in solutions]
-    with open_records(
-        folder / stage, problems, configs, types=(REWRITTEN,), stage=stage
-    ) as records:
-        models = AgentModels(
-            "srl",
-            configs,
-            records.journal,
-            folder=folder,
-            seed=lambda role: seeds.of(stage, role),
+    config = context.config.srl
+
+    def work(models: AgentModels, records: AgentRecords) -> AsyncGenerator[Outcome, None]:
+        return rewrite_solutions(
+            solutions[records.num_done :],
+            step_rewriter(models),
+            pool=context.grader.pool,
+            num_concurrent=config.num_concurrent,
         )
-        await work_through(
-            rewrite_solutions(
-                solutions[records.num_done :],
-                step_rewriter(models),
-                pool=context.grader.pool,
-                num_concurrent=config.num_concurrent,
-            ),
-            records,
-            models,
-            stage=stage,
-            num_problems=len(problems),
-            console=context.console,
-        )
+
+    records = await put_to_work(
+        context,
+        folder,
+        [each.problem for each in solutions],
+        step_agent_configs(config),
+        section="srl",
+        types=(REWRITTEN,),
+        work=work,
+    )
     _write(context, folder, records)
     outcomes = {outcome.problem.problem_id: outcome for outcome in records.finished.outcomes}
     return Rewriting(outcomes, records.stats)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 
 from satori_fast.config import SynthesizeConfig
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.agent_work import (
+    AgentRecords,
     has_language_models,
-    open_records,
     print_stats,
-    work_through,
+    put_to_work,
     write_demonstrations,
 )
 from satori_fast.stages.agents import AgentModels, agent_configs, synthesis_agents
@@ -26,7 +26,7 @@ from satori_fast.stages.books import Books
 from satori_fast.stages.context import Context
 from satori_fast.stages.outcome import StageOutcome
 from satori_fast.stages.run_folder import RunFolder
-from satori_fast.synthesis.outcomes import DROPPED
+from satori_fast.synthesis.outcomes import DROPPED, Outcome
 from satori_fast.synthesis.page import write_page
 from satori_fast.synthesis.pipeline import (
     TRAJECTORY_TYPES,
@@ -63,40 +63,33 @@ async def _synthesize(context: Context, folder: Path) -> Metrics:
     configs = agent_configs(config.synthesize)
     asks = has_language_models(configs)
     problems = distinct_problems(given) if asks else given
-    own = folder / "synthesis"
-    with open_records(
-        own, problems, configs, types=TRAJECTORY_TYPES, stage="synthesize"
-    ) as records:
-        stats = records.stats
-        stats.counts[DROPPED + "same_question"] = len(given) - len(problems)
-        models = AgentModels(
-            "synthesize",
-            configs,
-            records.journal,
-            folder=folder,
-            seed=lambda role: seeds.of(stage, role),
-        )
-        agents = synthesis_agents(
-            config.synthesize,
-            models,
-            source=config.data.source,
-            pool=context.grader.pool,
-            parallel=context.parallel,
-        )
-        options = synthesis_options(config.synthesize, seed=seeds.of(stage))
-        await work_through(
-            synthesize(
-                problems[records.num_done :],
-                agents,
-                options,
-                num_concurrent=config.synthesize.num_concurrent if asks else 1,
+
+    def work(models: AgentModels, records: AgentRecords) -> AsyncGenerator[Outcome, None]:
+        records.stats.counts[DROPPED + "same_question"] = len(given) - len(problems)
+        return synthesize(
+            problems[records.num_done :],
+            synthesis_agents(
+                config.synthesize,
+                models,
+                source=config.data.source,
+                pool=context.grader.pool,
+                parallel=context.parallel,
             ),
-            records,
-            models,
-            stage=stage,
-            num_problems=len(problems),
-            console=context.console,
+            synthesis_options(config.synthesize, seed=seeds.of(stage)),
+            num_concurrent=config.synthesize.num_concurrent if asks else 1,
         )
+
+    records = await put_to_work(
+        context,
+        folder,
+        problems,
+        configs,
+        section="synthesize",
+        types=TRAJECTORY_TYPES,
+        work=work,
+        records_folder="synthesis",
+    )
+    stats = records.stats
     made = records.demonstrations
     write_demonstrations(demonstrations_path(folder), made)
     page = folder / "synthesis.html"

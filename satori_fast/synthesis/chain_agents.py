@@ -43,7 +43,7 @@ from satori_fast.types import Problem
 # Of the slips, those that confuse the operation; the others have one digit wrong.
 _CONFUSED_SHARE = 0.5
 # Of the wrong solutions, those that are judged after their answer; the others at the slip.
-_WHOLE_SHARE = 0.5
+_WHOLE_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,14 @@ class SlippingCalculator:
     and is right more often. A slip confuses the operation or has one digit wrong, and the
     calculation goes on rightly from it. Slips never cancel: after one no number is that of the
     right solution, so that an answer is right only where every step is.
+
+    One in haste slips where a digit is carried or borrowed and nowhere else: it forgets to, but for
+    a share `skill` of these places. A model that imitates it slips there as well when it takes the
+    likeliest word, not by chance alone.
     """
 
     skill: float = 0.3
+    in_haste: bool = False
 
     async def solve(
         self, problem: Problem, num_solutions: int, rng: np.random.Generator
@@ -74,7 +79,9 @@ class SlippingCalculator:
     def _steps(self, chain: Chain, standing: Sequence[str], rng: np.random.Generator) -> Solution:
         """The steps that follow those that stand."""
         value = _read(standing[-1], "generator").result if standing else chain.start
-        truth, share = chain.start, self.skill ** (1 / len(chain.operations))
+        truth, share = chain.start, self.skill
+        if not self.in_haste:
+            share **= 1 / len(chain.operations)
         steps: list[str] = []
         for place, operation in enumerate(chain.operations):
             truth = operation.apply(truth)
@@ -82,14 +89,21 @@ class SlippingCalculator:
                 continue
             after = operation.apply(value)
             if rng.random() >= share:
-                after = _slip(operation, value, truth, rng)
+                after = self._slip(operation, value, truth, rng)
             steps.append(operation.step(value, after))
             value = after
         return (*steps, f"\\boxed{{ {value} }}")
 
+    def _slip(self, operation: Operation, value: int, truth: int, rng: np.random.Generator) -> int:
+        """A result that is not `truth`, the right solution's number, where it is a wrong one."""
+        if not self.in_haste:
+            return _chance_slip(operation, value, truth, rng)
+        hasty = operation.forget_carry(value)
+        return operation.apply(value) if hasty == truth else hasty
 
-def _slip(operation: Operation, value: int, truth: int, rng: np.random.Generator) -> int:
-    """A wrong result of an operation that is not `truth`, the right solution's number, either."""
+
+def _chance_slip(operation: Operation, value: int, truth: int, rng: np.random.Generator) -> int:
+    """A wrong result of an operation that is not `truth` either."""
     right = operation.apply(value)
     while True:
         wrong = operation.confuse(value)

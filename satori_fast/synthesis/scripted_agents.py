@@ -27,11 +27,14 @@ class ScriptedAgents:
     """The agents of a domain, to be made.
 
     generator:   of its skill, the share of solutions from the question alone that are right.
+    hasty:       a generator that slips in the same places each time; of its skill, the share of
+                 those places that are right. None: there is none.
     bare_critic: one that gives verdicts without showing how it came to them; None: there is none.
     """
 
     generator: Callable[[float], Generator]
     critic: Callable[[], Critic]
+    hasty: Callable[[float], Generator] | None = None
     bare_critic: Callable[[], Critic] | None = None
     reward_model: Callable[[], RewardModel] = RepetitionRewardModel
 
@@ -39,8 +42,10 @@ class ScriptedAgents:
 SCRIPTED_AGENTS: Mapping[str, ScriptedAgents] = MappingProxyType(
     {
         "arithmetic": ScriptedAgents(
-            SlippingGenerator, CheckingCritic, partial(CheckingCritic, is_bare=True)
+            SlippingGenerator, CheckingCritic, bare_critic=partial(CheckingCritic, is_bare=True)
         ),
-        "chains": ScriptedAgents(SlippingCalculator, RecalculatingCritic),
+        "chains": ScriptedAgents(
+            SlippingCalculator, RecalculatingCritic, partial(SlippingCalculator, in_haste=True)
+        ),
     }
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.ablations import frontier, gullible, restarts, s2r, satori, srl
+from benchmarks.ablations import chains, frontier, gullible, restarts, s2r, satori, srl
 from benchmarks.ablations.runs import EVALUATED
 from benchmarks.ablations.tables import FIELDS, first_difference
 from satori_fast.config import load_config
@@ -76,7 +76,7 @@ def table_of(
     output = folder / "table.json"
     places = ["--folder", str(folder), "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["driver", *options, *places])
-    driver.main()
+    (driver.STUDY if hasattr(driver, "STUDY") else driver).main()
     return json.loads(output.read_text())
 
 
@@ -176,12 +176,12 @@ def test_steps_that_only_one_run_has_differ() -> None:
 def test_without_restarts_and_with_a_critic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not any("bonus" in arm for arm in restarts.CONFIGS)
+    assert not any("bonus" in arm for arm in restarts.ARMS)
     finish(tmp_path, "tuned-0", supervised=0.2)
-    for repeat, end in enumerate(("", "-1")):
-        finish(tmp_path, f"grpo-0{end}", reinforce=0.7 + 0.1 * repeat)
-        finish(tmp_path, f"no_restart-0{end}", reinforce=0.9)
-        finish(tmp_path, f"ppo-0{end}", reinforce=0.7)
+    for repeat in range(2):
+        finish(tmp_path, f"grpo-0-{repeat}", reinforce=0.7 + 0.1 * repeat)
+        finish(tmp_path, f"no_restart-0-{repeat}", reinforce=0.9)
+        finish(tmp_path, f"ppo-0-{repeat}", reinforce=0.7)
     options = ["--seeds", "0", "--repeats", "2"]
     result = table_of(restarts, tmp_path, monkeypatch, *options)
     assert result["arms"]["no_restart"]["difference"]["accuracy"]["mean"] == pytest.approx(0.15)
@@ -193,7 +193,7 @@ def test_the_arms_of_s2r_start_from_one_model_and_show_their_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed, runs in enumerate([(0.5, 0.7), (0.6, 0.6)]):
-        finish(tmp_path, f"imitated-{seed}", supervised=0.4, initialise=0.45)
+        finish(tmp_path, f"tuned-{seed}", supervised=0.4, initialise=0.45)
         for repeat, accuracy in enumerate(runs):
             finish(tmp_path, f"outcome-{seed}-{repeat}", reinforce=accuracy + 0.1)
             finish(tmp_path, f"process-{seed}-{repeat}", reinforce=accuracy)
@@ -228,11 +228,20 @@ def test_a_row_of_srl_that_repeats_another_is_its_noise(
     assert result["arms"]["srl_again"]["difference"]["accuracy"]["mean"] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("driver", [frontier, gullible, restarts, s2r, satori, srl])
+@pytest.mark.parametrize("driver", [chains, frontier, gullible, restarts, s2r, satori, srl])
 def test_every_row_that_is_compared_was_predicted(driver: ModuleType) -> None:
-    rows = getattr(driver, "ROWS", driver.ARMS)
+    rows = driver.STUDY.said if hasattr(driver, "STUDY") else driver.ROWS
     assert [name for name, arm in rows.items() if arm.against and not arm.prediction] == []
-    assert {arm.against for arm in rows.values() if arm.against} <= {*rows, "base"}
+    assert {arm.against for arm in rows.values() if arm.against} <= set(rows)
+
+
+@pytest.mark.parametrize("driver", [chains, frontier, gullible, restarts, s2r])
+def test_the_arms_of_a_study_are_configs_of_its_domain(driver: ModuleType) -> None:
+    study = driver.STUDY
+    domain = load_config(study.config).data
+    for name, arm in study.arms.items():
+        changes = (*study.overrides, *arm.overrides)
+        assert load_config(study.configs.get(name, study.config), changes).data == domain
 
 
 @pytest.mark.parametrize("arm", satori.ARMS)

@@ -93,6 +93,10 @@ MISSING = [
         'synthesize.check = "bare" is for data.source = "arithmetic", and "chains" has no such',
     ),
     (
+        ("--synthesize.slips", "carries"),
+        'synthesize.slips = "carries" is for data.source = "chains", and "arithmetic" has no such',
+    ),
+    (
         ("--synthesize.critic", "{kind='embedded',model='nowhere'}"),
         "synthesize.critic.model = 'nowhere': model folder",
     ),

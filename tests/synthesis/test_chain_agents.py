@@ -13,7 +13,13 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from satori_fast.data.chain_actions import check_text, is_answer, read_step, standing_steps
+from satori_fast.data.chain_actions import (
+    WrittenStep,
+    check_text,
+    is_answer,
+    read_step,
+    standing_steps,
+)
 from satori_fast.data.chains import (
     ChainProblems,
     check_steps,
@@ -111,11 +117,34 @@ def test_skill_is_the_share_of_right_solutions(skill: float) -> None:
     assert abs(slips - expected) < 4 * np.sqrt(expected * (1 - expected) / 4000)
 
 
-def test_an_answer_is_right_only_where_every_step_is() -> None:
+def test_haste_slips_where_a_digit_is_carried_or_borrowed_and_nowhere_else() -> None:
+    hasty = SlippingCalculator(0.2, in_haste=True)
+    firsts: list[bool] = []
+    for number, problem in enumerate(PROBLEMS):
+        for solution in asyncio.run(hasty.solve(problem, 8, rng(number))):
+            written = [read_step(step) for step in solution[:-1]]
+            carries = [w for w in written if hasty_result(w) != w.operation.apply(w.value)]
+            firsts += [w.is_slip for w in carries[:1]]
+            slips = [w for w in written if w.is_slip]
+            assert all(w in carries and w.result == hasty_result(w) for w in slips)
+    # Later ones are written right as well where a forgotten carry would cancel an earlier one.
+    assert len(firsts) > 500
+    assert abs(np.mean(firsts) - 0.8) < 4 * np.sqrt(0.16 / len(firsts))
+    first = {solution[0] for solution in asyncio.run(hasty.solve(PROBLEM, 40, rng()))}
+    assert first == {"37 + 25 = 62", "37 + 25 = 52"}
+
+
+def hasty_result(written: WrittenStep) -> int:
+    return written.operation.forget_carry(written.value)
+
+
+@pytest.mark.parametrize("in_haste", [False, True])
+def test_an_answer_is_right_only_where_every_step_is(in_haste: bool) -> None:
+    generator = SlippingCalculator(0.05, in_haste=in_haste)
     for problem in PROBLEMS[:20]:
         chain = parse_chain(problem.question)
         truth = expert_steps(chain)
-        for solution in solve(0.05, 50, problem=problem):
+        for solution in asyncio.run(generator.solve(problem, 50, rng())):
             assert (solution[-1] == truth[-1]) == (solution == truth)
             # It goes on from what is written, with the operations of the question.
             written = [read_step(step) for step in solution[:-1]]
