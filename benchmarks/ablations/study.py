@@ -76,7 +76,10 @@ class Study:
         name = f"tuned-{seed}"
         entries = run(self.config, name, folder, "--stages", stages, "--seed", str(seed))
         blank = dict.fromkeys(self.fields)
-        return {stage: blank | self.figures(folder / name, e) for stage, e in entries.items()}
+        return {
+            stage: blank | self.figures(folder / name, entries[stage])
+            for stage in self.rows.values()
+        }
 
     def trained(self, arm: str, seed: int, repeat: int, folder: Path) -> Entry:
         """The entry of one run of an arm from the model of `seed`."""

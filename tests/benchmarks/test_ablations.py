@@ -277,6 +277,10 @@ def test_the_frontier_is_read_off_one_rollout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish_frontier(tmp_path, "tuned-0", "supervised", 0.1, 0.2)
+    summary = tmp_path / "tuned-0" / "summary.json"
+    stages = json.loads(summary.read_text())["stages"]
+    # A stage without an evaluation comes first, as the synthesis does.
+    summary.write_text(json.dumps({"stages": [{"stage": "synthesize"}, *stages]}))
     for repeat in range(2):
         for arm in frontier.ARMS:
             finish_frontier(tmp_path, f"{arm}-0-{repeat}", "reinforce", 0.1, 0.2, 0.3, 0.35)

@@ -307,7 +307,7 @@ def test_chains_are_demonstrated_by_their_own_agents(tmp_path: Path) -> None:
     for demonstration in made:
         chain, answer = parse_chain(demonstration.problem.question), demonstration.problem.answer
         assert answer is not None and grade(demonstration.response, answer).correct
-        assert len(chain.operations) == 6
+        assert len(chain.operations) == 10
         assert standing_steps(demonstration.response) == expert_steps(chain)
 
 
