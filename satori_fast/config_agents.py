@@ -154,8 +154,9 @@ class SynthesizeConfig(Section):
     slips: Literal["chance", "carries"] = "chance"
     """scripted generator of chains: it slips anywhere, or forgets what is carried or borrowed, of
     which generator_skill is then the share it gets right"""
-    check: Literal["worked", "bare"] = "worked"
-    """scripted critic: reflections show their sum, or give the verdict alone"""
+    check: Literal["worked", "bare", "mixed"] = "worked"
+    """scripted critic: reflections show their sum, give the verdict alone, or (mixed) do so three
+    times of four"""
     num_concurrent: int = Field(default=256, gt=0)
     """problems that language models work on at once"""
     generator: GeneratorConfig = GeneratorConfig()
@@ -165,11 +166,11 @@ class SynthesizeConfig(Section):
     @model_validator(mode="after")
     def _has_scripted_variants(self) -> Self:
         asked = (
-            ("check", self.check == "bare", "critic", self.critic.kind),
-            ("slips", self.slips == "carries", "generator", self.generator.kind),
+            ("check", "worked", "critic", self.critic.kind),
+            ("slips", "chance", "generator", self.generator.kind),
         )
-        for key, is_asked, role, kind in asked:
-            if is_asked and kind != "scripted":
+        for key, default, role, kind in asked:
+            if getattr(self, key) != default and kind != "scripted":
                 raise ValueError(
                     f'synthesize.{key} = "{getattr(self, key)}" is for the scripted {role}, and '
                     f'synthesize.{role}.kind = "{kind}": take one of the two out'

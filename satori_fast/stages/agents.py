@@ -48,7 +48,7 @@ from satori_fast.rollout.weight_sync import push_weights
 from satori_fast.stages.engines import has_port, write_engine_folder
 from satori_fast.stages.models import limit_vocabulary
 from satori_fast.stages.scoring import score_trajectories
-from satori_fast.synthesis.agents import Critic, Generator, RewardModel, Unusable
+from satori_fast.synthesis.agents import RewardModel, Unusable
 from satori_fast.synthesis.chat import ChatModel, ChatSampling
 from satori_fast.synthesis.endpoint_chat import EndpointChat, EndpointSettings
 from satori_fast.synthesis.engine_chat import EngineChat
@@ -173,25 +173,13 @@ def synthesis_agents(
         chat = models.chat("reward_model")
         reward_model = LanguageRewardModel(chat) if chat else SCRIPTED_AGENTS[source].reward_model()
     return SynthesisAgents(
-        LanguageGenerator(generator) if generator else _scripted_generator(source, config),
-        LanguageCritic(critic) if critic else _scripted_critic(source, config),
+        LanguageGenerator(generator)
+        if generator
+        else SCRIPTED_AGENTS[source].generators[config.slips](config.generator_skill),
+        LanguageCritic(critic) if critic else SCRIPTED_AGENTS[source].critics[config.check](),
         reward_model,
         pool if generator else None,
     )
-
-
-def _scripted_generator(source: str, config: SynthesizeConfig) -> Generator:
-    agents = SCRIPTED_AGENTS[source]
-    made = agents.generator if config.slips == "chance" else agents.hasty
-    assert made is not None  # `check_agents`
-    return made(config.generator_skill)
-
-
-def _scripted_critic(source: str, config: SynthesizeConfig) -> Critic:
-    agents = SCRIPTED_AGENTS[source]
-    made = agents.critic if config.check == "worked" else agents.bare_critic
-    assert made is not None  # `check_agents`
-    return made()
 
 
 def trial_agents(config: InitialiseConfig, models: AgentModels, *, source: str) -> TrialAgents:
@@ -278,8 +266,8 @@ def check_agents(config: Config, *, world_size: int, environment: Mapping[str, s
     """ConfigError for agents of synthesis that cannot work: on this data, in this many processes,
     without a key or a model."""
     source = config.data.source
-    _check_variant(config, "check", "bare", lambda agents: agents.bare_critic)
-    _check_variant(config, "slips", "carries", lambda agents: agents.hasty)
+    _check_variant(config, "slips", lambda agents: agents.generators)
+    _check_variant(config, "check", lambda agents: agents.critics)
     for role, agent in agent_configs(config.synthesize).items():
         key = f"synthesize.{role}"
         if agent.kind != "scripted":
@@ -293,12 +281,12 @@ def check_agents(config: Config, *, world_size: int, environment: Mapping[str, s
 
 
 def _check_variant(
-    config: Config, key: str, variant: str, made: Callable[[ScriptedAgents], object]
+    config: Config, key: str, made: Callable[[ScriptedAgents], Mapping[str, object]]
 ) -> None:
     """ConfigError for scripted agents of a variant that the domain has none of."""
-    source = config.data.source
-    known = [name for name, agents in SCRIPTED_AGENTS.items() if made(agents)]
-    if getattr(config.synthesize, key) == variant and source not in known:
+    source, variant = config.data.source, getattr(config.synthesize, key)
+    known = [name for name, agents in SCRIPTED_AGENTS.items() if variant in made(agents)]
+    if source not in known and variant != type(config.synthesize).model_fields[key].default:
         raise ConfigError(
             f'synthesize.{key} = "{variant}" is for data.source = "{", ".join(known)}", and '
             f'"{source}" has no such agents: take it out'

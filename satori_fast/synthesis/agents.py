@@ -156,11 +156,11 @@ def _steps(choice: tuple[int, ...]) -> Solution:
 class CheckingCritic:
     """Scripted critic: looks every name up again, adds, and compares with the sum asked for.
 
-    is_bare: it gives the verdict alone. Whoever imitates it learns to say verdicts, and not how to
-    come by a true one.
+    bare_share: of its checks that give the verdict alone, without the sum that shows it. Whoever
+    imitates those learns to say verdicts, and not how to come by a true one.
     """
 
-    is_bare: bool = False
+    bare_share: float = 0.0
 
     async def criticise(
         self, problem: Problem, steps: Solution, *, transcript: str, rng: np.random.Generator
@@ -168,14 +168,15 @@ class CheckingCritic:
         puzzle = parse_puzzle(problem.question)
         choice = _last_choice(steps[-1], puzzle)
         hint = "less" if puzzle.add(choice) > puzzle.total else "more"
-        return Critique(len(steps) - 1, self._check(choice, puzzle), hint)
+        return Critique(len(steps) - 1, self._check(choice, puzzle, rng), hint)
 
     async def verify(self, problem: Problem, steps: Solution, *, rng: np.random.Generator) -> str:
         puzzle = parse_puzzle(problem.question)
-        return self._check(_last_choice(steps[-1], puzzle), puzzle)
+        return self._check(_last_choice(steps[-1], puzzle), puzzle, rng)
 
-    def _check(self, choice: tuple[int, ...], puzzle: Puzzle) -> str:
-        return bare_check_text(choice, puzzle) if self.is_bare else check_text(choice, puzzle)
+    def _check(self, choice: tuple[int, ...], puzzle: Puzzle, rng: np.random.Generator) -> str:
+        is_bare = self.bare_share > 0 and rng.random() < self.bare_share
+        return bare_check_text(choice, puzzle) if is_bare else check_text(choice, puzzle)
 
 
 @dataclass(frozen=True, slots=True)

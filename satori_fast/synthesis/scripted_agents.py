@@ -26,26 +26,31 @@ from satori_fast.synthesis.chain_agents import RecalculatingCritic, SlippingCalc
 class ScriptedAgents:
     """The agents of a domain, to be made.
 
-    generator:   of its skill, the share of solutions from the question alone that are right.
-    hasty:       a generator that slips in the same places each time; of its skill, the share of
-                 those places that are right. None: there is none.
-    bare_critic: one that gives verdicts without showing how it came to them; None: there is none.
+    generators: by `synthesize.slips`; of its skill, the share of solutions from the question alone
+                that are right, or (carries) of the places where it slips.
+    critics:    by `synthesize.check`.
     """
 
-    generator: Callable[[float], Generator]
-    critic: Callable[[], Critic]
-    hasty: Callable[[float], Generator] | None = None
-    bare_critic: Callable[[], Critic] | None = None
+    generators: Mapping[str, Callable[[float], Generator]]
+    critics: Mapping[str, Callable[[], Critic]]
     reward_model: Callable[[], RewardModel] = RepetitionRewardModel
 
 
+# Of the checks of a critic that mixes bare ones with worked ones.
+_BARE_SHARE = 0.75
 SCRIPTED_AGENTS: Mapping[str, ScriptedAgents] = MappingProxyType(
     {
         "arithmetic": ScriptedAgents(
-            SlippingGenerator, CheckingCritic, bare_critic=partial(CheckingCritic, is_bare=True)
+            {"chance": SlippingGenerator},
+            {
+                "worked": CheckingCritic,
+                "bare": partial(CheckingCritic, bare_share=1.0),
+                "mixed": partial(CheckingCritic, bare_share=_BARE_SHARE),
+            },
         ),
         "chains": ScriptedAgents(
-            SlippingCalculator, RecalculatingCritic, partial(SlippingCalculator, in_haste=True)
+            {"chance": SlippingCalculator, "carries": partial(SlippingCalculator, in_haste=True)},
+            {"worked": RecalculatingCritic},
         ),
     }
 )

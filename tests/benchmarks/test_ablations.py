@@ -345,5 +345,5 @@ def test_the_arms_of_the_gullible_have_the_buffers_that_they_are_named_after() -
         weights = (own.original_weight, own.correct_weight, own.incorrect_weight)
         shares[name] = weights if config.restarts_enabled else None
     assert shares == {
-        "none": None, "right_only": (0, 1, 0), "wrong_only": (0, 0, 1), "both": (0, 1, 1),
+        "none": None, "right_only": (0.25, 1, 0), "wrong_only": (0.25, 0, 1), "both": (0.25, 1, 1),
     }  # fmt: skip

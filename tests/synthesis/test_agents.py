@@ -172,7 +172,7 @@ def test_verification_of_a_part_and_of_a_whole() -> None:
 
 
 def test_a_bare_critic_says_the_verdict_alone() -> None:
-    critic = CheckingCritic(is_bare=True)
+    critic = CheckingCritic(bare_share=1.0)
     # 9 + 4 + 8 = 21, and 16 is asked for.
     steps = ("r s", "\\boxed{ r s t }")
     critique = asyncio.run(critic.criticise(MIDDLE, steps, transcript="", rng=rng()))
@@ -180,6 +180,15 @@ def test_a_bare_critic_says_the_verdict_alone() -> None:
     assert asyncio.run(critic.verify(PROBLEM, ("p r",), rng=rng())) == "left 8"
     whole = ("p r", "\\boxed{ p r t }")
     assert asyncio.run(critic.verify(PROBLEM, whole, rng=rng())) == "right"
+
+
+def test_a_critic_may_mix_its_checks() -> None:
+    critic, draws = CheckingCritic(bare_share=0.75), rng()
+    whole = ("p r", "\\boxed{ p r t }")
+    said = [asyncio.run(critic.verify(PROBLEM, whole, rng=draws)) for _ in range(400)]
+    # The same verdict either way.
+    assert {text.split()[-1] for text in said} == {"right"}
+    assert abs(sum(text == "right" for text in said) - 300) < 4 * (400 * 0.75 * 0.25) ** 0.5
 
 
 def test_agents_refuse_other_problems() -> None:

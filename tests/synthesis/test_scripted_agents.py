@@ -25,13 +25,15 @@ def test_agents_know_their_domain(name: str) -> None:
     row = SCRIPTED_AGENTS[name]
     (problem,) = DOMAINS[name].problems(1, levels=[EASIEST[name]], split="train", seed=0)
     rng = np.random.default_rng(0)
-    solutions = asyncio.run(row.generator(0.5).solve(problem, 40, rng))
+    solutions = asyncio.run(row.generators["chance"](0.5).solve(problem, 40, rng))
     assert problem.answer is not None
     right: dict[bool, tuple[str, ...]] = {}
     for solution in solutions:
         assert not isinstance(solution, Unusable)
         right[grade(" ".join(solution), problem.answer).correct] = solution
-    critique = asyncio.run(row.critic().criticise(problem, right[False], transcript="", rng=rng))
+    critique = asyncio.run(
+        row.critics["worked"]().criticise(problem, right[False], transcript="", rng=rng)
+    )
     assert not critique.mistake.endswith("right")
-    assert asyncio.run(row.critic().verify(problem, right[True], rng=rng)).endswith("right")
+    assert asyncio.run(critic.verify(problem, right[True], rng=rng)).endswith("right")
     assert asyncio.run(row.reward_model().score(problem, " ".join(right[True]))) == 0
