@@ -31,9 +31,8 @@ def test_agents_know_their_domain(name: str) -> None:
     for solution in solutions:
         assert not isinstance(solution, Unusable)
         right[grade(" ".join(solution), problem.answer).correct] = solution
-    critique = asyncio.run(
-        row.critics["worked"]().criticise(problem, right[False], transcript="", rng=rng)
-    )
+    critic = row.critics["worked"]()
+    critique = asyncio.run(critic.criticise(problem, right[False], transcript="", rng=rng))
     assert not critique.mistake.endswith("right")
     assert asyncio.run(critic.verify(problem, right[True], rng=rng)).endswith("right")
     assert asyncio.run(row.reward_model().score(problem, " ".join(right[True]))) == 0
