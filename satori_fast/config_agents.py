@@ -155,8 +155,8 @@ class SynthesizeConfig(Section):
     """scripted generator of chains: it slips anywhere, or forgets what is carried or borrowed, of
     which generator_skill is then the share it gets right"""
     check: Literal["worked", "bare", "mixed"] = "worked"
-    """scripted critic: reflections show their sum, give the verdict alone, or (mixed) one or the
-    other by the toss of a coin"""
+    """scripted critic: reflections show their sum, give the verdict alone, or (mixed) do so three
+    times of four"""
     num_concurrent: int = Field(default=256, gt=0)
     """problems that language models work on at once"""
     generator: GeneratorConfig = GeneratorConfig()

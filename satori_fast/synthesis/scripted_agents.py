@@ -37,7 +37,7 @@ class ScriptedAgents:
 
 
 # Of the checks of a critic that mixes bare ones with worked ones.
-_BARE_SHARE = 0.5
+_BARE_SHARE = 0.75
 SCRIPTED_AGENTS: Mapping[str, ScriptedAgents] = MappingProxyType(
     {
         "arithmetic": ScriptedAgents(
