@@ -103,6 +103,7 @@ ablations: setup
 	$(BIN)/python -m benchmarks.ablations.frontier
 	$(BIN)/python -m benchmarks.ablations.gullible
 	$(BIN)/python -m benchmarks.ablations.chains
+	$(BIN)/python -m benchmarks.ablations.rare
 	$(BIN)/python -m benchmarks.ablations.s2r
 	$(BIN)/python -m benchmarks.ablations.srl
 

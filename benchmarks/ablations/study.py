@@ -46,6 +46,8 @@ class Study:
     overrides: of every arm.
     figures:   of a run folder and the summary entry of a stage, the entry with its other columns.
     untuned:   stages before those of `rows`.
+    then:      what differs in a second run of all those stages, from the first one's model. Rows
+               and arms are the second one's.
     seeds:     tunings, and
     repeats:   runs of an arm from each, unless told otherwise.
     """
@@ -62,6 +64,7 @@ class Study:
     overrides: Sequence[str] = ()
     figures: Callable[[Path, Entry], Entry] = _as_it_is
     untuned: Sequence[str] = ("synthesize",)
+    then: Sequence[str] = ()
     seeds: Sequence[int] = (0, 1, 2)
     repeats: int = 3
 
@@ -74,7 +77,12 @@ class Study:
         """The entries of the first stages of a seed, which every arm starts from."""
         stages = json.dumps([*self.untuned, *self.rows.values()])
         name = f"tuned-{seed}"
-        entries = run(self.config, name, folder, "--stages", stages, "--seed", str(seed))
+        start: Sequence[str] = ("--stages", stages, "--seed", str(seed))
+        if self.then:
+            run(self.config, f"first-{seed}", folder, *start)
+            first = self._model(folder / f"first-{seed}")
+            start = (*from_models(first, seed=seed, stages=stages), *self.then)
+        entries = run(self.config, name, folder, *start)
         blank = dict.fromkeys(self.fields)
         return {
             stage: blank | self.figures(folder / name, entries[stage])
@@ -84,13 +92,17 @@ class Study:
     def trained(self, arm: str, seed: int, repeat: int, folder: Path) -> Entry:
         """The entry of one run of an arm from the model of `seed`."""
         stage = self.stages.get(arm, "reinforce")
-        model = folder / f"tuned-{seed}" / "models" / list(self.rows.values())[-1]
         own_seed = seed + OTHER_SEED * (repeat + 1)
+        model = self._model(folder / f"tuned-{seed}")
         start = from_models(model, seed=own_seed, stages=json.dumps([stage]))
         name = f"{arm}-{seed}-{repeat}"
         changes = (*start, *self.overrides, *self.arms[arm].overrides)
         entry = run(self.configs.get(arm, self.config), name, folder, *changes)[stage]
         return self.figures(folder / name, entry)
+
+    def _model(self, run_folder: Path) -> Path:
+        """Where a run left the model of the last row."""
+        return run_folder / "models" / list(self.rows.values())[-1]
 
     def main(self) -> None:
         """The command of a driver."""

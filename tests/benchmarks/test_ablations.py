@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.ablations import chains, frontier, gullible, restarts, s2r, satori, srl
+from benchmarks.ablations import chains, frontier, gullible, rare, restarts, s2r, satori, srl
 from benchmarks.ablations.runs import EVALUATED
 from benchmarks.ablations.tables import FIELDS, first_difference
 from satori_fast.config import load_config
@@ -228,14 +228,14 @@ def test_a_row_of_srl_that_repeats_another_is_its_noise(
     assert result["arms"]["srl_again"]["difference"]["accuracy"]["mean"] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("driver", [chains, frontier, gullible, restarts, s2r, satori, srl])
+@pytest.mark.parametrize("driver", [chains, frontier, gullible, rare, restarts, s2r, satori, srl])
 def test_every_row_that_is_compared_was_predicted(driver: ModuleType) -> None:
     rows = driver.STUDY.said if hasattr(driver, "STUDY") else driver.ROWS
     assert [name for name, arm in rows.items() if arm.against and not arm.prediction] == []
     assert {arm.against for arm in rows.values() if arm.against} <= set(rows)
 
 
-@pytest.mark.parametrize("driver", [chains, frontier, gullible, restarts, s2r])
+@pytest.mark.parametrize("driver", [chains, frontier, gullible, rare, restarts, s2r])
 def test_the_arms_of_a_study_are_configs_of_its_domain(driver: ModuleType) -> None:
     study = driver.STUDY
     domain = load_config(study.config).data
@@ -335,6 +335,31 @@ def test_verdicts_are_told_apart_by_buffer(tmp_path: Path, monkeypatch: pytest.M
     assert list(table) == ["format_tuning", "none", "right_only", "wrong_only", "both"]
     assert table["both"]["difference"]["accuracy"]["mean"] == pytest.approx(0.2)
     assert set(gullible.FIELDS) <= set(table["right_only"])
+
+
+def test_the_step_in_which_an_arm_takes_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(tmp_path, "first-0", supervised=0.1)
+    finish(tmp_path, "tuned-0", supervised=0.2)
+    for arm, accuracy in zip(rare.ARMS, (0.4, 0.55, 0.7, 0.9), strict=True):
+        finish(tmp_path, f"{arm}-0-0", reinforce=accuracy)
+    table = table_of(rare, tmp_path, monkeypatch, "--seeds", "0", "--repeats", "1")["arms"]
+    assert table["format_tuning"]["accuracy"]["mean"] == 0.2
+    # Evaluations of steps 10 to 15: none right, four 0.1 below the last one, the last one.
+    steps = {name: table[name]["takes_off"]["mean"] for name in rare.ARMS}
+    assert steps == {"whole": 16, "whole_96": 15, "in_place": 11, "on_top": 11}
+    assert table["format_tuning"]["takes_off"]["mean"] is None
+
+
+def test_the_arms_of_rare_reflection_have_the_problems_that_they_are_named_after() -> None:
+    shares: dict[str, tuple[int, bool]] = {}
+    for name, arm in rare.ARMS.items():
+        config = load_config(rare.CONFIG, arm.overrides)
+        shares[name] = (config.reinforce.problems_per_step, config.restarts_enabled)
+    assert shares == {
+        "whole": (32, False), "whole_96": (96, False), "in_place": (32, True), "on_top": (96, True),
+    }  # fmt: skip
 
 
 def test_the_arms_of_the_gullible_have_the_buffers_that_they_are_named_after() -> None:
