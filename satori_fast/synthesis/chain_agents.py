@@ -43,7 +43,7 @@ from satori_fast.types import Problem
 # Of the slips, those that confuse the operation; the others have one digit wrong.
 _CONFUSED_SHARE = 0.5
 # Of the wrong solutions, those that are judged after their answer; the others at the slip.
-_WHOLE_SHARE = 0.8
+_WHOLE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)

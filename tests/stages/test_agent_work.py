@@ -7,6 +7,8 @@ import asyncio
 import io
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 from rich.console import Console
 
@@ -17,10 +19,12 @@ from satori_fast.stages.agent_work import (
     has_language_models,
     open_records,
     print_stats,
-    work_through,
+    put_to_work,
     write_demonstrations,
 )
 from satori_fast.stages.agents import AgentModels
+from satori_fast.stages.context import Context
+from satori_fast.stages.seeds import Seeds
 from satori_fast.synthesis.agents import Unusable
 from satori_fast.synthesis.chat import ChatReply
 from satori_fast.synthesis.outcomes import Outcome
@@ -38,34 +42,37 @@ async def outcomes(problems: list[Problem]) -> AsyncGenerator[Outcome, None]:
         yield outcome
 
 
-def worked(records: AgentRecords, folder: Path, problems: list[Problem]) -> None:
-    models = AgentModels("stage", SCRIPTED, None, folder=folder, seed=lambda role: 0)
-    asyncio.run(
-        work_through(
-            outcomes(problems),
-            records,
-            models,
-            stage="stage",
-            num_problems=len(PROBLEMS),
-            console=Console(quiet=True),
+def worked(folder: Path, limit: int) -> AgentRecords:
+    """A session that ends after problem `limit`."""
+    context = SimpleNamespace(stage="stage", seeds=Seeds(0), console=Console(quiet=True))
+
+    def work(models: AgentModels, records: AgentRecords) -> AsyncGenerator[Outcome, None]:
+        return outcomes(PROBLEMS[records.num_done : limit])
+
+    return asyncio.run(
+        put_to_work(
+            cast(Context, context),
+            folder,
+            PROBLEMS,
+            SCRIPTED,
+            section="stage",
+            types=("I",),
+            work=work,
         )
     )
 
 
 def test_a_resumed_run_goes_on_behind_the_finished_problems(tmp_path: Path) -> None:
-    with open_records(tmp_path, PROBLEMS, SCRIPTED, types=("I",), stage="stage") as records:
-        assert records.journal is None and records.num_done == 0
-        worked(records, tmp_path, PROBLEMS[:3])
-    with open_records(tmp_path, PROBLEMS, SCRIPTED, types=("I",), stage="stage") as records:
-        assert records.num_done == 3
-        worked(records, tmp_path, PROBLEMS[3:])
+    records = worked(tmp_path, 3)
+    assert records.journal is None and records.num_done == 3
+    records = worked(tmp_path, 4)
     assert [d.problem for d in records.demonstrations] == PROBLEMS
     assert records.stats.metrics() == {
         "stage/demonstrations": 4.0,
         "stage/type_I": 4.0,
         "stage/dropped/too_long": 4.0,
     }
-    assert not (tmp_path / "replies.jsonl").exists()
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["finished.jsonl"]
 
 
 def test_replies_of_language_models_are_kept_and_paid_once(tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_chains_are_demonstrated_by_their_own_agents(tmp_path: Path) -> None:
     for demonstration in made:
         chain, answer = parse_chain(demonstration.problem.question), demonstration.problem.answer
         assert answer is not None and grade(demonstration.response, answer).correct
-        assert len(chain.operations) == 10
+        assert len(chain.operations) == 8
         assert standing_steps(demonstration.response) == expert_steps(chain)
 
 
@@ -320,16 +320,19 @@ def test_scripted_agents_know_the_built_in_domains_only(tmp_path: Path) -> None:
         run_stages(config_of(path, "--synthesize.critic.kind", "scripted"))
 
 
-def test_bare_checks_are_demonstrated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("check", ["bare", "mixed"])
+def test_bare_checks_are_demonstrated(tmp_path: Path, check: str) -> None:
     options = ["--stages", '["synthesize"]', "--synthesize.num_problems", "8"]
-    run_stages(
-        load_config("configs/satori/gullible.toml", [*options, "--output_dir", str(tmp_path)])
-    )
+    options += ["--synthesize.check", check, "--output_dir", str(tmp_path)]
+    run_stages(load_config("configs/satori/gullible.toml", options))
     path = tmp_path / "gullible" / "demonstrations.jsonl"
     responses = [json.loads(line)["response"] for line in path.open()]
     said = {text for r in responses for text in re.findall(r"<\|reflect\|> ([^<]+)", r)}
     assert {"right", "over", "under"} <= said
-    assert all(text in ("right", "over", "under") or text.startswith("left ") for text in said)
+    worked = {text for text in said if " + " in text}
+    others = said - worked
+    assert all(text in ("right", "over", "under") or text.startswith("left ") for text in others)
+    assert bool(worked) is (check == "mixed")
 
 
 def test_bare_checks_are_of_the_arithmetic_domain(tmp_path: Path) -> None:
