@@ -30,7 +30,7 @@ Groups = Sequence[Sequence[Entry]]
 First = TypeVar("First")
 
 OTHER_SEED = 10  # between the seeds of a run and of its repetition from the same models
-# So that a stage of 30 steps ends with five evaluations of much the same policy.
+# So that a stage of 24 steps ends with five evaluations of much the same policy.
 EVALUATED = ("--reinforce.evaluate_every", "2")
 # Gradients of a step: where two runs agree in them, they are one algorithm so far.
 GRADIENTS = ("update/grad_norm", "critic/grad_norm")
