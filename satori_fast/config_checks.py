@@ -11,8 +11,8 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from satori_fast.config_data import DataConfig
 from satori_fast.config_sections import (
-    DataConfig,
     ModelConfig,
     OptimizerConfig,
     PackingConfig,
