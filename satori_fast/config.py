@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from satori_fast.config_agents import AgentConfig, CurateConfig, RewriterConfig, SynthesizeConfig
 from satori_fast.config_checks import (
     check_actions,
+    check_answers,
     check_curation,
     check_distillation,
     check_experience,
@@ -37,8 +38,6 @@ from satori_fast.config_checks import (
     check_reward_model,
     check_rewards,
     check_samples,
-    check_steps,
-    check_warm_up,
     dialect_of,
     format_named,
     format_of,
@@ -67,6 +66,7 @@ from satori_fast.config_sections import (
     TokenizerConfig,
 )
 from satori_fast.config_srl import AgentStepsConfig, SrlConfig
+from satori_fast.config_srl_checks import check_steps, check_warm_up
 from satori_fast.config_stages import (
     DistillConfig,
     ImitationConfig,
@@ -203,6 +203,7 @@ class Config(Section):
         check_layout(self.rollout, self.parallel)
         check_samples(self.stages, self.rollout, self.solutions, self.reinforce)
         check_reward_model(self.stages, self.reward, self.reinforce)
+        check_answers(self.reward, self.data)
         check_rewards(self.stages, self.reward)
         rounds = self.iterate.rounds if "iterate" in self.stages else ()
         if "reinforce" in self.stages:

@@ -18,7 +18,7 @@ from satori_fast.redaction import has_credentials
 # Terms of the reward that are not functions, what stands beside them in samples, and what a span
 # called "reward" leaves in the metrics.
 RESERVED_TERMS = frozenset(
-    {"rule", "reflection", "preference", "process", "total", "segments"}
+    {"rule", "reflection", "preference", "process", "length", "total", "segments"}
     | {"seconds", "seconds_max", "seconds_mean"}
 )
 
@@ -309,6 +309,9 @@ class RewardConfig(Section):
     """reward of a right final answer (S2R: 1)"""
     wrong: float = -1.0
     """reward of a wrong or missing final answer"""
+    answer: str = "boxed"
+    """place of the final answer: boxed (the last \\boxed{}), or with data.format = "plain"
+    last_number, hashes (after ####), or a regular expression with one group, the answer"""
     reflection_bonus: float = Field(default=0.5, ge=0)
     """beta: + where a restart corrects a wrong solution, - where it breaks a right one; grpo, gspo
     cancel it (group's std) if the preference reward is off"""
@@ -328,6 +331,15 @@ class RewardConfig(Section):
     """grading processes (up to 8 while data is loaded); 0: in the trainer, without a time limit"""
     timeout_s: float = Field(default=5.0, gt=0)
     """CPU seconds to grade an answer; beyond it the grader is killed and the answer is wrong"""
+
+    @field_validator("answer")
+    @classmethod
+    def _is_a_place(cls, name: str) -> str:
+        if name != "boxed":
+            from satori_fast.grading import answer_finder  # it loads sympy
+
+            answer_finder(name)
+        return name
 
     @model_validator(mode="after")
     def _right_is_better(self) -> Self:

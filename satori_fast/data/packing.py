@@ -351,6 +351,9 @@ def _build_batch(
             credit[loss_mask] = np.repeat(segment_credit, segment_lengths)
         rollout_logprobs[loss_mask] = np.concatenate([t.logprobs for t in trajectories])
 
+    goes_on = np.zeros(total, dtype=np.bool_)
+    goes_on[[end - 2 for end, c in zip(ends, credits or (), strict=False) if c.goes_on]] = True
+
     return PackedBatch(
         tokens=torch.as_tensor(tokens),
         positions=torch.as_tensor(positions),
@@ -363,6 +366,7 @@ def _build_batch(
         credit=torch.as_tensor(credit),
         rollout_logprobs=torch.as_tensor(rollout_logprobs),
         source=torch.as_tensor(source.astype(np.int32)),
+        goes_on=torch.as_tensor(goes_on) if goes_on.any() else None,
         minibatch=minibatch,
         num_minibatch_tokens=num_minibatch_tokens,
     )

@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from satori_fast.data.field_paths import paths_in
+from satori_fast.data.field_paths import paths_in, root_of
 from satori_fast.data.values import BadRow, is_nested
 
 GoodRow = Mapping[str, Any]
@@ -157,8 +157,8 @@ def hub_rows(
         # Streaming: a few rows of a data set with millions should not download them all.
         rows: Any = hub.load_dataset(hub_id, config, split=split, streaming=True)
         known = rows.column_names
-        if known is not None and set(columns) <= set(known):
-            rows = rows.select_columns(list(columns))
+        if known is not None and {root_of(name, tuple(known)) for name in columns} <= set(known):
+            rows = rows.select_columns([name for name in columns if name in known])
         yield from enumerate(rows, start=1)
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -268,7 +268,8 @@ class _Source:
     def rows(self) -> Iterator[tuple[int, Row]]:
         fields = self.fields
         also = (fields.problem_id, fields.level, fields.grade)
-        columns = [*map(root_of, self.needed), *(name for name in also if name is not None)]
+        columns = [*self.needed, *map(root_of, self.needed)]  # a field may be called "a.b"
+        columns = [*dict.fromkeys([*columns, *(name for name in also if name is not None)])]
         if self._path is None:
             hub_id = str(self.source) if "/" in str(self.source) else fields.hub_id
             if hub_id is None:

@@ -21,7 +21,7 @@ from satori_fast import __version__, failures
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.config import Config
 from satori_fast.data.prompts import PromptRenderer
-from satori_fast.grading import GradingPool
+from satori_fast.grading import GradingPool, answer_finder
 from satori_fast.profiling.device import describe_device
 from satori_fast.profiling.metrics import MetricsWriter
 from satori_fast.profiling.report import write_report_html
@@ -180,7 +180,8 @@ def _set_up(config: Config, folder: RunFolder, parallel: ParallelState, *, resum
     parallel.on_main(lambda: writers.append(open_writer(folder, config, resume=resume)))
     spans = SpanRecorder(device=parallel.device, rank=parallel.rank)
     monitor = setup.build_monitor(config, folder.path, parallel, spans)
-    pool = GradingPool(config.reward.num_workers, config.reward.timeout_s)
+    finder = answer_finder(config.reward.answer)
+    pool = GradingPool(config.reward.num_workers, config.reward.timeout_s, finder=finder)
     return Run(
         config=config,
         folder=folder,
