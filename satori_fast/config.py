@@ -138,6 +138,8 @@ class Config(Section):
     """folder in which run folders are made"""
     seed: int = Field(default=0, ge=0)
     """seed of the run: every random choice derives from it and a counter"""
+    delete_checkpoints: bool = False
+    """delete the checkpoints of finished stages: their models stay, and get no more steps"""
     stages: tuple[StageName, ...] = Field(default=("supervised", "reinforce"), strict=False)
     """stages of the run, in order"""
     model: ModelConfig = ModelConfig()

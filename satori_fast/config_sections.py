@@ -398,6 +398,8 @@ class LoggingConfig(Section):
 
 
 class EvaluationConfig(Section):
+    at_start: bool = False
+    """evaluate the starting model too, before the first stage: an entry "start" of the summary"""
     num_problems: int = Field(default=400, gt=0)
     """held-out problems that are evaluated, with one greedy response each"""
     max_new_tokens: int | None = Field(default=None, gt=0)

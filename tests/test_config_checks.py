@@ -316,8 +316,7 @@ CONTRADICTORY = [
     ("--tokenizer.kind model", 'tokenizer.kind = "model" needs model.path'),
     (
         "--stages ['reinforce'] --reward.answer last_number",
-        "reward.answer = 'last_number' with data.format = \"coat\", which reads answers in a \\boxed{}: "
-        'set data.format = "plain"',
+        'data.format = "coat", which reads answers in a \\boxed{}: set data.format = "plain"',
     ),
     ("--reward.answer last_numbr", "reward.answer = 'last_numbr': 'last_numbr' is none of boxed, "),
     ("--tokenizer.kind bpe", 'tokenizer.kind = "bpe" needs text, and data.source = "arithmetic"'),

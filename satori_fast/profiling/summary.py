@@ -43,6 +43,13 @@ COLUMNS = (
     "seconds",
     "tokens/s",
 )
+# Headers that break in the terminal, so that the table fits into 80 columns.
+_BROKEN = {
+    "wrong->right": "wrong\n->right",
+    "right->wrong": "right\n->wrong",
+    "reflections": "reflec-\ntions",
+    "no answer": "no\nanswer",
+}
 
 
 def build_summary(
@@ -146,15 +153,10 @@ def duration(seconds: float | None) -> str:
 
 
 def _terminal_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    # A header breaks at its arrow or space, so that the table fits into 80 columns.
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         justify = "left" if column == "stage" else "right"
-        table.add_column(
-            Text(column.replace("->", "\n-> ").replace("no ", "no\n")),
-            justify=justify,
-            no_wrap=True,
-        )
+        table.add_column(Text(_BROKEN.get(column, column)), justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

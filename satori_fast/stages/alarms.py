@@ -258,8 +258,8 @@ class UninformativeSteps:
             return None
         return (
             f"{sum(answered)} of {len(answered)} answers have {self._answer}: ask for it in the "
-            "prompt (data.template, data.system), show it in a warm-up (supervised), give responses"
-            " room (rollout.max_new_tokens), or set reward.answer to where this model writes answers"
+            "prompt (data.template, data.system), show it in a warm-up (supervised), raise "
+            "rollout.max_new_tokens, or set reward.answer to where this model writes answers"
         )
 
     def _remedy(self, rewards: Sequence[RewardBreakdown]) -> str:

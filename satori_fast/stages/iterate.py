@@ -29,8 +29,11 @@ class StagePlan:
 
 
 def plan_stages(config: Config) -> tuple[StagePlan, ...]:
-    """Every stage of the run, in order; their number does not depend on how the run goes."""
+    """Every stage of the run, in order; their number does not depend on how the run goes. The first
+    one is "start" where the starting model is evaluated."""
     plans: list[StagePlan] = []
+    if config.evaluation.at_start:
+        plans.append(StagePlan("start", "start", config))
     for stage in config.stages:
         if stage == "iterate":
             for number, settings in enumerate(config.iterate.rounds, start=2):

@@ -109,6 +109,11 @@ class Run:
             if analysis["verification"] is not None:
                 entry["verification"] = analysis["verification"]
         self.folder.finish_stage(entry, self.models, wall_s=self.wall_s, records=records)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self.config.delete_checkpoints and self.parallel.is_main:
+            self.folder.delete_checkpoints()
 
     @property
     def finished(self) -> list[dict[str, Any]]:
@@ -123,6 +128,7 @@ class Run:
     def finalize(self) -> dict[str, Any]:
         """Write summary.json, trace.json and report.html; print the final table."""
         folder = self.folder.path
+        self._tidy()  # a finished run may be resumed for that
         device = describe_device(self.parallel.device)
         summary = build_summary(
             self.config.name, __version__, device=device, wall_s=self.wall_s, stages=self.finished

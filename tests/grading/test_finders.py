@@ -77,7 +77,7 @@ def test_a_cut_response_ends_with_a_number_that_is_no_answer() -> None:
     [
         (
             "last_numbr",
-            "none of boxed, last_number, hashes; the nearest is 'last_number'; a pattern",
+            "none of boxed, last_number, hashes; the nearest is 'last_number'; a ",
         ),
         ("Answer: .*", "a pattern has one group in parentheses, the answer"),
         ("(a)(b)", "a pattern has one group"),

@@ -173,7 +173,7 @@ def test_only_a_term_that_is_on_needs_an_answer(pool: GradingPool) -> None:
             OutcomeReward(pool, *weights)(trajectories)
     unknown, right = OutcomeReward(pool, 0.0, 0.0)(trajectories)
     assert (unknown.terms, unknown.correct, right.correct) == ({}, None, True)
-    assert unknown == replace(right, correct=None)
+    assert unknown == replace(right, correct=None, answered=None)
 
 
 def test_what_has_an_answer_is_told_apart_from_what_is_wrong(pool: GradingPool) -> None:

@@ -37,3 +37,20 @@ def test_a_model_folder_is_evaluated_as_in_a_run(
         t.tokens.tolist() for t in within.rollout.trajectories
     ]
     assert result.correct == within.correct
+
+
+def test_an_evaluation_is_kept_as_a_folder_that_reports_read(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "--name", "before", "--profiling.measure_peaks", "false")
+    result = evaluate_model(config, keep=True)
+    summary = json.loads((tmp_path / "before" / "summary.json").read_text())
+    (stage,) = summary["stages"]
+    assert (stage["stage"], stage["accuracy"]) == ("eval", result.accuracy)
+    assert stage["num_problems"] == 20 and (tmp_path / "before" / "report.html").exists()
+    (line,) = read_metrics(tmp_path / "before" / "metrics.jsonl")
+    assert line["eval/no_answer"] == result.no_answer
+    record = read_run(tmp_path / "before")
+    assert record.summary["stages"][0]["stage"] == "eval" and len(record.samples) == 8
+    with pytest.raises(ConfigError, match="holds an evaluation, which has no stages to go on with"):
+        run_stages(config, resume=True)
+    with pytest.raises(ConfigError, match="holds a run"):
+        evaluate_model(config, keep=True)
