@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from satori_fast.config import ConfigError
 from satori_fast.data.arithmetic import domain_words
 from satori_fast.data.tokenizer import build_word_tokenizer
+from satori_fast.profiling.metrics import read_metrics
+from satori_fast.profiling.report_runs import read_run
+from satori_fast.stages import run_stages
 from satori_fast.stages.evaluate import evaluate_model
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import build_run
@@ -50,7 +55,7 @@ def test_an_evaluation_is_kept_as_a_folder_that_reports_read(tmp_path: Path) -> 
     assert line["eval/no_answer"] == result.no_answer
     record = read_run(tmp_path / "before")
     assert record.summary["stages"][0]["stage"] == "eval" and len(record.samples) == 8
-    with pytest.raises(ConfigError, match="holds an evaluation, which has no stages to go on with"):
+    with pytest.raises(ConfigError, match="holds an evaluation, which has no stages"):
         run_stages(config, resume=True)
     with pytest.raises(ConfigError, match="holds a run"):
         evaluate_model(config, keep=True)

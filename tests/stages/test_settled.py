@@ -48,8 +48,8 @@ def test_off_for_a_fresh_model_and_for_one_that_lacks_the_tokens(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(
-        "reinforce: restarts are off: no stage before reinforce shows <|reflect|> to the model, and "
-        "its tokenizer lacks it; put synthesize and supervised before it, or set data.format"
+        "reinforce: restarts are off: no stage before reinforce shows <|reflect|> to the model, and"
+        " its tokenizer lacks it; put synthesize and supervised before it, or set data.format"
     )
     # A second look changes nothing more, and says nothing more.
     once = settled(foreign)
