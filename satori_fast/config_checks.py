@@ -270,8 +270,16 @@ def check_reward_model(
 
 
 def check_answers(reward: RewardConfig, data: DataConfig) -> None:
-    """The format finds answers where the grader does."""
-    if reward.answer != "boxed" and data.format != "plain":
+    """The grader knows where answers stand, and the format finds them there."""
+    if reward.answer == "boxed":
+        return
+    from satori_fast.grading import answer_finder  # it takes a while to load
+
+    try:
+        answer_finder(reward.answer)
+    except ValueError as error:
+        raise ValueError(f"reward.answer: {error}") from None
+    if data.format != "plain":
         raise ValueError(
             f'reward.answer = {reward.answer!r} with data.format = "{data.format}", which reads '
             'answers in a \\boxed{}: set data.format = "plain", or reward.answer = "boxed"'

@@ -77,8 +77,8 @@ class ModelConfig(Section):
 
 class TokenizerConfig(Section):
     kind: Literal["model", "words", "bpe"] = "model"
-    """origin of the tokenizer: model (the checkpoint's), words (the built-in domain's) or bpe (made
-    of the data); not set: model with model.path, else words for a built-in domain, else bpe"""
+    """origin of the tokenizer: model (default with model.path), words (the built-in domain's), bpe
+    (trained on the data; default for data of your own)"""
     vocab_size: int = Field(default=2048, gt=300)
     """vocabulary of a bpe tokenizer, tokens, special ones included"""
 
@@ -310,8 +310,8 @@ class RewardConfig(Section):
     wrong: float = -1.0
     """reward of a wrong or missing final answer"""
     answer: str = "boxed"
-    """place of the final answer: boxed (the last \\boxed{}), or with data.format = "plain"
-    last_number, hashes (after ####), or a regular expression with one group, the answer"""
+    """place of the final answer: boxed (the last \\boxed{}); with data.format = "plain" also
+    last_number, hashes (after ####), or a pattern with one group"""
     reflection_bonus: float = Field(default=0.5, ge=0)
     """beta: + where a restart corrects a wrong solution, - where it breaks a right one; grpo, gspo
     cancel it (group's std) if the preference reward is off"""
@@ -331,15 +331,6 @@ class RewardConfig(Section):
     """grading processes (up to 8 while data is loaded); 0: in the trainer, without a time limit"""
     timeout_s: float = Field(default=5.0, gt=0)
     """CPU seconds to grade an answer; beyond it the grader is killed and the answer is wrong"""
-
-    @field_validator("answer")
-    @classmethod
-    def _is_a_place(cls, name: str) -> str:
-        if name != "boxed":
-            from satori_fast.grading import answer_finder  # it loads sympy
-
-            answer_finder(name)
-        return name
 
     @model_validator(mode="after")
     def _right_is_better(self) -> Self:

@@ -206,9 +206,8 @@ class ReinforceConfig(Section):
     rollouts: str | None = None
     """file of stored rollouts, for source = "stored": solutions/ sampled with keep_logprobs"""
     truncated: Literal["wrong", "mask", "penalty"] = "wrong"
-    """responses cut at the length limit: graded as they are, wrong without an answer (wrong); left
-    out of the loss, or in ppo valued by the critic at the cut (mask); or DAPO's penalty near the
-    limit, the term "length" (penalty)"""
+    """responses cut at the length limit: graded as they are (wrong), left out of the loss or, ppo,
+    valued by the critic (mask), or fined from 80 % of it on (penalty)"""
     max_uninformative_steps: int = Field(default=50, ge=0)
     """steps in a row with nothing to learn from, no group whose rewards differ, that stop the run;
     0: never"""

@@ -318,7 +318,7 @@ CONTRADICTORY = [
         "--stages ['reinforce'] --reward.answer last_number",
         'data.format = "coat", which reads answers in a \\boxed{}: set data.format = "plain"',
     ),
-    ("--reward.answer last_numbr", "reward.answer = 'last_numbr': 'last_numbr' is none of boxed, "),
+    ("--reward.answer last_numbr", "reward.answer: 'last_numbr' is none of boxed, last_number"),
     ("--tokenizer.kind bpe", 'tokenizer.kind = "bpe" needs text, and data.source = "arithmetic"'),
     (
         "--stages ['supervised'] --data.source chains --tokenizer.kind bpe",

@@ -40,7 +40,7 @@ class Grader(Protocol):
 
     @property
     def finder(self) -> AnswerFinder:
-        """Where the answer of a response stands."""
+        """The place of the answer in a response."""
         ...
 
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]: ...

@@ -26,7 +26,7 @@ class SharedGrader:
 
     @property
     def finder(self) -> AnswerFinder:
-        """Where the answer of a response stands."""
+        """The place of the answer in a response."""
         return self.pool.finder
 
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:

@@ -138,13 +138,9 @@ def train(
     source = build_source(context, folder, books, engine, judge=judge, problems=problems)
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
-    alarm = UninformativeSteps(
-        context.stage,
-        config,
-        trainer.recipe.min_group_std,
-        section=section,
-        answer=answer_finder(context.config.reward.answer).shown,
-    )
+    answer = answer_finder(context.config.reward.answer).shown
+    min_std = trainer.recipe.min_group_std
+    alarm = UninformativeSteps(context.stage, config, min_std, section=section, answer=answer)
     loop = build_loop(context, folder, books, trainer)
     if (data := loop.resume()) is not None:
         source.load_state_dict(data)

@@ -87,7 +87,7 @@ def length_penalty(config: ReinforceConfig, limit: int) -> list[Reward]:
 
 
 def cut_policy(config: ReinforceConfig, recipe: Recipe) -> Cut:
-    """What becomes of responses that the length limit cut, under a recipe."""
+    """The fate of responses that the length limit cut, under a recipe."""
     if config.truncated != "mask":
         return "learn"
     return "bootstrap" if recipe.advantage.kind == "gae" else "drop"
