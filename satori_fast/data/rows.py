@@ -134,16 +134,23 @@ def file_fields(path: Path) -> Fields:
 
 
 def row_fields(rows: Iterable[Row]) -> Fields:
-    """The fields that any of `rows` has."""
-    nested: dict[str, list[str]] = {}  # the paths into each field, none into a plain one
+    """The fields that any of `rows` has; nested are those that hold nothing plain."""
+    found: dict[str, list[str]] = {}  # the paths into each field
+    plain: set[str] = set()
     for row in rows:
         if not isinstance(row, BadRow):
             for name, value in row.items():
-                known = nested.setdefault(name, [])
+                known = found.setdefault(name, [])
                 if not known and is_nested(value):
-                    known += paths_in(value, name)
-    paths = tuple(path for inside in nested.values() for path in inside)
-    return Fields(tuple(nested), tuple(name for name, inside in nested.items() if inside), paths)
+                    known += paths_in(value, name) or [name]
+                elif not (is_nested(value) or _is_empty(value)):
+                    plain.add(name)
+    nested = tuple(name for name, inside in found.items() if inside and name not in plain)
+    return Fields(tuple(found), nested, tuple(path for name in nested for path in found[name]))
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 def hub_rows(

@@ -17,6 +17,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,6 +84,7 @@ _PROMPT_SUFFIX = re.compile(
     r"answer (?:with)?in \\+boxed\{\}\.?\s*$",
     re.IGNORECASE,
 )
+_NUM_TRIED = 100  # rows of a file that may have no good one
 _LONGEST_ANSWER = 300  # characters of an answer that nothing marks
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 # Of the order in which the sources of a pool are mixed. It is no seed of a run: runs with different
@@ -339,7 +341,19 @@ def _resolve_mapping(
             "in data.fields"
         )
     found = found or file_fields(path)
+    if not found.names:
+        _refuse_unreadable(str(source), path)
     raise ValueError(f"{source}: {problem}; {found}{_fitting(found)}")
+
+
+def _refuse_unreadable(source: str, path: Path) -> None:
+    """ValueError, with the reasons, where none of the first rows of a file can be read."""
+    report = SourceReport(source)
+    for number, row in islice(file_rows(path, ()), _NUM_TRIED):
+        report.num_rows += 1
+        if isinstance(row, BadRow):
+            report.skip(number, row)
+    report.finish()
 
 
 def _fitting(found: Fields) -> str:

@@ -268,6 +268,17 @@ def test_files_with_a_question_and_an_answer_need_no_mapping(tmp_path: Path) -> 
     )
 
 
+def test_rows_of_a_file_that_no_mapping_is_named_for(tmp_path: Path) -> None:
+    """Faults are of the rows, not of the fields."""
+    path = write_jsonl(tmp_path / "mine.jsonl", ['{"question": "a", "answer": "1"},'] * 3)
+    with pytest.raises(ValueError, match=r"0 of 3 rows could be used: not valid JSON \(row 1: tra"):
+        load_problems(path)
+    rows: list[Any] = [{"question": "a", "answer": {"value": 1}}, {"question": "b", "answer": "2"}]
+    problems, report = load_problems(write_jsonl(tmp_path / "mixed.jsonl", rows))
+    assert [problem.answer for problem in problems] == ["2"]
+    assert report.skipped() == "1 x answer is a dict (row 1: {'value': 1})"
+
+
 def test_choices_are_of_the_list(tmp_path: Path) -> None:
     rows = [
         {"question": "a", "choices": ["x", 2], "answer": 1},
