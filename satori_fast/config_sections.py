@@ -18,7 +18,7 @@ from satori_fast.redaction import has_credentials
 # Terms of the reward that are not functions, what stands beside them in samples, and what a span
 # called "reward" leaves in the metrics.
 RESERVED_TERMS = frozenset(
-    {"rule", "reflection", "preference", "process", "length", "total", "segments"}
+    {"rule", "reflection", "preference", "process", "overlong", "total", "segments"}
     | {"seconds", "seconds_max", "seconds_mean"}
 )
 

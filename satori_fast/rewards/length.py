@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from satori_fast.types import RewardBreakdown, Trajectory
 
-TERM = "length"
+TERM = "overlong"
 
 
 @dataclass(frozen=True, slots=True)
 class LengthPenalty:
-    """Soft overlong punishment, the term "length" (arXiv 2503.14476, eq. 13): 0 for a response of
+    """Soft overlong punishment, the term "overlong" (arXiv 2503.14476, eq. 13): 0 for a response of
     up to four fifths of the limit, then down in a straight line to -1 at the limit; -1 for a
     response that was cut.
 

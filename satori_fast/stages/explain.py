@@ -154,7 +154,7 @@ def _explain_rows(
     rewards: Sequence[Reward],
     *,
     fixed_length: int,
-    cut: Cut,
+    cut: Cut = "learn",
 ) -> list[ExplainedRow]:
     """All rows in file order. Stages are taken as they come, their steps in ascending order."""
     stages = list(dict.fromkeys(row.step[0] for row in rows))

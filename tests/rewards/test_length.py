@@ -22,7 +22,7 @@ def test_a_cut_response_has_all_of_it_however_short() -> None:
     whole = make_trajectory(2, [9])
     rewards = LengthPenalty(10)([whole, replace(whole, finish="length"), make_trajectory(2, [8])])
     assert [reward.terms for reward in rewards] == [
-        {"length": -0.5},
-        {"length": -1.0},
-        {"length": 0},
+        {"overlong": -0.5},
+        {"overlong": -1.0},
+        {"overlong": 0},
     ]
