@@ -59,6 +59,11 @@ def check_inputs(
             f'tokenizer.kind = "bpe" needs text, and data.source = "{data.source}" has none: '
             'choose "words"'
         )
+    if built_in and data.fields.question is not None:
+        raise ValueError(
+            f'data.fields name those of a data set, and data.source = "{data.source}" is built in: '
+            "take them out, or name a file"
+        )
     if built_in and data.num_train is None:
         raise ValueError("data.num_train is missing: the built-in domain has no end")
     if supervised.source is not None and {"synthesize", "supervised"} <= set(stages):

@@ -131,6 +131,8 @@ class DataConfig(Section):
             )
         _check_one_mapping("mapping", self.mapping, "fields", self.fields)
         _check_one_mapping("eval_mapping", self.eval_mapping, "eval_fields", self.eval_fields)
+        if self.eval_source is None and self.eval_fields.question is not None:
+            raise ValueError("data.eval_fields need data.eval_source: set it, or take them out")
         names = [each.source for each in self.sources]
         for name in names:
             if names.count(name) > 1:

@@ -88,6 +88,7 @@ def test_each_data_set_of_a_pool_has_its_own_fields(tmp_path: Path) -> None:
         (NESTED.replace("prompt[0]", "prompt[x]"), "'prompt[x].content' is no field and no path"),
         ('[data.fields]\nquestion = "q"\n', "name both the question and the answer"),
         ('[data.fields]\nresponse = "r"\n', "name both the question and the answer"),
+        (NESTED.replace("fields", "eval_fields"), "data.eval_fields need data.eval_source"),
         ('data.mapping = "math"\n' + NESTED, 'data.mapping = "math" beside data.fields'),
         ("[[data.sources]]\nsource = 'b.csv'\n" + NESTED, "fields beside data.sources"),
     ],
@@ -96,3 +97,10 @@ def test_fields_that_say_too_little_or_too_much(tmp_path: Path, text: str, part:
     with pytest.raises(ConfigError) as caught:
         config_of(tmp_path, text, "--tokenizer.kind", "bpe")
     assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_built_in_domain_has_no_fields(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match='= "arithmetic" is built in: take them out'
+    ):
+        config_of(tmp_path, "data.num_train = 5\n" + NESTED)
