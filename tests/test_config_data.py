@@ -100,7 +100,5 @@ def test_fields_that_say_too_little_or_too_much(tmp_path: Path, text: str, part:
 
 
 def test_a_built_in_domain_has_no_fields(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match='= "arithmetic" is built in: take them out'
-    ):
+    with pytest.raises(ConfigError, match='= "arithmetic" is built in: take them out'):
         config_of(tmp_path, "data.num_train = 5\n" + NESTED)
