@@ -11,6 +11,7 @@ own. "srl" is reinforcement under the settings of its own section. Not here: wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from satori_fast.config import Config, RoundConfig, StageName
 
@@ -19,12 +20,12 @@ from satori_fast.config import Config, RoundConfig, StageName
 class StagePlan:
     """One stage of a run.
 
-    name:   unique in the run. kind: which file of `stages` runs it. config: the run's, with what
-    differs for this stage.
+    name:   unique in the run. kind: which file of `stages` runs it; "start" is in `evaluate`.
+    config: the run's, with what differs for this stage.
     """
 
     name: str
-    kind: StageName
+    kind: StageName | Literal["start"]
     config: Config
 
 
