@@ -124,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("config", type=Path)
     evaluate.add_argument("--model", type=Path, help="model folder; default: the config's")
     evaluate.add_argument("--json", action="store_true", help="one line of JSON, for programs")
+    evaluate.add_argument(
+        "--keep", action="store_true", help="leave a run folder --name, for `report` beside a run's"
+    )
     show = verb("show", _show, "print the resolved config with units and meanings")
     show.add_argument("config", type=Path, nargs="?")
     show.add_argument(
@@ -220,7 +223,7 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     config = _load(options.config, overrides)
     from satori_fast.stages.evaluate import evaluate_model
 
-    evaluate_model(config, as_json=options.json)
+    evaluate_model(config, as_json=options.json, keep=options.keep)
 
 
 def _show(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -10,7 +10,6 @@ valid key.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from pydantic.fields import FieldInfo
 from satori_fast.config_agents import AgentConfig, CurateConfig, RewriterConfig, SynthesizeConfig
 from satori_fast.config_checks import (
     check_actions,
+    check_answers,
     check_curation,
     check_distillation,
     check_experience,
@@ -38,17 +38,21 @@ from satori_fast.config_checks import (
     check_reward_model,
     check_rewards,
     check_samples,
-    check_steps,
-    check_warm_up,
     dialect_of,
     format_named,
     format_of,
     has_restarts,
     recipe_of,
 )
+from satori_fast.config_data import (
+    DataConfig,
+    FieldsConfig,
+    SourceConfig,
+    drop_replaced_sources,
+    with_tokenizer_kind,
+)
 from satori_fast.config_sections import (
     KEYS_OF_ENGINES,
-    DataConfig,
     EvaluationConfig,
     LoggingConfig,
     ModelConfig,
@@ -59,11 +63,10 @@ from satori_fast.config_sections import (
     RewardConfig,
     RolloutConfig,
     Section,
-    SourceConfig,
     TokenizerConfig,
-    drop_replaced_sources,
 )
 from satori_fast.config_srl import AgentStepsConfig, SrlConfig
+from satori_fast.config_srl_checks import check_steps, check_warm_up
 from satori_fast.config_stages import (
     DistillConfig,
     ImitationConfig,
@@ -79,6 +82,7 @@ from satori_fast.config_stages import (
     SupervisedConfig,
     stage_names,
 )
+from satori_fast.config_text import describe, to_toml, toml_value
 from satori_fast.redaction import redacted
 
 if TYPE_CHECKING:
@@ -94,6 +98,7 @@ __all__ = [
     "CurateConfig",
     "DataConfig",
     "DistillConfig",
+    "FieldsConfig",
     "ImitationConfig",
     "InitialiseConfig",
     "LoggingConfig",
@@ -133,6 +138,8 @@ class Config(Section):
     """folder in which run folders are made"""
     seed: int = Field(default=0, ge=0)
     """seed of the run: every random choice derives from it and a counter"""
+    delete_checkpoints: bool = False
+    """delete the checkpoints of finished stages: their models stay, and get no more steps"""
     stages: tuple[StageName, ...] = Field(default=("supervised", "reinforce"), strict=False)
     """stages of the run, in order"""
     model: ModelConfig = ModelConfig()
@@ -174,6 +181,11 @@ class Config(Section):
             )
         return name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_tokenizer(cls, values: Any) -> Any:
+        return with_tokenizer_kind(values)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         if not self.stages or len(set(self.stages)) < len(self.stages):
@@ -193,6 +205,7 @@ class Config(Section):
         check_layout(self.rollout, self.parallel)
         check_samples(self.stages, self.rollout, self.solutions, self.reinforce)
         check_reward_model(self.stages, self.reward, self.reinforce)
+        check_answers(self.reward, self.data)
         check_rewards(self.stages, self.reward)
         rounds = self.iterate.rounds if "iterate" in self.stages else ()
         if "reinforce" in self.stages:
@@ -253,7 +266,7 @@ class Config(Section):
     @classmethod
     def example(cls) -> Config:
         """The defaults, for the built-in domain: what `satori-fast show` prints without a file."""
-        return cls(data=DataConfig(num_train=1000), tokenizer=TokenizerConfig(kind="words"))
+        return cls(data=DataConfig(num_train=1000))
 
 
 class ConfigError(ValueError):
@@ -384,30 +397,6 @@ def _takes_text_only(key: str) -> bool:
     return kind in (str, str | None)
 
 
-def to_toml(config: Config) -> str:
-    """The resolved config as TOML that `load_config` reads back to an equal one."""
-    lines: list[str] = []
-    _write_section(lines, config.model_dump(mode="json"), [])
-    return "\n".join(lines).strip() + "\n"
-
-
-def describe(config: Config) -> list[tuple[str, str, str]]:
-    """Rows (key, value, meaning) of the resolved tree, for `satori-fast show`."""
-    return _describe(config, "")
-
-
-def _describe(section: Section, prefix: str) -> list[tuple[str, str, str]]:
-    rows: list[tuple[str, str, str]] = []
-    for name, info in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            rows += _describe(value, f"{prefix}{name}.")
-        else:
-            meaning = " ".join((info.description or "").split())
-            rows.append((prefix + name, _toml_value(value), meaning))
-    return rows
-
-
 def _check_keys(
     values: Mapping[str, Any], section: type[Section], *, source: str, at: str = ""
 ) -> None:
@@ -457,41 +446,9 @@ def _first_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     message, value = detail["msg"].removeprefix("Value error, "), detail["input"]
     if detail["type"] == "string_type" and isinstance(value, bool | int | float | date | time):
-        text = _toml_value(value)
+        text = toml_value(value)
         return f'{key} = {text}: a text is needed; put it in quotes: {key} = "{text}"'
     # What a whole section gets wrong is a message that names its keys.
     names_its_keys = detail["type"] == "value_error" and isinstance(value, Mapping)
     whole = not key or names_its_keys
     return redacted(message if whole else f"{key} = {value!r}: {message}")
-
-
-def _write_section(lines: list[str], values: Mapping[str, Any], path: list[str]) -> None:
-    inner: dict[str, Values] = {k: v for k, v in values.items() if isinstance(v, Mapping)}
-    if path:
-        lines += ["", f"[{'.'.join(path)}]"]
-    for key, value in values.items():
-        # TOML has no null: a key that is absent takes its default, which is None for all of ours.
-        if key not in inner and value is not None:
-            lines.append(f"{key} = {_toml_value(value)}")
-    for key, value in inner.items():
-        _write_section(lines, value, [*path, key])
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # A TOML string escapes what a JSON string does, and DEL.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, Section):
-        value = value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        fields = cast(Values, value).items()
-        return (
-            "{ " + ", ".join(f"{k} = {_toml_value(v)}" for k, v in fields if v is not None) + " }"
-        )
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml_value, cast(Sequence[Any], value))) + "]"
-    if isinstance(value, date | time):  # a datetime is a date
-        return value.isoformat()
-    return "none" if value is None else repr(value)

@@ -11,8 +11,8 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from satori_fast.config_data import DataConfig
 from satori_fast.config_sections import (
-    DataConfig,
     ModelConfig,
     OptimizerConfig,
     PackingConfig,
@@ -21,7 +21,6 @@ from satori_fast.config_sections import (
     RolloutConfig,
     TokenizerConfig,
 )
-from satori_fast.config_srl import SrlConfig
 from satori_fast.config_stages import (
     EXPERIENCE_SOURCES,
     DistillConfig,
@@ -59,6 +58,11 @@ def check_inputs(
         raise ValueError(
             f'tokenizer.kind = "bpe" needs text, and data.source = "{data.source}" has none: '
             'choose "words"'
+        )
+    if built_in and data.fields.question is not None:
+        raise ValueError(
+            f'data.fields name those of a data set, and data.source = "{data.source}" is built in: '
+            "take them out, or name a file"
         )
     if built_in and data.num_train is None:
         raise ValueError("data.num_train is missing: the built-in domain has no end")
@@ -270,6 +274,23 @@ def check_reward_model(
     )
 
 
+def check_answers(reward: RewardConfig, data: DataConfig) -> None:
+    """The grader knows where answers stand, and the format finds them there."""
+    if reward.answer == "boxed":
+        return
+    from satori_fast.grading import answer_finder  # it takes a while to load
+
+    try:
+        answer_finder(reward.answer)
+    except ValueError as error:
+        raise ValueError(f"reward.answer: {error}") from None
+    if data.format != "plain":
+        raise ValueError(
+            f'reward.answer = {reward.answer!r} with data.format = "{data.format}", which reads '
+            'answers in a \\boxed{}: set data.format = "plain", or reward.answer = "boxed"'
+        )
+
+
 def check_rewards(stages: Sequence[str], reward: RewardConfig) -> None:
     """Reinforcement has a reward to learn from."""
     weights = [reward.rule_weight, reward.reflection_bonus, reward.preference_weight]
@@ -381,90 +402,6 @@ def check_offline(config: OfflineConfig, rollout: RolloutConfig, data: DataConfi
             f"rollout.temperature = 0 gives the stage offline {config.num_samples} equal samples "
             "of each problem: raise it, or set offline.temperature"
         )
-
-
-def check_steps(config: SrlConfig, data: DataConfig, tokenizer: TokenizerConfig) -> None:
-    """The stage srl has expert solutions, samples steps of them, and compares what they earn."""
-    credit = recipe_of(config).credit()
-    if not credit.compares_siblings or credit.reads_actions:
-        raise ValueError(
-            f'srl.recipe = "{config.recipe}" does not compare the samples of a step problem: take '
-            '"srl", "grpo", "grpo_no_std", "gspo" or "rloo"'
-        )
-    if config.unit == "solution" and config.tell_title:
-        raise ValueError(
-            'srl.tell_title = true with srl.unit = "solution", which has no next step: take one of '
-            "the two out"
-        )
-    if config.source != "online" or config.rollouts is not None:
-        raise ValueError(
-            f'srl.source = "{config.source}": steps are sampled from the policy; set it to "online"'
-            " and take srl.rollouts out"
-        )
-    if config.restarts.enabled:
-        raise ValueError(
-            "srl.restarts.enabled = true: step problems start in the middle already; take it out"
-        )
-    if config.template == "chat" and tokenizer.kind != "model":
-        raise ValueError(
-            f'srl.template = "chat" needs a chat template, and tokenizer.kind = "{tokenizer.kind}" '
-            'has none: set tokenizer.kind = "model", or srl.template = "plain"'
-        )
-    if config.system is not None and (config.template or data.template) != "chat":
-        raise ValueError(
-            'srl.system is the system turn of srl.template = "chat": set that, or take system out'
-        )
-    _check_experts(config, data)
-
-
-def _check_experts(config: SrlConfig, data: DataConfig) -> None:
-    """There are expert solutions, and nothing is asked that their form does not give."""
-    from satori_fast.data.domains import DOMAINS
-
-    domain = DOMAINS.get(data.source)
-    if config.expert is None and (domain is None or domain.steps is None):
-        raise ValueError(
-            f'the stage srl needs expert solutions, and data.source = "{data.source}" has no expert'
-            " who writes steps: set srl.expert to a file of solutions"
-        )
-    if config.expert is None and (config.parser != "numbered" or config.mapping is not None):
-        key, value = ("mapping", config.mapping) if config.mapping else ("parser", config.parser)
-        raise ValueError(
-            f'srl.{key} = "{value}" reads a file, and srl.expert, which names it, is missing: set '
-            "it, or take the other out, and the expert of the built-in domain writes steps"
-        )
-    titled = config.parser in ("numbered", "rewrite")
-    if config.tell_title and not titled:
-        raise ValueError(
-            f'srl.tell_title = true, and srl.parser = "{config.parser}" gives steps without titles:'
-            ' take it out, or set srl.parser = "numbered" or "rewrite"'
-        )
-    if config.parser == "agent" and config.unit == "solution":
-        raise ValueError(
-            'srl.unit = "solution" with srl.parser = "agent", whose problems ask for one action: '
-            'set srl.unit = "step"'
-        )
-
-
-def check_warm_up(stages: Sequence[str], config: SupervisedConfig, data: DataConfig) -> None:
-    """Steps are imitated only where somebody writes them."""
-    from satori_fast.data.domains import DOMAINS
-
-    if config.step_share is None:
-        if config.slip_share:
-            raise ValueError(
-                f"supervised.slip_share = {config.slip_share:g} needs supervised.step_share: plain "
-                "solutions have no slips; set it, or take slip_share out"
-            )
-        return
-    domain = DOMAINS.get(data.source)
-    has_steps = domain is not None and domain.steps is not None
-    if has_steps and config.source is None and "synthesize" not in stages:
-        return
-    raise ValueError(
-        f"supervised.step_share = {config.step_share:g} needs the expert of a built-in domain with "
-        'steps: set data.source = "chains" and no supervised.source, or take step_share out'
-    )
 
 
 def recipe_of(config: ReinforceConfig) -> Recipe:

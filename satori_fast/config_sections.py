@@ -9,7 +9,6 @@ Frozen pydantic models; the text under a field is its description, units include
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -19,7 +18,7 @@ from satori_fast.redaction import has_credentials
 # Terms of the reward that are not functions, what stands beside them in samples, and what a span
 # called "reward" leaves in the metrics.
 RESERVED_TERMS = frozenset(
-    {"rule", "reflection", "preference", "process", "total", "segments"}
+    {"rule", "reflection", "preference", "process", "overlong", "total", "segments"}
     | {"seconds", "seconds_max", "seconds_mean"}
 )
 
@@ -78,96 +77,10 @@ class ModelConfig(Section):
 
 class TokenizerConfig(Section):
     kind: Literal["model", "words", "bpe"] = "model"
-    """origin of the tokenizer: model (the checkpoint's), words (the built-in domain's), or bpe
-    (trained on the data)"""
+    """origin of the tokenizer: model (default with model.path), words (the built-in domain's), bpe
+    (trained on the data; default for data of your own)"""
     vocab_size: int = Field(default=2048, gt=300)
     """vocabulary of a bpe tokenizer, tokens, special ones included"""
-
-
-class SourceConfig(Section):
-    source: str
-    """data set of a pool: a .jsonl, .json (or .gz) or .parquet file, or a hub name"""
-    mapping: str | None = None
-    """field mapping of the data set (see data.sources.FIELD_MAPPINGS); None: by its name"""
-    weight: float = Field(default=1.0, gt=0)
-    """share of the pool, relative: probability with which its next problem comes from this data
-    set, among those that have one left"""
-
-
-class DataConfig(Section):
-    source: str = "arithmetic"
-    """data set: arithmetic or chains (built in), a .jsonl, .json (or .gz) or .parquet file, or a
-    hub name; empty with sources"""
-    sources: tuple[SourceConfig, ...] = Field(default=(), strict=False)
-    """several data sets, mixed into one pool, in place of source and mapping"""
-    mapping: str | None = None
-    """field mapping of the data set (see data.sources.FIELD_MAPPINGS); None: by its name"""
-    levels: tuple[int, ...] = Field(default=(3,), strict=False)  # TOML lists
-    """levels of difficulty of the built-in domain (arithmetic: 1 to 5, chains: 4 to 16 operations),
-    mixed evenly"""
-    num_train: int | None = Field(default=None, gt=0)
-    """training problems to use; None: all (built-in domain: needed)"""
-    eval_source: str | None = None
-    """file with held-out problems; None: the built-in domain's held-out half, or a hash split"""
-    eval_mapping: str | None = None
-    """field mapping of the file with held-out problems"""
-    heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """share of the data set that is held out, by hash, when there is no eval_source"""
-    template: Literal["satori", "plain", "chat"] = "satori"
-    """prompt template: satori (the paper's Template 3), plain (the question and a line break), or
-    chat (the tokenizer's own chat template)"""
-    system: str | None = None
-    """system message before the question, for template = "chat"; None: none"""
-    format: str = "coat"
-    """format of responses: coat (Satori's meta actions), trials (S2R's solutions and verifications)
-    or plain (a response is one segment)"""
-    dialect: Literal["paper", "words"] | None = None
-    """format = "trials": separators and verdicts: paper (S2R's sentences) or words (wait, again,
-    right, wrong); None: words for tokenizer.kind = "words", else paper"""
-    max_prompt_tokens: int = Field(default=1024, gt=0)
-    """length limit of prompts, tokens; longer ones are filtered out, never cut"""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sources_replace_the_default(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("sources"):
-            return {"source": "", **values}
-        return values
-
-    @model_validator(mode="after")
-    def _has_one_kind_of_source(self) -> Self:
-        if not self.sources and not self.source:
-            raise ValueError("data.source is empty: name a data set, or list some in data.sources")
-        if self.sources and (self.source or self.mapping is not None):
-            given = f"source = {self.source!r}" if self.source else f"mapping = {self.mapping!r}"
-            raise ValueError(
-                f"data.{given} beside data.sources, which have their own: take one of the two out"
-            )
-        names = [each.source for each in self.sources]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"data.sources lists {name!r} twice: give it one entry, a weight")
-        return self
-
-    @property
-    def pool(self) -> tuple[SourceConfig, ...]:
-        """The data sets of the training problems, one or several."""
-        return self.sources or (SourceConfig(source=self.source, mapping=self.mapping),)
-
-    @property
-    def named(self) -> str:
-        """The names of the data sets, for messages."""
-        return " + ".join(each.source for each in self.pool)
-
-
-def drop_replaced_sources(data: dict[str, Any], given: Collection[str]) -> None:
-    """Take out of the section `data` of a base the data sets that the keys `given` on top of it
-    replace: one in place of several, or the other way round."""
-    if "source" in given and "sources" not in given:
-        data.pop("sources", None)
-    if "sources" in given and "source" not in given:
-        for key in {"source", "mapping"}.difference(given):
-            data.pop(key, None)
 
 
 class ParallelConfig(Section):
@@ -396,6 +309,9 @@ class RewardConfig(Section):
     """reward of a right final answer (S2R: 1)"""
     wrong: float = -1.0
     """reward of a wrong or missing final answer"""
+    answer: str = "boxed"
+    """place of the final answer: boxed (the last \\boxed{}); with data.format = "plain" also
+    last_number, hashes (after ####), or a pattern with one group"""
     reflection_bonus: float = Field(default=0.5, ge=0)
     """beta: + where a restart corrects a wrong solution, - where it breaks a right one; grpo, gspo
     cancel it (group's std) if the preference reward is off"""
@@ -473,6 +389,8 @@ class LoggingConfig(Section):
 
 
 class EvaluationConfig(Section):
+    at_start: bool = False
+    """evaluate the starting model too, before the first stage: an entry "start" of the summary"""
     num_problems: int = Field(default=400, gt=0)
     """held-out problems that are evaluated, with one greedy response each"""
     max_new_tokens: int | None = Field(default=None, gt=0)

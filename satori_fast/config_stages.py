@@ -205,6 +205,9 @@ class ReinforceConfig(Section):
     """origin of the trajectories: online (sampled from the policy) or stored (a file: rollouts)"""
     rollouts: str | None = None
     """file of stored rollouts, for source = "stored": solutions/ sampled with keep_logprobs"""
+    truncated: Literal["wrong", "mask", "penalty"] = "wrong"
+    """responses cut at the length limit: graded as they are (wrong), left out of the loss or, ppo,
+    valued by the critic (mask), or fined from 80 % of it on (penalty)"""
     max_uninformative_steps: int = Field(default=50, ge=0)
     """steps in a row with nothing to learn from, no group whose rewards differ, that stop the run;
     0: never"""

@@ -127,6 +127,7 @@ class RewardBreakdown:
     segments: float32 [S], process rewards of the segments; None where no term gives them. They are
               not part of the total.
     correct:  is the final answer right? None where nothing graded it.
+    answered: was there a final answer to grade? None where nothing was graded.
     actions:  is each segment right, [S]: a solution by its own answer, a verification by its
               verdict (S2R)? None where nothing judged them.
 
@@ -138,6 +139,7 @@ class RewardBreakdown:
     segments: np.ndarray | None = None
     correct: bool | None = None
     actions: tuple[bool, ...] | None = None
+    answered: bool | None = None
 
     @property
     def total(self) -> float:
@@ -268,11 +270,14 @@ class Credit:
     values, baselines: float32 [S]. The advantage of a segment is ``values - baselines``, before it
     is spread over tokens or enters GAE.
     scale: what both were divided by, so that readers see them in units of reward.
+    goes_on: the response was cut, and what it would have earned after that is unknown: the critic's
+             value at the cut stands for it (GAE).
     """
 
     values: np.ndarray
     baselines: np.ndarray
     scale: float = 1.0
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +341,8 @@ class PackedBatch:
                       ranks: the one denominator of every loss. In a batch of preference pairs,
                       whose loss has a term for each, the number of pairs.
     old_logprobs, ref_logprobs, values: float32 [T], None until `backbone.step.annotate`.
+    goes_on:          bool [T], True where the last response token of a sequence is predicted whose
+                      credit says `Credit.goes_on`; None where there is none.
     start_hidden:     [loss tokens, H], hidden states of the starting model where `loss_mask` is
                       True, in order; None until `backbone.step.with_start_hidden`.
     """
@@ -356,6 +363,7 @@ class PackedBatch:
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     values: Tensor | None = None
+    goes_on: Tensor | None = None
     start_hidden: Tensor | None = None
 
     @property

@@ -15,6 +15,7 @@ from satori_fast.config import (
     SCHEMA_VERSION,
     Config,
     ConfigError,
+    DataConfig,
     describe,
     load_config,
     parse_overrides,
@@ -22,7 +23,6 @@ from satori_fast.config import (
     to_toml,
 )
 from satori_fast.config_sections import (
-    DataConfig,
     ModelConfig,
     Section,
     TokenizerConfig,

@@ -314,6 +314,11 @@ CONTRADICTORY = [
         'reinforce.critic_init = "reward_model" needs a reward model',
     ),
     ("--tokenizer.kind model", 'tokenizer.kind = "model" needs model.path'),
+    (
+        "--stages ['reinforce'] --reward.answer last_number",
+        'data.format = "coat", which reads answers in a \\boxed{}: set data.format = "plain"',
+    ),
+    ("--reward.answer last_numbr", "reward.answer: 'last_numbr' is none of boxed, last_number"),
     ("--tokenizer.kind bpe", 'tokenizer.kind = "bpe" needs text, and data.source = "arithmetic"'),
     (
         "--stages ['supervised'] --data.source chains --tokenizer.kind bpe",
@@ -354,6 +359,8 @@ def test_contradictory_settings(tmp_path: Path, overrides: str, text: str) -> No
         "--stages ['reinforce'] --iterate.rounds [{temperature=0.0}]",
         "--stages ['supervised'] --data.format plain --reinforce.restarts.enabled true",
         "--stages ['reinforce'] --data.format plain",
+        "--stages ['reinforce'] --data.format plain --reward.answer hashes",
+        "--stages ['reinforce'] --data.format plain --reward.answer 'Answer:(.*)'",
         "--stages ['reinforce'] --data.format plain --iterate.rounds [{restarts=true}]",
         "--stages ['reinforce'] --tokenizer.kind model --model.path m --data.template chat "
         "--data.system hello",

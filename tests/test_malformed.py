@@ -100,7 +100,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
         SMALLEST + "stages = ['preference']\n[rollout]\nmax_seqlen = 8000\n",
         "two sequences",
     ),
-    "no_tokenizer": (START + "data.num_train = 5\n", "needs model.path"),
+    "no_tokenizer": (SMALLEST.replace("words", "model"), "needs model.path"),
     "endless_data": (START + 'tokenizer.kind = "words"\n', "data.num_train is missing"),
     "one_sample": (
         SMALLEST + "[reinforce]\nrecipe = 'grpo'\nsamples_per_problem = 1\n",
@@ -415,7 +415,7 @@ DATA: dict[str, tuple[str, str | bytes | None]] = {
     "json_cut": ("a.json", json.dumps(QUESTIONS)[:-20]),
     "json_text": ("a.json", '"text"'),
     "parquet_of_text": ("a.parquet", GOOD),
-    "no_suffix": ("a.csv", "problem,answer\n1,2\n"),
+    "no_suffix": ("a.tsv", "problem\tanswer\n1\t2\n"),
 }
 
 

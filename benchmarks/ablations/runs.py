@@ -159,7 +159,7 @@ def repeat_name(arm: str, seed: int, repeat: int) -> str:
 def from_models(model: Path, *, seed: int, stages: str = '["reinforce"]') -> tuple[str, ...]:
     """Overrides of a run that starts from another run's model, with that one's tokenizer."""
     start = ("--stages", stages, "--model.path", f"'{model}'")
-    return (*start, "--tokenizer.kind", "model", "--seed", str(seed))
+    return (*start, "--seed", str(seed))
 
 
 def model_of(run_folder: Path, role: str = "policy") -> Path:

@@ -105,7 +105,7 @@ def measured(name: str, folder: Path) -> Entry:
     if not kept.exists():
         command = [sys.executable, "-m", "satori_fast", "eval", CONFIG, "--json"]
         command += ["--model", str(model_of(folder / name)), "--stages", '["srl"]']
-        command += ["--tokenizer.kind", "model", "--data.dialect", "words"]
+        command += ["--data.dialect", "words"]
         command += ["--parallel.num_threads", "1", "--srl.num_validation", str(NUM_VALIDATION)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         kept.write_text(done.stdout.splitlines()[-1] + "\n")

@@ -17,7 +17,7 @@ from satori_fast import __version__
 from satori_fast.config import load_config
 from satori_fast.experience.online import OnlineSource
 from satori_fast.experience.source import Judge
-from satori_fast.grading import Verdict
+from satori_fast.grading import BOXED, Verdict
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rewards.terms import score
 from satori_fast.rollout.distributed import WrappedEngine
@@ -77,6 +77,8 @@ class GivenProblems:
 
 class GivenVerdicts:
     """The workload's reward where the grader stands."""
+
+    finder = BOXED
 
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         right = [reward_of(text) for text, _ in pairs]

@@ -96,15 +96,19 @@ def _gae(batch: PackedBatch, gamma: float, lambda_: float) -> Advantages:
 
     Label-aligned, values[t] is V of the state in which targets[t] is generated, and r_t is the
     credit of a segment at its last token. The episode ends with the response: V and A are 0 after
-    it.
+    it, except where the response goes on beyond a cut (`PackedBatch.goes_on`): there V is that of
+    the state after the last token, the entry without a target.
 
     A response is the contiguous tail of its sequence, and the scan runs from the tail towards the
     head: what it has gathered when it reaches a response token comes from later response tokens
     only. Prompt entries have delta 0 and lie further down, where they receive and never give.
     """
+    values, credit = batch.require("values").float(), batch.credit
+    if batch.goes_on is not None:
+        credit = credit + gamma * torch.where(batch.goes_on, values.roll(-1), 0.0)
     advantages, returns = gae(
-        batch.require("values").float(),
-        batch.credit,
+        values,
+        credit,
         batch.loss_mask,
         batch.cu_seqlens,
         gamma=gamma,

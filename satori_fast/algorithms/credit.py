@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -138,6 +138,21 @@ class LeaveOneOut(GroupRule):
 
     def compare(self, rewards: Rewards) -> tuple[Rewards, Rewards]:
         return rewards, (rewards.sum() - rewards) / (len(rewards) - 1)
+
+
+def bootstrapped(trajectories: Sequence[Trajectory], credits: Sequence[Credit]) -> list[Credit]:
+    """The credits, in which responses that the length limit cut have no reward at their end: it is
+    not known, and the critic's value of the state after it stands there (`Credit.goes_on`)."""
+    return [
+        _unended(credit) if trajectory.finish == "length" else credit
+        for trajectory, credit in zip(trajectories, credits, strict=True)
+    ]
+
+
+def _unended(credit: Credit) -> Credit:
+    values = credit.values.copy()
+    values[-1] = credit.baselines[-1]
+    return replace(credit, values=values, goes_on=True)
 
 
 def total_rewards(trajectories: Sequence[Trajectory]) -> Rewards:

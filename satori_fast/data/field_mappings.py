@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-AnswerForm = Literal["plain", "boxed", "hashes", "choice"]
+AnswerForm = Literal["plain", "boxed", "hashes", "choice", "any"]
 
 
 @dataclass(frozen=True, slots=True)
 class FieldMapping:
-    """Field names under which a data set keeps what we need.
+    """Field names, or paths into nested fields, under which a data set keeps what we need.
 
     answer_form: how the answer field holds the answer: "plain", the answer itself (text, number,
         truth value, or a list of them); "boxed", in the last ``\\boxed{}`` of a solution; "hashes",
-        after ``####`` (GSM8K); "choice", an index into the field `choices`.
+        after ``####`` (GSM8K); "choice", an index into the field `choices`; "any", in a box or
+        after ``####`` where a row has one, else the answer itself, if it is short.
     response:    a worked solution, for demonstrations.
     problem_id:  a field with an id, else rows are numbered from 1.
     level:       a field that says how hard a problem is; rows may lack it.
@@ -35,6 +36,10 @@ class FieldMapping:
     grade: str | None = None
     hub_id: str | None = None
     hub_config: str | None = None
+
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether question and answer are among the fields of a data set."""
+        return self.question in names and self.answer in names
 
 
 FIELD_MAPPINGS: Mapping[str, FieldMapping] = MappingProxyType(
@@ -94,3 +99,18 @@ FIELD_MAPPINGS: Mapping[str, FieldMapping] = MappingProxyType(
         "strategyqa": FieldMapping("question", "answer", problem_id="qid"),
     }
 )
+
+# Columns of files that no mapping is named for, the likeliest first.
+_QUESTIONS = ("question", "problem", "prompt", "query", "instruction")
+_ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth")
+_RESPONSES = ("response", "solution", "reasoning")
+
+
+def mapping_of_columns(names: Collection[str]) -> FieldMapping | None:
+    """The mapping of a file with columns called question and answer, or nearly so, else None."""
+    question = next((name for name in _QUESTIONS if name in names), None)
+    answer = next((name for name in _ANSWERS if name in names), None)
+    if question is None or answer is None:
+        return None
+    response = next((name for name in _RESPONSES if name in names), None)
+    return FieldMapping(question, answer, "any", response=response, level="level")

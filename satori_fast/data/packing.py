@@ -350,7 +350,6 @@ def _build_batch(
             segment_credit = np.concatenate([c.values - c.baselines for c in credits])
             credit[loss_mask] = np.repeat(segment_credit, segment_lengths)
         rollout_logprobs[loss_mask] = np.concatenate([t.logprobs for t in trajectories])
-
     return PackedBatch(
         tokens=torch.as_tensor(tokens),
         positions=torch.as_tensor(positions),
@@ -363,6 +362,18 @@ def _build_batch(
         credit=torch.as_tensor(credit),
         rollout_logprobs=torch.as_tensor(rollout_logprobs),
         source=torch.as_tensor(source.astype(np.int32)),
+        goes_on=_cuts(credits or (), ends),
         minibatch=minibatch,
         num_minibatch_tokens=num_minibatch_tokens,
     )
+
+
+def _cuts(credits: Sequence[Credit], ends: Indices) -> torch.Tensor | None:
+    """Field `goes_on` of a batch whose sequences end at `ends`; None where no response was cut."""
+    # Entry L - 2 predicts the last response token.
+    cut = [int(end) - 2 for end, credit in zip(ends, credits, strict=False) if credit.goes_on]
+    if not cut:
+        return None
+    goes_on = torch.zeros(int(ends[-1]), dtype=torch.bool)
+    goes_on[cut] = True
+    return goes_on

@@ -65,11 +65,27 @@ class _Half:
     def gives_back(self) -> None:
         self._num_taken -= 1
 
-    def finish(self, source: SourceReport) -> None:
-        """Log what was left out; ValueError when nothing is left."""
+    def finish(self, source: SourceReport, *, num_asked: int = 0) -> None:
+        """Log what was left out; ValueError, with all of it, when nothing is left.
+
+        num_asked: rows that ask a question of a benchmark.
+        """
         if self._num_repeated:
             logger.info("%d %s rows repeat a question", self._num_repeated, self._what)
-        _report_lengths(self._what, self._num_taken, self._num_too_long, self._renderer, source)
+        reasons = {
+            "repeat a question": self._num_repeated,
+            "ask a question of data.eval_source": num_asked,
+            f"skipped: {source.skipped()}": source.num_skipped,
+        }
+        left_out = [f"{count} {reason}" for reason, count in reasons.items() if count]
+        rows = f" of the {source.num_rows} rows of {source.source}"
+        _report_lengths(
+            self._what,
+            self._num_taken,
+            self._num_too_long,
+            self._renderer,
+            rows=f"{rows} ({'; '.join(left_out)})" if left_out else rows,
+        )
 
 
 class _HashSplit:
@@ -173,7 +189,7 @@ def split_problems(
     heldout_half.finish(report)
     unasked = _Unasked(training_half, benchmark.asked)
     training, report = read(selection=unasked)
-    training_half.finish(report)
+    training_half.finish(report, num_asked=unasked.num_asked)
     if unasked.num_asked:
         logger.warning(
             "%d training rows ask a question of data.eval_source: not trained on",
@@ -187,8 +203,10 @@ def _report_lengths(
     num_kept: int,
     num_too_long: int,
     renderer: PromptRenderer,
-    source: SourceReport | None = None,
+    *,
+    rows: str = "",
 ) -> None:
+    """rows: "of the 12 rows of FILE (7 skipped: why)", for an error."""
     longest = renderer.max_prompt_tokens
     if num_too_long:
         logger.warning(
@@ -200,11 +218,8 @@ def _report_lengths(
     if num_kept:
         return
     if num_too_long:
-        raise ValueError(f"no {what} problem fits data.max_prompt_tokens = {longest}: raise it")
-    rows = ""
-    if source is not None:
-        rows = f" of the {source.num_rows} rows of {source.source}"
-        rows += f" ({source.num_skipped} skipped: {source.skipped()})" if source.reasons else ""
+        fits = f"no {what} problem{rows} fits data.max_prompt_tokens = {longest}"
+        raise ValueError(f"{fits}: raise it")
     raise ValueError(
         f"no {what} problem is left{rows}: check data.source and data.heldout_fraction"
     )

@@ -9,6 +9,7 @@ file only the needed columns are read, in batches of 1,024 rows. What the fields
 from __future__ import annotations
 
 import codecs
+import csv
 import difflib
 import gzip
 import io
@@ -22,15 +23,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from satori_fast.data.field_paths import paths_in, root_of
 from satori_fast.data.values import BadRow, is_nested
 
 GoodRow = Mapping[str, Any]
 Row = GoodRow | BadRow
 
-KNOWN_ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+KNOWN_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 # Endings that make a name the name of a file, though it cannot be read: no hub name ends like that.
-_OTHER_ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".arrow", ".ndjson", ".gz", ".zst", ".zip")
+_OTHER_ENDINGS = (".tsv", ".txt", ".xlsx", ".arrow", ".ndjson", ".gz", ".zst", ".zip")
 _BATCH_ROWS = 1024
+_MAX_PATHS = 12  # in a message
 _LFS_POINTER = b"version https://git-lfs"
 # The longest marks first: UTF-32's begins with UTF-16's.
 _BYTE_ORDER_MARKS = (
@@ -41,20 +44,23 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
 _NOT_JSON = "not valid JSON"
+_LONGEST_CSV_VALUE = 100_000_000  # characters; the library's own limit cuts long solutions
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The names of a data set's fields. nested: those that hold objects."""
+    """The names of a data set's fields. nested: those that hold objects; paths: into these."""
 
     names: tuple[str, ...]
     nested: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"its fields are: {', '.join(sorted(self.names))}"
         if not self.nested:
             return text
-        return f"{text} (nested fields cannot be mapped yet: {', '.join(sorted(self.nested))})"
+        inside = ", ".join((self.paths or self.nested)[:_MAX_PATHS])
+        return f"{text} (data.fields reaches into nested ones: {inside})"
 
 
 def is_file_name(source: str | Path) -> bool:
@@ -116,28 +122,35 @@ def file_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
     check_file(path)
     if path.name.endswith(".parquet"):
         return _parquet_rows(path, columns)
-    return _json_rows(path)
+    return _text_rows(path)
 
 
 def file_fields(path: Path) -> Fields:
     """The fields of a file: of a parquet file all, of another those of its first good rows."""
     check_file(path)
     if path.name.endswith(".parquet"):
-        with _parquet(path) as file:
-            schema = file.schema_arrow
-        nested = [f.name for f in schema if "struct<" in str(f.type) or "map<" in str(f.type)]
-        return Fields(tuple(schema.names), tuple(nested))
-    return row_fields(row for _, row in islice(_json_rows(path), 100))
+        return _parquet_fields(path)
+    return row_fields(row for _, row in islice(_text_rows(path), 100))
 
 
 def row_fields(rows: Iterable[Row]) -> Fields:
-    """The fields that any of `rows` has."""
-    nested: dict[str, bool] = {}
+    """The fields that any of `rows` has; nested are those that hold nothing plain."""
+    found: dict[str, list[str]] = {}  # the paths into each field
+    plain: set[str] = set()
     for row in rows:
         if not isinstance(row, BadRow):
             for name, value in row.items():
-                nested[name] = nested.get(name, False) or is_nested(value)
-    return Fields(tuple(nested), tuple(name for name, is_so in nested.items() if is_so))
+                known = found.setdefault(name, [])
+                if not known and is_nested(value):
+                    known += paths_in(value, name) or [name]
+                elif not (is_nested(value) or _is_empty(value)):
+                    plain.add(name)
+    nested = tuple(name for name, inside in found.items() if inside and name not in plain)
+    return Fields(tuple(found), nested, tuple(path for name in nested for path in found[name]))
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 def hub_rows(
@@ -151,8 +164,8 @@ def hub_rows(
         # Streaming: a few rows of a data set with millions should not download them all.
         rows: Any = hub.load_dataset(hub_id, config, split=split, streaming=True)
         known = rows.column_names
-        if known is not None and set(columns) <= set(known):
-            rows = rows.select_columns(list(columns))
+        if known is not None and {root_of(name, tuple(known)) for name in columns} <= set(known):
+            rows = rows.select_columns([name for name in columns if name in known])
         yield from enumerate(rows, start=1)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -163,6 +176,61 @@ def hub_rows(
 def first_line(error: Exception) -> str:
     """The first line of an error's text: ours have one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _text_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    is_csv = path.name.removesuffix(".gz").endswith(".csv")
+    return _csv_rows(path) if is_csv else _json_rows(path)
+
+
+# --- CSV -----------------------------------------------------------------------------------------
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Rows under the header of a file with commas, semicolons or tabs; every value is text."""
+    with _readable(path):
+        with _opened(path) as file:
+            encoding = _encoding(path, file.read(4096))
+        number = 0
+        with _opened(path) as file:
+            try:
+                text = io.TextIOWrapper(file, encoding, newline="")
+                begin = text.readline()
+                text.seek(0)
+                csv.field_size_limit(_LONGEST_CSV_VALUE)
+                reader = csv.reader(text, delimiter=max(",;\t", key=begin.count), strict=True)
+                names = _header(path, next(reader, list[str]()))
+                while (row := _csv_row(reader, names)) is not None:
+                    if row:
+                        number += 1
+                        yield number, row
+            except UnicodeDecodeError as error:
+                raise _wrong_encoding(path, number + 1, error) from None
+
+
+def _header(path: Path, names: list[str]) -> list[str]:
+    names = [name.strip() for name in names]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None or not any(names):
+        fault = f"names {twice!r} twice" if twice else "names no column"
+        raise ValueError(f"data file {path}: its first row {fault}: give every column a name")
+    return names
+
+
+def _csv_row(reader: Iterator[list[str]], names: Sequence[str]) -> Row | None:
+    """The next row, empty for an empty line; None at the end."""
+    try:
+        values = next(reader)
+    except StopIteration:
+        return None
+    except csv.Error as error:
+        return BadRow("not valid CSV", first_line(error))
+    if not values:
+        return {}
+    if len(values) != len(names):
+        return BadRow("another number of values than columns", f"{len(values)} of {len(names)}")
+    # A column without a name is the index that pandas writes.
+    return {name: value for name, value in zip(names, values, strict=True) if name}
 
 
 # --- JSON ----------------------------------------------------------------------------------------
@@ -329,6 +397,16 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row
             for row in _batch_rows(batch):
                 number += 1
                 yield number, row
+
+
+def _parquet_fields(path: Path) -> Fields:
+    with _parquet(path) as file:
+        schema = file.schema_arrow
+        nested = [f.name for f in schema if "struct<" in str(f.type) or "map<" in str(f.type)]
+        batches = file.iter_batches(batch_size=1, columns=nested, use_threads=False)
+        first = next(batches, None) if nested else None
+        rows = [] if first is None else list(_batch_rows(first))
+    return Fields(tuple(schema.names), tuple(nested), row_fields(rows).paths)
 
 
 @contextmanager

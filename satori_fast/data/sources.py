@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets to `Problem` and `Demonstration`: local jsonl, json and parquet files, or hub names.
+"""Data sets to `Problem` and `Demonstration`: jsonl, json, csv and parquet files, or hub names.
 
-A data set is read through a `FieldMapping`, a row of `FIELD_MAPPINGS` or one given by the caller.
+A data set is read through a `FieldMapping`: a row of `FIELD_MAPPINGS`, one given by the caller, or
+what the names of a file's columns say.
 
 Not here: containers and encodings (`rows`), what counts as text or an answer (`values`), the books
 about skipped rows (`collection`), grading (a checker of answers is passed in), prompts (`prompts`),
@@ -16,6 +17,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +32,8 @@ from satori_fast.data.collection import (
     joined,
     warn_of_a_common_answer,
 )
-from satori_fast.data.field_mappings import FIELD_MAPPINGS, FieldMapping
+from satori_fast.data.field_mappings import FIELD_MAPPINGS, FieldMapping, mapping_of_columns
+from satori_fast.data.field_paths import root_of
 from satori_fast.data.rows import (
     Fields,
     GoodRow,
@@ -81,6 +84,8 @@ _PROMPT_SUFFIX = re.compile(
     r"answer (?:with)?in \\+boxed\{\}\.?\s*$",
     re.IGNORECASE,
 )
+_NUM_TRIED = 100  # rows of a file that may have no good one
+_LONGEST_ANSWER = 300  # characters of an answer that nothing marks
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 # Of the order in which the sources of a pool are mixed. It is no seed of a run: runs with different
 # seeds have the same problems, and hold the same ones out, as they do with one source.
@@ -111,8 +116,10 @@ def load_problems(
 ) -> tuple[list[Problem], SourceReport]:
     """Read a data set as problems.
 
-    source:  a .jsonl, .json (also .gz) or .parquet file, a hub name, or a key of `FIELD_MAPPINGS`.
-    mapping: fields to read, or a key of `FIELD_MAPPINGS`; None: found from the name of the source.
+    source:  a .jsonl, .json or .csv (also .gz) or .parquet file, a hub name, or a key of
+             `FIELD_MAPPINGS`.
+    mapping: fields to read, or a key of `FIELD_MAPPINGS`; None: found from the name of the source,
+             or from columns such as question and answer.
     name:    start of the problem ids ("<name>/<id or row>"); default: the file's stem or the key.
     split:   for the hub only.
     limit:   stop after so many problems.
@@ -263,7 +270,8 @@ class _Source:
     def rows(self) -> Iterator[tuple[int, Row]]:
         fields = self.fields
         also = (fields.problem_id, fields.level, fields.grade)
-        columns = [*self.needed, *(name for name in also if name is not None)]
+        columns = [*self.needed, *map(root_of, self.needed)]  # a field may be called "a.b"
+        columns = [*dict.fromkeys([*columns, *(name for name in also if name is not None)])]
         if self._path is None:
             hub_id = str(self.source) if "/" in str(self.source) else fields.hub_id
             if hub_id is None:
@@ -294,7 +302,7 @@ class _Source:
     def check_fields(self, found: Fields) -> None:
         """ValueError for a needed field that is in no row."""
         for name in self.needed:
-            if name not in found.names:
+            if root_of(name, found.names) not in found.names:
                 raise ValueError(
                     f"{self.source}: no row has the field {name!r}; {found}{_fitting(found)}"
                 )
@@ -315,14 +323,37 @@ def _resolve_mapping(
         candidates += sorted(
             (k for k in FIELD_MAPPINGS if stem.startswith(k)), key=len, reverse=True
         )
+    found = file_fields(path) if path is not None and mapping is None else None
+    by_columns = mapping_of_columns(set(found.names) - set(found.nested)) if found else None
     for key in candidates:
-        if key in FIELD_MAPPINGS:
-            return FIELD_MAPPINGS[key], key if path is None else stem
+        known = FIELD_MAPPINGS.get(key)
+        # A name is a guess: "math_mine.csv" may have other columns than "math".
+        if known and (by_columns is None or found is None or known.fits(found.names)):
+            return known, key if path is None else stem
+    if by_columns is not None:
+        columns = f"{by_columns.question!r} and {by_columns.answer!r}"
+        logger.info("%s: read by its columns %s", source, columns)
+        return by_columns, stem
     problem = f"no field mapping {f'named {mapping!r}' if mapping else 'known for it'}"
     if path is None:
-        raise ValueError(f"{source}: {problem}; choose one of: {', '.join(FIELD_MAPPINGS)}")
-    found = file_fields(path)
+        raise ValueError(
+            f"{source}: {problem}; choose one of: {', '.join(FIELD_MAPPINGS)}, or name its fields "
+            "in data.fields"
+        )
+    found = found or file_fields(path)
+    if not found.names:
+        _refuse_unreadable(str(source), path)
     raise ValueError(f"{source}: {problem}; {found}{_fitting(found)}")
+
+
+def _refuse_unreadable(source: str, path: Path) -> None:
+    """ValueError, with the reasons, where none of the first rows of a file can be read."""
+    report = SourceReport(source)
+    for number, row in islice(file_rows(path, ()), _NUM_TRIED):
+        report.num_rows += 1
+        if isinstance(row, BadRow):
+            report.skip(number, row)
+    report.finish()
 
 
 def _fitting(found: Fields) -> str:
@@ -330,11 +361,11 @@ def _fitting(found: Fields) -> str:
     fitting = [
         key
         for key, known in FIELD_MAPPINGS.items()
-        if {known.question, known.answer} <= set(found.names) - set(found.nested)
+        if known.fits(set(found.names) - set(found.nested))
     ]
     if fitting:
         return f"; choose a mapping that fits: {', '.join(fitting)}"
-    return f"; rename them to those of one of the mappings {', '.join(FIELD_MAPPINGS)}"
+    return "; name those of the question and of the answer in data.fields"
 
 
 class RowIds:
@@ -419,4 +450,20 @@ def _answer(row: GoodRow, fields: FieldMapping, *, num_choices: int) -> str:
         if not marker or not answer.strip():
             raise BadRow(f"no '####' answer in {name!r}")
         return answer.strip().replace(",", "")
+    if fields.answer_form == "any" and isinstance(value, str):
+        return _answer_anywhere(value, name)
     return answer_text(value, name)
+
+
+def _answer_anywhere(text: str, name: str) -> str:
+    """The boxed answer of a text, or that after ``####``, or the text, if it is short."""
+    check_text(text, name)
+    boxed = extract_answer(text)
+    if boxed:
+        return boxed
+    _, marker, marked = text.rpartition("####")
+    if marker and marked.strip():
+        return marked.strip().replace(",", "")
+    if len(text) > _LONGEST_ANSWER:
+        raise BadRow(f"{name} is a long text without a box or '####'", f"{len(text)} characters")
+    return answer_text(text, name)

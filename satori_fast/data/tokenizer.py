@@ -115,7 +115,7 @@ def load_tokenizer(folder_or_name: str | Path) -> PreTrainedTokenizerBase:
     if (looks_local or name.count("/") > 1) and not Path(name).expanduser().is_dir():
         raise ValueError(f"model folder {name} does not exist")
     folder = Path(name).expanduser()
-    if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARY_FILES):
+    if folder.is_dir() and not has_tokenizer(folder):
         # AutoTokenizer would make one of the config's family that knows no word.
         raise ValueError(
             f"no tokenizer can be loaded from {name}: it holds none, copy its tokenizer.json there"
@@ -125,6 +125,17 @@ def load_tokenizer(folder_or_name: str | Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # the library `tokenizers` raises nothing more special
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"no tokenizer can be loaded from {name}: {reason}") from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model folder has a tokenizer of its own."""
+    return any((folder / file).is_file() for file in _VOCABULARY_FILES)
+
+
+def is_word_list(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has a token for each word and none for parts of words."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    return type(getattr(backend, "model", None)).__name__ == "WordLevel"
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, special_tokens: Sequence[str]) -> int:
@@ -170,7 +181,7 @@ class TokenBytes:
         self._tokenizer: Any = tokenizer  # its annotations are incomplete
         backend = self._tokenizer.backend_tokenizer
         decoder = backend.decoder
-        self._has_words = decoder is None and type(backend.model).__name__ == "WordLevel"
+        self._has_words = decoder is None and is_word_list(tokenizer)
         state = {"type": ""} if decoder is None else json.loads(decoder.__getstate__())
         if not self._has_words and "ByteLevel" not in _decoder_kinds(state):
             raise ValueError(

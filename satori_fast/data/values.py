@@ -18,6 +18,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from satori_fast.data.field_paths import NoSuchField, value_at
+
 
 class BadRow(Exception):
     """A row that cannot be used: the reason (counted) and a detail (shown with its first row)."""
@@ -49,10 +51,12 @@ _LONGEST_DIGITS = 25  # a whole number with more is written with an exponent
 
 
 def field_value(row: Mapping[str, Any], name: str) -> Any:
-    """A field's value as a Python object. `BadRow` where it is absent or missing (null, NaN)."""
-    if name not in row:
-        raise BadRow(f"no field {name!r}")
-    value = plain(row[name], name)
+    """A field's value, or that at a path, as a Python object. `BadRow` where it is absent or
+    missing (null, NaN)."""
+    try:
+        value = plain(value_at(row, name), name)
+    except NoSuchField as error:
+        raise BadRow(f"no field {name!r}", str(error)) from None
     if is_missing(value):
         raise BadRow(f"empty field {name!r}")
     return value
@@ -126,7 +130,7 @@ def is_missing(value: Any) -> bool:
 
 
 def is_nested(value: Any) -> bool:
-    """Whether a value is an object or a list of them: no field mapping reaches into it."""
+    """Whether a value is an object or a list of them: only a path reaches into it."""
     if isinstance(value, list):
         return any(isinstance(item, dict) for item in cast("list[Any]", value))
     return isinstance(value, dict)

@@ -25,7 +25,7 @@ from satori_fast.evaluation.analysis import (
     verdict_quality,
 )
 from satori_fast.evaluation.verification import VerificationCounts, count_verifications
-from satori_fast.grading import Grader, extract_answer
+from satori_fast.grading import Grader
 from satori_fast.rewards.outcome import OutcomeReward
 from satori_fast.rewards.process import ProcessReward
 from satori_fast.rewards.terms import Reward, score
@@ -61,7 +61,7 @@ class EvaluationResult:
 
     @property
     def no_answer(self) -> float:
-        """Share of responses without a final answer in a box; they count as wrong."""
+        """Share of responses without a final answer; they count as wrong."""
         return float(np.mean([not own or not own[-1].answer for own in self.attempts]))
 
     @property
@@ -211,7 +211,8 @@ def attempts_of(
     for trajectory, own, is_right in zip(trajectories, answers, correct, strict=True):
         verdicts = [next(before) for _ in own]
         standing = [Attempt(v.extracted or "", v.correct) for v in verdicts]
-        final = extract_answer(answered_text(trajectory))
+        is_cut = trajectory.finish == "length"
+        final = pool.finder.answer(answered_text(trajectory), is_cut=is_cut)
         # A last box that was not closed takes the answer back.
         if standing or final is not None:
             standing.append(Attempt(final or "", is_right))

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from satori_fast.algorithms.credit import CreditRule
+from satori_fast.algorithms.credit import CreditRule, bootstrapped
 from satori_fast.rewards.terms import drop_uninformative_groups
 from satori_fast.rollout.restarting import ServedWeights
 from satori_fast.rollout.weight_sync import SyncReport
@@ -18,6 +18,7 @@ from satori_fast.types import Experience, Problem, Trajectory, groups_of
 Score = Callable[[Sequence[Trajectory]], list[Trajectory]]
 # A named part of a step is timed while the context is open.
 Span = Callable[[str], AbstractContextManager[Any]]
+Cut = Literal["learn", "drop", "bootstrap"]
 
 
 class ExperienceSource(Protocol):
@@ -63,6 +64,9 @@ class Judge:
     span:          times a part of a step. figures: takes what the rewards counted since the last
                    time, under metric names.
     begin:         starts to score a response that is whole, while others are sampled.
+    cut:           what becomes of responses that the length limit cut: they are learnt from like
+                   others ("learn"), left out of their groups and of the loss ("drop"), or valued by
+                   the critic where they were cut ("bootstrap").
     """
 
     score: Score
@@ -71,9 +75,12 @@ class Judge:
     span: Span
     figures: Callable[[], Mapping[str, float]] | None = None
     begin: Callable[[Trajectory], None] | None = None
+    cut: Cut = "learn"
 
     def informative(self, scored: Sequence[Trajectory]) -> list[Trajectory]:
-        """Select the groups that a group baseline leaves a signal."""
+        """Select the groups that a group baseline leaves a signal, of responses that count."""
+        if self.cut == "drop":
+            scored = [t for t in scored if t.finish != "length"]
         if self.min_group_std is None:
             return list(scored)
         return drop_uninformative_groups(scored, self.min_group_std)
@@ -88,9 +95,12 @@ class Judge:
     ) -> Experience:
         """Build what an update learns from: `kept` of `sampled`, credited."""
         figures = {} if self.figures is None else self.figures()
+        credits = self.credit.assign(kept)
+        if self.cut == "bootstrap":
+            credits = bootstrapped(kept, credits)
         return Experience(
             trajectories=tuple(kept),
-            credits=tuple(self.credit.assign(kept)),
+            credits=tuple(credits),
             sampled=tuple(sampled),
             policy_version=policy_version,
             stats={**stats, **figures},

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Final answers: finding them in a response and deciding whether they equal the gold answer.
 
-This is the only grader: training rewards and evaluation call the same functions. The answer is the
-content of the last ``\\boxed{}`` of the whole response; there is no fallback to the last number.
+This is the only grader: training rewards and evaluation call the same functions. Where the answer
+of a response stands is one `AnswerFinder` for a whole run: in its last ``\\boxed{}``, unless
+`reward.answer` says otherwise; there is no fallback to the last number.
 
 Not here: rewards (`rewards.outcome`) and running code that a model wrote (`evaluation.sandbox`).
 """
 
 from satori_fast.grading.boxes import extract_answer, extract_answers, standing_answers
+from satori_fast.grading.finders import BOXED, AnswerFinder, answer_finder
 from satori_fast.grading.pool import GradingPool
 from satori_fast.grading.verdict import (
     Grader,
@@ -20,10 +22,13 @@ from satori_fast.grading.verdict import (
 )
 
 __all__ = [
+    "BOXED",
+    "AnswerFinder",
     "Grader",
     "GradingPool",
     "Reason",
     "Verdict",
+    "answer_finder",
     "check_gold",
     "equivalent",
     "extract_answer",

@@ -2,7 +2,7 @@
 r"""Finding ``\boxed{}`` answers in a response, in one pass that copies nothing.
 
 It runs in the trainer's process on whatever a model wrote. There is no fallback to the last number:
-"#### 5" and "Answer: 5" are no answers. Comparing answers: `grading`.
+"#### 5" and "Answer: 5" are no answers. Other places of an answer are `finders`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from satori_fast.grading.boxes import extract_answer
+from satori_fast.grading.finders import BOXED, AnswerFinder
 from satori_fast.grading.spelling import clean, number
 from satori_fast.grading.verdict import Verdict, decided_cheaply, equivalent, gold_fault, verdict_of
 from satori_fast.grading.worker import Worker
@@ -30,6 +30,7 @@ class GradingPool:
     timeout_s: CPU seconds per answer (CPU, so that a busy machine does not turn right answers into
         wrong ones) and ten times that in wall-clock seconds. A worker that exceeds it is killed and
         started again; the answer is wrong with reason "timeout".
+    finder: where the answer of a response stands.
     num_workers = 0 grades in the caller, without a time limit: for tests and trusted text.
 
     Processes start at the first answer that needs one. Verdicts are cached by (answer, gold), at
@@ -38,13 +39,19 @@ class GradingPool:
     """
 
     def __init__(
-        self, num_workers: int = 1, timeout_s: float = 5.0, *, cache_size: int = 65_536
+        self,
+        num_workers: int = 1,
+        timeout_s: float = 5.0,
+        *,
+        cache_size: int = 65_536,
+        finder: AnswerFinder = BOXED,
     ) -> None:
         if num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
         if timeout_s <= 0:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}")
         self.timeout_s = timeout_s
+        self.finder = finder
         self.graded = self.no_answers = self.timeouts = self.crashes = self.cache_hits = 0
         self._cache_size = cache_size
         self._cache: OrderedDict[tuple[str, str], Future[Verdict]] = OrderedDict()
@@ -67,7 +74,7 @@ class GradingPool:
         """Start grading `response`; the result() of the future is its `Verdict`."""
         if self._closed:
             raise ValueError("the grading pool is closed: grade inside its `with` block")
-        answer = extract_answer(response)
+        answer = self.finder.find(response)
         if answer is None:
             graded = _completed(Verdict(False, None, "no_answer"))
         elif (same := decided_cheaply(answer, gold)) is not None:

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 from satori_fast.grading.algebra import UnreadableError
 from satori_fast.grading.boxes import extract_answer
 from satori_fast.grading.equality import check_readable, same_answer
+from satori_fast.grading.finders import AnswerFinder
 from satori_fast.grading.spelling import clean, key, number
 
 Reason = Literal["match", "mismatch", "no_answer", "timeout", "crash"]
@@ -25,7 +26,7 @@ Reason = Literal["match", "mismatch", "no_answer", "timeout", "crash"]
 class Verdict:
     """The grade of one response.
 
-    extracted: content of the last box, None when there is none.
+    extracted: the answer that was found, None when there is none.
     reason:    only "match" is right; "timeout" and "crash": the grading had to be killed, or died.
     """
 
@@ -36,6 +37,11 @@ class Verdict:
 
 class Grader(Protocol):
     """Grades many responses; `GradingPool` is one."""
+
+    @property
+    def finder(self) -> AnswerFinder:
+        """The place of the answer in a response."""
+        ...
 
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]: ...
 

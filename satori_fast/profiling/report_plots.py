@@ -216,6 +216,13 @@ CURVE_CHARTS: tuple[CurveChart, ...] = (
         axis="share",
     ),
     CurveChart(
+        _REASONING,
+        "Responses without a final answer",
+        {"rollout/no_answer": "rollouts", "eval/no_answer": "held-out"},
+        axis="share",
+        note="Where the answer stands is reward.answer.",
+    ),
+    CurveChart(
         _NUMERICS,
         "Log-prob difference",
         {"rollout/logprob_abs_diff": "mean", "rollout/logprob_abs_diff_max": "maximum"},

@@ -26,10 +26,11 @@ _STAGE_FIELDS = (
     "wrong_to_right",
     "right_to_wrong",
     "reflections_per_answer",
+    "no_answer",
     "mean_response_tokens",
     "wall_s",
 )
-_SHARES = ("accuracy", "wrong_to_right", "right_to_wrong")
+_SHARES = ("accuracy", "wrong_to_right", "right_to_wrong", "no_answer")
 # Of the final table, and of the report's.
 COLUMNS = (
     "stage",
@@ -37,10 +38,18 @@ COLUMNS = (
     "wrong->right",
     "right->wrong",
     "reflections",
+    "no answer",
     "tokens",
     "seconds",
     "tokens/s",
 )
+# Headers that break in the terminal, so that the table fits into 80 columns.
+_BROKEN = {
+    "wrong->right": "wrong\n->right",
+    "right->wrong": "right\n->wrong",
+    "reflections": "reflec-\ntions",
+    "no answer": "no\nanswer",
+}
 
 
 def build_summary(
@@ -54,10 +63,10 @@ def build_summary(
     """The content of summary.json; `stages` in the order they ran.
 
     A stage entry: stage (label); accuracy, greedy on held-out problems, wrong_to_right and
-    right_to_wrong (shares of all answers, 0 to 1); num_problems; reflections_per_answer;
-    mean_response_tokens; wall_s; tokens_per_s (span -> rate, see `spans.token_rates`). What a stage
-    does not have is null; extra keys are kept. NaN becomes null. Raises ValueError for an entry
-    without label and for a share outside [0, 1].
+    right_to_wrong (shares of all answers, 0 to 1); no_answer (share of responses without a final
+    answer); num_problems; reflections_per_answer; mean_response_tokens; wall_s; tokens_per_s (span
+    -> rate, see `spans.token_rates`). What a stage does not have is null; extra keys are kept. NaN
+    becomes null. Raises ValueError for an entry without label and for a share outside [0, 1].
     """
     entries = []
     for index, stage in enumerate(stages):
@@ -109,6 +118,7 @@ def stage_cells(stage: Mapping[str, Any]) -> list[str]:
         percent(stage["wrong_to_right"]),
         percent(stage["right_to_wrong"]),
         number(stage["reflections_per_answer"], 2),
+        percent(stage.get("no_answer")),  # older runs have none
         number(stage["mean_response_tokens"], 1),
         number(stage["wall_s"], 1),
         "\n".join(f"{k} {number(v, 0)}" for k, v in stage["tokens_per_s"].items()) or "-",
@@ -143,11 +153,10 @@ def duration(seconds: float | None) -> str:
 
 
 def _terminal_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    # A header breaks at its arrow, so that the table fits into 80 columns.
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         justify = "left" if column == "stage" else "right"
-        table.add_column(Text(column.replace("->", "\n-> ")), justify=justify, no_wrap=True)
+        table.add_column(Text(_BROKEN.get(column, column)), justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from satori_fast.data.prompts import answered_text
 from satori_fast.grading import Grader
@@ -30,11 +30,12 @@ class OutcomeReward:
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[RewardBreakdown]:
         graded = [n for n, trajectory in enumerate(trajectories) if self._is_gradable(trajectory)]
-        pairs = [(answered_text(trajectories[n]), _gold(trajectories[n])) for n in graded]
+        pairs = [(self._answered(trajectories[n]), _gold(trajectories[n])) for n in graded]
         verdicts = self.grader.grade_many(pairs)
         parts = [RewardBreakdown({})] * len(trajectories)
         for number, verdict in zip(graded, verdicts, strict=True):
-            parts[number] = self.of_verdict(trajectories[number].problem, verdict.correct)
+            part = self.of_verdict(trajectories[number].problem, verdict.correct)
+            parts[number] = replace(part, answered=verdict.reason != "no_answer")
         return parts
 
     def of_verdict(self, problem: Problem, correct: bool) -> RewardBreakdown:
@@ -55,6 +56,11 @@ class OutcomeReward:
         if self.reflection_bonus:
             terms["reflection"] = reflection_bonus(problem, correct, scale=self.reflection_bonus)
         return RewardBreakdown(terms, correct=correct)
+
+    def _answered(self, trajectory: Trajectory) -> str:
+        """What is graded; nothing, where the length limit cut a response that marks no answer."""
+        is_cut = trajectory.finish == "length" and not self.grader.finder.is_marked
+        return "" if is_cut else answered_text(trajectory)
 
     def _is_gradable(self, trajectory: Trajectory) -> bool:
         if trajectory.problem.answer is not None:

@@ -51,7 +51,8 @@ def _with_part(trajectory: Trajectory, part: RewardBreakdown) -> Trajectory:
     correct = before.correct if part.correct is None else part.correct
     actions = before.actions if part.actions is None else part.actions
     terms = {**before.terms, **part.terms}
-    return trajectory.with_reward(RewardBreakdown(terms, segments, correct, actions))
+    answered = before.answered if part.answered is None else part.answered
+    return trajectory.with_reward(RewardBreakdown(terms, segments, correct, actions, answered))
 
 
 def drop_uninformative_groups(

@@ -16,17 +16,20 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
     from satori_fast.stages.checks import check_stages
     from satori_fast.stages.curate import curate
     from satori_fast.stages.distill import distill
+    from satori_fast.stages.evaluate import start
     from satori_fast.stages.initialise import initialise
     from satori_fast.stages.iterate import plan_stages
     from satori_fast.stages.offline import offline
     from satori_fast.stages.preference import preference
     from satori_fast.stages.reinforce import reinforce
     from satori_fast.stages.run import build_run
+    from satori_fast.stages.settled import settled
     from satori_fast.stages.srl import srl
     from satori_fast.stages.supervised import supervised
     from satori_fast.stages.synthesize import synthesize_demonstrations
 
     stages = {
+        "start": start,
         "curate": curate,
         "synthesize": synthesize_demonstrations,
         "supervised": supervised,
@@ -37,8 +40,8 @@ def run_stages(config: Config, *, resume: bool = False) -> dict[str, Any]:
         "srl": srl,
         "distill": distill,
     }
-    with build_run(config, resume=resume) as run:
-        plans = plan_stages(config)[len(run.finished) :]
+    with build_run(settled(config), resume=resume) as run:
+        plans = plan_stages(run.config)[len(run.finished) :]
         if plans:
             check_stages(run.context(plans[0]), run.folder, plans)
         for plan in plans:

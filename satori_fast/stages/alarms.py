@@ -36,6 +36,7 @@ _CAUSES = (
 # What a learner is called in the metrics, and to people.
 _PEOPLE_SAY = {"update": "policy", "preference": "reward model"}
 _SKIPPED = "/num_skipped"
+_FEW_ANSWERS = 0.1  # share of answers below which they are the reason for no reward
 _SAME_REWARD = 1e-6
 
 
@@ -176,11 +177,19 @@ class UninformativeSteps:
 
     config:        of the stage. section: where a user sets it, "reinforce" or "srl".
     min_group_std: epsilon, as the recipe has it; None where it keeps every group.
+    answer:        what a response with an answer has.
     """
 
     def __init__(
-        self, stage: str, config: ReinforceConfig, min_group_std: float | None, *, section: str
+        self,
+        stage: str,
+        config: ReinforceConfig,
+        min_group_std: float | None,
+        *,
+        section: str,
+        answer: str = r"a \boxed{}",
     ) -> None:
+        self._answer = answer
         self._stage, self._config, self._section = stage, config, section
         self._min_group_std = min_group_std
         self._in_a_row = 0
@@ -198,7 +207,11 @@ class UninformativeSteps:
             self._look_at_fill(step, experience, rewards)
             return
         self._in_a_row += 1
-        reason = f"{self._sameness(experience, rewards, 'no')}; {self._remedy(rewards)}"
+        remedy = self._without_answers(rewards) or self._remedy(rewards)
+        reason = f"{self._sameness(experience, rewards, 'no')}; {remedy}"
+        if self._config.truncated == "mask":
+            cut = sum(t.finish == "length" for t in experience.sampled)
+            reason += f"; {cut} of {len(experience.sampled)} responses were cut and left out"
         limit = self._config.max_uninformative_steps
         if limit and self._in_a_row >= limit:
             raise TrainingStopped(
@@ -236,6 +249,17 @@ class UninformativeSteps:
         return (
             f"{which} group of {rounds} of sampling has rewards with a standard deviation above "
             f"{self._section}.min_group_std = {self._min_group_std:g}, {found}"
+        )
+
+    def _without_answers(self, rewards: Sequence[RewardBreakdown]) -> str | None:
+        """Few answers, and so nothing to grade, as the reason; None where it is another one."""
+        answered = [r.answered for r in rewards if r.answered is not None]
+        if sum(answered) >= _FEW_ANSWERS * len(answered):
+            return None
+        return (
+            f"{sum(answered)} of {len(answered)} answers have {self._answer}: ask for it in the "
+            "prompt (data.template, data.system), show it in a warm-up (supervised), raise "
+            "rollout.max_new_tokens, or set reward.answer to where this model writes answers"
         )
 
     def _remedy(self, rewards: Sequence[RewardBreakdown]) -> str:

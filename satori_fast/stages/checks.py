@@ -89,7 +89,8 @@ def _check(plans: Sequence[StagePlan], start: _Start, written: Path | None) -> N
     """written: demonstrations that the run has made already."""
     kinds, models = [plan.kind for plan in plans], start.models
     if set(kinds) - {"curate", "synthesize"}:
-        _check_starting_model(plans[0].config, models, start.policy_folder)
+        with _naming(f"model {start.policy_folder}"):
+            _check_model(models, start.policy_folder)
         _warn_of_short_room(plans[0].config)
     # Of the policy, and of the reward model that a stage before leaves, if one does.
     tokenizer = models.renderer.tokenizer
@@ -143,23 +144,6 @@ def _warn_of_short_room(config: Config) -> None:
             )
 
 
-def _check_starting_model(config: Config, models: ModelFolders, folder: Path) -> None:
-    """Supported, long enough, divisible by the layout, and with the run's token ids."""
-    with _naming(f"model {folder}"):
-        _check_model(models, folder)
-        if config.model.path and config.tokenizer.kind != "model":
-            if not (folder / "tokenizer_config.json").exists():
-                return
-            known = load_tokenizer(folder).get_vocab()
-            for token, number in models.renderer.tokenizer.get_vocab().items():
-                if known.get(token, number) != number:
-                    raise ConfigError(
-                        f"its tokenizer is not tokenizer.kind = "
-                        f'"{config.tokenizer.kind}": token {token!r} is {known[token]} to the '
-                        f'model, and {number} here; set tokenizer.kind = "model"'
-                    )
-
-
 def _check_demonstrations(config: Config, written: Path | None) -> None:
     """One demonstration can be read."""
     for each in demonstration_sources(config, written):
@@ -168,7 +152,7 @@ def _check_demonstrations(config: Config, written: Path | None) -> None:
         with _naming("supervised.source"):
             if config.supervised.source is not None:
                 check_source(each.source)
-            if not load_demonstrations(each.source, each.mapping, limit=1)[0]:
+            if not load_demonstrations(each.source, each.read_as, limit=1)[0]:
                 raise ConfigError(f"{each.source} has no demonstration")
 
 

@@ -32,8 +32,8 @@ from satori_fast.data.rollout_rows import RolloutRow, read_rollout_rows
 from satori_fast.evaluation.evaluate import mean_metrics
 from satori_fast.evaluation.verification import count_verifications
 from satori_fast.experience.signal import segment_signals
-from satori_fast.experience.source import Judge
-from satori_fast.grading import GradingPool
+from satori_fast.experience.source import Cut, Judge
+from satori_fast.grading import GradingPool, answer_finder
 from satori_fast.rewards.similarity import read_step, target_of
 from satori_fast.rewards.terms import Reward, score
 from satori_fast.stages.explanation import ExplainedRow, Explanation, loss_shares
@@ -43,6 +43,8 @@ from satori_fast.stages.rewards import (
     build_step_rewards,
     build_worker,
     check_functions,
+    cut_policy,
+    length_penalty,
 )
 from satori_fast.stages.setup import build_renderer, write_tokenizer
 from satori_fast.stages.step_metrics import reward_metrics, step_counts
@@ -79,8 +81,9 @@ def explain(config: Config, rollouts: Path) -> Explanation:
         else:
             _check_answers(rows, config.reward, file=rollouts)
         fixed_length = settings.fixed_length or config.rollout.max_new_tokens
+        cut = cut_policy(settings, recipe)
         with _step_rewards(config, renderer) if asks_steps else _rewards(config, renderer) as own:
-            explained = _explain_rows(rows, recipe, own, fixed_length=fixed_length)
+            explained = _explain_rows(rows, recipe, own, fixed_length=fixed_length, cut=cut)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if asks_steps:
@@ -98,10 +101,13 @@ def explain(config: Config, rollouts: Path) -> Explanation:
 def _rewards(config: Config, renderer: PromptRenderer) -> Iterator[Sequence[Reward]]:
     reward = config.reward.model_copy(update={"preference_weight": 0.0})
     with (
-        GradingPool(reward.num_workers, reward.timeout_s) as grader,
+        GradingPool(
+            reward.num_workers, reward.timeout_s, finder=answer_finder(reward.answer)
+        ) as grader,
         build_worker(reward) as worker,
     ):
-        yield build_rewards(reward, grader=grader, worker=worker, format=renderer.format)
+        own = build_rewards(reward, grader=grader, worker=worker, format=renderer.format)
+        yield [*own, *length_penalty(config.reinforce, config.rollout.max_new_tokens)]
 
 
 @contextmanager
@@ -148,6 +154,7 @@ def _explain_rows(
     rewards: Sequence[Reward],
     *,
     fixed_length: int,
+    cut: Cut = "learn",
 ) -> list[ExplainedRow]:
     """All rows in file order. Stages are taken as they come, their steps in ascending order."""
     stages = list(dict.fromkeys(row.step[0] for row in rows))
@@ -155,7 +162,9 @@ def _explain_rows(
     explained: list[ExplainedRow] = []
     scorer = partial(score, rewards=rewards)
     for _, of_stage in groupby(ordered, key=lambda row: row.step[0]):
-        judge = Judge(scorer, recipe.credit(), recipe.min_group_std, lambda _: nullcontext())
+        judge = Judge(
+            scorer, recipe.credit(), recipe.min_group_std, lambda _: nullcontext(), cut=cut
+        )
         for _, of_step in groupby(of_stage, key=lambda row: row.step[1]):
             explained += _explain_step(list(of_step), judge, recipe, fixed_length=fixed_length)
     return sorted(explained, key=lambda own: own.row.number)
@@ -184,6 +193,8 @@ def _explain_step(
             signal = replace(of_all[index], weights=np.zeros(len(trajectory.segments)))
             group = [t for t in scored if t.group_id == trajectory.group_id]
             dropped = _why_dropped(group, recipe.min_group_std)
+            if judge.cut == "drop" and trajectory.finish == "length":
+                dropped = "cut at the length limit (reinforce.truncated)"
         explained.append(ExplainedRow(row, trajectory, signal, dropped))
     return explained
 

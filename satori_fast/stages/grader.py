@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from satori_fast.grading import GradingPool, Reason, Verdict
+from satori_fast.grading import AnswerFinder, GradingPool, Reason, Verdict
 from satori_fast.rollout.distributed import Ranks
 
 
@@ -23,6 +23,11 @@ class SharedGrader:
         self.pool = pool
         self.reasons: Counter[Reason] = Counter()
         self._ranks = ranks
+
+    @property
+    def finder(self) -> AnswerFinder:
+        """The place of the answer in a response."""
+        return self.pool.finder
 
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         """A verdict for each (response, gold), in order."""

@@ -11,6 +11,7 @@ own. "srl" is reinforcement under the settings of its own section. Not here: wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from satori_fast.config import Config, RoundConfig, StageName
 
@@ -19,18 +20,21 @@ from satori_fast.config import Config, RoundConfig, StageName
 class StagePlan:
     """One stage of a run.
 
-    name:   unique in the run. kind: which file of `stages` runs it. config: the run's, with what
-    differs for this stage.
+    name:   unique in the run. kind: which file of `stages` runs it; "start" is in `evaluate`.
+    config: the run's, with what differs for this stage.
     """
 
     name: str
-    kind: StageName
+    kind: StageName | Literal["start"]
     config: Config
 
 
 def plan_stages(config: Config) -> tuple[StagePlan, ...]:
-    """Every stage of the run, in order; their number does not depend on how the run goes."""
+    """Every stage of the run, in order; their number does not depend on how the run goes. The first
+    one is "start" where the starting model is evaluated."""
     plans: list[StagePlan] = []
+    if config.evaluation.at_start:
+        plans.append(StagePlan("start", "start", config))
     for stage in config.stages:
         if stage == "iterate":
             for number, settings in enumerate(config.iterate.rounds, start=2):

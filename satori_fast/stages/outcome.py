@@ -49,4 +49,5 @@ def stage_entry(stage: str, outcome: StageOutcome, setup_times: StepTimes) -> di
         "reflections_per_answer": result.reflections_per_answer,
         "mean_response_tokens": result.mean_response_tokens,
         "truncated": result.truncated,
+        "no_answer": result.no_answer,
     }

@@ -25,9 +25,9 @@ from satori_fast.data.prompts import PromptRenderer
 from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.experience.online import OnlineSource
 from satori_fast.experience.partial import PartialSource
-from satori_fast.experience.source import ExperienceSource, Judge
+from satori_fast.experience.source import Cut, ExperienceSource, Judge
 from satori_fast.experience.stored import StoredSource, read_rollouts
-from satori_fast.grading import Grader
+from satori_fast.grading import Grader, answer_finder
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rewards.ahead import ScoredAhead
 from satori_fast.rewards.terms import Reward, score
@@ -49,7 +49,7 @@ from satori_fast.stages.restarts import (
     mixed_questions,
     read_answered,
 )
-from satori_fast.stages.rewards import build_rewards
+from satori_fast.stages.rewards import build_rewards, cut_policy, length_penalty
 from satori_fast.stages.run_folder import RunFolder, StageProgress
 from satori_fast.stages.scoring import load_critic, load_reward_model
 from satori_fast.stages.step_loop import StepLoop
@@ -97,6 +97,7 @@ def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome
         spans=books.spans,
     )
     config, start = context.config, context.policy_folder.name
+    rewards += length_penalty(config.reinforce, config.rollout.max_new_tokens)
     outcome = train(
         context,
         folder,
@@ -132,11 +133,14 @@ def train(
     trainer = build_trainer(context, books)
     warn_of_settings(context.config, trainer.recipe, stage=context.stage, section=section)
     engine = context.engine(trainer.policy)
-    judge = build_judge(trainer.recipe, rewards, books.spans, figures=figures)
+    cut = cut_policy(config, trainer.recipe)
+    judge = build_judge(trainer.recipe, rewards, books.spans, figures=figures, cut=cut)
     source = build_source(context, folder, books, engine, judge=judge, problems=problems)
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
-    alarm = UninformativeSteps(context.stage, config, trainer.recipe.min_group_std, section=section)
+    answer = answer_finder(context.config.reward.answer).shown
+    min_std = trainer.recipe.min_group_std
+    alarm = UninformativeSteps(context.stage, config, min_std, section=section, answer=answer)
     loop = build_loop(context, folder, books, trainer)
     if (data := loop.resume()) is not None:
         source.load_state_dict(data)
@@ -327,6 +331,7 @@ def build_judge(
     spans: SpanRecorder,
     *,
     figures: Callable[[], Mapping[str, float]] | None,
+    cut: Cut,
 ) -> Judge:
     """The judge of samples under a recipe: it scores, filters and credits them."""
     ahead = [reward for reward in rewards if isinstance(reward, ScoredAhead)]
@@ -342,6 +347,7 @@ def build_judge(
         spans.span,
         figures=figures,
         begin=begin if ahead else None,
+        cut=cut,
     )
 
 

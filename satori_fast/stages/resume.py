@@ -9,21 +9,29 @@ tuning before it. Not for what a run folder holds (`run_folder`).
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from satori_fast.config import AgentConfig, Config, ConfigError, load_config, to_toml
+from satori_fast.config import (
+    AgentConfig,
+    Config,
+    ConfigError,
+    ReinforceConfig,
+    load_config,
+    to_toml,
+)
 from satori_fast.rewards.user import source_file
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.storage import DamagedFile, digests
 
 EVERY_STAGE = frozenset(
     {
-        *("curate", "synthesize", "supervised", "initialise", "preference"),
+        *("start", "curate", "synthesize", "supervised", "initialise", "preference"),
         *("reinforce", "offline", "srl", "distill"),
     }
 )
+_MOST_SHOWN = 5  # differences in a message
 # Graded samples on disk, and restarts cut from them: made by the stage that needs them first.
 SOLUTIONS = "solutions"
 _SAMPLING = frozenset({SOLUTIONS, "initialise", "reinforce", "offline", "srl", "distill"})
@@ -37,6 +45,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "output_dir": frozenset(),
     "profiling": frozenset(),
     "logging": frozenset(),
+    "delete_checkpoints": frozenset(),
     # How work is spread over time and machines, and when it gives up; not what is computed.
     "parallel.timeout_s": frozenset(),
     "parallel.main_timeout_s": frozenset(),
@@ -132,6 +141,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "rollout.max_logprob_diff": frozenset({"reinforce", "offline", "srl"}),
     "rollout": _TRAINING,
     "packing": EVERY_STAGE - _OF_AGENTS,
+    "evaluation.at_start": frozenset(),  # it is a stage of its own
     "evaluation": EVERY_STAGE - _OF_AGENTS,
 }
 
@@ -165,6 +175,11 @@ def check_settings(earlier: Config, now: Config, begun: Collection[str]) -> list
     kinds = begun_kinds(earlier, begun)
     names = [[plan.name for plan in plan_stages(config)] for config in (earlier, now)]
     old, new = names[0], names[1]
+    if begun and ("start" in old) != ("start" in new):
+        raise ConfigError(
+            f"evaluation.at_start = {str(now.evaluation.at_start).lower()}: this run has begun with"
+            " another value; resume with the same one, or choose another --name"
+        )
     for place, stage in enumerate(old):
         if stage in begun and new[place : place + 1] != [stage]:
             raise ConfigError(
@@ -177,19 +192,50 @@ def check_settings(earlier: Config, now: Config, begun: Collection[str]) -> list
             f"was made without, with {list(earlier.stages)}; choose another --name"
         )
     differences: list[str] = []
+    refused: list[str] = []
+    relying: set[str] = set()
     before, after = dict(_flat(earlier)), dict(_flat(now))
     for key in sorted({*before, *after}):
         if before.get(key) == after.get(key):
             continue
         difference = f"{key}: {_shown(before.get(key))} there, {_shown(after.get(key))} here"
-        relied = sorted(readers(key) & kinds)
-        if relied:
-            raise ConfigError(
-                f"the run folder differs from this config in {difference}; {' and '.join(relied)} "
-                "went by it: resume with the same value, or choose another --name"
-            )
+        relied = readers(key) & kinds
+        if relied and not _adds_steps(key, earlier, now, begun):
+            refused.append(difference)
+            relying |= relied
         differences.append(difference)
+    if refused:
+        more = f" and {len(refused) - _MOST_SHOWN} more" if len(refused) > _MOST_SHOWN else ""
+        value = "value" if len(refused) == 1 else "values"
+        raise ConfigError(
+            f"the run folder differs from this config in {'; '.join(refused[:_MOST_SHOWN])}{more}; "
+            f"{' and '.join(sorted(relying))} went by it: resume with the same {value}, or choose "
+            "another --name"
+        )
     return differences
+
+
+def _adds_steps(key: str, earlier: Config, now: Config, begun: Collection[str]) -> bool:
+    """Whether a key that differs only makes the last stage that has begun longer: nothing that was
+    computed depends on it, unless a learning rate was laid out over all steps."""
+    stage, _, name = key.partition(".")
+    if name != "num_steps" or stage not in begun or stage not in ("reinforce", "srl"):
+        return False
+    names = [plan.name for plan in plan_stages(earlier)]
+    is_last = not set(names[names.index(stage) + 1 :]) & set(begun)
+    old: ReinforceConfig = getattr(earlier, stage)
+    rates = (old.optimizer, old.critic_optimizer)
+    is_constant = all(rate.schedule == "constant" for rate in rates)
+    return is_last and is_constant and getattr(now, stage).num_steps > old.num_steps
+
+
+def lengthened(earlier: Config, now: Config, finished: Sequence[str]) -> str | None:
+    """The last of the finished stages, where it is to take more steps than it did."""
+    stage = finished[-1] if finished else ""
+    if stage not in ("reinforce", "srl"):
+        return None
+    more: int = getattr(now, stage).num_steps - getattr(earlier, stage).num_steps
+    return stage if more > 0 else None
 
 
 def input_digests(config: Config) -> dict[str, dict[str, Any]]:

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from satori_fast.config import ConfigError, RewardConfig, SrlConfig
+from satori_fast.algorithms.recipe import Recipe
+from satori_fast.config import ConfigError, ReinforceConfig, RewardConfig, SrlConfig
 from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.prompts import PromptRenderer
+from satori_fast.experience.source import Cut
 from satori_fast.grading import Grader
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rewards.ahead import ScoredAhead
+from satori_fast.rewards.length import LengthPenalty
 from satori_fast.rewards.outcome import OutcomeReward
 from satori_fast.rewards.preference import PreferenceReward, Scorer
 from satori_fast.rewards.process import ProcessReward
@@ -76,6 +79,18 @@ def build_step_rewards(
         config.granularity, config.autojunk, config.solution_tags, renderer.encode
     )
     return [reward if spans is None else ScoredAhead(reward, partial(spans.span, "reward"))]
+
+
+def length_penalty(config: ReinforceConfig, limit: int) -> list[Reward]:
+    """The penalty for long responses, where the section asks for one. limit: of a response."""
+    return [LengthPenalty(limit)] if config.truncated == "penalty" else []
+
+
+def cut_policy(config: ReinforceConfig, recipe: Recipe) -> Cut:
+    """The fate of responses that the length limit cut, under a recipe."""
+    if config.truncated != "mask":
+        return "learn"
+    return "bootstrap" if recipe.advantage.kind == "gae" else "drop"
 
 
 def build_worker(config: RewardConfig) -> FunctionWorker:

@@ -21,7 +21,7 @@ from satori_fast import __version__, failures
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.config import Config
 from satori_fast.data.prompts import PromptRenderer
-from satori_fast.grading import GradingPool
+from satori_fast.grading import GradingPool, answer_finder
 from satori_fast.profiling.device import describe_device
 from satori_fast.profiling.metrics import MetricsWriter
 from satori_fast.profiling.report import write_report_html
@@ -109,6 +109,11 @@ class Run:
             if analysis["verification"] is not None:
                 entry["verification"] = analysis["verification"]
         self.folder.finish_stage(entry, self.models, wall_s=self.wall_s, records=records)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self.config.delete_checkpoints and self.parallel.is_main:
+            self.folder.delete_checkpoints()
 
     @property
     def finished(self) -> list[dict[str, Any]]:
@@ -123,6 +128,7 @@ class Run:
     def finalize(self) -> dict[str, Any]:
         """Write summary.json, trace.json and report.html; print the final table."""
         folder = self.folder.path
+        self._tidy()  # a finished run may be resumed for that
         device = describe_device(self.parallel.device)
         summary = build_summary(
             self.config.name, __version__, device=device, wall_s=self.wall_s, stages=self.finished
@@ -180,7 +186,8 @@ def _set_up(config: Config, folder: RunFolder, parallel: ParallelState, *, resum
     parallel.on_main(lambda: writers.append(open_writer(folder, config, resume=resume)))
     spans = SpanRecorder(device=parallel.device, rank=parallel.rank)
     monitor = setup.build_monitor(config, folder.path, parallel, spans)
-    pool = GradingPool(config.reward.num_workers, config.reward.timeout_s)
+    finder = answer_finder(config.reward.answer)
+    pool = GradingPool(config.reward.num_workers, config.reward.timeout_s, finder=finder)
     return Run(
         config=config,
         folder=folder,

@@ -18,6 +18,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,8 @@ NUM_CHECKPOINTS_KEPT = 2
 # The training problems that the stage curate keeps.
 CURATED = "problems.jsonl"
 _MARK = "satori_fast_run"
+# The one stage of a folder that the verb eval leaves.
+EVALUATION = "eval"
 _HOLD_ON = "wait for it to end, or choose another --name"
 # What work leaves: none of these has content in a folder whose run failed before it did anything.
 _WORK = (
@@ -181,6 +184,7 @@ class RunFolder:
         except DamagedFile as error:
             raise ConfigError(f"{error}: {rules.REMEDY}") from None
         self._clear_leftovers()
+        self._check_is_a_run()
         begun = self._begun(earlier)
         changes = rules.check_settings(earlier, config, begun)
         inputs = rules.input_digests(config)
@@ -189,9 +193,31 @@ class RunFolder:
         rules.check_artefacts(self.path, self.progress["artefacts"])
         for change in changes:
             logger.info("resumed with another setting: %s", change)
+        finished = [entry["stage"] for entry in self.progress["finished"]]
+        if (stage := rules.lengthened(earlier, config, finished)) is not None:
+            self._reopen(stage)
         self.progress["inputs"] = inputs
         self._write_progress()
         write_atomically(self.path / "config.toml", to_toml(config))
+
+    def _check_is_a_run(self) -> None:
+        if any(entry["stage"] == EVALUATION for entry in self.progress["finished"]):
+            raise ConfigError(
+                f"{self.path} holds an evaluation, which has no stages to go on with: choose "
+                "another --name"
+            )
+
+    def _reopen(self, stage: str) -> None:
+        """Let the last finished stage go on from its last checkpoint."""
+        if stage not in self.progress.get("before", {}) or self.checkpoint_of(stage) is None:
+            raise ConfigError(
+                f"{stage}.num_steps: {stage} has finished and its checkpoint is gone "
+                "(delete_checkpoints): start a new run from its model, with model.path"
+            )
+        self.progress["finished"].pop()
+        self.progress["models"] = self.progress["before"].pop(stage)
+        self.progress["artefacts"].pop(f"models/{stage}", None)
+        logger.info("%s had finished: it goes on with more steps", stage)
 
     def _begun(self, config: Config) -> set[str]:
         """Stages that go on with what they have: the finished ones, and one with a checkpoint."""
@@ -268,9 +294,11 @@ class RunFolder:
     ) -> None:
         """Remember that a stage is done: its entry of the summary, and every model by role.
 
-        records: digests of the growing files, as `MetricsWriter.digests` gives them.
+        records: digests of the growing files, as `MetricsWriter.digests` gives them. The models
+        before are kept too, in case that it gets more steps.
         """
         self.progress["finished"].append(dict(entry))
+        self.progress.setdefault("before", {})[entry["stage"]] = self.progress["models"]
         self.progress["models"] = {role: self._portable(path) for role, path in models.items()}
         self.progress |= {"wall_s": wall_s, "records": dict(records)}
         self._note(list(models.values()))
@@ -327,6 +355,14 @@ class RunFolder:
         checkpoint.save_checkpoint(folder / f"step-{progress.step}", learners, extra)
         self.on_main(lambda: checkpoint.prune_checkpoints(folder, num_kept=NUM_CHECKPOINTS_KEPT))
 
+    def delete_checkpoints(self) -> None:
+        """Delete the checkpoints of the finished stages; main process alone."""
+        for entry in self.progress["finished"]:
+            folder = self.checkpoints(entry["stage"])
+            self._checkpoints.pop(entry["stage"], None)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+
     def exported(self, stage: str) -> Path:
         """Folder of the model that a stage leaves."""
         return self.path / "models" / stage
@@ -336,6 +372,7 @@ def _nothing_yet() -> dict[str, Any]:
     return {
         "finished": [],
         "models": {},
+        "before": {},
         "wall_s": 0.0,
         "artefacts": {},
         "inputs": {},

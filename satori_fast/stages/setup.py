@@ -48,6 +48,8 @@ from satori_fast.data.tokenizer import (
     CHAT_TOKENS,
     add_special_tokens,
     build_word_tokenizer,
+    has_tokenizer,
+    is_word_list,
     load_tokenizer,
     train_tokenizer,
 )
@@ -114,18 +116,19 @@ def make_tokenizer(config: Config, place: RunFolder) -> None:
 
 def write_tokenizer(config: Config, saved: Path) -> None:
     """Leave the tokenizer that the config asks for in the folder `saved`; of a model of the hub
-    nothing else is fetched."""
-    format = config.response_format
-    special_tokens = format.special_tokens
-    if config.tokenizer.kind == "model":
-        assert config.model.path is not None
-        keep_tokenizer(model_folder(config.model.path, weights=False), saved, special_tokens)
-        return
+    nothing else is fetched.
+
+    A model keeps the ids that it knows: ConfigError for another kind than its own tokenizer is, and
+    where it has none and `tokenizer.kind` is "model".
+    """
+    special_tokens = config.response_format.special_tokens
+    if config.model.path is not None:
+        model = model_folder(config.model.path, weights=False)
+        if check_kind(config, model):
+            keep_tokenizer(model, saved, special_tokens)
+            return
     if config.tokenizer.kind == "words":
-        domain = DOMAINS.get(config.data.source, DOMAINS[ARITHMETIC])
-        steps = config.step_format
-        words = dict.fromkeys((*domain.words(), *format.words, *(steps.words if steps else ())))
-        tokenizer = build_word_tokenizer(words, special_tokens)
+        tokenizer = build_word_tokenizer(_words(config), special_tokens)
     else:
         texts = [TEMPLATES[config.data.template].format(question="")]
         for problem in load_pool(pool_of(config.data))[0]:
@@ -135,6 +138,37 @@ def write_tokenizer(config: Config, saved: Path) -> None:
         )
     with replaced_folder(saved) as folder:
         tokenizer.save_pretrained(folder)
+
+
+def _words(config: Config) -> list[str]:
+    """Each word of the built-in domain and of the formats, once."""
+    domain = DOMAINS.get(config.data.source, DOMAINS[ARITHMETIC])
+    format, steps = config.response_format, config.step_format
+    words = (*domain.words(), *format.words, *(steps.words if steps else ()))
+    return list(dict.fromkeys(words))
+
+
+def check_kind(config: Config, model: Path) -> bool:
+    """Whether a model folder has a tokenizer. ConfigError where that is not `tokenizer.kind`."""
+    path, kind = config.model.path, config.tokenizer.kind
+    if not has_tokenizer(model):
+        if kind == "model" and model.is_dir():
+            raise ConfigError(
+                f"model.path = {path!r} has no tokenizer: copy its tokenizer.json there, or set "
+                'tokenizer.kind to "words" (built-in domain) or "bpe" (trained on the data)'
+            )
+        return kind == "model"
+    if kind == "model":
+        return True
+    known = load_tokenizer(model)
+    if kind == "words" and is_word_list(known):
+        vocabulary = known.get_vocab()
+        if all(word in vocabulary for word in _words(config)):
+            return True
+    raise ConfigError(
+        f'model.path = {path!r} has a tokenizer of its own, and tokenizer.kind = "{kind}" would '
+        'give the model foreign ids: take tokenizer.kind out, or set tokenizer.kind = "model"'
+    )
 
 
 def keep_tokenizer(model: Path, folder: Path, special_tokens: Sequence[str]) -> None:
@@ -244,7 +278,8 @@ def _read_problems(
     num_workers = reward.num_workers and max(reward.num_workers, most)
     with GradingPool(num_workers, reward.timeout_s) as pool:
         load = partial(load_problems, check_answers=pool.check_golds)
-        benchmark = partial(load, data.eval_source, data.eval_mapping) if data.eval_source else None
+        heldout = data.benchmark
+        benchmark = partial(load, heldout.source, heldout.read_as) if heldout else None
 
         def read(*, selection: Selection) -> tuple[list[Problem], SourceReport]:
             problems, report = load_pool(
@@ -265,7 +300,7 @@ def _read_problems(
 
 def pool_of(data: DataConfig) -> list[PoolSource]:
     """The data sets of the training problems, one or several."""
-    return [PoolSource(each.source, each.mapping, each.weight) for each in data.pool]
+    return [PoolSource(each.source, each.read_as, each.weight) for each in data.pool]
 
 
 def problems_key(config: Config, tokenizer: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def experience_metrics(
     "rollout/verification_accuracy", "rollout/wrong_to_right", "rollout/right_to_wrong" and the
     other rates of `VerificationCounts`, as far as there is something that they are of.
     "rollout/stale_tokens": share of response tokens that older weights sampled.
+    "rollout/no_answer": share of the graded responses without a final answer.
     Of step problems "rollout/exact" is the share of responses that are the expert's step to the
     last element, and "rollout/kept_by_format" the share of the groups that are learnt from which
     `min_group_std` would have dropped, were it not for responses that are not of the format.
@@ -52,6 +53,9 @@ def experience_metrics(
     stale = [token_versions(t) != experience.policy_version for t in scored]
     metrics = reward_metrics([t.reward for t in scored if t.reward is not None])
     metrics |= _accuracy("rollout/accuracy", scored)
+    answered = [t.reward.answered for t in scored if t.reward is not None]
+    if graded := [each for each in answered if each is not None]:
+        metrics["rollout/no_answer"] = 1 - float(np.mean(graded))
     metrics |= {
         **{f"rollout/{name}": mean for name, mean in mean_metrics(scored, format_of).items()},
         "rollout/mean_response_tokens": float(np.mean([t.num_response_tokens for t in scored])),

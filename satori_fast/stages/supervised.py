@@ -271,7 +271,7 @@ def _demonstrations(source: SourceConfig, problems: Sequence[Problem]) -> list[D
     """What a file or a data set demonstrates; of a built-in domain, its expert on `problems`."""
     if (domain := DOMAINS.get(source.source)) is not None:
         return domain.demonstrations(problems)
-    return load_demonstrations(source.source, source.mapping)[0]
+    return load_demonstrations(source.source, source.read_as)[0]
 
 
 def encoded(

@@ -97,6 +97,29 @@ def test_packed_gae_is_the_textbook_recursion_per_sequence(gamma: float, lambda_
     assert result.advantages.dtype == result.returns.dtype == torch.float32
 
 
+def test_gae_of_a_cut_response_goes_on_with_the_value_after_it() -> None:
+    # As by hand above, with V of the state after the last token, 0.8, in place of the reward:
+    # delta_3 = 0.9 * 0.8 - 0.5 = 0.22, A_2 = -0.05 + 0.45 * 0.22, A_1 = 0.2 + 0.45 * A_2.
+    cut = Credit(np.zeros(1, np.float32), np.zeros(1, np.float32), goes_on=True)
+    ended = Credit(np.ones(1, np.float32), np.zeros(1, np.float32))
+    spec = PackingSpec(512, num_minibatches=1, pad_to_multiple=16)
+    (batch,) = pack([make_trajectory(2, [3]), make_trajectory(1, [2])], [cut, ended], spec, "token")
+    assert batch.goes_on is not None and int(batch.goes_on.sum()) == 1
+    values = torch.zeros(batch.num_tokens)
+    first = batch.sequence_of_token() == batch.source.tolist().index(0)
+    begin = int(first.nonzero()[0])
+    values[begin + 1 : begin + 5] = torch.tensor([0.25, 0.5, 0.5, 0.8])
+    rule = AdvantageRule("gae", gamma=0.9, lambda_=0.5)
+    (result,) = estimate_advantages([batch.annotated(values=values)], rule, alone)
+    found = result.advantages[begin : begin + 5].tolist()
+    assert found == pytest.approx([0.0, 0.2 + 0.45 * 0.049, 0.049, 0.22, 0.0], abs=1e-6)
+    # The other response ends with its reward, as ever.
+    (plain,) = pack([make_trajectory(2, [3]), make_trajectory(1, [2])], [ended] * 2, spec, "token")
+    assert plain.goes_on is None
+    (whole,) = estimate_advantages([plain.annotated(values=values)], rule, alone)
+    assert torch.equal(result.advantages[~first], whole.advantages[~first])
+
+
 def test_gae_with_gamma_and_lambda_one_returns_the_reward_to_go() -> None:
     batch = make_batch([(2, [2, 3]), (1, [1])], [[0.5, 1.0], [-1.0]])
     batch = batch.annotated(values=torch.linspace(-1, 1, batch.num_tokens))

@@ -3,11 +3,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from satori_fast.algorithms.credit import CreditRule, GroupMean, LeaveOneOut, Terminal
+from satori_fast.algorithms.credit import (
+    CreditRule,
+    GroupMean,
+    LeaveOneOut,
+    Terminal,
+    bootstrapped,
+)
 from satori_fast.types import Problem, RewardBreakdown, Segment, SegmentKind, Trajectory
 
 GRPO, GRPO_NO_STD, RLOO = GroupMean(), GroupMean(divide_by_std=False), LeaveOneOut()
@@ -112,3 +120,13 @@ def test_only_the_standard_deviation_hides_a_positive_affine_map(rule: CreditRul
     mapped = advantages([3.0 * r + 0.7 for r in rewards], [0] * 5, rule)
     factor = 1.0 if rule.ignores_scale else 3.0
     assert mapped == pytest.approx([factor * a for a in plain], rel=5e-6)
+
+
+def test_a_cut_response_has_no_reward_of_its_own() -> None:
+    ended = make_trajectory(1.5, num_segments=3)
+    cut = replace(ended, finish="length")
+    credits = Terminal().assign([ended, cut])
+    first, second = bootstrapped([ended, cut], credits)
+    assert first is credits[0] and not first.goes_on
+    assert second.goes_on and not (second.values - second.baselines).any()
+    assert credits[1].values[-1] == 1.5  # what was given stays as it is

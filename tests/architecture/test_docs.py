@@ -251,7 +251,7 @@ def test_a_stage_begins_again_with_the_samples_of_another_run(small_run: SmallRu
     samples = Path("solutions") / "supervised.jsonl"
     (again / "solutions").mkdir(parents=True)
     shutil.copy(first / samples, again / samples)
-    words = ["--name", "again", "--stages", '["reinforce"]', "--tokenizer.kind", "model"]
+    words = ["--name", "again", "--stages", '["reinforce"]']
     words += ["--model.path", str(first / "models" / "supervised")]
     words += ["--reward.model", str(first / "models" / "preference")]
     assert cli.main(["run", str(small_run.config), *words, "--reinforce.num_steps", "1"]) == 0

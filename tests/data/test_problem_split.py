@@ -120,10 +120,15 @@ def test_answers_of_the_other_half_are_not_checked(tmp_path: Path) -> None:
 
 def test_an_empty_half_is_an_error(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", ["what is 1"])
-    with pytest.raises(
-        ValueError, match=r"no training problem is left of the 1 rows of .*a\.jsonl"
-    ):
+    message = r"is left of the 1 rows of .*a\.jsonl \(1 ask a question of data\.eval_source\)"
+    with pytest.raises(ValueError, match=f"no training problem {message}"):
         split(source, source)
+    # Everything that was left out, with its reason.
+    asked = write(tmp_path / "d.jsonl", ["what is 2"])
+    few = write(tmp_path / "c.jsonl", ["WHAT is 2"] * 2, end='{"question": "x"}\n')
+    message = r"\(2 ask a question of data\.eval_source; 1 skipped: 1 x no field 'answer' \(row 3"
+    with pytest.raises(ValueError, match=message):
+        split(few, asked)
     long = write(tmp_path / "b.jsonl", [f"what is {'1 ' * 12} {i}" for i in range(40)])
     with pytest.raises(ValueError, match=r"fits data\.max_prompt_tokens = 12: raise it"):
         split(long)

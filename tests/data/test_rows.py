@@ -106,7 +106,10 @@ def pointer() -> bytes:
         ("a.jsonl.gz", LINES.encode(), "cannot be read: Not a gzipped file"),
         ("a.json", b"{", "is not valid JSON: Expecting"),
         ("a.json", b"5", "must hold a JSON list of objects, .* it holds int"),
-        ("a.csv", b"q,a\n", r"must end in \.jsonl, \.json, \.parquet, \.jsonl\.gz, \.json\.gz"),
+        ("a.tsv", b"q\ta\n", r"must end in \.jsonl, \.json, \.csv, \.parquet, \.jsonl\.gz"),
+        ("a.csv", b"q,q\n1,2\n", r"its first row names 'q' twice: give every column a name"),
+        ("a.csv", b"\n1,2\n", r"its first row names no column"),
+        ("a.csv", b"q,a\n1,caf\xe9\n", r"row 1: byte 0xe9 is not UTF-8"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, data: bytes, message: str) -> None:
@@ -168,8 +171,41 @@ def write_parquet(tmp_path: Path) -> WritesParquet:
 def test_parquet_reads_the_named_columns(write_parquet: WritesParquet) -> None:
     path = write_parquet({"q": ["a", "b"], "a": [1.5, None], "more": [{"x": 1}, {"x": 2}]})
     assert read(path) == [{"q": "a", "a": 1.5}, {"q": "b", "a": None}]
-    assert file_fields(path) == Fields(("q", "a", "more"), nested=("more",))
-    assert "nested fields cannot be mapped yet: more" in str(file_fields(path))
+    assert file_fields(path) == Fields(("q", "a", "more"), nested=("more",), paths=("more.x",))
+    assert "data.fields reaches into nested ones: more.x" in str(file_fields(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_of_every_spelling(tmp_path: Path, encoding: str, delimiter: str) -> None:
+    """By hand: quotes, doubled quotes, line breaks and delimiters inside a value."""
+    text = 'q;a\r\n"say ""caf\u00e9"";\n2 + 2";4\r\n\r\nb;\r\n'.replace(";", delimiter)
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode(encoding))
+    first = {"q": f'say "caf\u00e9"{delimiter}\n2 + 2', "a": "4"}
+    assert read(path) == [first, {"q": "b", "a": ""}]
+    assert file_fields(path) == Fields(("q", "a"))
+    packed = tmp_path / "a.csv.gz"
+    packed.write_bytes(gzip.compress(text.encode(encoding)))
+    assert read(packed) == read(path)
+
+
+def test_csv_rows_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(',q,a\n0,x,1\n1,y\n2,"z"z,3\n3,w,4\n4,"no end,5\n')
+    found = read(path)
+    assert found[0] == {"q": "x", "a": "1"} and found[3] == {"q": "w", "a": "4"}
+    assert reasons(found) == [
+        ("another number of values than columns", "2 of 3"),
+        ("not valid CSV", "',' expected after '\"'"),
+        ("not valid CSV", "unexpected end of data"),
+    ]
+
+
+def test_long_values_of_a_csv_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("q,a\n" + "x" * 300_000 + ",1\n")
+    assert read(path) == [{"q": "x" * 300_000, "a": "1"}]
 
 
 def test_a_parquet_file_that_was_cut(write_parquet: WritesParquet) -> None:

@@ -204,7 +204,8 @@ def test_another_encoding_is_refused_by_row(tmp_path: Path) -> None:
         (
             [{"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": 1}}],
             "no row has the field 'problem'; its fields are: prompt, reward_model "
-            "(nested fields cannot be mapped yet: prompt, reward_model); rename",
+            "(data.fields reaches into nested ones: prompt[0].role, prompt[0].content, "
+            "reward_model.ground_truth); name those of the question and of the answer",
         ),
     ],
 )
@@ -217,11 +218,65 @@ def test_a_source_without_one_good_row(tmp_path: Path, rows: list[Any], message:
 
 
 def test_an_unknown_file_is_told_its_fields_and_what_fits(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "mine.jsonl", [{"problem": "a", "answer": "1", "more": {}}])
-    with pytest.raises(ValueError, match=r"known for it; its fields are: answer, more, problem"):
+    path = write_jsonl(tmp_path / "other.jsonl", [{"text": "a", "target": "1", "more": {}}])
+    with pytest.raises(ValueError, match=r"known for it; its fields are: more, target, text"):
         load_problems(path)
+    path = write_jsonl(tmp_path / "mine.jsonl", [{"problem": "a", "answer": "1", "more": {}}])
     with pytest.raises(ValueError, match=r"choose a mapping that fits: math500, aime24"):
         load_problems(path, "gsm9k")
+
+
+def test_nested_fields_are_named_by_a_path(tmp_path: Path) -> None:
+    """The layout of verl's data sets; a row without the place is skipped and says what it has."""
+    rows: list[Any] = [
+        {"prompt": [{"role": "user", "content": "1 + 1?"}], "reward_model": {"ground_truth": 2}},
+        {"prompt": [], "reward_model": {"ground_truth": "3"}},
+        {"prompt": [{"role": "user", "content": "b"}], "reward_model": {"style": "rule"}},
+    ]
+    nested = FieldMapping("prompt[-1].content", "reward_model.ground_truth", "any")
+    problems, report = load_problems(write_jsonl(tmp_path / "a.jsonl", rows), nested)
+    assert [(p.question, p.answer) for p in problems] == [("1 + 1?", "2")]
+    assert report.skipped() == (
+        "1 x no field 'prompt[-1].content' (row 2: [-1] of 0 entries), "
+        "1 x no field 'reward_model.ground_truth' (row 3: 'ground_truth' of style)"
+    )
+    with pytest.raises(ValueError, match=r"no row has the field 'promt\[0\]\.content'; its fields"):
+        load_problems(tmp_path / "a.jsonl", FieldMapping("promt[0].content", "reward_model.style"))
+
+
+def test_files_with_a_question_and_an_answer_need_no_mapping(tmp_path: Path) -> None:
+    """One name may be a known one by accident; answers may be marked row by row."""
+    path = tmp_path / "math_of_mine.csv"
+    path.write_text(
+        'question,answer,level\n1 + 1?,2,easy\n2 + 2?,"2 + 2 = 4\n#### 4",\n'
+        f'3 + 3?,It is \\boxed{{6}}.,hard\n4?,"{"so " * 200}",hard\n'
+    )
+    problems, report = load_problems(path)
+    assert [(p.problem_id, p.answer, p.level) for p in problems] == [
+        ("math_of_mine/1", "2", "easy"),
+        ("math_of_mine/2", "4", ""),
+        ("math_of_mine/3", "6", "hard"),
+    ]
+    assert report.skipped() == (
+        "1 x answer is a long text without a box or '####' (row 4: 600 characters)"
+    )
+    rows = [{"problem": "1 + 1?", "final_answer": 2, "solution": "It is \\boxed{2}."}]
+    demonstrations, _ = load_demonstrations(write_jsonl(tmp_path / "b.jsonl", rows))
+    assert (demonstrations[0].problem.answer, demonstrations[0].response) == (
+        "2",
+        "It is \\boxed{2}.",
+    )
+
+
+def test_rows_of_a_file_that_no_mapping_is_named_for(tmp_path: Path) -> None:
+    """Faults are of the rows, not of the fields."""
+    path = write_jsonl(tmp_path / "mine.jsonl", ['{"question": "a", "answer": "1"},'] * 3)
+    with pytest.raises(ValueError, match=r"0 of 3 rows could be used: not valid JSON \(row 1: tra"):
+        load_problems(path)
+    rows: list[Any] = [{"question": "a", "answer": {"value": 1}}, {"question": "b", "answer": "2"}]
+    problems, report = load_problems(write_jsonl(tmp_path / "mixed.jsonl", rows))
+    assert [problem.answer for problem in problems] == ["2"]
+    assert report.skipped() == "1 x answer is a dict (row 1: {'value': 1})"
 
 
 def test_choices_are_of_the_list(tmp_path: Path) -> None:
@@ -327,7 +382,7 @@ def test_field_in_no_row_names_file_field_and_fields(tmp_path: Path) -> None:
         ("gsm8k.jsonl", None, None, "does not exist"),
         ("unknown.jsonl", "{}", None, "no field mapping known for it"),
         ("unknown.jsonl", "{}", "gsm9k", "no field mapping named 'gsm9k'"),
-        ("gsm8k.csv", "", None, "must end in .jsonl, .json, .parquet"),
+        ("gsm8k.tsv", "", None, "must end in .jsonl, .json, .csv, .parquet"),
         ("gsm8k.json", "{", None, "is not valid JSON"),
         ("gsm8k.json", "{}", None, "must hold a JSON list"),
         ("gsm8k.parquet", "text", None, "is not valid parquet"),

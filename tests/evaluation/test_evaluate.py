@@ -20,7 +20,7 @@ from satori_fast.evaluation.evaluate import (
     evaluate,
     graded,
 )
-from satori_fast.grading import GradingPool
+from satori_fast.grading import GradingPool, answer_finder
 from satori_fast.rollout.engine import SamplingParams, collect
 from satori_fast.types import Prefix, Problem
 from tests.evaluation.test_verification import GROUP
@@ -249,6 +249,18 @@ def test_a_format_without_attempts_leaves_their_metrics_out(pool: GradingPool) -
     analysis = result.analysis()
     assert analysis["by_reflections"] == [] and analysis["changes"]["num_reflected"] == 0
     assert analysis["verification"] is None
+
+
+def test_answers_are_found_where_the_run_looks_for_them() -> None:
+    renderer = replace(RENDERER, format=PLAIN)
+    script = {"sum 0": ["left 4"], "sum 1": [f"{box(4)} left 5"], "sum 2": ["over"]}
+    problems = [Problem(str(i), f"sum {i}", "4") for i in range(3)]
+    with GradingPool(0, finder=answer_finder("last_number")) as numbers:
+        engine = ScriptedEngine(renderer, script)
+        result = evaluate(engine, problems, max_new_tokens=60, pool=numbers)
+    assert result.correct == (True, False, False)
+    assert [[a.answer for a in own] for own in result.attempts] == [["4"], ["5"], []]
+    assert result.no_answer == pytest.approx(1 / 3)
 
 
 def evaluated_trials(pool: GradingPool) -> EvaluationResult:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from satori_fast.algorithms.credit import GroupMean
+from satori_fast.algorithms.credit import GroupMean, Terminal
 from satori_fast.experience.source import Judge, first_groups, num_groups
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.types import RewardBreakdown, Trajectory
@@ -66,3 +66,26 @@ def test_the_first_groups_are_those_that_came_first() -> None:
     assert num_groups(mixed) == 3
     assert ids(first_groups(mixed, 2)) == [5, 2, 5, 2]
     assert first_groups(mixed, 9) == mixed and first_groups(mixed, 0) == []
+
+
+def cut_one() -> list[Trajectory]:
+    """The first response of group 5 was cut at the length limit."""
+    first, *others = scored(REWARDS)
+    return [replace(first, finish="length"), *others]
+
+
+def test_cut_responses_are_left_out_of_their_groups() -> None:
+    """Alone in its group, a sibling has nothing to be compared with."""
+    masked = replace(judge(1e-6), cut="drop")
+    assert ids(judge(1e-6).informative(cut_one())) == [5, 5, 9, 9]
+    assert ids(masked.informative(cut_one())) == [9, 9]
+    assert ids(replace(judge(None), cut="drop").informative(cut_one())) == [5, 2, 2, 9, 9]
+
+
+def test_cut_responses_are_valued_by_the_critic() -> None:
+    kept = cut_one()
+    rule = replace(judge(None), credit=Terminal(), cut="bootstrap")
+    made = rule.experience(kept, kept, policy_version=0, stats={})
+    assert made.credits is not None and made.trajectories == tuple(kept)
+    assert [c.goes_on for c in made.credits] == [True] + [False] * 5
+    assert [float(c.values[-1]) for c in made.credits] == [0.0, 0.0, 0.5, 0.5, 0.0, 3.0]

@@ -21,6 +21,7 @@ STAGE_KEYS = {
     "wrong_to_right",
     "right_to_wrong",
     "reflections_per_answer",
+    "no_answer",
     "mean_response_tokens",
     "wall_s",
     "tokens_per_s",

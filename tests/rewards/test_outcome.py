@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from satori_fast.grading import GradingPool
+from satori_fast.grading import GradingPool, answer_finder
 from satori_fast.rewards.outcome import OutcomeReward, reflection_bonus
 from satori_fast.rewards.terms import score
 from satori_fast.types import Prefix, Problem, Segment, SegmentKind, Trajectory
@@ -173,4 +173,25 @@ def test_only_a_term_that_is_on_needs_an_answer(pool: GradingPool) -> None:
             OutcomeReward(pool, *weights)(trajectories)
     unknown, right = OutcomeReward(pool, 0.0, 0.0)(trajectories)
     assert (unknown.terms, unknown.correct, right.correct) == ({}, None, True)
-    assert unknown == replace(right, correct=None)
+    assert unknown == replace(right, correct=None, answered=None)
+
+
+def test_what_has_an_answer_is_told_apart_from_what_is_wrong(pool: GradingPool) -> None:
+    given = [sampled(r"\boxed{5}"), sampled("4"), sampled("4", answer=None)]
+    rewards = OutcomeReward(pool, 0.0, 0.0)(given)
+    assert [(r.correct, r.answered) for r in rewards] == [
+        (False, True),
+        (False, False),
+        (None, None),
+    ]
+    assert [t.reward.answered for t in score(given[:2], [OutcomeReward(pool)]) if t.reward] == [
+        True,
+        False,
+    ]
+
+
+def test_a_number_at_a_cut_is_no_answer() -> None:
+    given = [sampled("so 4"), replace(sampled("so 4"), finish="length")]
+    with GradingPool(0, finder=answer_finder("last_number")) as numbers:
+        rewards = OutcomeReward(numbers)(given)
+    assert [(r.correct, r.answered) for r in rewards] == [(True, True), (False, False)]

@@ -254,10 +254,6 @@ def test_models_of_other_token_ids(run: Run, tmp_path: Path) -> None:
     check(run, tmp_path, *again)
     # Without a reward model the critic starts from the student.
     check(run, tmp_path, "--stages", "['distill','reinforce']", "--distill.student", student)
-    # A checkpoint under a tokenizer that is not its own.
-    start = replace(run, models={**run.models, "policy": tmp_path / "student"})
-    message = refusal(start, tmp_path, "--model.path", student)
-    assert 'set tokenizer.kind = "model"' in message
 
 
 def test_a_student_whose_tokenizer_does_not_go_with_the_prompts(run: Run, tmp_path: Path) -> None:

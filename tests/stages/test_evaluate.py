@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from satori_fast.config import ConfigError
 from satori_fast.data.arithmetic import domain_words
 from satori_fast.data.tokenizer import build_word_tokenizer
+from satori_fast.profiling.metrics import read_metrics
+from satori_fast.profiling.report_runs import read_run
+from satori_fast.stages import run_stages
 from satori_fast.stages.evaluate import evaluate_model
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import build_run
@@ -37,3 +42,20 @@ def test_a_model_folder_is_evaluated_as_in_a_run(
         t.tokens.tolist() for t in within.rollout.trajectories
     ]
     assert result.correct == within.correct
+
+
+def test_an_evaluation_is_kept_as_a_folder_that_reports_read(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "--name", "before", "--profiling.measure_peaks", "false")
+    result = evaluate_model(config, keep=True)
+    summary = json.loads((tmp_path / "before" / "summary.json").read_text())
+    (stage,) = summary["stages"]
+    assert (stage["stage"], stage["accuracy"]) == ("eval", result.accuracy)
+    assert stage["num_problems"] == 20 and (tmp_path / "before" / "report.html").exists()
+    (line,) = read_metrics(tmp_path / "before" / "metrics.jsonl")
+    assert line["eval/no_answer"] == result.no_answer
+    record = read_run(tmp_path / "before")
+    assert record.summary["stages"][0]["stage"] == "eval" and len(record.samples) == 8
+    with pytest.raises(ConfigError, match="holds an evaluation, which has no stages"):
+        run_stages(config, resume=True)
+    with pytest.raises(ConfigError, match="holds a run"):
+        evaluate_model(config, keep=True)

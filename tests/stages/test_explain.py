@@ -134,6 +134,16 @@ def test_dropped_groups_say_why_and_weigh_nothing(tmp_path: Path) -> None:
     assert last["summary"]["tokens_kept"] == 18
 
 
+def test_responses_that_were_cut_are_masked_or_fined(tmp_path: Path) -> None:
+    file = written(tmp_path / "r.jsonl", row(RIGHT), row(WRONG), row(RIGHT, finish="length"))
+    *rows, last = records(file, "--reinforce.truncated=mask")
+    assert [record["kept"] for record in rows] == [True, True, False]
+    assert rows[2]["reason"] == "cut at the length limit (reinforce.truncated)"
+    assert column(rows[2], "weight") == [0] and last["summary"]["groups_kept"] == 1
+    fined = records(file, "--reinforce.truncated=penalty")[:-1]
+    assert [record["terms"]["overlong"] for record in fined] == [0, 0, -1]
+
+
 class Remembering(CreditRule):
     """The baseline is the mean total of all steps before."""
 

@@ -17,6 +17,7 @@ from satori_fast.stages.resume import (
     check_inputs,
     check_settings,
     input_digests,
+    lengthened,
     read_config,
     readers,
 )
@@ -95,6 +96,60 @@ def test_what_a_begun_stage_reads_stays(
     earlier, now = config_with(tmp_path), config_with(tmp_path, f"--{key}", value)
     with pytest.raises(ConfigError, match=f"in {key}: .* there, .* here; {kind} went by it"):
         check_settings(earlier, now, begun)
+
+
+def test_all_differences_are_named_at_once(tmp_path: Path) -> None:
+    few = ("--seed", "5", "--data.num_train", "5")
+    earlier, now = config_with(tmp_path), config_with(tmp_path, *few)
+    with pytest.raises(ConfigError) as caught:
+        check_settings(earlier, now, ["supervised"])
+    assert str(caught.value) == (
+        "the run folder differs from this config in data.num_train: 9 there, 5 here; seed: 0 there,"
+        " 5 here; supervised went by it: resume with the same values, or choose another --name"
+    )
+    more = ("--model.hidden_size", "256", "--model.num_layers", "2", "--data.levels", "[2]")
+    now = config_with(tmp_path, *few, *more, "--data.max_prompt_tokens", "99")
+    with pytest.raises(ConfigError, match=r"in data\.levels: .*256 here.* and 1 more; supervised"):
+        check_settings(earlier, now, ["supervised"])
+
+
+LONGER = ("--reinforce.num_steps", "150")
+
+
+def test_the_last_stage_may_take_more_steps(tmp_path: Path) -> None:
+    earlier, now = config_with(tmp_path), config_with(tmp_path, *LONGER)
+    begun = ["synthesize", "supervised", "preference", "reinforce"]
+    assert check_settings(earlier, now, begun) == ["reinforce.num_steps: 100 there, 150 here"]
+    assert lengthened(earlier, now, begun) == "reinforce"
+    assert lengthened(earlier, earlier, begun) is None
+    assert lengthened(earlier, now, begun[:3]) is lengthened(earlier, now, []) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "begun"),
+    [
+        (LONGER, (), ["reinforce"]),  # fewer
+        ((), LONGER, ["reinforce", "distill_2"]),  # something came after it
+        (
+            ("--reinforce.optimizer.schedule", "cosine"),
+            (*LONGER, "--reinforce.optimizer.schedule", "cosine"),
+            ["reinforce"],
+        ),
+    ],
+)
+def test_steps_that_what_was_computed_depends_on(
+    tmp_path: Path, before: tuple[str, ...], after: tuple[str, ...], begun: list[str]
+) -> None:
+    earlier, now = config_with(tmp_path, *before), config_with(tmp_path, *after)
+    with pytest.raises(ConfigError, match=r"in reinforce\.num_steps: .*reinforce went by it"):
+        check_settings(earlier, now, begun)
+
+
+def test_the_evaluation_at_the_start_is_there_from_the_start(tmp_path: Path) -> None:
+    earlier, now = config_with(tmp_path), config_with(tmp_path, "--evaluation.at_start", "true")
+    assert check_settings(earlier, now, []) == ["evaluation.at_start: False there, True here"]
+    with pytest.raises(ConfigError, match=r"evaluation\.at_start = true: this run has begun"):
+        check_settings(earlier, now, ["synthesize"])
 
 
 def test_what_the_stage_offline_reads(tmp_path: Path) -> None:

@@ -284,6 +284,39 @@ def test_partial_rollouts_resume_to_the_same_bits(tmp_path: Path) -> None:
     assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
 
 
+FRESH = ("--stages", "['reinforce']", "--reinforce.critic_init", "policy")
+
+
+def test_a_finished_run_takes_more_steps_as_if_it_had_been_longer(tmp_path: Path) -> None:
+    """And is evaluated before its first stage; without checkpoints it stays as it is."""
+    options = (*FRESH, "--evaluation.at_start", "true", "--reinforce.num_steps")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    run_stages(tiny_config(whole, *options, "3"))
+    first = run_stages(tiny_config(cut, *options, "2"))
+    assert [stage["stage"] for stage in first["stages"]] == ["start", "reinforce"]
+    assert first["stages"][0]["num_problems"] == 20 and not (cut / "tiny/models/start").exists()
+    longer = run_stages(tiny_config(cut, *options, "3"), resume=True)
+    assert [stage["stage"] for stage in longer["stages"]] == ["start", "reinforce"]
+    model = "tiny/models/reinforce/model.safetensors"
+    assert (cut / model).read_bytes() == (whole / model).read_bytes()
+    lines, wanted = (timeless(folder / "tiny/metrics.jsonl") for folder in (cut, whole))
+    assert [line["stage"] for line in lines] == ["start", *["reinforce"] * 3]
+    # What was the end once was evaluated, and stays so.
+    assert "eval/accuracy" in lines[2] and "eval/accuracy" not in wanted[2]
+    rest = {name: value for name, value in lines[2].items() if "eval" not in name}
+    assert [*lines[:2], rest, lines[3]] == wanted
+    assert not {"restarts", "solutions"} & {path.name for path in (cut / "tiny").iterdir()}
+    checkpoints = cut / "tiny" / "checkpoints" / "reinforce"
+    assert any(checkpoints.iterdir())
+    gone = (*options, "3", "--delete_checkpoints", "true")
+    assert run_stages(tiny_config(cut, *gone), resume=True)["stages"] == longer["stages"]
+    assert not checkpoints.exists()
+    with pytest.raises(ConfigError, match=r"reinforce has finished and its checkpoint is gone"):
+        run_stages(tiny_config(cut, *options, "4"), resume=True)
+
+
 def test_critic_warm_up_trains_the_critic_alone(tmp_path: Path) -> None:
     options = ("--reinforce.critic_warmup_steps", "2", "--reinforce.num_steps", "3")
     run_stages(tiny_config(tmp_path, *options))

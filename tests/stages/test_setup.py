@@ -180,6 +180,35 @@ def model_in(folder: Path, **generation: Any) -> Path:
     return folder
 
 
+def test_a_model_keeps_the_ids_that_it_knows(tmp_path: Path) -> None:
+    """Of a word list with all words of the domain both kinds are the same; of text none is."""
+    model = model_in(tmp_path / "model")
+    kept = (tmp_path / "model" / "tokenizer.json").read_text()
+    for kind in ("model", "words"):
+        config = run_config(tmp_path, model, "--tokenizer.kind", kind)
+        write_tokenizer(config, tmp_path / kind)
+        assert json.loads((tmp_path / kind / "tokenizer.json").read_text()) == json.loads(kept)
+    chains = ("--data.source", "chains", "--data.levels", "[4]", "--tokenizer.kind", "words")
+    for more in (chains, ("--data.source", "a.jsonl", "--tokenizer.kind", "bpe")):
+        config = run_config(tmp_path, model, *more)
+        with pytest.raises(
+            ConfigError, match=r"has a tokenizer of its own, .*: take tokenizer\.kind"
+        ):
+            write_tokenizer(config, tmp_path / "other")
+
+
+def test_a_model_without_a_tokenizer_gets_one_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    config = run_config(tmp_path, tmp_path / "bare")
+    with pytest.raises(
+        ConfigError, match=r"bare' has no tokenizer: copy its tokenizer\.json there"
+    ):
+        write_tokenizer(config, tmp_path / "out")
+    config = run_config(tmp_path, tmp_path / "bare", "--tokenizer.kind", "words")
+    write_tokenizer(config, tmp_path / "out")
+    assert len(load_tokenizer(tmp_path / "out")) == len(TOKENIZER)
+
+
 def context_of(run: Run) -> Context:
     return run.context(plan_stages(run.config)[-1])
 

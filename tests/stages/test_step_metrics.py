@@ -162,3 +162,15 @@ def test_clamped_ratios_are_a_share_of_the_loss_tokens() -> None:
 
 def test_nothing_kept_leaves_no_metric() -> None:
     assert advantage_metrics([], [], [], alone) == {}
+
+
+def test_responses_without_an_answer_are_a_share_of_the_graded_ones() -> None:
+    flags = [True, False, None, False]
+    sampled = [
+        replace(answer(ORIGINAL, False, 3), reward=RewardBreakdown({}, answered=flag))
+        for flag in flags
+    ]
+    metrics = experience_metrics(Experience(tuple(sampled)), format_of=lambda _: COAT)
+    assert metrics["rollout/no_answer"] == pytest.approx(2 / 3)
+    ungraded = Experience((sampled[2],))
+    assert "rollout/no_answer" not in experience_metrics(ungraded, format_of=lambda _: COAT)
