@@ -59,6 +59,7 @@ _EQUATION = re.compile(r"([0-9]+) ([-+*/]) ([0-9]+) = ([0-9]+)")
 _LARGEST_START, _LARGEST_CHANGE, _LARGEST = 60, 60, 150
 _LARGEST_FACTOR, _LARGEST_DIVISOR, _LARGEST_ASIDE = 6, 9, 40
 _LARGEST_START_OF_PACKS = 20
+_LARGEST_WRONG = 300  # a pupil sees that 18 dollars do not become 756
 # By how much a result is off that is calculated wrongly: by one of the likely errors where the rest
 # of the story allows it. Of the others one always fits: twice a later divisor in either direction.
 _LIKELY_ERRORS = (-10, -2, -1, 1, 2, 10)
@@ -230,7 +231,8 @@ def _calculated(sides: Iterable[tuple[int, Kind, int]]) -> list[Equation]:
 
 def _leads_on(story: Story, place: int, result: int, truth: int) -> bool:
     """Whether the rest of the story can be calculated from a wrong result of an event."""
-    value: int | None = result if result >= SMALLEST and result != truth else None
+    value: int | None = result if SMALLEST <= result <= _LARGEST_WRONG else None
+    value = None if value == truth else value
     for event in story.events[place + 1 :]:
         value = None if value is None else event.apply(value)
     return value is not None
@@ -239,9 +241,10 @@ def _leads_on(story: Story, place: int, result: int, truth: int) -> bool:
 # --- verifications -------------------------------------------------------------------------------
 
 
-def confirming_text(story: Story, answer: int) -> str:
+def confirming_text(story: Story, answer: int, *, slips: bool = False) -> str:
     """A verification that goes back from `answer` and compares with the beginning; true, whatever
-    the answer is."""
+    the answer is. slips: its last result is wrong, and so is its verdict, unless going back ends
+    before."""
     back, value = list[str](), answer
     for event in reversed(story.events):
         kind = _INVERSE[event.kind]
@@ -250,17 +253,22 @@ def confirming_text(story: Story, answer: int) -> str:
             side = f"{value} {SIGNS[kind]} {event.number}"
             back.append(f"{side} is {'no whole number' if kind == 'divide' else 'below zero'}")
             return f"{CONFIRMING} {answer}: {', '.join(back)}. So {_verdict(False)}."
+        if slips and event is story.events[0]:
+            result = story.start + (result == story.start)
         back.append(str(Equation(value, kind, event.number, result)))
         value = result
     begins = f"The story begins with {story.start}, so {_verdict(value == story.start)}."
     return f"{CONFIRMING} {answer}: {', '.join(back)}. {begins}"
 
 
-def resolving_text(story: Story, answer: int) -> str:
+def resolving_text(story: Story, answer: int, *, slips: bool = False) -> str:
     """A verification that solves the problem again and compares with `answer`; true, whatever the
-    answer is."""
-    again = ", ".join(map(str, right_equations(story)))
-    is_right = story.answer == str(answer)
+    answer is. slips: its last result is wrong, and so is its verdict."""
+    written, is_right = right_equations(story), story.answer == str(answer)
+    if slips:
+        written[-1] = replace(written[-1], result=answer + is_right)
+        is_right = not is_right
+    again = ", ".join(map(str, written))
     compared = "That is the same" if is_right else f"That is not {answer}"
     return f"{RESOLVING} {again}. {compared}, so {_verdict(is_right)}."
 
@@ -318,13 +326,15 @@ def draw_story(level: Level, rng: np.random.Generator) -> Story:
 
 def _draw_event(theme: Theme, story: Story, rng: np.random.Generator) -> Event:
     value, told = story.values[-1], {event.kind for event in story.events}
+    said_before = {(event.kind, event.wording) for event in story.events}
     possible: dict[Kind, list[tuple[int, list[int]]]] = {}
     for kind in (theme.first,) if theme.first and not told else KINDS:
         if kind in told and kind in ("multiply", "divide"):
             continue
         for wording in range(len(theme.wordings(kind))):
             fixed = theme.fixed_number(kind, wording)
-            if numbers := [n for n in _numbers(value, kind) if fixed in (None, n)]:
+            numbers = [n for n in _numbers(value, kind) if fixed in (None, n)]
+            if numbers and (kind, wording) not in said_before:
                 possible.setdefault(kind, []).append((wording, numbers))
     kind = _one_of(tuple(possible), rng)
     wording, numbers = _one_of(possible[kind], rng)
