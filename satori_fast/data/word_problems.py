@@ -231,11 +231,12 @@ def _calculated(sides: Iterable[tuple[int, Kind, int]]) -> list[Equation]:
 
 def _leads_on(story: Story, place: int, result: int, truth: int) -> bool:
     """Whether the rest of the story can be calculated from a wrong result of an event."""
-    value: int | None = result if SMALLEST <= result <= _LARGEST_WRONG else None
-    value = None if value == truth else value
+    value: int | None = result if result >= SMALLEST and result != truth else None
     for event in story.events[place + 1 :]:
-        value = None if value is None else event.apply(value)
-    return value is not None
+        if value is None or value > _LARGEST_WRONG:
+            return False
+        value = event.apply(value)
+    return value is not None and value <= _LARGEST_WRONG
 
 
 # --- verifications -------------------------------------------------------------------------------
