@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stories in plain English about one quantity, and reading them back.
 
-    Mia keeps 14 shells in a box. Then she finds 10 more in the attic. Leo is 12 years old. Later,
-    Mia gives half of them to Leo. How many shells does she have in the end?
+    Leo is 12 years old. Mia keeps 14 shells in a box. She finds 10 more in the attic. Later, Mia
+    gives half of them to Leo. How many shells does she have in the end?
 
-A story begins with a number, goes on with events that change it, may mention a number that has
-nothing to do with it (an aside), and asks for what is there in the end. Its sentences are composed
+A story begins with a number, goes on with events that change it, and asks for what is there in the
+end. It may mention a number that has nothing to do with it (an aside), at one of its ends, where no
+"them" or "it" is taken for what the aside is about. Its sentences are composed
 from `stories.toml`: a theme, a person, a thing, one wording of several for each sentence. Every
 number in a story is at least 2, so that plurals are right, and so is the quantity at any time.
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -133,11 +134,12 @@ def calculate(value: int, kind: Kind, number: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """A number that nothing follows from. before: the event that it is said before."""
+    """A number that nothing follows from. is_last: it is said before the question, and not before
+    everything else."""
 
     wording: int
     number: int
-    before: int
+    is_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,17 +205,14 @@ class Story:
         """What the quantity is, as a solution says it. value: a number, or an equation."""
         return self.fill(THEMES[self.theme].state, value=value)
 
-    def _sentences(self) -> Iterator[str]:
+    def _sentences(self) -> list[str]:
         theme = THEMES[self.theme]
-        yield _sentence(self.fill(theme.begin[self.begin], n=self.start))
-        for place, event in enumerate(self.events):
-            if self.aside is not None and self.aside.before == place:
-                yield self._aside(self.aside)
-            yield self.told(event)
-        yield _sentence(self.fill(theme.ask[self.ask]), end="?")
-
-    def _aside(self, aside: Aside) -> str:
-        return _sentence(self.fill(ASIDES[aside.wording], n=aside.number))
+        told = [_sentence(self.fill(theme.begin[self.begin], n=self.start))]
+        told += [self.told(event) for event in self.events]
+        if self.aside is not None:
+            aside = _sentence(self.fill(ASIDES[self.aside.wording], n=self.aside.number))
+            told.insert(len(told) if self.aside.is_last else 0, aside)
+        return [*told, _sentence(self.fill(theme.ask[self.ask]), end="?")]
 
     def told(self, event: Event) -> str:
         """An event as the story tells it: a sentence."""
@@ -269,10 +268,17 @@ def _says(text: str, word: str) -> bool:
 
 def _read(sentences: list[str]) -> Story:
     """Raises ValueError where a sentence is none of the wordings."""
-    first, *middle, last = sentences
-    story = _read_beginning(first)
-    for sentence in middle:
-        story = _read_event(story, sentence) or _read_aside(story, sentence)
+    *told, last = sentences
+    aside, other = None, ""
+    for place in (0, -1):
+        found = _read_aside(told[place], is_last=place == -1) if told else None
+        if found is not None and aside is None:
+            aside, other = found
+            del told[place]
+    story = _read_beginning(told.pop(0) if told else "")
+    story = replace(story, aside=aside, other=story.other or other)
+    for sentence in told:
+        story = _read_event(story, sentence)
     for ask, wording in enumerate(THEMES[story.theme].ask):
         if _sentence(story.fill(wording), end="?") == last:
             return replace(story, ask=ask)
@@ -298,8 +304,8 @@ def _read_beginning(sentence: str) -> Story:
     raise ValueError(sentence)
 
 
-def _read_event(story: Story, sentence: str) -> Story | None:
-    """The story with one more event; None where the sentence tells none of its theme."""
+def _read_event(story: Story, sentence: str) -> Story:
+    """The story with one more event. ValueError where the sentence tells none of its theme."""
     theme = THEMES[story.theme]
     openers = [o for o, opener in enumerate(OPENERS) if opener and sentence.startswith(opener)]
     opener = openers[0] if openers else 0
@@ -315,22 +321,23 @@ def _read_event(story: Story, sentence: str) -> Story | None:
                 event = Event(kind, number, wording, opener, named)
                 if heard.told(event) == sentence:
                     return replace(heard, events=(*story.events, event))
-    return None
-
-
-def _read_aside(story: Story, sentence: str) -> Story:
-    for wording, text in enumerate(ASIDES):
-        if (found := _match(story.theme, text, sentence)) and story.aside is None:
-            other = found.groupdict().get("other", story.other)
-            aside = Aside(wording, int(found["n"]), before=len(story.events))
-            return replace(story, other=other, aside=aside)
     raise ValueError(sentence)
+
+
+def _read_aside(sentence: str, *, is_last: bool) -> tuple[Aside, str] | None:
+    """The aside of a sentence, and who it is about; None for another sentence."""
+    theme = next(iter(THEMES))  # asides are the same in all
+    for wording, text in enumerate(ASIDES):
+        if found := _match(theme, text, sentence):
+            aside = Aside(wording, int(found["n"]), is_last=is_last)
+            return aside, found.groupdict().get("other", "")
+    return None
 
 
 def _match(theme: str, wording: str, sentence: str) -> re.Match[str] | None:
     """Match a sentence with a wording, which begins small where the sentence begins large."""
     pattern = _pattern(theme, wording)
-    small = sentence[0].lower() + sentence[1:]
+    small = sentence[:1].lower() + sentence[1:]
     return pattern.fullmatch(sentence) or pattern.fullmatch(small)
 
 

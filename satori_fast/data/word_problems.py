@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A built-in domain for language models: word problems of one to three steps in plain English.
 
-    question:     Mia keeps 14 shells in a box. Then she finds 10 more in the attic. Later, Mia
-                  gives half of them to Leo. How many shells does she have in the end?
+    question:     Mia keeps 14 shells in a box. She finds 10 more in the attic. Later, Mia gives
+                  half of them to Leo. How many shells does she have in the end?
     solution:     She finds 10 more, so she has 14 + 10 = 24 shells. She gives half of them to Leo,
                   so she has 24 / 2 = 12 shells. The answer is \\boxed{12}.
     confirming:   I go back from 12: 12 * 2 = 24, 24 - 10 = 14. The story begins with 14, so the
@@ -319,8 +319,8 @@ def draw_story(level: Level, rng: np.random.Generator) -> Story:
         story = replace(story, events=(*story.events, event))
     if level.has_aside:
         number = int(rng.integers(SMALLEST, _LARGEST_ASIDE + 1))
-        before = int(rng.integers(level.num_steps))
-        aside = Aside(int(rng.integers(len(ASIDES))), number, before)
+        is_last = bool(rng.random() < 0.5)
+        aside = Aside(int(rng.integers(len(ASIDES))), number, is_last=is_last)
         story = replace(story, aside=aside)
     return said(story)
 
