@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Word problems as actions: checks worked by hand, and slips counted in what a model might write."""
+"""Word problems as actions: checks worked by hand, and slips counted in what models may write."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_what_cannot_be_the_steps_of_a_solution_is_refused() -> None:
     [
         (f"{RIGHT[0]}<|continue|> {ADDED}{CHECK} That is wrong.<|explore|> {AGAIN}", (1, AGAIN)),
         (
-            f"{RIGHT[0]}<|continue|> {ADDED}<|continue|> The answer is \\boxed{{28}}.<|reflect|> Let "
-            f"me check all steps: 14 + 9 = 23, 23 - 5 = 18. That is wrong.<|explore|> {AGAIN}",
+            f"{RIGHT[0]}<|continue|> {ADDED}<|continue|> The answer is \\boxed{{28}}.<|reflect|> "
+            f"Let me check all steps: 14 + 9 = 23, 23 - 5 = 18. That is wrong.<|explore|> {AGAIN}",
             (1, AGAIN),
         ),
         (f"{RIGHT[0]}<|continue|> {RIGHT[1]}{CHECK} That is right.", (1, RIGHT[1])),
