@@ -71,7 +71,7 @@ def make_real_model() -> Path:
 
 
 def model_digest(folder: Path) -> str:
-    """SHA-256 of the weights, by name, and of the tokenizer: words, chat template, a text in ids."""
+    """SHA-256 of the weights, by name, and of the tokenizer: words, chat template, a text."""
     from safetensors import safe_open
     from transformers import AutoTokenizer
 

@@ -47,7 +47,7 @@ _FIXED = re.compile(r"=([0-9]+) ")
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """What stories of a kind are made of; see the head of `stories.toml`.
+    """Wordings of the stories of a kind; see the head of `stories.toml`.
 
     first: the kind that the first event must have, where the beginning asks for one.
     places: what {place} may be; empty where no wording has it.
@@ -202,7 +202,7 @@ class Story:
         return self.fill(_TAIL.sub("", self._wording(event)), n=event.number)
 
     def state(self, value: str) -> str:
-        """What the quantity is, as a solution says it. value: a number, or an equation."""
+        """Statement of the quantity, as a solution has it. value: a number, or an equation."""
         return self.fill(THEMES[self.theme].state, value=value)
 
     def _sentences(self) -> list[str]:

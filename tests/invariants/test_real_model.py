@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real language model is the same model everywhere: in the trainer, in each engine, in transformers
+"""A real language model is the same one everywhere: in the trainer, in each engine, in transformers
 and after an export; and it grows by three tokens without forgetting anything.
 
 Its texts are word problems; `--data-dir` adds all of GSM8K for the tokenizer.
@@ -237,7 +237,7 @@ def test_an_export_opens_in_transformers_and_writes_the_same_text(grown: Grown) 
 @pytest.mark.vllm
 @pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make setup-vllm")
 def test_an_export_opens_in_vllm_and_writes_the_same_text(grown: Grown, tmp_path: Path) -> None:
-    """With its own tokenizer, chat template and ends; in a process of its own, which vLLM changes."""
+    """With its own tokenizer, chat template and ends; in another process, for vLLM changes it."""
     (tmp_path / "turns.json").write_text(
         json.dumps(
             [
