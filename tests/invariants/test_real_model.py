@@ -26,7 +26,6 @@ from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.step import Learner, build_learner, score
 from satori_fast.data.formats.coat import COAT, META_ACTION_TOKENS
 from satori_fast.data.prompts import ChatTemplate, PromptRenderer
-from satori_fast.data.sources import load_problems
 from satori_fast.data.stories import parse_story
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.data.word_problems import WordProblems, solution_text
@@ -145,9 +144,10 @@ def test_bfloat16_is_as_close_as_that_of_transformers(real_model: Path, referenc
         rounded = gold_logprobs(reference_logits(theirs, batch), batch)
     (logprobs,) = score(ours, [batch], temperature=1.0)
     inside = batch.loss_mask
-    error = (logprobs - exact)[inside].abs().mean()
-    assert error <= 0.06  # nats; measured: see the end of the module's history
-    assert error <= 1.2 * (rounded - exact)[inside].abs().mean()
+    error = (logprobs - exact)[inside].abs()
+    # Nats, of float32's. Measured: 0.022 in the mean, 0.23 at most; transformers 0.040 and 0.35.
+    assert error.mean() <= 0.03 and error.max() <= 0.5
+    assert error.mean() <= (rounded - exact)[inside].abs().mean()
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -186,12 +186,12 @@ def test_the_tokenizer_is_the_same_on_all_of_gsm8k(
     real_model: Path, grown: Grown, data_dir: Path, file: str
 ) -> None:
     rows = [json.loads(line) for line in (data_dir / file).read_text().splitlines()]
+    assert len(rows) > 1000
     theirs, ours = AutoTokenizer.from_pretrained(real_model), renderer_of(real_model)
     for text in (text for row in rows for text in row.values() if isinstance(text, str)):
         ids = theirs(text).input_ids
         assert ours.encode(text) == ids == grown.renderer.encode(text)
         assert ours.decode(ids) == text
-    assert len(load_problems(data_dir / file)) == len(rows) > 1000
 
 
 # --- growth and export ---------------------------------------------------------------------------
