@@ -18,12 +18,13 @@ VLLM_ON_CPU := $(if $(HAS_GPU),,$(if $(filter Linux,$(shell uname -s)),setup-vll
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	$(if $(DATA_DIR),--data-dir=$(DATA_DIR)) $(ARGS)
 
-.PHONY: setup setup-vllm quickstart test test-all drill lint bench race ablations clean
+.PHONY: setup setup-vllm real-model quickstart test test-all drill lint bench race ablations clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup       virtual environment in $(VENV), packages, compiled kernels"
 	@echo "make setup-vllm  vLLM beside it: the CPU build where there is no GPU"
+	@echo "make real-model  a language model of 135 M parameters for configs/real, into the user's cache"
 	@echo "make quickstart  train a tiny reasoner end to end (minutes, 2 CPU cores)"
 	@echo "make test        run the tests that take minutes in all (DATA_DIR=folder adds real data)"
 	@echo "make test-all    run every test: long ones, many processes, vLLM, a browser, small drills"
@@ -63,16 +64,21 @@ $(VLLM_STAMP): $(STAMP)
 	< $(VENV)/vllm.json | xargs -r $(BIN)/pip install -q --no-deps; fi
 	@touch $@
 
+real-model: setup
+	@echo "== real-model"
+	$(BIN)/python -m tests.real_model
+
 quickstart: setup
 	@echo "== quickstart: synthesis, format tuning, reinforcement learning with restarts"
 	$(BIN)/satori-fast run configs/quickstart.toml $(ARGS)
 
 test: setup
 	@echo "== test"
-	$(PYTEST) -m "not (slow or ranks or vllm or browser)"
+	$(PYTEST) -m "not (slow or ranks or vllm or browser or real_model)"
 
 test-all: setup $(VLLM_ON_CPU)
 	@echo "== test-all"
+	-$(BIN)/python -m tests.real_model
 	$(PYTEST)
 
 drill: setup

@@ -149,8 +149,8 @@ class SynthesizeConfig(Section):
     confirm_share: float = Field(default=0.0, ge=0, le=1)
     """share of corrected trajectories that end with a confirming reflection (the paper: 0)"""
     generator_skill: float = Field(default=0.3, gt=0, lt=1)
-    """scripted generator: share of attempts that are right (chains: of solutions from the question
-    alone; each of L operations is right with the L-th root of it)"""
+    """scripted generator: share of attempts that are right (chains, word_problems: of solutions
+    from the question alone; each of L steps is right with the L-th root of it)"""
     slips: Literal["chance", "carries"] = "chance"
     """scripted generator of chains: it slips anywhere, or forgets what is carried or borrowed, of
     which generator_skill is then the share it gets right"""

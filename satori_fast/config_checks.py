@@ -49,22 +49,23 @@ def check_inputs(
     # Imported here: problems need torch, and the config must not.
     from satori_fast.data.domains import DOMAINS
 
-    built_in = data.source in DOMAINS
+    domain = DOMAINS.get(data.source)
     if model.path is None and tokenizer.kind == "model":
         raise ValueError(
             'tokenizer.kind = "model" needs model.path: set it, or choose "words" or "bpe"'
         )
-    if built_in and tokenizer.kind == "bpe":
+    if domain is not None and tokenizer.kind == ("bpe" if domain.words else "words"):
+        needed, fit = ("text", '"words"') if domain.words else ("a list", '"model" or "bpe"')
         raise ValueError(
-            f'tokenizer.kind = "bpe" needs text, and data.source = "{data.source}" has none: '
-            'choose "words"'
+            f'tokenizer.kind = "{tokenizer.kind}" needs {needed}, and data.source = '
+            f'"{data.source}" has none: choose {fit}'
         )
-    if built_in and data.fields.question is not None:
+    if domain is not None and data.fields.question is not None:
         raise ValueError(
             f'data.fields name those of a data set, and data.source = "{data.source}" is built in: '
             "take them out, or name a file"
         )
-    if built_in and data.num_train is None:
+    if domain is not None and data.num_train is None:
         raise ValueError("data.num_train is missing: the built-in domain has no end")
     if supervised.source is not None and {"synthesize", "supervised"} <= set(stages):
         raise ValueError(

@@ -77,8 +77,8 @@ class SourceConfig(Section):
 
 class DataConfig(Section):
     source: str = "arithmetic"
-    """data set: arithmetic or chains (built in), a .jsonl, .json or .csv (or .gz) or .parquet file,
-    or a hub name; empty with sources"""
+    """data set: arithmetic, chains or word_problems (built in), a .jsonl, .json or .csv (or .gz) or
+    .parquet file, or a hub name; empty with sources"""
     sources: tuple[SourceConfig, ...] = Field(default=(), strict=False)
     """several data sets, mixed into one pool, in place of source and mapping"""
     mapping: str | None = None
@@ -86,8 +86,8 @@ class DataConfig(Section):
     columns such as question and answer"""
     fields: FieldsConfig = FieldsConfig()
     levels: tuple[int, ...] = Field(default=(3,), strict=False)  # TOML lists
-    """levels of difficulty of the built-in domain (arithmetic: 1 to 5, chains: 4 to 16 operations),
-    mixed evenly"""
+    """levels of difficulty of the built-in domain (arithmetic: 1 to 5, chains: 4 to 16 operations,
+    word_problems: 1 to 3 steps, 4 and 5 with a number too many), mixed evenly"""
     num_train: int | None = Field(default=None, gt=0)
     """training problems to use; None: all (built-in domain: needed)"""
     eval_source: str | None = None

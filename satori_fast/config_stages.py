@@ -59,7 +59,7 @@ class SupervisedConfig(ImitationConfig):
     """built-in domain: imitate its expert's titled steps, this share of them one by one, as the
     stage srl asks for them; None: plain solutions"""
     slip_share: float = Field(default=0.0, ge=0, le=1)
-    """built-in domain: share of the imitated steps that slip (chains: those that the pupil does not
+    """built-in domain: share of the imitated steps that slip (those that the pupil does not
     think about), for reinforcement to mend; needs step_share"""
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the whole test suite. `--data-dir` names the folder with the real data sets.
 
-It holds `train/gsm8k_train.jsonl` and `benchmarks/*.jsonl`; without it the tests on real data skip.
+It holds `train/gsm8k_train.jsonl` and `benchmarks/*.jsonl`; without it the tests on real data skip,
+as those marked `real_model` do without the model of `make real-model`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.real_model import has_real_model, real_model_folder
 
 # Nothing depends on how busy the machine is, and every run draws the same examples.
 settings.register_profile(
@@ -35,3 +38,11 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
     if not folder.is_dir():
         raise pytest.UsageError(f"--data-dir {folder} is not a folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of the real language model; tests that ask for it are marked `real_model`."""
+    if not has_real_model():
+        pytest.skip(f"no real model in {real_model_folder()}: make real-model")
+    return real_model_folder()

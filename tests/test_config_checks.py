@@ -324,6 +324,11 @@ CONTRADICTORY = [
         "--stages ['supervised'] --data.source chains --tokenizer.kind bpe",
         'tokenizer.kind = "bpe" needs text, and data.source = "chains" has none: choose "words"',
     ),
+    (
+        "--data.source word_problems --tokenizer.kind words",
+        'tokenizer.kind = "words" needs a list, and data.source = "word_problems" has none: choose '
+        '"model" or "bpe"',
+    ),
     ("--model.num_attention_heads 3", "must be a multiple of num_attention_heads = 3"),
     ("--supervised.source x.jsonl", "leaves the demonstrations of the stage synthesize unused"),
     # Lengths.

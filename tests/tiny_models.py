@@ -97,6 +97,14 @@ def random_batch(
     """Random sequences end to end; every token but the last of each is a loss token."""
     generator = torch.Generator().manual_seed(seed)
     sequences = [torch.randint(0, vocab_size, (length,), generator=generator) for length in lengths]
+    return packed(sequences, minibatch=minibatch, num_minibatch_tokens=num_minibatch_tokens)
+
+
+def packed(
+    sequences: Sequence[Tensor], *, minibatch: int = 0, num_minibatch_tokens: int | None = None
+) -> PackedBatch:
+    """Sequences of token ids end to end; every token but the last of each is a loss token."""
+    lengths = [len(sequence) for sequence in sequences]
     loss_mask = torch.cat([torch.arange(length) < length - 1 for length in lengths])
     count = int(loss_mask.sum())
     total = sum(lengths)

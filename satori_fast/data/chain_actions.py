@@ -11,20 +11,18 @@ first that differs:
     ... <|continue|> \\boxed{ 16 }<|reflect|> 37 + 25 = 62 ; 62 - 8 = 54 wrong
     <|explore|> 62 - 8 = 54 ...
 
-An exploration is the operation done rightly. It takes the place of the wrong one, and what stood
-after that falls. Problems and the words themselves are `chains`; who writes such responses is
-`synthesis.chain_agents`.
+An exploration is the operation done rightly; what stands after it is `step_actions`. Problems and
+the words themselves are `chains`; who writes such responses is `synthesis.chain_agents`.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from satori_fast.data.chains import STEP_END, VERDICTS, Operation, parse_chain
-from satori_fast.data.formats.coat import EXPLORE, META_ACTION_TOKENS, REFLECT, split_actions
+from satori_fast.data.step_actions import StepReader
 
 _STEP = re.compile(
     r"(?:(?P<value>[0-9]{1,2}) (?P<sign>[+-]) (?P<operand>[0-9]{1,2})|swap (?P<swapped>[0-9]{1,2}))"
@@ -91,69 +89,37 @@ def check_text(steps: Sequence[str]) -> str:
     return f"{f' {STEP_END} '.join(again)} {verdict}"
 
 
+_STEPS = StepReader(is_answer, lambda check: check.count(STEP_END) + 1)
+
+
 def standing_steps(text: str) -> tuple[str, ...]:
-    """List the steps that stand at the end of a response: corrections in the place of what they
-    correct, and nothing of what fell with it.
+    """List the steps that stand at the end of a response; see `StepReader`.
 
     >>> standing_steps("9 + 1 = 11<|reflect|> 9 + 1 = 10 wrong<|explore|> 9 + 1 = 10")
     ('9 + 1 = 10',)
     """
-    last = deque(_standing(split_actions(text)), maxlen=1)
-    return tuple(last[0]) if last else ()
-
-
-def _standing(actions: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the steps that stand after each action, in a list that changes with the next."""
-    steps: list[str] = []
-    checked = 0  # where the operation stands that the last reflection ended with
-    for action in actions:
-        content = _content(action)
-        if action.startswith(REFLECT):
-            is_whole = bool(steps) and is_answer(steps[-1])
-            checked = content.count(STEP_END) if is_whole else max(0, len(steps) - 1)
-        elif action.startswith(EXPLORE):
-            steps[checked:] = [content]
-        else:
-            steps.append(content)
-        yield steps
+    return _STEPS.standing_steps(text)
 
 
 def slip_counts(question: str, response: str) -> dict[str, float]:
-    """Count the slips in a response, and those that a local check mends, for an evaluation.
+    """Count the slips in a response, and those that a local check mends; see `StepReader`.
 
-    "slips" ("eval/slips"): operations with a wrong result, of the wrong kind, or that do not go on
-    from the number before them; corrections are operations too. "slips_mended"
-    ("eval/slips_mended"): share of them that are followed at once by a reflection and the right
-    operation; absent without a slip.
+    A slip is an operation with a wrong result, of the wrong kind, or that does not go on from the
+    number before it.
 
     >>> slip_counts("start 1 plus 2", "1 + 2 = 4<|reflect|> 1 + 2 = 3 wrong<|explore|> 1 + 2 = 3")
     {'slips': 1.0, 'slips_mended': 1.0}
     """
-    chain, actions = parse_chain(question), split_actions(response)
-    mended: list[bool] = []
-    for number, steps in enumerate(_standing(actions), start=1):
-        place = len(steps) - 1
-        is_step = not actions[number - 1].startswith(REFLECT) and not is_answer(steps[-1])
-        if not is_step or place >= len(chain.operations):
-            continue
-        value = chain.start if place == 0 else _result(steps[-2])
-        right = None if value is None else chain.operations[place].step(value)
-        if steps[-1] != right:
-            check, correction = (*actions[number : number + 2], "", "")[:2]
-            is_mended = check.startswith(REFLECT) and correction.startswith(EXPLORE)
-            mended.append(is_mended and _content(correction) == right)
-    counts = {"slips": float(len(mended))}
-    return counts | ({"slips_mended": sum(mended) / len(mended)} if mended else {})
+    chain = parse_chain(question)
+
+    def is_right(steps: Sequence[str]) -> bool:
+        value = chain.start if len(steps) == 1 else _result(steps[-2])
+        return value is not None and steps[-1] == chain.operations[len(steps) - 1].step(value)
+
+    return _STEPS.slip_counts(response, len(chain.operations), is_right)
 
 
 def _result(step: str) -> int | None:
     """The number that a step ends with, None for text that is no operation."""
     found = _STEP.fullmatch(step)
     return int(found["result"]) if found else None
-
-
-def _content(action: str) -> str:
-    """Text of an action without its token."""
-    for token in META_ACTION_TOKENS:
-        action = action.removeprefix(token)
-    return action.strip()

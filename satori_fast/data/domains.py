@@ -3,7 +3,7 @@
 
 A row says who draws problems, which words a tokenizer needs, who writes plain solutions to imitate,
 if anyone does, and what is counted in responses. Problems and texts themselves are `arithmetic`,
-`chains` and `chain_actions`.
+`chains`, `chain_actions`, `word_problems` and `word_actions`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from satori_fast.data import arithmetic, chains
+from satori_fast.data import arithmetic, chains, word_actions, word_problems
 from satori_fast.data.chain_actions import slip_counts
 from satori_fast.data.drawn_problems import DrawnProblems
 from satori_fast.data.formats.coat import COAT
 from satori_fast.data.steps import ExpertStep
+from satori_fast.data.stories import parse_story
 from satori_fast.types import Demonstration, Problem
 
 Counts = Callable[[str, str], Mapping[str, float]]
@@ -29,7 +30,7 @@ class Domain:
     """A built-in domain.
 
     problems: draws its problems, called as `DrawnProblems` is.
-    words:    every word of its texts, for a word tokenizer.
+    words:    every word of its texts, for a word tokenizer; None where they are plain English.
     answer:   works out the right answer of a question.
     solution: the expert's plain solution of a question; None where plain solutions teach nothing
               (they could only be guessed).
@@ -40,7 +41,7 @@ class Domain:
     """
 
     problems: type[DrawnProblems]
-    words: Callable[[], list[str]]
+    words: Callable[[], list[str]] | None
     answer: Callable[[str], str]
     solution: Callable[[str], str] | None = None
     steps: Callable[[str], tuple[ExpertStep, ...]] | None = None
@@ -84,6 +85,24 @@ def _careless_chain_steps(
     return tuple(map(ExpertStep, chains.step_titles(chain), steps, thoughts))
 
 
+def _word_steps(question: str) -> tuple[ExpertStep, ...]:
+    story = parse_story(question)
+    parts = (
+        word_problems.step_titles(story),
+        word_problems.expert_steps(story),
+        word_problems.step_thoughts(story),
+    )
+    return tuple(map(ExpertStep, *parts))
+
+
+def _careless_word_steps(
+    question: str, share: float, rng: np.random.Generator
+) -> tuple[ExpertStep, ...]:
+    story = parse_story(question)
+    steps, thoughts = word_problems.careless_steps(story, share, rng)
+    return tuple(map(ExpertStep, word_problems.step_titles(story), steps, thoughts))
+
+
 ARITHMETIC = "arithmetic"
 DOMAINS: Mapping[str, Domain] = MappingProxyType(
     {
@@ -100,6 +119,15 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
             _chain_steps,
             _careless_chain_steps,
             MappingProxyType({COAT.name: slip_counts}),
+        ),
+        "word_problems": Domain(
+            word_problems.WordProblems,
+            None,
+            lambda question: parse_story(question).answer,
+            lambda question: word_problems.solution_text(parse_story(question)),
+            _word_steps,
+            _careless_word_steps,
+            MappingProxyType({COAT.name: word_actions.slip_counts}),
         ),
     }
 )

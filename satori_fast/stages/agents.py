@@ -33,7 +33,6 @@ from satori_fast.config import (
 from satori_fast.data.control_tokens import ControlTokens
 from satori_fast.data.domains import DOMAINS
 from satori_fast.data.formats.plain import PLAIN
-from satori_fast.data.formats.trials import WORDS
 from satori_fast.data.packing import PackingSpec
 from satori_fast.data.prompts import PLAIN_TEMPLATE, PromptRenderer
 from satori_fast.data.stop_tokens import stop_ids_of
@@ -308,10 +307,11 @@ def check_trial_agents(config: Config, *, world_size: int, environment: Mapping[
             )
     if initialise.verifier.kind != "scripted":
         return
-    if config.dialect != WORDS.name:
+    dialect = SCRIPTED_VERIFIERS[source].dialect
+    if config.dialect != dialect:
         raise ConfigError(
             f'initialise.verifier.kind = "scripted" gives verdicts of data.dialect = '
-            f'"{WORDS.name}", not "{config.dialect}": set data.dialect = "{WORDS.name}"'
+            f'"{dialect}", not "{config.dialect}": set data.dialect = "{dialect}"'
         )
     share = initialise.confirming_share
     if share < 1 and "resolving" not in SCRIPTED_VERIFIERS[source].kinds:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
 from satori_fast.config import Config, ConfigError, DataConfig
 from satori_fast.data.collection import joined
-from satori_fast.data.domains import ARITHMETIC, DOMAINS
+from satori_fast.data.domains import ARITHMETIC, DOMAINS, Domain
 from satori_fast.data.formats.steps import PAPER_SYSTEM, Steps
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
@@ -130,11 +130,10 @@ def write_tokenizer(config: Config, saved: Path) -> None:
     if config.tokenizer.kind == "words":
         tokenizer = build_word_tokenizer(_words(config), special_tokens)
     else:
-        texts = [TEMPLATES[config.data.template].format(question="")]
-        for problem in load_pool(pool_of(config.data))[0]:
-            texts += [problem.question, problem.answer or ""]
         tokenizer = train_tokenizer(
-            texts, config.tokenizer.vocab_size, special_tokens=(*CHAT_TOKENS, *special_tokens)
+            _texts(config),
+            config.tokenizer.vocab_size,
+            special_tokens=(*CHAT_TOKENS, *special_tokens),
         )
     with replaced_folder(saved) as folder:
         tokenizer.save_pretrained(folder)
@@ -144,6 +143,7 @@ def _words(config: Config) -> list[str]:
     """Each word of the built-in domain and of the formats, once."""
     domain = DOMAINS.get(config.data.source, DOMAINS[ARITHMETIC])
     format, steps = config.response_format, config.step_format
+    assert domain.words is not None  # `check_inputs`
     words = (*domain.words(), *format.words, *(steps.words if steps else ()))
     return list(dict.fromkeys(words))
 
@@ -169,6 +169,19 @@ def check_kind(config: Config, model: Path) -> bool:
         f'model.path = {path!r} has a tokenizer of its own, and tokenizer.kind = "{kind}" would '
         'give the model foreign ids: take tokenizer.kind out, or set tokenizer.kind = "model"'
     )
+
+
+def _texts(config: Config) -> Iterator[str]:
+    """What a tokenizer of the run learns from: the prompt, questions, answers; of a built-in
+    domain, its expert's solutions."""
+    yield TEMPLATES[config.data.template].format(question="")
+    if (domain := DOMAINS.get(config.data.source)) is not None:
+        problems = training_problems(config, domain)
+        for demonstration in domain.demonstrations(problems):
+            yield f"{demonstration.problem.question} {demonstration.response}"
+        return
+    for problem in load_pool(pool_of(config.data))[0]:
+        yield from (problem.question, problem.answer or "")
 
 
 def keep_tokenizer(model: Path, folder: Path, special_tokens: Sequence[str]) -> None:
@@ -230,6 +243,13 @@ def step_prompts(config: Config) -> StepPrompts | None:
     return StepPrompts(template_named(template, system), format)
 
 
+def training_problems(config: Config, domain: Domain) -> Sequence[Problem]:
+    """The training problems of a built-in domain, as many as the config asks for."""
+    data = config.data
+    assert data.num_train is not None
+    return domain.problems(data.num_train, levels=data.levels, split="train", seed=config.seed)
+
+
 def build_problems(
     config: Config,
     renderer: PromptRenderer,
@@ -258,8 +278,7 @@ def build_problems(
             )
         )
         return read_problems(kept, files)
-    assert data.num_train is not None
-    train = domain.problems(data.num_train, levels=data.levels, split="train", seed=config.seed)
+    train = training_problems(config, domain)
     # The held-out half does not depend on the seed: runs with different seeds are comparable.
     heldout = domain.problems(
         config.evaluation.num_problems, levels=data.levels, split="heldout", seed=0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scripted agents of Satori's data synthesis, a row for each built-in domain.
 
-What they do is `agents` (arithmetic) and `chain_agents`; S2R's are `trial_agents`.
+What they do is `agents` (arithmetic), `chain_agents` and `word_agents`; S2R's are `trial_agents`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from satori_fast.synthesis.agents import (
     SlippingGenerator,
 )
 from satori_fast.synthesis.chain_agents import RecalculatingCritic, SlippingCalculator
+from satori_fast.synthesis.word_agents import RereadingCritic, SlippingPupil
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,5 +53,6 @@ SCRIPTED_AGENTS: Mapping[str, ScriptedAgents] = MappingProxyType(
             {"chance": SlippingCalculator, "carries": partial(SlippingCalculator, in_haste=True)},
             {"worked": RecalculatingCritic},
         ),
+        "word_problems": ScriptedAgents({"chance": SlippingPupil}, {"worked": RereadingCritic}),
     }
 )

@@ -18,6 +18,7 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
+from satori_fast.data import word_problems
 from satori_fast.data.arithmetic import check_text, parse_answer, parse_puzzle
 from satori_fast.data.chains import (
     MODULUS,
@@ -28,6 +29,8 @@ from satori_fast.data.chains import (
     parse_chain,
     resolving_text,
 )
+from satori_fast.data.formats.trials import PAPER, WORDS
+from satori_fast.data.stories import parse_story
 from satori_fast.grading import extract_answer
 from satori_fast.synthesis.agents import Unusable
 from satori_fast.synthesis.chat import ChatReply
@@ -79,9 +82,13 @@ class TrialAgents:
 
 
 class ScriptedVerifier(TrialVerifier, Protocol):
-    """A verifier of a built-in domain. kinds: the verifications that it can write."""
+    """A verifier of a built-in domain.
+
+    kinds: the verifications that it can write. dialect: in which it gives verdicts.
+    """
 
     kinds: ClassVar[tuple[VerificationKind, ...]]
+    dialect: ClassVar[str]
 
     def __init__(self, skill: float) -> None: ...
 
@@ -95,6 +102,7 @@ class ChainVerifier:
     """
 
     kinds: ClassVar[tuple[VerificationKind, ...]] = ("confirming", "resolving")
+    dialect: ClassVar[str] = WORDS.name
     skill: float = 1.0
 
     async def verify(
@@ -133,6 +141,7 @@ class ArithmeticVerifier:
     """
 
     kinds: ClassVar[tuple[VerificationKind, ...]] = ("confirming",)
+    dialect: ClassVar[str] = WORDS.name
     skill: float = 1.0
 
     async def verify(
@@ -158,15 +167,45 @@ class ArithmeticVerifier:
 
 
 @dataclass(frozen=True, slots=True)
+class WordVerifier:
+    """Implements `ScriptedVerifier` for word problems: goes back from the answer, or solves again.
+
+    skill: share of verifications without a slip. A slip is a wrong last result, which leads to the
+    wrong verdict; an answer from which nobody can go back is always judged rightly.
+    """
+
+    kinds: ClassVar[tuple[VerificationKind, ...]] = ("confirming", "resolving")
+    dialect: ClassVar[str] = PAPER.name
+    skill: float = 1.0
+
+    async def verify(
+        self,
+        problem: Problem,
+        solution: str,
+        kind: VerificationKind,
+        *,
+        rng: np.random.Generator,
+        sample: int,
+    ) -> str:
+        story, answer = parse_story(problem.question), _answer_of(solution)
+        if not answer.isdecimal():
+            raise Unusable("verifier_no_number", solution)
+        slips, given = rng.random() >= self.skill, int(answer)
+        if kind == "confirming":
+            return word_problems.confirming_text(story, given, slips=slips)
+        return word_problems.resolving_text(story, given, slips=slips)
+
+
+@dataclass(frozen=True, slots=True)
 class ScriptedJudge:
     """Implements `TrialJudge` for the built-in domains, whose verifications say what they do."""
 
     async def confirms(self, problem: Problem, solution: str, verification: str) -> bool:
-        return not verification.startswith(RESOLVING)
+        return not verification.startswith((RESOLVING, word_problems.RESOLVING))
 
 
 SCRIPTED_VERIFIERS: Mapping[str, type[ScriptedVerifier]] = MappingProxyType(
-    {"arithmetic": ArithmeticVerifier, "chains": ChainVerifier}
+    {"arithmetic": ArithmeticVerifier, "chains": ChainVerifier, "word_problems": WordVerifier}
 )
 
 

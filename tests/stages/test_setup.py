@@ -356,7 +356,7 @@ def test_meta_actions_are_tokens_of_coat_alone(tmp_path: Path) -> None:
         assert tokens_unknown_to(tmp_path / name, renderer) == ()
 
 
-@pytest.mark.parametrize("name", sorted(DOMAINS))
+@pytest.mark.parametrize("name", ["arithmetic", "chains"])
 def test_a_word_tokenizer_has_the_words_of_domain_and_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -365,12 +365,25 @@ def test_a_word_tokenizer_has_the_words_of_domain_and_format(
     config = load_config(path, ["--data.source", name])
     write_tokenizer(config, tmp_path / "plain")
     before = load_tokenizer(tmp_path / "plain").get_vocab()
-    assert set(DOMAINS[name].words()) < set(before) and "wait" not in before
+    words = DOMAINS[name].words
+    assert words is not None and set(words()) < set(before) and "wait" not in before
     # One of the format's words is the domain's too: it is not listed twice.
     monkeypatch.setattr(type(FORMATS["coat"]), "words", ("wait", "right"))
     write_tokenizer(config, tmp_path / "more")
     after = load_tokenizer(tmp_path / "more").get_vocab()
     assert after == before | {"wait": len(before)}
+
+
+def test_a_bpe_tokenizer_learns_from_the_experts_of_a_domain_in_english(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY.replace('kind = "words"', 'kind = "bpe"'))
+    config = load_config(path, ["--data.source", "word_problems", "--data.num_train", "50"])
+    write_tokenizer(config, tmp_path / "english")
+    tokenizer = load_tokenizer(tmp_path / "english")
+    text = "She finds 10 more, so she has 14 + 10 = 24 shells. The answer is \\boxed{24}."
+    ids = tokenizer(text).input_ids
+    # Words of the solutions are tokens; letter by letter there would be 76.
+    assert tokenizer.decode(ids) == text and len(ids) < 40
 
 
 def test_a_source_that_cannot_be_one_is_refused_by_its_key(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from satori_fast.data.arithmetic import ArithmeticProblems, name_answer, parse_puzzle
 from satori_fast.data.chains import ChainProblems, parse_chain
 from satori_fast.data.formats.trials import PAPER, WORDS
+from satori_fast.data.word_problems import WordProblems
 from satori_fast.synthesis.agents import Unusable
 from satori_fast.synthesis.chat import ChatReply
 from satori_fast.synthesis.filters import leaks
@@ -29,6 +30,7 @@ from satori_fast.synthesis.trial_agents import (
     ScriptedJudge,
     TrialVerifier,
     VerificationKind,
+    WordVerifier,
     read_judgement,
     read_whole_verification,
 )
@@ -98,6 +100,27 @@ def test_a_slip_is_one_wrong_result_and_spoils_the_verdict(kind: VerificationKin
             for before, step in pairwise(steps):
                 assert before.split()[-1] == step.removeprefix("swap ").split()[0]
     assert places == set(range(7))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("skill", [0.0, 1.0])
+def test_word_problems_are_verified_in_the_papers_words(
+    kind: VerificationKind, skill: float
+) -> None:
+    assert WordVerifier.dialect == PAPER.name and ChainVerifier.dialect == WORDS.name
+    opening = {"confirming": "I go back from ", "resolving": "I solve it again: "}[kind]
+    for seed, problem in enumerate(WordProblems(40, levels=[1, 3], split="train", seed=0)):
+        assert problem.answer is not None
+        for answer in (problem.answer, str(int(problem.answer) + 1 + seed)):
+            text = verified(WordVerifier(skill), problem, answer, kind, seed)
+            assert text.startswith(opening)
+            judge = ScriptedJudge().confirms(problem, "", text)
+            assert asyncio.run(judge) == (kind == "confirming")
+            # Where nobody can go back from an answer, it is judged rightly whatever the skill.
+            ended = "below zero" in text or "no whole number" in text
+            is_true = PAPER.verdict(text) is (answer == problem.answer)
+            assert is_true == (skill == 1.0 or ended)
+    assert reason_of(lambda: verified(WordVerifier(), problem, "2.5")) == "verifier_no_number"
 
 
 def test_share_of_slips() -> None:
