@@ -136,7 +136,13 @@ def train(
     source = build_source(context, folder, books, engine, judge=judge, problems=problems)
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
-    alarm = UninformativeSteps(context.stage, config, trainer.recipe.min_group_std, section=section)
+    alarm = UninformativeSteps(
+        context.stage,
+        config,
+        trainer.recipe.min_group_std,
+        section=section,
+        tell=books.alarm,
+    )
     loop = build_loop(context, folder, books, trainer)
     if (data := loop.resume()) is not None:
         source.load_state_dict(data)

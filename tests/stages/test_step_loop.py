@@ -41,6 +41,9 @@ class Recorder:
         self.calls.append(("record", step, metrics["loss"]))
         return StepTimes(wall_s=1.5)
 
+    def alarm(self, kind: str, message: str) -> None:
+        self.calls.append(("alarm", kind, message))
+
     def digests(self) -> dict[str, str]:
         return {"metrics.jsonl": "digest"}
 
