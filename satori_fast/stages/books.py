@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from satori_fast.backbone.architecture import head_dim
 from satori_fast.backbone.step import Learner
@@ -272,7 +272,12 @@ def _signals_of(
 
 def shape_of(learner: Learner) -> ModelShape:
     """Shape of the whole model, however it is split."""
-    hf_config = learner.hf_config
+    is_policy = learner.module.kind == "policy"
+    return shape_of_config(learner.hf_config, is_policy=is_policy)
+
+
+def shape_of_config(hf_config: Any, *, is_policy: bool = True) -> ModelShape:
+    """Shape of the model that a Hugging Face configuration describes."""
     return ModelShape(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
@@ -280,7 +285,7 @@ def shape_of(learner: Learner) -> ModelShape:
         num_kv_heads=hf_config.num_key_value_heads,
         head_dim=head_dim(hf_config),
         intermediate_size=hf_config.intermediate_size,
-        num_logits=hf_config.vocab_size if learner.module.kind == "policy" else 1,
+        num_logits=hf_config.vocab_size if is_policy else 1,
     )
 
 
