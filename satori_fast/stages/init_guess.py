@@ -152,7 +152,7 @@ def _tuning(
     model: ModelLook, data: DataLook, machine: Machine, sizes: _Sizes
 ) -> tuple[int, float | None]:
     """Demonstrations to imitate once, and the seconds that takes."""
-    most = min(data.num_problems, 1000)
+    most = min(_num_trained(data), 1000)
     peak = machine.peaks[sizes.dtype].flops_per_s
     if not peak:
         return most, None
@@ -259,6 +259,11 @@ def _of_data(model: ModelLook, data: DataLook, sizes: _Sizes) -> list[Setting]:
     ]
 
 
+def _num_trained(data: DataLook) -> int:
+    """About how many problems the hash leaves to train on."""
+    return max(1, int((1 - _heldout(data)) * data.num_problems))
+
+
 def _heldout(data: DataLook) -> float:
     """A share that leaves about a hundred problems, and most of a small set to train on."""
     return round(min(0.3, max(0.02, 100 / data.num_problems)), 2)
@@ -290,7 +295,7 @@ def _of_rollout(
 def _of_tuning(model: ModelLook, data: DataLook, number: int) -> list[Setting]:
     batch = 16 if number >= 64 else 4
     rate = _rate(model, 5.0, most=1e-3)
-    all_of = f"of {data.num_problems:,}: enough to learn the form of an answer"
+    all_of = f"of about {_num_trained(data):,}: enough to learn the form of an answer"
     return [
         Setting("supervised.num_demonstrations", number, all_of, is_guess=True),
         Setting("supervised.num_epochs", 1.0, "longer tuning copies the solutions", is_guess=True),
