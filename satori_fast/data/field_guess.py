@@ -53,7 +53,7 @@ def guess_fields(rows: Sequence[Mapping[str, Any]]) -> GuessedFields | None:
     """The guess for these rows; None where none has a question and an answer by its name."""
     flat = [dict(_leaves(row)) for row in rows]
     paths = list(dict.fromkeys(path for own in flat for path in own))
-    filled = [p for p in paths if _share(flat, lambda own, p=p: p in own) >= _MOST]
+    filled = [p for p in paths if _share([p in own for own in flat]) >= _MOST]
     question = _named(filled, _QUESTIONS)
     if question is None:
         return None
@@ -95,12 +95,12 @@ def _name(path: str) -> str:
 
 def _form(answers: Sequence[str]) -> AnswerForm:
     """Where the answer stands in these fields."""
-    if _share(answers, lambda text: "####" in text) >= _MOST:
+    if _share(["####" in text for text in answers]) >= _MOST:
         return "hashes"
-    if _share(answers, lambda text: bool(extract_answer(text))) >= _MOST:
+    if _share([bool(extract_answer(text)) for text in answers]) >= _MOST:
         return "boxed"
     return "plain"
 
 
-def _share(items: Sequence[Any], holds: Any) -> float:
-    return sum(bool(holds(item)) for item in items) / max(1, len(items))
+def _share(held: Sequence[bool]) -> float:
+    return sum(held) / max(1, len(held))

@@ -170,7 +170,13 @@ def _tiles(run: RunRecord) -> list[dict[str, str]]:
         first, last = graded[0], graded[-1]
         before = "" if first is last else f"{percent(first['accuracy'])} after {first['stage']}"
         tiles.append(_tile("Held-out accuracy", percent(last["accuracy"]), before))
-    tiles.append(_tile("Wall time", duration(run.wall_s), f"{len(run.times)} stage{'s' * (len(run.times) != 1)}"))
+    tiles.append(
+        _tile(
+            "Wall time",
+            duration(run.wall_s),
+            f"{len(run.times)} stage{'s' * (len(run.times) != 1)}",
+        )
+    )
     rated = [s for s in run.summary["stages"] if s["tokens_per_s"].get("step")]
     # Reinforcement learning, where there is any: the stages that sample and train.
     rated = [s for s in rated if "rollout" in s["tokens_per_s"]] or rated

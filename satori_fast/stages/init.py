@@ -14,10 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from satori_fast.config import MAX_NAME_BYTES, ConfigError, DataConfig, load_config
+from satori_fast.config import MAX_NAME_BYTES, ConfigError, load_config
 from satori_fast.data.rows import file_stem
 from satori_fast.stages.init_guess import Guess, Setting, expectation, guess
 from satori_fast.stages.init_look import (
+    SAYS_FIELDS,
     DataLook,
     ModelLook,
     look_at_data,
@@ -39,7 +40,7 @@ def write_config(model: str, data: str, *, output: Path) -> Guess:
         raise ConfigError(f"{output} exists: choose another name with --output, or remove it")
     model_look, renderer = look_at_model(model)
     data_look = look_at_data(data, renderer)
-    if not data_look.mapping and "fields" not in DataConfig.model_fields:
+    if not data_look.mapping and not SAYS_FIELDS:
         fields = data_look.fields
         raise ConfigError(
             f"DATA {data}: question seems to be in {fields.question!r} and the answer in "

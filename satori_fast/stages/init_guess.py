@@ -87,6 +87,7 @@ def guess(model: ModelLook, data: DataLook, machine: Machine) -> Guess:
         *_of_data(model, data, sizes),
         *_of_rollout(model, data, machine, sizes, capacity=capacity),
         *(_of_tuning(model, data, num_tuned) if tunes else ()),
+        *(_of_restarts(data) if model.knows_actions else ()),
         *_of_reinforcement(model, sizes),
         *_of_evaluation(data, machine),
     ]
@@ -305,6 +306,15 @@ def _of_tuning(model: ModelLook, data: DataLook, number: int) -> list[Setting]:
     ]
 
 
+def _of_restarts(data: DataLook) -> list[Setting]:
+    number = min(200, _num_trained(data))
+    why = "problems that are solved first: restarts are cut from their samples"
+    return [
+        Setting("solutions.num_problems", number, why, is_guess=True),
+        Setting("solutions.num_samples", 4, "of each", is_guess=True),
+    ]
+
+
 def _of_reinforcement(model: ModelLook, sizes: _Sizes) -> list[Setting]:
     rate = _rate(model, 1.0, most=2e-4)
     samples = f"{sizes.problems * _SAMPLES} samples in a step"
@@ -345,7 +355,9 @@ def _warnings(
             "to split a model"
         )
     if data.num_problems < 100:
-        found.append(f"data: {data.num_problems} problems are few: the model may learn them by heart")
+        found.append(
+            f"data: {data.num_problems} problems are few: the model may learn them by heart"
+        )
     if not tunes and model.template == "plain":
         found.append(
             "answers: a model without a chat template and without tuning may never box an answer, "

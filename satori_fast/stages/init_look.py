@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from satori_fast.backbone.architecture import SUPPORTED, load_hf_config
-from satori_fast.config import ConfigError
+from satori_fast.config import ConfigError, DataConfig
 from satori_fast.data.field_guess import guess_fields
 from satori_fast.data.field_mappings import FIELD_MAPPINGS, FieldMapping
 from satori_fast.data.formats.coat import META_ACTION_TOKENS
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+# Whether a config can name fields itself; else the name of a mapping that reads them is needed.
+SAYS_FIELDS = "fields" in DataConfig.model_fields
 _NUM_GUESSED_FROM = 200  # rows
 _NUM_MEASURED = 2000  # problems and solutions whose tokens are counted
 _NO_LIMIT = 1 << 40
@@ -220,6 +222,8 @@ def _fields_of(path: Path) -> tuple[str, FieldMapping]:
             f"{', '.join(sorted(names))}: rename two of them to question and answer"
         )
     found = guessed.mapping
+    if SAYS_FIELDS:
+        return "", found
     for key, known in FIELD_MAPPINGS.items():
         if _reads(known) == _reads(found):
             return key, known

@@ -130,7 +130,11 @@ def test_the_text_of_a_config() -> None:
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("data/my set.v2.jsonl.gz", "my-set.v2"), ("...jsonl", "run"), ("ö/ä.json", "ä")],
+    [
+        ("data/my set.v2.jsonl.gz", "my-set.v2"),
+        ("...jsonl", "run"),
+        ("\u00f6/\u00e4.json", "\u00e4"),
+    ],
 )
 def test_names_of_runs(path: str, name: str) -> None:
     assert run_name(path) == name
