@@ -33,7 +33,7 @@ def run(config: Config, *, resume: bool = False) -> dict[str, Any]:
 
 
 def evaluate(config: Config, *, model: str | Path | None = None) -> EvaluationResult:
-    """Greedy answers of a model folder to the held-out problems, printed as `satori-fast eval` does.
+    """Greedy answers of a model folder to the held-out problems; `satori-fast eval`, as it prints.
 
     model: None: the config's. Of the result, `accuracy` and `standard_error` are shares, and
     `metrics()` has everything by its name.

@@ -99,7 +99,7 @@ def _sizes(model: ModelLook, data: DataLook, machine: Machine) -> _Sizes:
     prompt = min(_rounded(data.prompt_tokens.max() * 1.1), model.context // 2)
     if len(data.solution_tokens):
         expected = float(data.solution_tokens.mean())
-        response = _rounded(np.quantile(data.solution_tokens, 0.99) * 1.5)
+        response = _rounded(float(np.quantile(data.solution_tokens, 0.99)) * 1.5)
     else:
         response = 512 if machine.kind == "cpu" else 1024
         expected = response / 2

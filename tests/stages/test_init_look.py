@@ -74,12 +74,12 @@ def test_a_model_that_knows_the_meta_actions(folder: Path, tmp_path: Path) -> No
 
 
 def test_models_that_cannot_be_trained(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no config.json"):
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
         look_at_model(str(tmp_path))
     copy = Path(changed(folder, tmp_path / "gpt2"))
     content = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**content, "model_type": "gpt2"}))
-    with pytest.raises(ConfigError, match="gpt2 is not supported; Qwen2 and Qwen2.5, "):
+    with pytest.raises(ConfigError, match=r"gpt2 is not supported; Qwen2 and Qwen2\.5, "):
         look_at_model(str(copy))
 
 
