@@ -289,8 +289,8 @@ def _of_rollout(
     if model.unnamed_ends:
         why = "the chat template ends an answer with it, and the model's files do not say so"
         found.append(Setting("rollout.stop_tokens", list(model.unnamed_ends), why, is_guess=True))
-    bonus = [] if model.knows_actions else [("reflection_bonus", 0.0, "no reflections, no bonus")]
-    return found + [Setting(f"reward.{key}", value, why) for key, value, why in bonus]
+    why = "grpo divides it out" if model.knows_actions else "no reflections, no bonus"
+    return [*found, Setting("reward.reflection_bonus", 0.0, why)]
 
 
 def _of_tuning(model: ModelLook, data: DataLook, number: int) -> list[Setting]:
@@ -381,5 +381,7 @@ def expectation(made: Guess, machine: Machine) -> list[str]:
             f"{machine.name}, evaluations not counted"
         )
     if machine.is_busy:
-        lines.append("  (this machine is busy: with nothing beside it a step is faster)")
+        lines.append(
+            "  (with nothing beside it: this machine is busy now, and a step takes longer)"
+        )
     return lines

@@ -103,8 +103,8 @@ class DataLook:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """This machine. peaks: by the name of a type, "float32" and "bfloat16", with whatever else runs
-    now; is_busy: something does."""
+    """This machine. peaks: by the name of a type, "float32" and "bfloat16"; is_busy: something else
+    runs on it now."""
 
     name: str
     kind: str

@@ -136,13 +136,7 @@ def train(
     source = build_source(context, folder, books, engine, judge=judge, problems=problems)
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
-    alarm = UninformativeSteps(
-        context.stage,
-        config,
-        trainer.recipe.min_group_std,
-        section=section,
-        tell=books.alarm,
-    )
+    alarm = build_alarm(context, books, trainer.recipe, section=section)
     loop = build_loop(context, folder, books, trainer)
     if (data := loop.resume()) is not None:
         source.load_state_dict(data)
@@ -309,6 +303,19 @@ def build_trainer(context: Context, books: Books) -> Trainer:
         context.renderer.tokenizer,
         max_logprob_diff=context.config.rollout.max_logprob_diff,
         critic_warmup_steps=config.critic_warmup_steps,
+    )
+
+
+def build_alarm(
+    context: Context, books: Books, recipe: Recipe, *, section: str
+) -> UninformativeSteps:
+    """The alarm about steps with nothing to learn from. section: where a user sets its limit."""
+    return UninformativeSteps(
+        context.stage,
+        context.config.reinforce,
+        recipe.min_group_std,
+        section=section,
+        tell=books.alarm,
     )
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -43,6 +45,20 @@ def test_a_cpu_is_measured_once_for_each_type() -> None:
     assert peaks.bytes_per_s is not None and 1e8 < peaks.bytes_per_s < 1e13
     assert device_peaks("cpu", torch.float32) == peaks
     assert device_peaks("cpu", torch.bfloat16).flops_per_s != peaks.flops_per_s
+
+
+def test_what_else_runs_does_not_lower_the_peak_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are timed in processor time, of one thread: a clock on the wall that runs a thousand
+    times too fast, as on a machine with a thousand others, changes nothing."""
+    cpu, clock = torch.device("cpu"), time.perf_counter
+    measured_peaks(cpu, torch.float32)  # libraries load
+    measured_peaks.cache_clear()
+    quiet = measured_peaks(cpu, torch.float32).flops_per_s
+    measured_peaks.cache_clear()
+    monkeypatch.setattr(time, "perf_counter", lambda: 1000 * clock())
+    busy = measured_peaks(cpu, torch.float32).flops_per_s
+    measured_peaks.cache_clear()
+    assert quiet is not None and busy is not None and 0.1 < busy / quiet < 10
 
 
 def test_a_known_gpu_is_measured_where_its_sheet_says_nothing(

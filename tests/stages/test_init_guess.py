@@ -126,7 +126,7 @@ def test_what_the_data_lacks() -> None:
 
 def test_what_the_model_brings() -> None:
     found = values(guess(replace(SMOL, knows_actions=True), DATA, LAPTOP))
-    assert found["data.format"] == "coat" and "reward.reflection_bonus" not in found
+    assert found["data.format"] == "coat" and found["solutions.num_samples"] == 4
     found = values(guess(replace(SMOL, unnamed_ends=("<|end|>",)), DATA, LAPTOP))
     assert found["rollout.stop_tokens"] == ["<|end|>"]
     short = values(guess(replace(SMOL, context=256), DATA, LAPTOP))
