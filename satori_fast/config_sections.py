@@ -452,7 +452,7 @@ class ProfilingConfig(Section):
     peak_bandwidth_gbs: float | None = Field(default=None, gt=0)
     """peak memory bandwidth per device, GB/s; None: its data sheet's"""
     measure_peaks: bool = True
-    """measure peaks when the run starts, 0.2 s: of CPUs, unknown GPUs, and of float32"""
+    """measure peaks when the run starts, 0.3 s: of CPUs, unknown GPUs, and of float32"""
     watch_host_memory: bool = True
     """warn when host memory grows steadily and will not last, or beyond host_growth_limit"""
     host_growth_limit: float = Field(default=0.25, gt=0)

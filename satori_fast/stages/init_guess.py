@@ -382,6 +382,6 @@ def expectation(made: Guess, machine: Machine) -> list[str]:
         )
     if machine.is_busy:
         lines.append(
-            "  (with nothing beside it: this machine is busy now, and a step takes longer)"
+            "  (with nothing beside it: it is busy now, and a step takes longer)"
         )
     return lines

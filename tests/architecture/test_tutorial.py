@@ -23,6 +23,9 @@ from satori_fast.data.tokenizer import add_special_tokens, load_tokenizer
 from tests.architecture.documents import ROOT, Block, blocks
 from tests.tiny_models import save_chat_model
 
+# It trains, if little: every verb in turn, a dry run among them.
+pytestmark = pytest.mark.slow
+
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 MODEL = Path("runs") / "quickstart" / "models" / "supervised"
 SMALLER = {
