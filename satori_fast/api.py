@@ -71,7 +71,7 @@ def generate(
 
 
 def explain(config: Config, rollouts: str | Path) -> Explanation:
-    """Why the tokens of given responses get the signal that they get.
+    """Explain why the tokens of given responses get the signal that they get.
 
     rollouts: JSON lines with question, answer and response, or a run's samples.jsonl. Of the result
     `rows` has each response, segment by segment, `summary` the means, and `show` prints both.

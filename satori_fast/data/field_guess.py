@@ -94,7 +94,7 @@ def _name(path: str) -> str:
 
 
 def _form(answers: Sequence[str]) -> AnswerForm:
-    """Where the answer stands in these fields."""
+    """The form of the answer in these fields."""
     if _share(["####" in text for text in answers]) >= _MOST:
         return "hashes"
     if _share([bool(extract_answer(text)) for text in answers]) >= _MOST:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `init` guesses from what it saw: settings for the size of a model, a data set, a machine.
+"""Guesses of `init` from what it saw: settings for the size of a model, a data set, a machine.
 
 Every setting says why it has its value. Seeing is `init_look`; the text of the config is `init`.
 """
@@ -381,7 +381,5 @@ def expectation(made: Guess, machine: Machine) -> list[str]:
             f"{machine.name}, evaluations not counted"
         )
     if machine.is_busy:
-        lines.append(
-            "  (with nothing beside it: it is busy now, and a step takes longer)"
-        )
+        lines.append("  (with nothing beside it: it is busy now, and a step takes longer)")
     return lines

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `init` sees: a model folder, a data file and this machine. Facts only.
+"""Facts that `init` sees: a model folder, a data file and this machine.
 
 What follows from them is `init_guess`; the config's text is `init`.
 """
@@ -103,8 +103,8 @@ class DataLook:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """This machine. peaks: by the name of a type, "float32" and "bfloat16"; is_busy: something else
-    runs on it now."""
+    """The machine that a run here would train on. peaks: by the name of a type, "float32" and
+    "bfloat16"; is_busy: something else runs on it now."""
 
     name: str
     kind: str
