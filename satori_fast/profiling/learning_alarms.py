@@ -151,7 +151,7 @@ class LearningAlarms:
 
 
 def change(values: Sequence[float]) -> float:
-    """Measure how surely the last `HALF` values lie above the `HALF` before, in standard deviations.
+    """Measure how surely the last `HALF` values lie above those before, in standard deviations.
 
     z of Mann and Whitney's U, ties half: the size of a jump or an outlier does not matter.
     """
