@@ -116,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(act=act)
         return added
 
+    init = verb("init", _init, "write a config for a model folder and a data file")
+    init.add_argument("model", help="model folder, or a name of the hub")
+    init.add_argument("data", help="data file with questions and answers")
+    init.add_argument("--output", type=Path, default=Path("config.toml"), help="the config")
     _add_run_options(verb("run", _run, "run the stages that a config lists, in order"))
     synthesize = verb("synthesize", _synthesize, "make demonstrations only")
     synthesize.add_argument("config", type=Path)
@@ -181,6 +185,13 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
         action="store_true",
         help="record operators and kernels of some steps of each stage in trace.json",
     )
+
+
+def _init(options: argparse.Namespace, overrides: list[str]) -> None:
+    _refuse(overrides)
+    from satori_fast.stages.init import write_config
+
+    write_config(options.model, options.data, output=options.output)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:

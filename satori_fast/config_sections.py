@@ -364,11 +364,11 @@ class ProfilingConfig(Section):
     trace_memory: bool = False
     """record memory allocations in the trace too"""
     peak_tflops: float | None = Field(default=None, gt=0)
-    """peak TFLOP/s per device, the MFU denominator; None: its data sheet's (dense bfloat16)"""
+    """peak TFLOP/s per device, the MFU denominator; None: that of the run's own type"""
     peak_bandwidth_gbs: float | None = Field(default=None, gt=0)
     """peak memory bandwidth per device, GB/s; None: its data sheet's"""
     measure_peaks: bool = True
-    """measure the peaks of CPUs and unknown GPUs when the run starts, 0.2 s"""
+    """measure peaks when the run starts, 0.3 s: of CPUs, unknown GPUs, and of float32"""
     watch_host_memory: bool = True
     """warn when host memory grows steadily and will not last, or beyond host_growth_limit"""
     host_growth_limit: float = Field(default=0.25, gt=0)

@@ -463,9 +463,11 @@ class StepReport:
     """One line of metrics.jsonl.
 
     metrics: every scalar of the step under its full name ("stage/what"); spans_s: seconds per span.
+    alarms:  what went wrong in it, by kind, each in one line.
     """
 
     stage: str
     step: int
     metrics: dict[str, float]
     spans_s: dict[str, float]
+    alarms: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from satori_fast.data.tokenizer import CHAT_TOKENS, train_tokenizer
 from satori_fast.kernels import linear_logprob
 from satori_fast.types import Advantages, LossOutput, PackedBatch
 
@@ -84,6 +86,33 @@ def tiny_model(name: str, **overrides: Any) -> PreTrainedModel:
             else:
                 parameter.data.mul_(4)
     return model
+
+
+# As ChatML is written by many models, with a system turn where there is one.
+CHAT_TEMPLATE = """\
+{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] \
++ '<|im_end|>\\n' }}{%- endfor %}\
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+
+def save_chat_model(folder: Path, texts: Sequence[str], **sizes: Any) -> Path:
+    """Leave a random model with a chat template and a tokenizer that is trained on `texts`; a
+    response ends at <|im_end|>. sizes: of its configuration."""
+    tokenizer: Any = train_tokenizer(texts, 400, special_tokens=CHAT_TOKENS)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.eos_token = CHAT_TOKENS[1]
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model = tiny_model(
+        "qwen2_tied",
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        **{**small, **sizes},
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def random_batch(

@@ -88,12 +88,12 @@ def utilisation(times: StepTimes, peaks: DevicePeaks, *, num_devices: int = 1) -
 
     FLOPs are over all ranks, bytes those of this device. For "rollout" the bytes are the weights
     that each pass of the engine reads (`num_weights_read`), keys and values not counted; a pass is
-    a decode step or a prefill. What has no peak, or no seconds, is left out.
+    a decode step or a prefill. What has no peak, no seconds or no FLOPs is left out.
     """
     metrics: dict[str, float] = {}
     for name, flops in times.flops.items():
         seconds = times.spans_s.get(name, 0.0)
-        if peaks.flops_per_s and seconds > 0.0:
+        if flops and peaks.flops_per_s and seconds > 0.0:
             metrics[f"{name}/mfu"] = flops / (seconds * num_devices * peaks.flops_per_s)
     for name, num_bytes in times.bytes_read.items():
         seconds = times.spans_s.get(name, 0.0)

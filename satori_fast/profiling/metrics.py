@@ -42,7 +42,7 @@ from satori_fast.types import SegmentKind, SegmentSignal, StepReport, Trajectory
 
 _PLAIN_LINE_SECONDS = 30.0
 _PLAIN_LINE_SHARE = 0.1
-_RESERVED = frozenset({"stage", "step", "spans_s", "num_nonfinite"})
+_RESERVED = frozenset({"stage", "step", "spans_s", "num_nonfinite", "alarms"})
 
 
 class MetricsWriter:
@@ -95,7 +95,8 @@ class MetricsWriter:
         self.close()
 
     def write(self, report: StepReport) -> None:
-        """Append one step: its metrics flat, next to "stage", "step" and "spans_s".
+        """Append one step: its metrics flat, next to "stage", "step" and "spans_s", and "alarms"
+        where it has any.
 
         A NaN or infinite value becomes null (JSON has none) and is counted, in the line's
         "num_nonfinite" and in `num_nonfinite`. Raises ValueError for a metric named like a field.
@@ -108,6 +109,8 @@ class MetricsWriter:
         num_nonfinite = [*metrics.values(), *spans_s.values()].count(None)
         line: dict[str, Any] = {"stage": report.stage, "step": report.step, **metrics}
         line["spans_s"] = spans_s
+        if report.alarms:
+            line["alarms"] = dict(report.alarms)
         if num_nonfinite:
             line["num_nonfinite"] = num_nonfinite
             self.num_nonfinite += num_nonfinite
@@ -119,6 +122,10 @@ class MetricsWriter:
     def write_sample(self, sample: Mapping[str, Any]) -> None:
         """Append one line of samples.jsonl; `sample_record` makes it from a trajectory."""
         self._samples.append(sample)
+
+    def earlier_steps(self, stage: str) -> list[dict[str, Any]]:
+        """The lines of a stage that a resumed run found and kept."""
+        return [line for line in self._metrics.kept if line["stage"] == stage]
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each growing file as it stands, by name."""

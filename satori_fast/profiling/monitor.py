@@ -92,6 +92,11 @@ class StepMonitor:
             self._spans.start_step()
         return times, metrics
 
+    @property
+    def alarm(self) -> str | None:
+        """The alarm of this stage's host memory, which it has logged already; None: all is well."""
+        return None if self._growth is None else self._growth.alarm
+
     def reset_clock(self) -> None:
         """Exclude the time since the last step: a checkpoint, the set-up of a stage."""
         self._sampler.take()

@@ -24,11 +24,24 @@ from satori_fast.profiling.report_plots import (
     curve_charts,
     curves,
 )
-from satori_fast.profiling.report_runs import RunRecord, formed, read_run, run_facts
+from satori_fast.profiling.report_runs import (
+    RunRecord,
+    formed,
+    read_run,
+    run_alarms,
+    run_facts,
+)
 from satori_fast.profiling.report_samples import sample_browser
 from satori_fast.profiling.report_similarity import similarity_tables
 from satori_fast.profiling.report_timeline import stage_bars, timeline
-from satori_fast.profiling.summary import COLUMNS, duration, number, percent, stage_cells
+from satori_fast.profiling.summary import (
+    COLUMNS,
+    duration,
+    number,
+    percent,
+    stage_cells,
+    without_empty_columns,
+)
 from satori_fast.storage import write_atomically
 
 _BYTES_PER_GIB = 2**30
@@ -43,6 +56,7 @@ def write_report_html(run_folder: str | Path, *, output: str | Path | None = Non
     """
     run = read_run(run_folder)
     with formed(run.folder / "metrics.jsonl"):
+        alarms = run_alarms(run.lines)
         run_curves = curves(run.lines, run.times)
         charts = curve_charts(run_curves["metrics"])
     with formed(run.folder / "analysis.json"):
@@ -63,6 +77,7 @@ def write_report_html(run_folder: str | Path, *, output: str | Path | None = Non
         finished=run.finished,
         facts=run_facts(run),
         tiles=_tiles(run),
+        alarms=alarms,
         result=_result_table(run),
         rates=_rate_table(run),
         timeline=timeline(run.times, run.wall_s) if run.times else None,
@@ -91,18 +106,19 @@ def write_comparison_html(
     runs = [read_run(folder) for folder in run_folders]
     names = compare.distinct_names(runs)
     colours = [SERIES_COLOURS[i % len(SERIES_COLOURS)] for i in range(len(runs))]
-    columns = [curves(run.lines, run.times) for run in runs]
+    all_curves = [curves(run.lines, run.times) for run in runs]
     settings = compare.config_rows(runs)
     are_seeds = compare.differ_by_seed(settings)
     data = {
         "runs": [
             {"name": name, "colour": colour, **own}
-            for name, colour, own in zip(names, colours, columns, strict=True)
+            for name, colour, own in zip(names, colours, all_curves, strict=True)
         ]
         + ([_mean_run(runs)] if are_seeds else []),
-        "charts": curve_charts({metric for own in columns for metric in own["metrics"]}),
+        "charts": curve_charts(_together([own["metrics"] for own in all_curves])),
         "first_metrics": compare.FIRST_METRICS,
     }
+    columns, results = compare.result_rows(runs)
     times = [(str(i), run.times) for i, run in enumerate(runs)]
     shared, facts = compare.fact_lists(
         [[("wall time", duration(run.wall_s)), *run_facts(run)] for run in runs]
@@ -115,18 +131,24 @@ def write_comparison_html(
             for name, colour, own in zip(names, colours, facts, strict=True)
         ],
         shared=shared,
-        columns=COLUMNS[1:-1],
-        results=compare.result_rows(runs),
+        columns=columns,
+        results=results,
         bars=stage_bars(times),
         rates=compare.rate_rows(runs),
         settings=settings,
         seed_columns=seed_table.COLUMNS,
         seed_rows=_seed_rows(runs) if are_seeds else [],
-        has_curves=any(own["metrics"] for own in columns),
+        has_curves=any(own["metrics"] for own in all_curves),
         plotly=_plotly_script(),
         data=data,
     )
     return _write(page, Path(output))
+
+
+def _together(metrics: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, list[Any]]:
+    """The entries of every metric over several runs."""
+    names = dict.fromkeys(name for own in metrics for name in own)
+    return {name: [entry for own in metrics for entry in own.get(name, ())] for name in names}
 
 
 def _mean_run(runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -148,7 +170,13 @@ def _tiles(run: RunRecord) -> list[dict[str, str]]:
         first, last = graded[0], graded[-1]
         before = "" if first is last else f"{percent(first['accuracy'])} after {first['stage']}"
         tiles.append(_tile("Held-out accuracy", percent(last["accuracy"]), before))
-    tiles.append(_tile("Wall time", duration(run.wall_s), f"{len(run.times)} stages"))
+    tiles.append(
+        _tile(
+            "Wall time",
+            duration(run.wall_s),
+            f"{len(run.times)} stage{'s' * (len(run.times) != 1)}",
+        )
+    )
     rated = [s for s in run.summary["stages"] if s["tokens_per_s"].get("step")]
     # Reinforcement learning, where there is any: the stages that sample and train.
     rated = [s for s in rated if "rollout" in s["tokens_per_s"]] or rated
@@ -180,11 +208,14 @@ def _values(lines: Iterable[Mapping[str, Any]], metric: str) -> list[float]:
 def _result_table(run: RunRecord) -> dict[str, Any]:
     """The final table, with the accuracies for bars."""
     stages = run.summary["stages"]
+    columns, cells = without_empty_columns(
+        COLUMNS[:-1], [stage_cells(stage)[:-1] for stage in stages]
+    )
     rows = [
-        {"cells": stage_cells(stage)[:-1], "accuracy": stage["accuracy"], "wall": stage["wall_s"]}
-        for stage in stages
+        {"cells": own, "accuracy": stage["accuracy"], "wall": stage["wall_s"]}
+        for own, stage in zip(cells, stages, strict=True)
     ]
-    return {"columns": COLUMNS[:-1], "rows": rows}
+    return {"columns": columns, "rows": rows}
 
 
 def _rate_table(run: RunRecord) -> dict[str, Any]:
@@ -196,7 +227,8 @@ def _rate_table(run: RunRecord) -> dict[str, Any]:
         [str(stage["stage"]), *(number(stage["tokens_per_s"].get(span), 0) for span in spans)]
         for stage in stages
     ]
-    return {"columns": ["stage", *spans], "rows": rows}
+    columns, rows = without_empty_columns(["stage", *spans], rows)
+    return {"columns": columns, "rows": rows}
 
 
 def _render(template: str, **values: Any) -> str:

@@ -14,7 +14,12 @@ from typing import Any
 
 from satori_fast.profiling.report_runs import RunRecord, StageTime, flat_config
 from satori_fast.profiling.statistics import estimate
-from satori_fast.profiling.summary import number, stage_cells
+from satori_fast.profiling.summary import (
+    COLUMNS,
+    number,
+    stage_cells,
+    without_empty_columns,
+)
 
 # Charts that the comparison opens with, as far as a run has the metric.
 FIRST_METRICS = (
@@ -53,20 +58,23 @@ def distinct_names(runs: Sequence[RunRecord]) -> list[str]:
     return names
 
 
-def result_rows(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Cells of the final table for each stage (`summary.COLUMNS` without the first and the
-    last), a row for each run that has the stage: {"stage", "rows": [{"run": number, "cells"}]}."""
+def result_rows(runs: Sequence[RunRecord]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns of the final table (`summary.COLUMNS` without the first and the last, and without
+    those that no run fills), and its cells: for each stage a row for each run that has it,
+    {"stage", "rows": [{"run": number, "cells"}]}."""
     entries = [{str(s["stage"]): s for s in run.summary["stages"]} for run in runs]
-    return [
+    stages = list(dict.fromkeys(stage for own in entries for stage in own))
+    places = [(s, i) for s in stages for i, own in enumerate(entries) if s in own]
+    columns, rows = without_empty_columns(
+        COLUMNS[:-1], [stage_cells(entries[i][stage])[:-1] for stage, i in places]
+    )
+    cells = dict(zip(places, (row[1:] for row in rows), strict=True))
+    return columns[1:], [
         {
             "stage": stage,
-            "rows": [
-                {"run": i, "cells": stage_cells(own[stage])[1:-1]}
-                for i, own in enumerate(entries)
-                if stage in own
-            ],
+            "rows": [{"run": i, "cells": own} for (name, i), own in cells.items() if name == stage],
         }
-        for stage in dict.fromkeys(stage for own in entries for stage in own)
+        for stage in stages
     ]
 
 

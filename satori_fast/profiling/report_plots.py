@@ -9,7 +9,7 @@ draws the charts that are listed here. Not for the evaluation of each stage
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -33,7 +33,7 @@ SERIES_COLOURS = (
     "#8a6d3b",
 )
 MEAN_COLOUR = _TOTAL_COLOUR = "#1b2230"
-_FIELDS = frozenset({"stage", "step", "spans_s", "num_nonfinite"})
+_FIELDS = frozenset({"stage", "step", "spans_s", "num_nonfinite", "alarms"})
 _BYTES_PER_GIB, _BYTES_PER_MIB = 2**30, 2**20
 
 
@@ -115,6 +115,16 @@ CURVE_CHARTS: tuple[CurveChart, ...] = (
             "preference/accuracy": "preference pairs",
         },
         axis="share",
+    ),
+    CurveChart(
+        _LEARNING,
+        "Samples that are learnt from",
+        {
+            "rollout/kept": "kept",
+            "rollout/kept_by_format": "groups kept for faults of format alone",
+        },
+        axis="share",
+        note="Dropped: groups whose samples all earn the same. Near 0 a step teaches nothing.",
     ),
     CurveChart(
         _LEARNING,
@@ -223,6 +233,13 @@ CURVE_CHARTS: tuple[CurveChart, ...] = (
         note="Where the answer stands is reward.answer.",
     ),
     CurveChart(
+        _REASONING,
+        "Answers that end in a loop",
+        {"rollout/repeating": "rollouts"},
+        axis="share",
+        note="The same tokens over and over, to the end.",
+    ),
+    CurveChart(
         _NUMERICS,
         "Log-prob difference",
         {"rollout/logprob_abs_diff": "mean", "rollout/logprob_abs_diff_max": "maximum"},
@@ -309,10 +326,13 @@ def curves(lines: Sequence[Line], times: Sequence[StageTime]) -> dict[str, Any]:
     return {"stages": stages, "steps": steps, "minutes": minutes, "metrics": metrics}
 
 
-def curve_charts(names: Iterable[str]) -> list[dict[str, Any]]:
-    """The charts of `CURVE_CHARTS` that have one of the metrics, as the page's script reads them:
-    title, note, axis and for each curve its metric, label and colour."""
-    available = sorted(names)
+def curve_charts(metrics: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The charts of `CURVE_CHARTS` that have something to draw, as the page's script reads them:
+    title, note, axis and for each curve its metric, label and colour.
+
+    metrics: as `curves` has them; one without a finite value has no curve.
+    """
+    available = sorted(name for name, entries in metrics.items() if _has_values(entries))
     charts: list[dict[str, Any]] = []
     for chart in CURVE_CHARTS:
         found: dict[str, str] = {}
@@ -355,6 +375,10 @@ def _coloured(labels: Mapping[str, str]) -> list[dict[str, str]]:
 def _star(pattern: str, name: str) -> str:
     before, _, after = pattern.partition("*")
     return name[len(before) : len(name) - len(after)].strip("/")
+
+
+def _has_values(entries: Sequence[Any]) -> bool:
+    return any(value is not None for _, _, values in entries for value in values)
 
 
 def _has(bucket: Sequence[Line], metric: str) -> bool:

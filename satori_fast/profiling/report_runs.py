@@ -195,9 +195,15 @@ def run_facts(run: RunRecord) -> list[tuple[str, str]]:
         ("device", _device_text(device)),
         ("parallel", _parallel_text(flat)),
         ("seed", str(flat.get("seed", ""))),
+        ("alarms", ", ".join(kind for kind, _ in run_alarms(run.lines))),
         ("versions", ", ".join(_versions(run.summary["version"], device))),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def run_alarms(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The alarms of a run as they came: pairs of a kind and the line that says stage and step."""
+    return [(k, str(v)) for line in lines for k, v in line.get("alarms", {}).items()]
 
 
 def _model_text(flat: Mapping[str, Any]) -> str:

@@ -299,14 +299,15 @@ class SpanRecorder:
 def token_rates(times: StepTimes) -> dict[str, float]:
     """Tokens per second of each counter: tokens / seconds of the span of that name.
 
-    "step" is divided by the wall time of the step. A counter without a span has no rate. This is
+    "step" is divided by the wall time of the step. A counter without a span has no rate, and one
+    that counted nothing has none either: a step that kept no group had no update. This is
     ``tokens_per_s`` of a stage in summary.json.
     """
     seconds = {**times.spans_s, "step": times.wall_s}
     return {
         name: num_tokens / seconds[name]
         for name, num_tokens in times.tokens.items()
-        if seconds.get(name, 0.0) > 0.0
+        if num_tokens and seconds.get(name, 0.0) > 0.0
     }
 
 

@@ -94,17 +94,19 @@ def print_summary_table(summary: Mapping[str, Any], console: Console | None = No
     """Print a row per stage; a dash where a stage has no such number."""
     device = summary["device"].get("name", "")
     title = f"{summary['name']}: {number(summary['wall_s'], 0)} s on {device}"
-    results = _terminal_table(title, COLUMNS[:-1], (stage_cells(s)[:-1] for s in summary["stages"]))
+    cells = [stage_cells(stage)[:-1] for stage in summary["stages"]]
+    results = _terminal_table(title, *without_empty_columns(COLUMNS[:-1], cells))
     spans = list(dict.fromkeys(span for s in summary["stages"] for span in s["tokens_per_s"]))
     spans.sort(key=lambda span: span == "step")  # the total last
-    rates = (
+    rates = [
         [str(s["stage"]), *(number(s["tokens_per_s"].get(span), 0) for span in spans)]
         for s in summary["stages"]
-    )
+    ]
     console = Console() if console is None else console
     console.print(results)
     if spans:
-        console.print(_terminal_table("tokens per second", ["stage", *spans], rates))
+        shown = without_empty_columns(["stage", *spans], rates)
+        console.print(_terminal_table("tokens per second", *shown))
 
 
 def stage_cells(stage: Mapping[str, Any]) -> list[str]:
@@ -123,6 +125,14 @@ def stage_cells(stage: Mapping[str, Any]) -> list[str]:
         number(stage["wall_s"], 1),
         "\n".join(f"{k} {number(v, 0)}" for k, v in stage["tokens_per_s"].items()) or "-",
     ]
+
+
+def without_empty_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns whose every cell is a dash; the first column stays."""
+    kept = [i for i in range(len(columns)) if i == 0 or any(row[i] != "-" for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def percent(share: float | None) -> str:

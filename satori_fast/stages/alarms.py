@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Alarms of a stage that has stopped learning: updates that are not finite, steps without signal.
 
-The first of either is a warning; too many in a row stop the run. Settings without effect are a
-warning when it starts. That an engine and the trainer agree is `mismatch`.
+The first of either is an alarm in the books (`Books.alarm`: log, metrics.jsonl and report); too
+many in a row stop the run. Settings without effect are a warning when it starts. That an engine and
+the trainer agree is `mismatch`; what curves show is `profiling.learning_alarms`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ _CAUSES = (
 _PEOPLE_SAY = {"update": "policy", "preference": "reward model"}
 _SKIPPED = "/num_skipped"
 _FEW_ANSWERS = 0.1  # share of answers below which they are the reason for no reward
+# Takes the kind of an alarm and its line.
+Tell = Callable[[str, str], None]
 _SAME_REWARD = 1e-6
 
 
@@ -47,8 +50,8 @@ class TrainingStopped(RuntimeError):
 class SkippedUpdates:
     """Updates of a stage that a loss or gradient which is not finite has cost."""
 
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
+    def __init__(self, stage: str, tell: Tell) -> None:
+        self._stage, self._tell = stage, tell
         self._warned: set[str] = set()
 
     def look_at(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -58,15 +61,12 @@ class SkippedUpdates:
             if not key.endswith(_SKIPPED) or not number or learner in self._warned:
                 continue
             self._warned.add(learner)
-            logger.warning(
-                "%s step %d: %d updates of the %s were skipped, %s not finite; "
-                "max_skipped_updates of its optimizer says how many in a row stop the run; %s",
-                self._stage,
-                step,
-                number,
-                _PEOPLE_SAY.get(learner, learner),
-                _what(metrics[f"{learner}/loss"]),
-                _CAUSES,
+            who, what = _PEOPLE_SAY.get(learner, learner), _what(metrics[f"{learner}/loss"])
+            self._tell(
+                f"updates of the {who}",
+                f"{self._stage} step {step}: {number:.0f} updates of the {who} were skipped, "
+                f"{what} not finite; max_skipped_updates of its optimizer says how many in a row "
+                f"stop the run; {_CAUSES}",
             )
 
     def stop(
@@ -176,6 +176,7 @@ class UninformativeSteps:
     a batch that can never fill costs so many steps of `max_sampling_rounds` rounds.
 
     config:        of the stage. section: where a user sets it, "reinforce" or "srl".
+    tell:          takes the warnings.
     min_group_std: epsilon, as the recipe has it; None where it keeps every group.
     answer:        what a response with an answer has.
     """
@@ -188,9 +189,11 @@ class UninformativeSteps:
         *,
         section: str,
         answer: str = r"a \boxed{}",
+        tell: Tell,
     ) -> None:
         self._answer = answer
         self._stage, self._config, self._section = stage, config, section
+        self._tell = tell
         self._min_group_std = min_group_std
         self._in_a_row = 0
         self._warned: set[str] = set()
@@ -218,7 +221,7 @@ class UninformativeSteps:
                 f"{self._stage} step {step}: nothing to learn from in {self._in_a_row} steps in a "
                 f"row ({self._section}.max_uninformative_steps): {reason}"
             )
-        self._warn("nothing", f"{self._stage} step {step}: nothing to learn from: {reason}")
+        self._warn("no signal", f"{self._stage} step {step}: nothing to learn from: {reason}")
 
     def _look_at_fill(
         self, step: int, experience: Experience, rewards: Sequence[RewardBreakdown]
@@ -227,7 +230,7 @@ class UninformativeSteps:
         wanted, kept = self._config.problems_per_step, num_groups(experience.trajectories)
         if "rollout/num_rounds" in experience.stats and kept < wanted:
             self._warn(
-                "part",
+                "batch not full",
                 f"{self._stage} step {step}: it learns from {kept} groups, not from {wanted}: "
                 f"{self._sameness(experience, rewards, 'no other')}; more rounds "
                 f"({self._section}.max_sampling_rounds) may fill it",
@@ -281,4 +284,4 @@ class UninformativeSteps:
     def _warn(self, what: str, message: str) -> None:
         if what not in self._warned:
             self._warned.add(what)
-            logger.warning("%s", message)
+            self._tell(what, message)

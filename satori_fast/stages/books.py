@@ -8,8 +8,9 @@ passes that a stage makes, over which tokens, are here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from satori_fast.backbone.architecture import head_dim
 from satori_fast.backbone.step import Learner
@@ -17,12 +18,15 @@ from satori_fast.data.formats import ResponseFormat
 from satori_fast.evaluation.evaluate import EvaluationResult
 from satori_fast.experience.signal import segment_signals
 from satori_fast.profiling.flops import ModelShape, forward_flops, training_flops
+from satori_fast.profiling.learning_alarms import LearningAlarms
 from satori_fast.profiling.metrics import MetricsWriter, sample_record
 from satori_fast.profiling.monitor import StepMonitor
 from satori_fast.profiling.spans import SpanRecorder, StepTimes
 from satori_fast.stages.step_metrics import advantage_metrics, experience_metrics, update_metrics
 from satori_fast.stages.trainer import StepResult, Trainer
 from satori_fast.types import Problem, SegmentSignal, StepReport, Trajectory
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -50,6 +54,7 @@ class Books:
         self.writer = writer
         self.stage = ""
         self.setup_times = StepTimes()
+        self._begin_alarms()
 
     def close(self) -> None:
         """Stop measuring, and close the files."""
@@ -64,6 +69,7 @@ class Books:
         self.stage = stage
         self.setup_times = StepTimes()
         self.spans.start_step()
+        self._begin_alarms()
 
     def start_steps(self, num_steps: int) -> None:
         """End the set-up (models, buffers): its time is the stage's, but no step's."""
@@ -74,13 +80,45 @@ class Books:
         """Leave the time since the last step out of every step: a checkpoint, an export."""
         self.monitor.reset_clock()
 
+    # -- alarms -------------------------------------------------------------------------------
+
+    def alarm(self, kind: str, message: str) -> None:
+        """Warn in the log, and in the line of the step that is at work: once of each kind in a
+        stage. message: one line, with stage, step and likely cause."""
+        logger.warning("%s", message)
+        self._note_alarm(kind, message)
+
+    def _begin_alarms(self) -> None:
+        """Forget the last stage; of one that is resumed, look at its earlier steps again."""
+        self._learning = LearningAlarms()
+        self._raised: set[str] = set()
+        self._alarms: dict[str, str] = {}
+        for line in self.writer.earlier_steps(self.stage) if self.writer is not None else ():
+            self._learning.look_at({k: v for k, v in line.items() if isinstance(v, int | float)})
+            self._raised |= line.get("alarms", {}).keys()
+
+    def _note_alarm(self, kind: str, message: str) -> None:
+        if kind not in self._raised:
+            self._raised.add(kind)
+            self._alarms[kind] = message
+
+    def _alarms_of(self, step: int, metrics: Mapping[str, float]) -> dict[str, str]:
+        """All alarms since the last step, those of the curves and of memory included."""
+        for kind, message in self._learning.look_at(metrics).items():
+            self.alarm(kind, f"{self.stage} step {step}: {message}")
+        if self.monitor.alarm is not None:
+            self._note_alarm("host memory", f"{self.stage} step {step}: {self.monitor.alarm}")
+        taken, self._alarms = self._alarms, {}
+        return taken
+
     # -- records ------------------------------------------------------------------------------
 
     def record(self, step: int, metrics: Mapping[str, float]) -> StepTimes:
         """End the step: one line of metrics.jsonl with its rates. Returns the step's times."""
         times, measured = self.monitor.end_step(f"{self.stage} step {step}")
-        report = StepReport(self.stage, step, {**metrics, **measured}, times.spans_s)
         if self.writer is not None:
+            alarms = self._alarms_of(step, metrics)
+            report = StepReport(self.stage, step, {**metrics, **measured}, times.spans_s, alarms)
             self.writer.write(report)
         return times
 
@@ -234,7 +272,12 @@ def _signals_of(
 
 def shape_of(learner: Learner) -> ModelShape:
     """Shape of the whole model, however it is split."""
-    hf_config = learner.hf_config
+    is_policy = learner.module.kind == "policy"
+    return shape_of_config(learner.hf_config, is_policy=is_policy)
+
+
+def shape_of_config(hf_config: Any, *, is_policy: bool = True) -> ModelShape:
+    """Shape of the model that a Hugging Face configuration describes."""
     return ModelShape(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
@@ -242,7 +285,7 @@ def shape_of(learner: Learner) -> ModelShape:
         num_kv_heads=hf_config.num_key_value_heads,
         head_dim=head_dim(hf_config),
         intermediate_size=hf_config.intermediate_size,
-        num_logits=hf_config.vocab_size if learner.module.kind == "policy" else 1,
+        num_logits=hf_config.vocab_size if is_policy else 1,
     )
 
 

@@ -138,9 +138,7 @@ def train(
     source = build_source(context, folder, books, engine, judge=judge, problems=problems)
     best = BestModel(config.keep == "best", folder.exported(f"{context.stage}-best"))
     validation: Validation | None = None
-    answer = answer_finder(context.config.reward.answer).shown
-    min_std = trainer.recipe.min_group_std
-    alarm = UninformativeSteps(context.stage, config, min_std, section=section, answer=answer)
+    alarm = build_alarm(context, books, trainer.recipe, section=section)
     loop = build_loop(context, folder, books, trainer)
     if (data := loop.resume()) is not None:
         source.load_state_dict(data)
@@ -307,6 +305,20 @@ def build_trainer(context: Context, books: Books) -> Trainer:
         context.renderer.tokenizer,
         max_logprob_diff=context.config.rollout.max_logprob_diff,
         critic_warmup_steps=config.critic_warmup_steps,
+    )
+
+
+def build_alarm(
+    context: Context, books: Books, recipe: Recipe, *, section: str
+) -> UninformativeSteps:
+    """The alarm about steps with nothing to learn from. section: where a user sets its limit."""
+    return UninformativeSteps(
+        context.stage,
+        context.config.reinforce,
+        recipe.min_group_std,
+        section=section,
+        answer=answer_finder(context.config.reward.answer).shown,
+        tell=books.alarm,
     )
 
 

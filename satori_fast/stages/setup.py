@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from satori_fast import __version__
 from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelState, initialize_parallel
@@ -366,6 +368,7 @@ def build_monitor(
         gather=parallel.gather_figures,
         peaks=device_peaks(
             parallel.device,
+            getattr(torch, config.model.dtype),
             tflops=profiling.peak_tflops,
             bandwidth_gbs=profiling.peak_bandwidth_gbs,
             measure=profiling.measure_peaks,

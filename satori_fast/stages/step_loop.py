@@ -42,6 +42,8 @@ class Records(Protocol):
 
     def record(self, step: int, metrics: Mapping[str, float]) -> StepTimes: ...
 
+    def alarm(self, kind: str, message: str) -> None: ...
+
     def digests(self) -> dict[str, str] | None: ...
 
     def reset_clock(self) -> None: ...
@@ -102,7 +104,7 @@ class StepLoop:
         console = Console(quiet=not parallel_state().is_main)
         bar = progress(self.stage, self.num_steps, completed=step, console=console)
         self._bar = self._open.enter_context(bar)
-        self._skipped = SkippedUpdates(self.stage)
+        self._skipped = SkippedUpdates(self.stage, self.books.alarm)
         return self
 
     def __exit__(

@@ -14,6 +14,7 @@ from satori_fast.algorithms.losses import explained_variance
 from satori_fast.data.formats import ResponseFormat
 from satori_fast.data.mixture import ORIGINS, origin_of
 from satori_fast.evaluation.evaluate import mean_metrics
+from satori_fast.evaluation.loops import ends_in_loop
 from satori_fast.evaluation.verification import count_verifications
 from satori_fast.rewards.similarity import TERM, exact_share, kept_by_format_share
 from satori_fast.stages.mismatch import token_versions
@@ -42,6 +43,7 @@ def experience_metrics(
     other rates of `VerificationCounts`, as far as there is something that they are of.
     "rollout/stale_tokens": share of response tokens that older weights sampled.
     "rollout/no_answer": share of the graded responses without a final answer.
+    "rollout/repeating": share of responses that end in a loop.
     Of step problems "rollout/exact" is the share of responses that are the expert's step to the
     last element, and "rollout/kept_by_format" the share of the groups that are learnt from which
     `min_group_std` would have dropped, were it not for responses that are not of the format.
@@ -59,6 +61,7 @@ def experience_metrics(
     metrics |= {
         **{f"rollout/{name}": mean for name, mean in mean_metrics(scored, format_of).items()},
         "rollout/mean_response_tokens": float(np.mean([t.num_response_tokens for t in scored])),
+        "rollout/repeating": float(np.mean([ends_in_loop(t.response_tokens) for t in scored])),
         "rollout/stale_tokens": float(np.mean(np.concatenate(stale))),
         "rollout/truncated": float(np.mean([t.finish == "length" for t in scored])),
     }

@@ -119,11 +119,15 @@ class Trainer:
     def update(
         self, batches: Sequence[PackedBatch], advantages: Sequence[Advantages], step: int
     ) -> dict[str, float]:
-        """One optimizer step per minibatch for each learner of this step."""
-        return update(
+        """One optimizer step per minibatch for each learner of this step; its metrics, without a
+        KL to the reference where there is none."""
+        metrics = update(
             self.trained(step).get("policy"),
             self.critic,
             batches,
             advantages,
             self.recipe.loss,
         )
+        if self.reference is None:
+            metrics.pop("update/kl", None)
+        return metrics

@@ -279,7 +279,15 @@ def test_commands_about_a_run(
 
 
 def marked(language: str) -> Any:
-    chosen = [block for block in BLOCKS if block.language == language]
+    # Blocks that use the whole package are run where they have a run: tests/test_api.py and
+    # tests/architecture/test_tutorial.py.
+    chosen = [
+        block
+        for block in BLOCKS
+        if block.language == language
+        and not block.text.startswith("import satori_fast")
+        and block.document.name != "tutorial.md"
+    ]
     return pytest.mark.parametrize("block", chosen, ids=lambda block: block.place)
 
 

@@ -37,7 +37,7 @@ EVERYTHING_BELOW_STAGES = (
     }
 )
 ALLOWED: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"api"},
     "types": set(),
     "storage": set(),
     "config": {
@@ -99,6 +99,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": UPPER | {"rewards"},
     "stages": EVERYTHING_BELOW_STAGES | PROCESS,
     "cli": EVERYTHING_BELOW_STAGES | PROCESS | {"stages"},
+    "api": EVERYTHING_BELOW_STAGES | {"stages"},
     "__main__": {"cli"},
 }
 # One module may do more than its room.

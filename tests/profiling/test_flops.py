@@ -95,7 +95,8 @@ def test_a_backward_pass_is_twice_a_forward_pass() -> None:
 def test_utilisation_by_hand() -> None:
     times = StepTimes(
         spans_s={"update": 2.0, "rollout": 4.0},
-        flops={"update": 3e12, "logprob": 1e12},
+        # No seconds of log-probs, and an update that had nothing to do.
+        flops={"update": 3e12, "logprob": 1e12, "rollout": 0.0},
         bytes_read={"rollout": 2e9},
     )
     peaks = DevicePeaks(flops_per_s=10e12, bytes_per_s=1e9)

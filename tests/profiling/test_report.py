@@ -151,6 +151,21 @@ def test_what_similarity_rewards_is_shown_where_a_stage_measured_it(tmp_path, mo
         write_report_html(tmp_path)
 
 
+def test_alarms_stand_above_the_result(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    write_hostile_run(tmp_path)
+    _, text = check_page(write_report_html(tmp_path))
+    assert "Alarms" not in text
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    alarms = {"length": f"rl step 2: 41% of {HOSTILE} are cut off", "loops": "rl step 2: 30%"}
+    lines[1] = json.dumps(json.loads(lines[1]) | {"alarms": alarms})
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    _, text = check_page(write_report_html(tmp_path))
+    assert alarms["length"] in text and alarms["loops"] in text
+    assert text.index("Alarms") < text.index("Result")
+    assert "length, loops" in text  # among the facts, which the comparison shows too
+
+
 def test_a_page_that_leaves_samples_out_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     write_hostile_run(tmp_path, num_samples=2001)

@@ -51,7 +51,9 @@ def test_results_stand_by_stage(tmp_path):
         make_run(tmp_path / "a", "a", stages=[stage("sft", 0.25), stage("rl", 0.5)]),
         make_run(tmp_path / "b", "b", stages=[stage("rl", 0.75), stage("more")]),
     ]
-    rows = result_rows(runs)
+    columns, rows = result_rows(runs)
+    # No stage reflects or counts tokens: a column of dashes says nothing.
+    assert columns == ["accuracy", "seconds"]
     assert [(group["stage"], [row["run"] for row in group["rows"]]) for group in rows] == [
         ("sft", [0]),
         ("rl", [0, 1]),

@@ -50,9 +50,14 @@ def test_a_long_stage_has_a_point_for_several_steps():
     assert columns["steps"][-1] == num_steps - 1
 
 
+def some(names):
+    """Metrics of one stage with one point each."""
+    return {name: [[0, None, [1.0]]] for name in names}
+
+
 def test_charts_are_those_that_have_a_metric():
     names = ["reward/rule", "reward/total", "reward/seconds", "update/mfu", "weird/metric"]
-    charts = {chart["title"]: chart for chart in curve_charts(names)}
+    charts = {chart["title"]: chart for chart in curve_charts(some(names))}
     assert list(charts) == ["Seconds", "Model FLOPs utilisation", "Reward, term by term"]
     terms = charts["Reward, term by term"]["curves"]
     assert [(c["metric"], c["label"]) for c in terms] == [
@@ -60,23 +65,32 @@ def test_charts_are_those_that_have_a_metric():
         ("reward/total", "total"),
     ]
     assert charts["Model FLOPs utilisation"]["curves"][0]["label"] == "update"
-    assert curve_charts([]) == []
+    assert curve_charts({}) == []
+
+
+def test_a_metric_without_a_value_has_no_curve_and_its_chart_is_hidden():
+    metrics = some(["update/loss", "rollout/kept"])
+    metrics |= {"critic/loss": [[0, None, [None, None]]], "update/entropy": [[1, [3], [None]]]}
+    charts = {chart["title"]: chart for chart in curve_charts(metrics)}
+    assert list(charts) == ["Samples that are learnt from", "Loss"]
+    assert [c["metric"] for c in charts["Loss"]["curves"]] == ["update/loss"]
 
 
 def test_a_kind_of_work_has_the_colour_of_the_timeline():
     names = ["rollout/completion_tokens_per_s", "update/tokens_per_s", "step/tokens_per_s"]
-    (speed,) = curve_charts(names)
+    (speed,) = curve_charts(some(names))
     colours = {c["metric"]: c["colour"] for c in speed["curves"]}
     assert colours["rollout/completion_tokens_per_s"] == SPAN_COLOURS["rollout"]
     assert colours["update/tokens_per_s"] == SPAN_COLOURS["update"]
     assert len(set(colours.values())) == 3
-    (accuracy,) = curve_charts(["rollout/accuracy", "rollout/accuracy_original", "eval/accuracy"])
+    names = ["rollout/accuracy", "rollout/accuracy_original", "eval/accuracy"]
+    (accuracy,) = curve_charts(some(names))
     assert [c["colour"] for c in accuracy["curves"]] == list(SERIES_COLOURS[:3])
 
 
 def test_every_chart_can_be_written_into_a_page():
     every = [name for chart in CURVE_CHARTS for name in chart.metrics]
-    charts = curve_charts(name.replace("*", "update") for name in every)
+    charts = curve_charts(some(name.replace("*", "update") for name in every))
     assert [c["title"].removesuffix(f", {c['unit']}") for c in charts] == [
         chart.title for chart in CURVE_CHARTS
     ]

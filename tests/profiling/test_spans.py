@@ -141,6 +141,14 @@ def test_a_counter_without_time_has_no_rate():
     assert throughput(times)["prompt/tokens"] == 5.0
 
 
+def test_a_counter_that_counted_nothing_has_no_rate():
+    """A step that keeps no group has no update, and one of 0 tokens per second would be a lie."""
+    times = StepTimes(spans_s={"update": 0.01}, tokens={"update": 0, "step": 8}, wall_s=2.0)
+    assert token_rates(times) == {"step": 4.0}
+    metrics = throughput(times)
+    assert "update/tokens_per_s" not in metrics and metrics["update/tokens"] == 0.0
+
+
 def test_rates_of_added_steps_are_total_tokens_over_total_seconds():
     first = StepTimes({"update": 1.0}, {"update": 100, "step": 100}, 2.0)
     second = StepTimes({"update": 3.0, "sync": 1.0}, {"update": 100, "step": 100}, 6.0)

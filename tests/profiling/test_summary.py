@@ -11,6 +11,7 @@ from satori_fast.profiling.summary import (
     build_summary,
     duration,
     print_summary_table,
+    without_empty_columns,
     write_summary,
 )
 
@@ -84,8 +85,17 @@ def test_the_table_shows_percent_counts_and_rates():
     assert "toy: 302 s on Model 9000" in text
     assert "44.2 % (n=400)" in text and "12.5 %" in text and "0.0 %" in text
     rates = [line.split() for line in text.split("tokens per second")[1].splitlines()]
-    assert ["stage", "rollout", "update"] in rates
-    assert ["format", "-", "-"] in rates and ["rl", "12,346", "-"] in rates
+    # Of the update there is no rate in any stage.
+    assert ["stage", "rollout"] in rates
+    assert ["format", "-"] in rates and ["rl", "12,346"] in rates
+
+
+def test_columns_without_a_number_are_left_out():
+    rows = [["sft", "-", "1", "-"], ["rl", "-", "-", "2"]]
+    columns, kept = without_empty_columns(["stage", "reflections", "tokens", "seconds"], rows)
+    assert columns == ["stage", "tokens", "seconds"]
+    assert kept == [["sft", "1", "-"], ["rl", "-", "2"]]
+    assert without_empty_columns(["stage", "tokens"], []) == (["stage"], [])
 
 
 def test_the_table_fits_into_80_columns():

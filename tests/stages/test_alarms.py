@@ -65,15 +65,27 @@ def test_settings_without_effect_are_named_once(caplog: pytest.LogCaptureFixture
 # --- updates that are not finite -----------------------------------------------------------------
 
 
-def test_each_learner_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    alarm = SkippedUpdates("reinforce_2")
+class Told:
+    """Takes alarms: their kinds and their lines."""
+
+    def __init__(self) -> None:
+        self.alarms: list[tuple[str, str]] = []
+
+    def __call__(self, kind: str, message: str) -> None:
+        assert "\n" not in message
+        self.alarms.append((kind, message))
+
+
+def test_each_learner_is_warned_of_once() -> None:
+    told = Told()
+    alarm = SkippedUpdates("reinforce_2", told)
     clean = {"update/num_skipped": 0.0, "update/loss": 1.0, "rollout/accuracy": 0.5}
     broken = {"update/num_skipped": 2.0, "update/loss": math.nan}
     exploded = {"critic/num_skipped": 1.0, "critic/loss": 0.25}
-    with caplog.at_level(logging.WARNING):
-        for step, metrics in enumerate([clean, broken, broken | exploded, broken | exploded]):
-            alarm.look_at(step, metrics)
-    first, second = [record.getMessage() for record in caplog.records]
+    for step, metrics in enumerate([clean, broken, broken | exploded, broken | exploded]):
+        alarm.look_at(step, metrics)
+    (kind, first), (other, second) = told.alarms
+    assert (kind, other) == ("updates of the policy", "updates of the critic")
     assert first.startswith(
         "reinforce_2 step 1: 2 updates of the policy were skipped, the loss (nan) is not finite; "
         "max_skipped_updates of its optimizer says how many in a row stop the run; likely causes: "
@@ -91,7 +103,7 @@ def failure(*, loss: float = math.nan) -> NonFiniteUpdate:
 
 def test_the_batch_of_the_last_update_is_kept(tmp_path: Path) -> None:
     parallel = initialize_parallel(seed=0)
-    error = SkippedUpdates("reinforce").stop(
+    error = SkippedUpdates("reinforce", Told()).stop(
         7, failure(), folder=tmp_path / "failures", parallel=parallel
     )
     path = tmp_path / "failures" / "reinforce-step-7.safetensors"
@@ -123,17 +135,17 @@ def test_the_batch_of_the_last_update_is_kept(tmp_path: Path) -> None:
 
 def test_every_data_parallel_rank_keeps_its_own_batch(tmp_path: Path) -> None:
     third = replace(initialize_parallel(seed=0), data_size=4, data_rank=2)
-    error = SkippedUpdates("reinforce").stop(0, failure(), folder=tmp_path, parallel=third)
+    error = SkippedUpdates("reinforce", Told()).stop(0, failure(), folder=tmp_path, parallel=third)
     assert (tmp_path / "reinforce-step-0-rank-2.safetensors").exists()
     assert "reinforce-step-0-rank-2.safetensors" in str(error)
     second_half = replace(third, data_rank=1, tensor_size=2, tensor_rank=1)
-    SkippedUpdates("reinforce").stop(0, failure(), folder=tmp_path, parallel=second_half)
+    SkippedUpdates("reinforce", Told()).stop(0, failure(), folder=tmp_path, parallel=second_half)
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_batch_that_cannot_be_written_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "failures").write_text("a file")
-    error = SkippedUpdates("preference").stop(
+    error = SkippedUpdates("preference", Told()).stop(
         3, failure(loss=1.5), folder=tmp_path / "failures", parallel=initialize_parallel(seed=0)
     )
     assert "the gradient is not finite; likely causes" in str(error)
@@ -175,26 +187,27 @@ def kept_of(sampled: list[Trajectory], num_kept: int) -> Experience:
     return Experience(tuple(sampled[:num_kept]), sampled=tuple(sampled))
 
 
-def alarm_of(limit: int, *, min_group_std: float | None = 1e-6, **keys: Any) -> UninformativeSteps:
+def alarm_of(
+    limit: int, told: Told, *, min_group_std: float | None = 1e-6, **keys: Any
+) -> UninformativeSteps:
     config = ReinforceConfig(max_uninformative_steps=limit, **keys)
-    return UninformativeSteps("reinforce", config, min_group_std, section="reinforce")
+    return UninformativeSteps("reinforce", config, min_group_std, section="reinforce", tell=told)
 
 
-def test_steps_without_signal_warn_once_and_stop_at_the_limit(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    alarm = alarm_of(3)
+def test_steps_without_signal_warn_once_and_stop_at_the_limit() -> None:
+    told = Told()
+    alarm = alarm_of(3, told)
     wrong, mixed = answered(False, False), answered(True, False)
-    with caplog.at_level(logging.WARNING):
-        alarm.look_at(0, kept_of(wrong, 0))
-        alarm.look_at(1, kept_of(wrong, 2))  # a recipe that keeps every group learns nothing either
-        alarm.look_at(2, kept_of(mixed, 2))  # starts a new count
-        alarm.look_at(3, kept_of(mixed, 0))  # groups of equal rewards, right ones and wrong ones
-        alarm.look_at(4, kept_of([], 0))  # partial rollouts finished no group
-        alarm.look_at(5, kept_of(wrong, 0))
-        with pytest.raises(TrainingStopped) as caught:
-            alarm.look_at(6, kept_of(wrong, 0))
-    (warning,) = [record.getMessage() for record in caplog.records]
+    alarm.look_at(0, kept_of(wrong, 0))
+    alarm.look_at(1, kept_of(wrong, 2))  # a recipe that keeps every group learns nothing either
+    alarm.look_at(2, kept_of(mixed, 2))  # starts a new count
+    alarm.look_at(3, kept_of(mixed, 0))  # groups of equal rewards, right ones and wrong ones
+    alarm.look_at(4, kept_of([], 0))  # partial rollouts finished no group
+    alarm.look_at(5, kept_of(wrong, 0))
+    with pytest.raises(TrainingStopped) as caught:
+        alarm.look_at(6, kept_of(wrong, 0))
+    ((kind, warning),) = told.alarms
+    assert kind == "no signal"
     assert warning.startswith("reinforce step 0: nothing to learn from: no group of 1 round of ")
     assert "0% of its answers are right; likely causes: problems that are all too hard" in warning
     message = str(caught.value)
@@ -234,7 +247,8 @@ def test_a_batch_that_never_fills_is_told_with_its_figures() -> None:
     experience = Experience((), sampled=sampled, stats={"rollout/num_rounds": 3.0})
     config = SrlConfig(max_uninformative_steps=1, max_sampling_rounds=3).reinforcement()
     with pytest.raises(TrainingStopped) as caught:
-        UninformativeSteps("srl", config, 0.01, section="srl").look_at(4, experience)
+        alarm = UninformativeSteps("srl", config, 0.01, section="srl", tell=Told())
+        alarm.look_at(4, experience)
     message = str(caught.value)
     assert message.startswith(
         "srl step 4: nothing to learn from in 1 steps in a row (srl.max_uninformative_steps): no "
@@ -246,17 +260,15 @@ def test_a_batch_that_never_fills_is_told_with_its_figures() -> None:
     assert "\n" not in message and "reinforce" not in message and "right" not in message
 
 
-def test_a_batch_that_is_filled_in_part_is_warned_of_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    alarm = alarm_of(1, min_group_std=0.01, problems_per_step=2)
+def test_a_batch_that_is_filled_in_part_is_warned_of_once() -> None:
+    told = Told()
+    alarm = alarm_of(1, told, min_group_std=0.01, problems_per_step=2)
     part = replace(kept_of(answered(True, False, False, False), 2), stats={})
     refilled = replace(part, stats={"rollout/num_rounds": 2.0})
-    with caplog.at_level(logging.WARNING):
-        alarm.look_at(0, part)  # without refilling a batch is what is left of one round
-        alarm.look_at(1, refilled)
-        alarm.look_at(2, refilled)
-    (warning,) = [record.getMessage() for record in caplog.records]
+    alarm.look_at(0, part)  # without refilling a batch is what is left of one round
+    alarm.look_at(1, refilled)
+    alarm.look_at(2, refilled)
+    ((_, warning),) = told.alarms
     assert warning == (
         "reinforce step 1: it learns from 1 groups, not from 2: no other group of 2 rounds of "
         "sampling has rewards with a standard deviation above reinforce.min_group_std = 0.01, "
@@ -264,18 +276,16 @@ def test_a_batch_that_is_filled_in_part_is_warned_of_once(
     )
 
 
-def test_answers_that_nothing_graded_have_no_share_of_right_ones(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_answers_that_nothing_graded_have_no_share_of_right_ones() -> None:
     ungraded = make_trajectory(2, [3]).with_reward(RewardBreakdown({"length": 0.5}))
-    with caplog.at_level(logging.WARNING):
-        alarm_of(3, min_group_std=None).look_at(0, kept_of([ungraded, ungraded], 2))
-    (warning,) = [record.getMessage() for record in caplog.records]
+    told = Told()
+    alarm_of(3, told, min_group_std=None).look_at(0, kept_of([ungraded, ungraded], 2))
+    ((_, warning),) = told.alarms
     assert "from: all rewards are 0.5; likely causes" in warning and "right" not in warning
 
 
 def test_without_a_limit_nothing_stops() -> None:
-    alarm = alarm_of(0)
+    alarm = alarm_of(0, Told())
     for step in range(200):
         alarm.look_at(step, kept_of(answered(True, True), 0))
 

@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from satori_fast.config import OptimizerConfig
+from satori_fast.data.formats.plain import PLAIN
 from satori_fast.data.prompts import encode_demonstration
 from satori_fast.experience.demonstrations import DemonstrationSource
+from satori_fast.profiling.device import NvmlSampler
 from satori_fast.profiling.flops import ModelShape
-from satori_fast.stages.books import shape_of
+from satori_fast.profiling.metrics import MetricsWriter, read_metrics
+from satori_fast.profiling.monitor import StepMonitor
+from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.stages.books import Books, shape_of
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.run import build_run
 from satori_fast.stages.supervised import Imitation, supervised_step
@@ -68,3 +77,83 @@ def test_an_engine_elsewhere_reads_nothing_here(tmp_path: Path) -> None:
         policy = context.model_folders.policy(context.policy_folder)
         run.books.count_decoding(policy, 0, 1)
         assert run.books.spans.end_step().bytes_read == {}
+
+
+# --- alarms --------------------------------------------------------------------------------------
+
+
+class LeakingMonitor(StepMonitor):
+    """A monitor that found a leak."""
+
+    @property
+    def alarm(self) -> str | None:
+        return "host memory grows steadily"
+
+
+def books_of(folder: Path, monitor: type[StepMonitor] = StepMonitor, **resumed: Any) -> Books:
+    spans = SpanRecorder()
+    writer = MetricsWriter(folder, tensorboard=False, **resumed)
+    return Books(spans, monitor(spans, NvmlSampler("cpu")), writer, format_of=lambda _: PLAIN)
+
+
+def test_alarms_are_in_the_log_and_in_the_line_of_their_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    books = books_of(tmp_path, LeakingMonitor)
+    books.begin_stage("reinforce")
+    cut = {"rollout/mean_response_tokens": 64.0, "rollout/truncated": 0.75}
+    with caplog.at_level(logging.WARNING):
+        books.alarm("no signal", "reinforce step 0: nothing to learn from")
+        for step in range(6):
+            if step == 3:
+                books.alarm("no signal", "reinforce step 3: nothing to learn from")
+            books.record(step, cut)
+    books.close()
+    alarms = [line.get("alarms") for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert alarms[0] == {
+        "no signal": "reinforce step 0: nothing to learn from",
+        "host memory": "reinforce step 0: host memory grows steadily",
+    }
+    assert list(alarms[4]) == ["length"]
+    assert alarms[4]["length"].startswith("reinforce step 4: 75% of the responses are cut off")
+    assert alarms[1:4] == [None] * 3 and alarms[5] is None
+    # The monitor logs for itself; what was told twice is written once.
+    assert [record.getMessage()[:16] for record in caplog.records] == [
+        "reinforce step 0",
+        "reinforce step 3",
+        "reinforce step 4",
+    ]
+
+
+def test_a_resumed_stage_raises_the_alarms_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    steps = [{"rollout/mean_response_tokens": 9.0, "rollout/truncated": 0.08 * i} for i in range(9)]
+    whole = books_of(tmp_path / "whole")
+    killed = books_of(tmp_path / "killed")
+    for books, number in ((whole, 9), (killed, 5)):
+        books.begin_stage("reinforce")
+        for step in range(number):
+            books.record(step, steps[step])
+        books.close()
+    # The checkpoint is of step 3: what the killed run wrote beyond it is cut.
+    again = books_of(tmp_path / "killed", resume_from_step=3, stage="reinforce")
+    again.begin_stage("reinforce")
+    for step in range(4, 9):
+        again.record(step, steps[step])
+    again.close()
+    expected, found = (
+        [line.get("alarms") for line in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "killed")
+    )
+    assert found == expected
+    assert [i for i, alarms in enumerate(expected) if alarms] == [7]
+
+
+def test_the_next_stage_begins_without_the_alarms_of_the_last(tmp_path: Path) -> None:
+    books = books_of(tmp_path)
+    for stage in ("reinforce", "reinforce_2"):
+        books.begin_stage(stage)
+        books.alarm("no signal", f"{stage} step 0: nothing to learn from")
+        books.record(0, {})
+    books.close()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [list(line["alarms"]) for line in lines] == [["no signal"]] * 2

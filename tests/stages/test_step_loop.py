@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
@@ -40,6 +39,9 @@ class Recorder:
     def record(self, step: int, metrics: Mapping[str, float]) -> StepTimes:
         self.calls.append(("record", step, metrics["loss"]))
         return StepTimes(wall_s=1.5)
+
+    def alarm(self, kind: str, message: str) -> None:
+        self.calls.append(("alarm", kind, message))
 
     def digests(self) -> dict[str, str]:
         return {"metrics.jsonl": "digest"}
@@ -142,10 +144,9 @@ def test_a_step_that_is_not_finished_is_an_error() -> None:
         list(loop)
 
 
-def test_a_skipped_update_is_told_and_too_many_leave_their_batch(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    begun = loop_of(Recorder(tmp_path, StageProgress(4)), 9)
+def test_a_skipped_update_is_told_and_too_many_leave_their_batch(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, StageProgress(4))
+    begun = loop_of(recorder, 9)
     begun.resume()
     failure = NonFiniteUpdate(
         "update",
@@ -156,7 +157,6 @@ def test_a_skipped_update_is_told_and_too_many_leave_their_batch(
     )
     skipped = {"loss": 0.0, "update/loss": math.nan, "update/num_skipped": 1.0}
     with (
-        caplog.at_level(logging.WARNING),
         pytest.raises(TrainingStopped, match=r"reinforce step 5: 3 updates of the policy") as e,
         begun as loop,
     ):
@@ -164,7 +164,9 @@ def test_a_skipped_update_is_told_and_too_many_leave_their_batch(
             if step == 5:
                 raise failure
             loop.finish_step(skipped, {}, shown={})
-    assert caplog.text.count("reinforce step 4: 1 updates of the policy were skipped") == 1
+    ((kind, message),) = [call[1:] for call in recorder.calls if call[0] == "alarm"]
+    assert kind == "updates of the policy"
+    assert message.startswith("reinforce step 4: 1 updates of the policy were skipped")
     path = tmp_path / "failures" / "reinforce-step-5.safetensors"
     assert path.exists() and str(path) in str(e.value)
 
