@@ -141,15 +141,21 @@ def row_fields(rows: Iterable[Row]) -> Fields:
 
 
 def hub_rows(
-    hub_id: str, config: str | None, split: str, columns: Sequence[str]
+    hub_id: str,
+    config: str | None,
+    split: str,
+    columns: Sequence[str],
+    *,
+    revision: str | None = None,
 ) -> Iterator[tuple[int, Row]]:
-    """(number from 1, row) of a data set of the Hugging Face hub, streamed."""
+    """(number from 1, row) of a data set of the Hugging Face hub, streamed; revision: a branch, tag
+    or commit of it."""
     import datasets  # pyright: ignore[reportMissingTypeStubs]
 
     hub: Any = datasets
     try:
         # Streaming: a few rows of a data set with millions should not download them all.
-        rows: Any = hub.load_dataset(hub_id, config, split=split, streaming=True)
+        rows: Any = hub.load_dataset(hub_id, config, split=split, streaming=True, revision=revision)
         known = rows.column_names
         if known is not None and set(columns) <= set(known):
             rows = rows.select_columns(list(columns))
