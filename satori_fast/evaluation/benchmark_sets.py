@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from satori_fast.data.field_mappings import FieldMapping
 from satori_fast.data.rows import GoodRow, Row, file_rows, hub_rows
 from satori_fast.data.sources import RowIds, answer_of, level_of, question_of
 from satori_fast.data.values import BadRow, check_text, is_missing, plain, scalar_text, text_field
@@ -112,6 +113,21 @@ def questions_digest(questions: Sequence[Sequence[str]]) -> str:
     """SHA-256 of questions, in any order: each is the texts that its row asks with."""
     lines = sorted(json.dumps(list(texts), ensure_ascii=False) for texts in questions)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def problem_set(name: str, problems: Sequence[Problem]) -> BenchmarkSet:
+    """Made-up problems as a benchmark, which nobody has published."""
+    fields = FieldMapping("question", "answer")
+    row = Benchmark(name=name, title=name, kind="math", fields=fields, file="", size=None)
+    golds = json.dumps([[problem.problem_id, problem.answer] for problem in problems])
+    return BenchmarkSet(
+        row,
+        tuple(Item(problem, row=number) for number, problem in enumerate(problems, start=1)),
+        "built in",
+        questions_digest([[problem.question] for problem in problems]),
+        hashlib.sha256(golds.encode()).hexdigest(),
+        (),
+    )
 
 
 class _Reader:

@@ -79,20 +79,36 @@ class Judge:
             return self._judge_math(responses)
         return [self._judge_one(item, text) for item, text in responses]
 
-    def _judge_math(self, responses: Sequence[tuple[Item, str]]) -> list[Judgement]:
-        golds = [item.problem.answer or "" for item, _ in responses]
-        verdicts = self._pool.grade_many(
-            (text, _with_unit(item, gold))
-            for (item, text), gold in zip(responses, golds, strict=True)
-        )
-        lenient_answers = [lenient_answer(text) for _, text in responses]
-        lenient = self._pool.compare_leniently(
-            [(answer or "", gold) for answer, gold in zip(lenient_answers, golds, strict=True)]
-        )
+    def right(self, answers: Sequence[tuple[Item, str]]) -> list[bool]:
+        """The house verdict alone, on (item, bare answer), in order."""
+        if self._kind != "math":
+            return [
+                item.problem.answer is not None
+                and self._is_right(item, answer, item.problem.answer)[0]
+                for item, answer in answers
+            ]
+        verdicts = self._verdicts([(item, rf"\boxed{{{answer}}}") for item, answer in answers])
         return [
-            self._of_values(item, verdict, lenient_answer=other, is_close=is_close)
-            for (item, _), verdict, other, is_close in zip(
-                responses, verdicts, lenient_answers, lenient, strict=True
+            self._of_values(item, verdict, lenient_answer=None, is_close=False).house
+            for (item, _), verdict in zip(answers, verdicts, strict=True)
+        ]
+
+    def _verdicts(self, responses: Sequence[tuple[Item, str]]) -> list[Verdict]:
+        return self._pool.grade_many(
+            (text, _with_unit(item, item.problem.answer or "")) for item, text in responses
+        )
+
+    def _judge_math(self, responses: Sequence[tuple[Item, str]]) -> list[Judgement]:
+        verdicts = self._verdicts(responses)
+        answers = [lenient_answer(text) for _, text in responses]
+        # What is right to the house grader is right to the lenient one.
+        unsure = [i for i, verdict in enumerate(verdicts) if not verdict.correct]
+        pairs = [(answers[i] or "", responses[i][0].problem.answer or "") for i in unsure]
+        close = dict(zip(unsure, self._pool.compare_leniently(pairs), strict=True))
+        return [
+            self._of_values(item, verdict, lenient_answer=answer, is_close=close.get(i, False))
+            for i, ((item, _), verdict, answer) in enumerate(
+                zip(responses, verdicts, answers, strict=True)
             )
         ]
 
