@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="folder",
-        help="run folder, or the NAME-seeds.json of runs with several seeds",
+        help="run folder, the NAME-seeds.json of several seeds, or folder of an evaluation",
     )
     report.add_argument(
         "--output",
@@ -353,7 +353,15 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> None:
     from satori_fast.profiling.seed_table import run_folders
 
     first = options.folders[0]
-    if len(options.folders) > 1:
+    if all((folder / "evaluation.json").is_file() for folder in options.folders):
+        from satori_fast.evaluation import pages
+
+        if len(options.folders) == 1:
+            page = pages.write_evaluation_pages(first)
+        else:
+            output = options.output or Path("compare.html")
+            page = pages.write_evaluation_comparison(options.folders, output=output)
+    elif len(options.folders) > 1:
         page = write_comparison_html(options.folders, output=options.output or "compare.html")
     elif first.is_file():
         output = options.output or first.with_suffix(".html")

@@ -77,6 +77,16 @@ def judge_responses(
     ]
 
 
+def judgement_record(judged: Judged) -> dict[str, Any]:
+    """A line of judgements.jsonl."""
+    names = ("benchmark", "problem_id", "sample")
+    return {
+        **{name: getattr(judged.response, name) for name in names},
+        "gold": judged.item.problem.answer,
+        **asdict(judged.judgement),
+    }
+
+
 def benchmark_result(
     benchmark: BenchmarkSet,
     judged: Sequence[Judged],

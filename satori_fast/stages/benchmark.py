@@ -2,8 +2,9 @@
 """The eval verb on benchmarks: a model folder asked by a protocol, graded, and written down.
 
 No training data is read and no run folder is needed. What is on disk already is not asked for
-again: `responses.jsonl` has every response, `evaluation.json` what they are worth. The greedy
-accuracy on the held-out problems of a config is `evaluate`.
+again: `responses.jsonl` has every response, `judgements.jsonl` the verdicts, `evaluation.json` what
+they are worth, and pages show it. The greedy accuracy on the held-out problems of a config is
+`evaluate`.
 """
 
 from __future__ import annotations
@@ -33,9 +34,23 @@ from satori_fast.evaluation.benchmarks import benchmarks_named
 from satori_fast.evaluation.code_answers import CallRunner
 from satori_fast.evaluation.golds import default_cache, unreadable_golds
 from satori_fast.evaluation.judging import Judge
+from satori_fast.evaluation.pages import (
+    COLUMNS,
+    EVALUATION,
+    JUDGEMENTS,
+    RESPONSES,
+    result_cells,
+    write_evaluation_pages,
+)
 from satori_fast.evaluation.protocols import Protocol, group_of, protocol_named
 from satori_fast.evaluation.responses import Asked, Response, ResponseFile, sample, too_long
-from satori_fast.evaluation.results import Judged, average, benchmark_result, judge_responses
+from satori_fast.evaluation.results import (
+    Judged,
+    average,
+    benchmark_result,
+    judge_responses,
+    judgement_record,
+)
 from satori_fast.grading import GradingPool, grader_version
 from satori_fast.profiling.metrics import progress
 from satori_fast.profiling.spans import SpanRecorder
@@ -44,13 +59,12 @@ from satori_fast.stages.engines import EngineProvider, check_engine
 from satori_fast.stages.export import stage_folder
 from satori_fast.stages.models import ModelFolders, model_folder
 from satori_fast.stages.setup import join_ranks, keep_tokenizer
-from satori_fast.storage import digests, write_sealed
+from satori_fast.storage import digests, write_sealed, write_sealed_records
 
 logger = logging.getLogger(__name__)
 
 HELDOUT = "heldout"  # the built-in problems of a config, as a benchmark
 OWN_PROTOCOL = "config"
-RESPONSES, EVALUATION = "responses.jsonl", "evaluation.json"
 # Responses judged at a time, beside the sampler; requests that an engine which may die gets at
 # once, because it tells of none of them before all are done.
 _JUDGED_TOGETHER, _ASKED_TOGETHER = 64, 512
@@ -275,7 +289,10 @@ class _Session:
             "benchmarks": results,
             "average": average(results),
         }
+        records = (record for own in judged.values() for record in map(judgement_record, own))
+        write_sealed_records(self.output / JUDGEMENTS, records)
         write_sealed(self.output / EVALUATION, result)
+        write_evaluation_pages(self.output)
         return result
 
 
@@ -472,20 +489,9 @@ def _check_prompts(asked: Sequence[Asked], file: ResponseFile, renderer: PromptR
 
 def _show(result: Mapping[str, Any], output: Path, console: Console) -> None:
     """The table: accuracy by three graders, and what it is of."""
-    table = Table("benchmark", "problems", "accuracy", "95 %", "strict", "lenient", "cut", "no box")
+    table = Table(*COLUMNS)
     for result_of in result["benchmarks"].values():
-        low, high = result_of["accuracy"]["interval"]
-        partial = " (partial)" if result_of["partial"] else ""
-        unreadable = len(result_of["unreadable_golds"]) + len(result_of["without_gold"])
-        noted = f", {unreadable} golds unread" if unreadable else ""
-        table.add_row(
-            result_of["title"],
-            f"{result_of['num_problems']}{partial}{noted}",
-            f"{result_of['accuracy']['value']:.1%}",
-            f"{low:.1%} to {high:.1%}",
-            *(f"{result_of[name]['value']:.1%}" for name in ("strict", "lenient")),
-            *(_percent(result_of[name]["value"]) for name in ("truncated", "no_answer")),
-        )
+        table.add_row(*result_cells(result_of))
     console.print(table, markup=False)
     whole = result["average"]
     low, high = whole["interval"]
@@ -494,7 +500,3 @@ def _show(result: Mapping[str, Any], output: Path, console: Console) -> None:
         highlight=False,
     )
     console.print(f"wrote {output / EVALUATION}", markup=False, soft_wrap=True)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
