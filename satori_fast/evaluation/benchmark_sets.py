@@ -179,7 +179,7 @@ class _Reader:
         )
 
     def result(self, limit: int | None) -> BenchmarkSet:
-        """What was read, compared with what is published. ValueError without any question."""
+        """The set, compared with what is published. ValueError without any question."""
         benchmark, faults = self._benchmark, list(self._faults)
         if not self._items:
             why = f": {faults[0]}" if faults else ""
@@ -286,7 +286,7 @@ def _gold(row: GoodRow, benchmark: Benchmark, *, num_choices: int) -> str:
 
 
 def _tolerance(text: str) -> float:
-    """How far off an answer may be, as OlympiadBench writes it; 0 where it says nothing."""
+    """Error that an answer may have, as OlympiadBench writes it; 0 where it says nothing."""
     try:
         return float(text or 0.0)
     except ValueError:

@@ -57,7 +57,7 @@ def same_literal(answer: str, gold: str) -> bool:
 
 
 def literal_fault(gold: str) -> str:
-    """Why a gold is no value of Python, "" for one that is."""
+    """Say why a gold is no value of Python, "" for one that is."""
     return "" if _literal(gold) is not None else "is no literal of Python"
 
 
@@ -104,7 +104,7 @@ class CallRunner:
         self._known: dict[tuple[str, str, str], str] = {}
 
     def fault(self, code: str, call: str, *, returns: str) -> str:
-        """Why a call of the function f of `code` does not return the value; "" where it does.
+        """Say why a call of the function f of `code` does not return the value; "" where it does.
 
         call: "f(1, 2)" or its arguments. returns: a literal. IsolationError where nothing isolates
         and the code is not trusted.

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def default_cache() -> Path:
-    """Where faults of golds are kept: golds.json in the user's folder of caches."""
+    """File that faults of golds are kept in: golds.json in the user's folder of caches."""
     caches = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(caches) / "satori_fast" / "golds.json"
 
@@ -30,7 +30,7 @@ def default_cache() -> Path:
 def unreadable_golds(
     sets: Sequence[BenchmarkSet], pool: GradingPool, *, cache: Path | None = None
 ) -> dict[str, str]:
-    """Why golds of some problems cannot be read, by problem id; the others are not in it.
+    """Say which golds cannot be read, and why, by problem id; the others are not in it.
 
     Golds that a row lacks are not among them (`BenchmarkSet.without_gold`). cache: a file that is
     read and extended; one of another grader, or a damaged one, is written anew.

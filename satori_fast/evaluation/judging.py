@@ -33,7 +33,7 @@ _WRAP = re.compile(r"\\(?:text(?:bf|it|tt)?|mathrm|mathbf|mathtt)\s*\{(.*)\}", r
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What three graders say of one response.
+    """Verdicts of three graders on one response.
 
     answer:  that the house grader reads, None without a box. lenient_answer: the lenient one's.
     reason:  of the house verdict: "match", "mismatch", "no_answer", "timeout", "crash"; "no_gold"
@@ -170,7 +170,7 @@ class Judge:
         return not boxed and self._is_right(item, answer, gold)[0]
 
     def _unboxed(self, text: str) -> str | None:
-        """What the lenient grader reads in a text without a box."""
+        """Text that the lenient grader reads where there is no box."""
         if self._kind in ("choice", "label"):
             return text.strip().splitlines()[-1][-400:] if text.strip() else None
         if self._kind in ("output", "input"):

@@ -116,7 +116,7 @@ def comparisons(first: Record, second: Record) -> dict[str, PairedComparison]:
 
 
 def differences(first: Record, second: Record) -> list[str]:
-    """What two evaluations do not share, which their figures may differ for; a line each."""
+    """List what two evaluations do not share, and their figures may differ for; a line each."""
     found = [
         f"their {name} differ"
         for name in ("versions", "protocol", "temperature", "num_samples", "engine", "dtype")
@@ -328,6 +328,5 @@ def _entry(response: Record, judgement: Record) -> dict[str, Any]:
         "verdict": "right" if judgement["house"] else "wrong",
         "notes": "Graders",
         "rewards": found | graders,
-        | graders,
         "finish": response["finish"],
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How benchmarks are asked: the papers' prompts, limits and stop tokens, as data.
+"""Ways to ask benchmarks: the papers' prompts, limits and stop tokens, as data.
 
 A protocol is all that two figures must share to be compared, beside the questions and the grader.
 What is asked is `benchmarks`, how prompts become ids `data.prompts`.

@@ -47,7 +47,7 @@ class Response:
 
     @property
     def key(self) -> Key:
-        """What it is an answer to."""
+        """Name of the question and the number of the sample."""
         return self.benchmark, self.problem_id, self.sample
 
     @property
@@ -76,7 +76,7 @@ class Asked:
 
     @property
     def key(self) -> Key:
-        """What the response will be an answer to."""
+        """Name of the question and the number of the sample, as its response has them."""
         return self.benchmark, self.problem.problem_id, self.sample
 
 
@@ -145,7 +145,7 @@ def sample(
 
 
 def too_long(engine: Engine, asked: Iterable[Asked]) -> list[Asked]:
-    """Those whose prompt leaves no room for a response."""
+    """List those whose prompt leaves no room for a response."""
     renderer = engine.renderer
     limit = min(renderer.max_prompt_tokens, engine.max_seqlen - 1)
     return [each for each in asked if len(renderer.unchecked_prompt_ids(each.problem)) > limit]

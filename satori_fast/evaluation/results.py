@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation says of each benchmark: figures and lists, fit for evaluation.json.
+"""Results of an evaluation for each benchmark: figures and lists, fit for evaluation.json.
 
 Every problem of a set is in its result, whatever became of it. Pure functions over judged
 responses; sampling and files are `stages.benchmark`, statistics `statistics`.
@@ -236,7 +236,7 @@ def _by_level(judged: Sequence[Judged]) -> list[dict[str, Any]]:
 
 
 def _self_correction(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Of responses with a first box that is wrong, those that end right; and the other way round.
+    """Share of responses with a wrong first box that end right; and the other way round.
 
     The end is the judgement on the whole response.
     """

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +31,7 @@ from satori_fast.evaluation.benchmark_sets import BenchmarkSet, load_benchmark, 
 from satori_fast.evaluation.benchmarks import benchmarks_named
 from satori_fast.evaluation.code_answers import CallRunner
 from satori_fast.evaluation.golds import default_cache, unreadable_golds
-from satori_fast.evaluation.judging import Judge
+from satori_fast.evaluation.judges import Judges
 from satori_fast.evaluation.pages import (
     COLUMNS,
     EVALUATION,
@@ -43,14 +41,8 @@ from satori_fast.evaluation.pages import (
     write_evaluation_pages,
 )
 from satori_fast.evaluation.protocols import Protocol, group_of, protocol_named
-from satori_fast.evaluation.responses import Asked, Response, ResponseFile, sample, too_long
-from satori_fast.evaluation.results import (
-    Judged,
-    average,
-    benchmark_result,
-    judge_responses,
-    judgement_record,
-)
+from satori_fast.evaluation.responses import Asked, ResponseFile, sample, too_long
+from satori_fast.evaluation.results import average, benchmark_result, judgement_record
 from satori_fast.grading import GradingPool, grader_version
 from satori_fast.profiling.metrics import progress
 from satori_fast.profiling.spans import SpanRecorder
@@ -65,15 +57,14 @@ logger = logging.getLogger(__name__)
 
 HELDOUT = "heldout"  # the built-in problems of a config, as a benchmark
 OWN_PROTOCOL = "config"
-# Responses judged at a time, beside the sampler; requests that an engine which may die gets at
-# once, because it tells of none of them before all are done.
-_JUDGED_TOGETHER, _ASKED_TOGETHER = 64, 512
+# Requests that an engine which may die gets at once: it tells of none before all are done.
+_ASKED_TOGETHER = 512
 _DEFAULTS = f'schema_version = {SCHEMA_VERSION}\nname = "eval"\n[data]\nnum_train = 1\n'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkOptions:
-    """What the command line asks for.
+    """Wishes of the command line.
 
     model:      folder, run folder (its last stage) or name on the hub.
     benchmarks: names of the table, "all", or "heldout" with a config of a built-in domain.
@@ -163,7 +154,7 @@ class _Session:
             main_only(
                 lambda: unreadable.update(unreadable_golds(sets, pool, cache=default_cache()))
             )
-            judges = _Judges(sets, pool, unreadable, CallRunner(trusted=self.options.trusted))
+            judges = Judges(sets, pool, unreadable, CallRunner(trusted=self.options.trusted))
             stack.callback(judges.close)
             engine = self._engine(asked, folder, stack)
             self._ask(engine, asked, file, judges)
@@ -180,7 +171,7 @@ class _Session:
                 yield Asked(benchmark.benchmark.name, problem, number, group)
 
     def _identity(self) -> dict[str, Any]:
-        """What responses must share to stand in one file."""
+        """Model and manner that responses must share to stand in one file."""
         return {
             "model": digests(self.model, _model_files(self.model)),
             "protocol": self.protocol.described(),
@@ -228,7 +219,7 @@ class _Session:
         engine: Engine,
         asked: Sequence[Asked],
         file: ResponseFile | None,
-        judges: _Judges,
+        judges: Judges,
     ) -> None:
         """Have every response on disk, and those that are there judged meanwhile."""
         refused = {each.key for each in too_long(engine, asked)}
@@ -267,7 +258,7 @@ class _Session:
         sets: Sequence[BenchmarkSet],
         missing: Mapping[str, str],
         identity: Mapping[str, Any],
-        judges: _Judges,
+        judges: Judges,
         unreadable: Mapping[str, str],
     ) -> dict[str, Any]:
         judged = judges.result()
@@ -294,56 +285,6 @@ class _Session:
         write_sealed(self.output / EVALUATION, result)
         write_evaluation_pages(self.output)
         return result
-
-
-class _Judges:
-    """Judges responses in a thread of its own, while others are sampled."""
-
-    def __init__(
-        self,
-        sets: Sequence[BenchmarkSet],
-        pool: GradingPool,
-        unreadable: Mapping[str, str],
-        runner: CallRunner,
-    ) -> None:
-        self._sets = {each.benchmark.name: each for each in sets}
-        self._judges = {
-            name: Judge(each, pool, unreadable, runner) for name, each in self._sets.items()
-        }
-        self._waiting: defaultdict[str, list[Response]] = defaultdict(list)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judging")
-        self._futures: list[tuple[str, Future[list[Judged]]]] = []
-
-    def add(self, responses: Iterable[Response]) -> None:
-        """Have responses judged; they are on disk."""
-        for response in responses:
-            waiting = self._waiting[response.benchmark]
-            waiting.append(response)
-            if len(waiting) >= _JUDGED_TOGETHER:
-                self._submit(response.benchmark)
-
-    def result(self) -> dict[str, list[Judged]]:
-        """All that was judged, by benchmark; waits for it."""
-        for name in list(self._waiting):
-            self._submit(name)
-        judged: dict[str, list[Judged]] = {name: [] for name in self._sets}
-        for name, future in self._futures:
-            judged[name] += future.result()
-        for own in judged.values():
-            own.sort(key=lambda each: (each.item.row, each.response.sample))
-        return judged
-
-    def close(self) -> None:
-        """Drop what is not judged."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _submit(self, name: str) -> None:
-        responses = self._waiting.pop(name, [])
-        if responses:
-            future = self._thread.submit(
-                judge_responses, self._sets[name], responses, self._judges[name]
-            )
-            self._futures.append((name, future))
 
 
 def _model_folder(model: str) -> Path:
