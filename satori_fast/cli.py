@@ -183,6 +183,14 @@ def _add_eval_options(evaluate: argparse.ArgumentParser) -> None:
         "--strict", action="store_true", help="a set that is not as published is an error"
     )
     evaluate.add_argument(
+        "--contamination",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="training files that questions are looked for in",
+    )
+    evaluate.add_argument(
         "--trust-code", action="store_true", help="run CRUXEval without isolation where none is"
     )
 
@@ -269,6 +277,7 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
             seed=options.sampling_seed,
             limit=options.limit,
             strict=options.strict,
+            contamination=tuple(options.contamination),
             trusted=options.trust_code,
         )
     )

@@ -232,6 +232,12 @@ def _set_facts(result: Record) -> list[tuple[str, str]]:
     facts += [(f"pass@{k}", percent(value)) for k, value in result["pass_at_k"].items()]
     if result["majority"] is not None:
         facts.append((f"maj@{result['num_samples']}", percent(result["majority"]["value"])))
+    found = result.get("contamination")
+    if found is not None and found["accuracy_without"] is not None:
+        own = found["accuracy_without"]
+        facts.append(
+            ("without what training files hold", f"{percent(own['value'])} of {own['n']} problems")
+        )
     return [*facts, *(("differs", fault) for fault in result["faults"])]
 
 
@@ -254,6 +260,10 @@ def _set_tables(result: Record) -> list[dict[str, Any]]:
         for each in result["by_level"]
     ]
     tables.append(_table("By difficulty", ("level", "problems", "accuracy", "mean tokens"), levels))
+    found = result.get("contamination")
+    overlaps = [] if found is None else found["overlaps"]
+    rows = [[e["problem_id"], e["file"], str(e["row"]), e["text"]] for e in overlaps]
+    tables.append(_table("In training files", ("problem", "file", "row", "words"), rows))
     golds = [[*each] for each in (result["unreadable_golds"] | result["without_gold"]).items()]
     tables.append(_table("Golds that are not read", ("problem", "why"), golds))
     rows = [

@@ -22,6 +22,7 @@ from satori_fast.evaluation.budgets import (
     accuracy_by_boxes,
     accuracy_by_budget,
 )
+from satori_fast.evaluation.contamination import ContaminationReport
 from satori_fast.evaluation.judging import Judge, Judgement
 from satori_fast.evaluation.responses import Response
 from satori_fast.evaluation.statistics import (
@@ -120,6 +121,21 @@ def benchmark_result(
         "self_correction": _self_correction(judged),
         "disagreements": [_disagreement(each) for each in judged if not each.judgement.agrees],
         "scores": scores,
+    }
+
+
+def contamination_result(result: Mapping[str, Any], report: ContaminationReport) -> dict[str, Any]:
+    """Overlaps of one benchmark's questions with training files, and its accuracy without them.
+
+    result: of `benchmark_result`. The accuracy is None where every question was found.
+    """
+    scores = result["scores"]
+    clean_scores = [score for name, score in scores.items() if name not in report.problem_ids]
+    num_samples = result["num_samples"]
+    return {
+        "overlaps": [asdict(each) for each in report.overlaps if each.problem_id in scores],
+        "too_short": [name for name in report.too_short if name in scores],
+        "accuracy_without": _accuracy(clean_scores, num_samples) if clean_scores else None,
     }
 
 

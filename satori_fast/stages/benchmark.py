@@ -30,6 +30,7 @@ from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.evaluation.benchmark_sets import BenchmarkSet, load_benchmark, problem_set
 from satori_fast.evaluation.benchmarks import benchmarks_named
 from satori_fast.evaluation.code_answers import CallRunner
+from satori_fast.evaluation.contamination import find_overlaps
 from satori_fast.evaluation.golds import default_cache, unreadable_golds
 from satori_fast.evaluation.judges import Judges
 from satori_fast.evaluation.pages import (
@@ -42,7 +43,12 @@ from satori_fast.evaluation.pages import (
 )
 from satori_fast.evaluation.protocols import Protocol, group_of, protocol_named
 from satori_fast.evaluation.responses import Asked, ResponseFile, sample, too_long
-from satori_fast.evaluation.results import average, benchmark_result, judgement_record
+from satori_fast.evaluation.results import (
+    average,
+    benchmark_result,
+    contamination_result,
+    judgement_record,
+)
 from satori_fast.grading import GradingPool, grader_version
 from satori_fast.profiling.metrics import progress
 from satori_fast.profiling.spans import SpanRecorder
@@ -73,6 +79,7 @@ class BenchmarkOptions:
     data_dir:   folder of the benchmarks' files; None: the hub. output: None: evaluations/NAME.
     num_samples, temperature, seed: 1 and 0.0 are greedy.
     limit:      first questions of each set only. strict: what is not as published is an error.
+    contamination: training files that questions are looked for in.
     trusted:    run functions of benchmarks without isolation where there is none.
     """
 
@@ -89,6 +96,7 @@ class BenchmarkOptions:
     seed: int = 0
     limit: int | None = None
     strict: bool = False
+    contamination: tuple[Path, ...] = ()
     trusted: bool = False
 
     def __post_init__(self) -> None:
@@ -271,6 +279,8 @@ class _Session:
             )
             for each in sets
         }
+        if self.options.contamination:
+            self._add_contamination(sets, results)
         result = {
             "versions": {"satori_fast": __version__, "grader": grader_version()},
             "model_path": str(self.model),
@@ -285,6 +295,17 @@ class _Session:
         write_sealed(self.output / EVALUATION, result)
         write_evaluation_pages(self.output)
         return result
+
+    def _add_contamination(
+        self, sets: Sequence[BenchmarkSet], results: Mapping[str, dict[str, Any]]
+    ) -> None:
+        """Say which questions stand in training files."""
+        questions = {
+            item.problem.problem_id: item.problem.question for each in sets for item in each.items
+        }
+        report = find_overlaps(questions, self.options.contamination)
+        for result in results.values():
+            result["contamination"] = contamination_result(result, report)
 
 
 def _model_folder(model: str) -> Path:

@@ -164,6 +164,22 @@ def test_a_prompt_beyond_the_context_counts_as_wrong_and_the_others_run(
     assert "1 prompts leave no room for a response: gsm8k/2" in caplog.text
 
 
+def test_questions_in_training_files_are_told(place: Path, tmp_path: Path) -> None:
+    words = " ".join(f"word{n}" for n in range(20))
+    rows = [{"question": f"{words} {n}", "answer": f"#### {n}"} for n in range(2)]
+    rows += [{"question": "Another one, much shorter?", "answer": "#### 1"}]
+    (tmp_path / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": f"so {words} 0 and more"}))
+    asked = options(place, tmp_path / "out", data_dir=tmp_path, benchmarks=("gsm8k",))
+    training = (tmp_path / "train.jsonl",)
+    found = evaluate_benchmarks(replace(asked, contamination=training))["benchmarks"]["gsm8k"]
+    overlaps = {each["problem_id"]: each["text"] for each in found["contamination"]["overlaps"]}
+    assert overlaps == {"gsm8k/1": f"{words} 0", "gsm8k/2": words}
+    assert found["contamination"]["too_short"] == ["gsm8k/3"]
+    assert found["contamination"]["accuracy_without"]["n"] == 1
+    assert "In training files" in (tmp_path / "out" / "gsm8k.html").read_text()
+
+
 def test_responses_are_there_before_they_are_graded(place: Path, tmp_path: Path) -> None:
     result = evaluate_benchmarks(options(place, tmp_path / "out", benchmarks=("gsm8k",)))
     identity = {key: result[key] for key in ("model", "protocol", "temperature", "seed")}
