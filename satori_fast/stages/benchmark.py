@@ -49,6 +49,7 @@ from satori_fast.evaluation.results import (
     contamination_result,
     judgement_record,
 )
+from satori_fast.evaluation.sandbox import check_isolation, isolation_fault
 from satori_fast.grading import GradingPool, grader_version
 from satori_fast.profiling.metrics import progress
 from satori_fast.profiling.spans import SpanRecorder
@@ -286,6 +287,7 @@ class _Session:
             "model_path": str(self.model),
             **identity,
             "num_samples": self.options.num_samples,
+            "sandbox": isolation_fault() or "isolated",
             "missing": dict(missing),
             "benchmarks": results,
             "average": average(results),
@@ -386,6 +388,8 @@ def _load_sets(
         raise ConfigError(f"--benchmarks: {error}, {HELDOUT}") from None
     for row in rows:
         try:
+            if row.kind == "input" and not options.trusted:
+                check_isolation()
             sets.append(
                 load_benchmark(row, options.data_dir, limit=options.limit, strict=options.strict)
             )

@@ -180,6 +180,21 @@ def test_questions_in_training_files_are_told(place: Path, tmp_path: Path) -> No
     assert "In training files" in (tmp_path / "out" / "gsm8k.html").read_text()
 
 
+def test_functions_are_not_run_without_isolation(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"code": "def f(x):\n    return x", "input": "1", "output": "1", "id": "s"}
+    (tmp_path / "cruxeval.jsonl").write_text(json.dumps(row))
+    monkeypatch.setattr("satori_fast.evaluation.sandbox.isolation_fault", lambda: "no namespaces")
+    names = ("cruxeval_output", "cruxeval_input")
+    asked = options(place, tmp_path / "out", data_dir=tmp_path, benchmarks=names)
+    result = evaluate_benchmarks(asked)
+    assert list(result["benchmarks"]) == ["cruxeval_output"]
+    assert "cannot isolate here (no namespaces)" in result["missing"]["cruxeval_input"]
+    trusted = replace(asked, output=tmp_path / "trusted", trusted=True)
+    assert list(evaluate_benchmarks(trusted)["benchmarks"]) == list(names)
+
+
 def test_responses_are_there_before_they_are_graded(place: Path, tmp_path: Path) -> None:
     result = evaluate_benchmarks(options(place, tmp_path / "out", benchmarks=("gsm8k",)))
     identity = {key: result[key] for key in ("model", "protocol", "temperature", "seed")}
