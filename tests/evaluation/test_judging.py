@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from satori_fast.evaluation.benchmark_sets import BenchmarkSet, Item, load_benchmark
@@ -213,3 +214,42 @@ def test_real_golds_are_right_themselves(data_dir: Path, name: str) -> None:
         if each.problem.answer is not None and not (found.house and found.strict and found.lenient)
     ]
     assert wrong == []
+
+
+_ALPHABET = r"""
+\boxed{ \boxed{5} \frac \frac{1}{2} \sqrt{ \left( \right) \begin{pmatrix} & \end{pmatrix} \cup
+\infty \pi \text{ 9^{9^{9^{9}}} \\ \ { } ( ) [ ] | , ; : . - + = < > ^ _ $ % ! ? # ~ 0 1 2.5 1,000
+50% x y A B C f(x) True No unknown None 'a' [1, {'a': (((((((((( 1e999 x^{x^{x^{x}}} 10!!! \int_0^1
+é 🙂
+"""
+_PIECES = (*_ALPHABET.split(), " ", "\n", "the answer is ")
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_adversarial_responses_neither_raise_nor_outlive_the_limit() -> None:
+    rng = np.random.default_rng([20])
+    names = ("math500", "mmlu_stem", "folio", "tablebench", "cruxeval_output", "cruxeval_input")
+    golds = {
+        "math500": (r"\frac{1}{2}", r"(3, \frac{\pi}{2})", "x^2+1", r"\{1,2\}", "[0,1)", "7"),
+        "mmlu_stem": ("B",),
+        "folio": ("True",),
+        "tablebench": ("1,300, Red",),
+        "cruxeval_output": ("[1, 2]",),
+        "cruxeval_input": ("[1, 2]",),
+    }
+    share = dict.fromkeys(names, 5_000) | {"math500": 75_000}
+    with GradingPool(num_workers=2, timeout_s=1.0) as pool:
+        for name in names:
+            read = BenchmarkSet(BENCHMARKS[name], (), "file", "", "", ())
+            judge_of = Judge(read, pool, {}, CallRunner())
+            responses: list[tuple[Item, str]] = []
+            for number in range(share[name]):
+                text = "".join(rng.choice(_PIECES, size=rng.integers(1, 14)))
+                text = rf"\boxed{{{text}}}" if number % 3 else text
+                gold = golds[name][number % len(golds[name])]
+                code = "def f(x): return x" if name == "cruxeval_input" else ""
+                responses.append((item(gold, code=code, choices=CHOICES), text))
+            judged = judge_of.judge(responses)
+            assert len(judged) == share[name]
+            assert sum(each.house for each in judged) < 0.2 * share[name]
+        assert pool.crashes + pool.timeouts < 2_000

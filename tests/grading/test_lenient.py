@@ -17,6 +17,7 @@ from satori_fast.grading import (
     lenient_equal,
     strict_equal,
 )
+from tests.grading.hand_checked import PAIRS
 
 # (answer, gold), and whether the strict, the house and the lenient grader call it right.
 VERDICTS = [
@@ -58,7 +59,11 @@ VERDICTS = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "gold", "right"), VERDICTS)
+def test_there_are_two_hundred_pairs() -> None:
+    assert len({(answer, gold) for answer, gold, _ in PAIRS}) >= 200
+
+
+@pytest.mark.parametrize(("answer", "gold", "right"), [*VERDICTS, *PAIRS])
 def test_who_calls_it_right(answer: str, gold: str, right: str) -> None:
     found = "S" * strict_equal(answer, gold)
     found += "H" * equivalent(answer, gold)
