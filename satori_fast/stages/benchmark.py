@@ -57,7 +57,7 @@ from satori_fast.rollout.engine import Engine, SamplingParams, request_seed
 from satori_fast.stages.engines import EngineProvider, check_engine
 from satori_fast.stages.export import stage_folder
 from satori_fast.stages.models import ModelFolders, model_folder
-from satori_fast.stages.setup import join_ranks, keep_tokenizer
+from satori_fast.stages.setup import checking_processes, join_ranks, keep_tokenizer
 from satori_fast.storage import digests, write_sealed, write_sealed_records
 
 logger = logging.getLogger(__name__)
@@ -160,9 +160,7 @@ class _Session:
             reward = self.config.reward
             pool = stack.enter_context(GradingPool(reward.num_workers, reward.timeout_s))
             unreadable: dict[str, str] = {}
-            main_only(
-                lambda: unreadable.update(unreadable_golds(sets, pool, cache=default_cache()))
-            )
+            main_only(lambda: unreadable.update(self._unreadable(sets)))
             judges = Judges(sets, pool, unreadable, CallRunner(trusted=self.options.trusted))
             stack.callback(judges.close)
             engine = self._engine(asked, folder, stack)
@@ -171,6 +169,12 @@ class _Session:
             if file is not None:
                 result = self._result(sets, missing, identity, judges, unreadable)
         return result
+
+    def _unreadable(self, sets: Sequence[BenchmarkSet]) -> dict[str, str]:
+        """Golds that cannot be read; the processes start where the cache does not know them."""
+        reward = self.config.reward
+        with GradingPool(checking_processes(reward.num_workers), reward.timeout_s) as pool:
+            return unreadable_golds(sets, pool, cache=default_cache())
 
     def _asked(self, benchmark: BenchmarkSet) -> Iterator[Asked]:
         for item in benchmark.items:
