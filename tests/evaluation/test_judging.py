@@ -218,10 +218,12 @@ def test_real_golds_are_right_themselves(data_dir: Path, name: str) -> None:
 
 _ALPHABET = r"""
 \boxed{ \boxed{5} \frac \frac{1}{2} \sqrt{ \left( \right) \begin{pmatrix} & \end{pmatrix} \cup
-\infty \pi \text{ 9^{9^{9^{9}}} \\ \ { } ( ) [ ] | , ; : . - + = < > ^ _ $ % ! ? # ~ 0 1 2.5 1,000
-50% x y A B C f(x) True No unknown None 'a' [1, {'a': (((((((((( 1e999 x^{x^{x^{x}}} 10!!! \int_0^1
+\infty \pi \text{ \\ \ { } ( ) [ ] | , ; : . - + = < > ^ _ $ % ! ? # ~ 0 1 2.5 1,000
+50% x y A B C f(x) True No unknown None 'a' [1, {'a': (((((((((( 1e999 \int_0^1
 é 🙂
 """
+# Each of them keeps a computer algebra system busy until it is killed.
+_ENDLESS = ("9^{9^{9^{9}}}", "10!!!", "x^{9^{9^{9}}}")
 _PIECES = (*_ALPHABET.split(), " ", "\n", "the answer is ")
 
 
@@ -245,6 +247,8 @@ def test_a_hundred_thousand_adversarial_responses_neither_raise_nor_outlive_the_
             responses: list[tuple[Item, str]] = []
             for number in range(share[name]):
                 text = "".join(rng.choice(_PIECES, size=rng.integers(1, 14)))
+                if number % 1000 == 0:
+                    text += rng.choice(_ENDLESS)
                 text = rf"\boxed{{{text}}}" if number % 3 else text
                 gold = golds[name][number % len(golds[name])]
                 code = "def f(x): return x" if name == "cruxeval_input" else ""
@@ -252,4 +256,4 @@ def test_a_hundred_thousand_adversarial_responses_neither_raise_nor_outlive_the_
             judged = judge_of.judge(responses)
             assert len(judged) == share[name]
             assert sum(each.house for each in judged) < 0.2 * share[name]
-        assert pool.crashes + pool.timeouts < 2_000
+        assert pool.crashes + pool.timeouts < 1_000
