@@ -239,7 +239,7 @@ def test_a_hundred_thousand_adversarial_responses_neither_raise_nor_outlive_the_
         "cruxeval_output": ("[1, 2]",),
         "cruxeval_input": ("[1, 2]",),
     }
-    share = dict.fromkeys(names, 5_000) | {"math500": 75_000}
+    share = dict(zip(names, (15_000, 30_000, 30_000, 5_000, 15_000, 5_000), strict=True))
     with GradingPool(num_workers=2, timeout_s=1.0) as pool:
         for name in names:
             read = BenchmarkSet(BENCHMARKS[name], (), "file", "", "", ())
