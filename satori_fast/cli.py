@@ -124,12 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     synthesize = verb("synthesize", _synthesize, "make demonstrations only")
     synthesize.add_argument("config", type=Path)
     synthesize.add_argument("--resume", action="store_true", help="ask for what is missing only")
-    evaluate = verb("eval", _evaluate, "greedy accuracy of a model folder on the held-out problems")
-    evaluate.add_argument("config", type=Path)
-    evaluate.add_argument("--model", type=Path, help="model folder; default: the config's")
-    evaluate.add_argument("--json", action="store_true", help="one line of JSON, for programs")
-    evaluate.add_argument(
-        "--keep", action="store_true", help="leave a run folder --name, for `report` beside a run's"
+    _add_eval_options(
+        verb("eval", _evaluate, "accuracy of a model on benchmarks, or on held-out problems")
     )
     show = verb("show", _show, "print the resolved config with units and meanings")
     show.add_argument("config", type=Path, nargs="?")
@@ -151,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="folder",
-        help="run folder, or the NAME-seeds.json of runs with several seeds",
+        help="run folder, the NAME-seeds.json of several seeds, or folder of an evaluation",
     )
     report.add_argument(
         "--output",
@@ -163,6 +159,49 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("destination", type=Path)
     export.add_argument("--stage", default=None, help="default: the last one")
     return parser
+
+
+def _add_eval_options(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument(
+        "target",
+        metavar="MODEL",
+        help="model folder, run folder or name on the hub; or CONFIG.toml: its held-out problems",
+    )
+    evaluate.add_argument("--model", type=Path, help="CONFIG.toml: model; default: the config's")
+    evaluate.add_argument("--json", action="store_true", help="CONFIG.toml: one line of JSON")
+    evaluate.add_argument(
+        "--keep",
+        action="store_true",
+        help="CONFIG.toml: leave a run folder --name, for `report` beside a run's",
+    )
+    evaluate.add_argument("--benchmarks", nargs="+", metavar="NAME", help="names, or all")
+    evaluate.add_argument(
+        "--protocol", default="satori", help="satori, s2r, srl, chat, or config: that of --config"
+    )
+    evaluate.add_argument("--config", type=Path, help="of engine, layout and grader")
+    evaluate.add_argument(
+        "--data-dir", type=Path, help="folder of the benchmarks; default: the hub"
+    )
+    evaluate.add_argument("--output", type=Path, help="default: evaluations/NAME-PROTOCOL")
+    evaluate.add_argument("--samples", type=int, default=1, help="responses per problem")
+    evaluate.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    evaluate.add_argument("--max-new-tokens", type=int, help="default: the protocol's")
+    evaluate.add_argument("--sampling-seed", type=int, default=0)
+    evaluate.add_argument("--limit", type=int, help="the first so many questions of each set")
+    evaluate.add_argument(
+        "--strict", action="store_true", help="a set that is not as published is an error"
+    )
+    evaluate.add_argument(
+        "--contamination",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="training files that questions are looked for in",
+    )
+    evaluate.add_argument(
+        "--trust-code", action="store_true", help="run CRUXEval without isolation where none is"
+    )
 
 
 def _add_run_options(run: argparse.ArgumentParser) -> None:
@@ -229,9 +268,45 @@ def _synthesize(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
+    if options.target.endswith(".toml"):
+        _evaluate_heldout(options, overrides)
+        return
+    if not options.benchmarks:
+        raise ConfigError(
+            "command line: eval MODEL needs --benchmarks all, or names of some; "
+            "eval CONFIG.toml evaluates the held-out problems of a config"
+        )
+    from satori_fast.stages.benchmark import BenchmarkOptions, evaluate_benchmarks
+
+    evaluate_benchmarks(
+        BenchmarkOptions(
+            model=options.target,
+            benchmarks=tuple(options.benchmarks),
+            protocol=options.protocol,
+            config=options.config,
+            overrides=tuple(overrides),
+            data_dir=options.data_dir,
+            output=options.output,
+            num_samples=options.samples,
+            temperature=options.temperature,
+            max_new_tokens=options.max_new_tokens,
+            seed=options.sampling_seed,
+            limit=options.limit,
+            strict=options.strict,
+            contamination=tuple(options.contamination),
+            trusted=options.trust_code,
+        )
+    )
+
+
+def _evaluate_heldout(options: argparse.Namespace, overrides: list[str]) -> None:
+    if options.benchmarks:
+        raise ConfigError(
+            f"command line: benchmarks are asked of a model: eval MODEL --config {options.target}"
+        )
     if options.model is not None:
         overrides = [*overrides, "--model.path", f"'{options.model}'"]
-    config = _load(options.config, overrides)
+    config = _load(Path(options.target), overrides)
     from satori_fast.stages.evaluate import evaluate_model
 
     evaluate_model(config, as_json=options.json, keep=options.keep)
@@ -303,7 +378,15 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> None:
     from satori_fast.profiling.seed_table import run_folders
 
     first = options.folders[0]
-    if len(options.folders) > 1:
+    if all((folder / "evaluation.json").is_file() for folder in options.folders):
+        from satori_fast.evaluation import pages
+
+        if len(options.folders) == 1:
+            page = pages.write_evaluation_pages(first)
+        else:
+            output = options.output or Path("compare.html")
+            page = pages.write_evaluation_comparison(options.folders, output=output)
+    elif len(options.folders) > 1:
         page = write_comparison_html(options.folders, output=options.output or "compare.html")
     elif first.is_file():
         output = options.output or first.with_suffix(".html")

@@ -244,3 +244,19 @@ def test_module_is_the_command_line_and_starts_without_torch(config_file: Path) 
         "assert main(['run', 'none.toml']) == 2\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "some/model"], "eval MODEL needs --benchmarks all, or names of some"),
+        (["eval", "own.toml", "--benchmarks", "all"], "eval MODEL --config own.toml"),
+        (["eval", "no/such/model", "--benchmarks", "all"], "no/such/model holds no model"),
+        (["eval", "m", "--benchmarks", "all", "--samples", "4"], "--temperature 0 would be 4"),
+    ],
+)
+def test_eval_says_what_it_needs(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert message in capsys.readouterr().err

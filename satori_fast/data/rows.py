@@ -154,15 +154,21 @@ def _is_empty(value: Any) -> bool:
 
 
 def hub_rows(
-    hub_id: str, config: str | None, split: str, columns: Sequence[str]
+    hub_id: str,
+    config: str | None,
+    split: str,
+    columns: Sequence[str],
+    *,
+    revision: str | None = None,
 ) -> Iterator[tuple[int, Row]]:
-    """(number from 1, row) of a data set of the Hugging Face hub, streamed."""
+    """(number from 1, row) of a data set of the Hugging Face hub, streamed; revision: a branch, tag
+    or commit of it."""
     import datasets  # pyright: ignore[reportMissingTypeStubs]
 
     hub: Any = datasets
     try:
         # Streaming: a few rows of a data set with millions should not download them all.
-        rows: Any = hub.load_dataset(hub_id, config, split=split, streaming=True)
+        rows: Any = hub.load_dataset(hub_id, config, split=split, streaming=True, revision=revision)
         known = rows.column_names
         if known is not None and {root_of(name, tuple(known)) for name in columns} <= set(known):
             rows = rows.select_columns([name for name in columns if name in known])

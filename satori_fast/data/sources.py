@@ -71,10 +71,13 @@ __all__ = [
     "RowIds",
     "Selection",
     "SourceReport",
+    "answer_of",
     "check_source",
+    "level_of",
     "load_demonstrations",
     "load_pool",
     "load_problems",
+    "question_of",
     "source_digest",
 ]
 
@@ -389,6 +392,17 @@ class RowIds:
 
 
 def _problem(row: GoodRow, fields: FieldMapping, problem_id: str) -> Problem:
+    question, choices = question_of(row, fields)
+    answer = answer_of(row, fields, num_choices=len(choices))
+    refuse_sentinel(answer, fields.answer)
+    return Problem(problem_id, question, answer, level=level_of(row, fields.level))
+
+
+def question_of(row: GoodRow, fields: FieldMapping) -> tuple[str, list[str]]:
+    """The question of a row, its choices written below it, and these choices, without letters.
+
+    A prompt suffix ("Please reason step by step ...") is taken off. `BadRow` where it is missing.
+    """
     question = text_field(row, fields.question)
     if question.endswith(("{}", "{}.")):  # the search is slow: not for every question
         question = _PROMPT_SUFFIX.sub("", question).strip()
@@ -397,9 +411,7 @@ def _problem(row: GoodRow, fields: FieldMapping, problem_id: str) -> Problem:
     choices = _choices(row, fields.choices) if fields.choices is not None else []
     question += "".join(f"\n{x}. {choice}" for x, choice in zip(_LETTERS, choices, strict=False))
     check_text(question, fields.choices or fields.question)
-    answer = _answer(row, fields, num_choices=len(choices))
-    refuse_sentinel(answer, fields.answer)
-    return Problem(problem_id, question, answer, level=_level(row, fields.level))
+    return question, choices
 
 
 def _choices(row: GoodRow, name: str) -> list[str]:
@@ -413,7 +425,7 @@ def _choices(row: GoodRow, name: str) -> list[str]:
     return [c if isinstance(c, str) else scalar_text(c, name) for c in choices]
 
 
-def _level(row: GoodRow, name: str | None) -> str:
+def level_of(row: GoodRow, name: str | None) -> str:
     """A data set's word for how hard a problem is; nothing depends on it, so it may be anything."""
     value = plain(row.get(name), name) if name is not None else None
     if is_missing(value) or not isinstance(value, str | int | float):
@@ -433,7 +445,9 @@ def _check_grade(row: GoodRow, name: str) -> None:
         raise BadRow(f"{name} is neither Yes nor No", repr(value)[:80])
 
 
-def _answer(row: GoodRow, fields: FieldMapping, *, num_choices: int) -> str:
+def answer_of(row: GoodRow, fields: FieldMapping, *, num_choices: int) -> str:
+    """The gold answer of a row, as its field holds it; a letter for one of the choices. `BadRow`
+    where there is none."""
     name, value = fields.answer, field_value(row, fields.answer)
     if fields.answer_form == "choice":
         whole = isinstance(value, int) and not isinstance(value, bool)

@@ -111,16 +111,12 @@ def run(
     for name in (*files, *(links or {})):
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise ValueError(f"{name}: a file of the copy needs a relative path without '..'")
-    fault = isolation_fault()
-    if fault is not None and not trusted:
-        raise IsolationError(
-            f"the sandbox cannot isolate here ({fault}): allow unprivileged user namespaces, or "
-            "say that the code is trusted"
-        )
+    if not trusted:
+        check_isolation()
     request = _Request(
         command=tuple(command),
         limits=limits or Limits(),
-        isolated=fault is None,
+        isolated=isolation_fault() is None,
         files=dict(files),
         links=dict(links or {}),
         visible=tuple(str(path) for path in visible),
@@ -130,6 +126,16 @@ def run(
     if isinstance(reply, str):
         raise OSError(f"the sandbox failed: {reply}")
     return reply
+
+
+def check_isolation() -> None:
+    """Raise IsolationError where commands cannot be isolated."""
+    fault = isolation_fault()
+    if fault is not None:
+        raise IsolationError(
+            f"the sandbox cannot isolate here ({fault}): allow unprivileged user namespaces, or "
+            "say that the code is trusted"
+        )
 
 
 @functools.cache

@@ -109,9 +109,21 @@ def extract_answers(text: str) -> list[str]:
 
     A box around another box is left out.
     """
-    boxes, _ = _scan_boxes(text)
-    contents = (box.content(text) for box in boxes if not box.encloses)
-    return [content for content in contents if content is not None]
+    return [content for content, _ in closed_boxes(text)]
+
+
+def closed_boxes(text: str) -> list[tuple[str, int]]:
+    r"""`extract_answers`, each with the place in `text` at which its box is closed.
+
+    >>> closed_boxes(r"\boxed{5} or \boxed 7")
+    [('5', 9), ('7', 21)]
+    """
+    found: list[tuple[str, int]] = []
+    for box in _scan_boxes(text)[0]:
+        content = box.content(text)
+        if content is not None and box.end is not None and not box.encloses:
+            found.append((content, box.end + text.startswith("}", box.end)))
+    return found
 
 
 def standing_answers(text: str, cuts: Sequence[int]) -> list[str | None]:

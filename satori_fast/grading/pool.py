@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from satori_fast.grading.finders import BOXED, AnswerFinder
+from satori_fast.grading.lenient import lenient_cheaply, lenient_equal
 from satori_fast.grading.spelling import clean, number
 from satori_fast.grading.verdict import Verdict, decided_cheaply, equivalent, gold_fault, verdict_of
 from satori_fast.grading.worker import Worker
@@ -92,6 +93,21 @@ class GradingPool:
         futures = [self.submit(response, gold) for response, gold in pairs]
         return [future.result() for future in futures]
 
+    def compare_leniently(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether each (answer, gold) pair is equal to `lenient_equal`; not where it takes too
+        long. Answers are bare, without a response around them."""
+        if self._closed:
+            raise ValueError("the grading pool is closed: compare answers inside its `with` block")
+        if self._threads is None:
+            return [lenient_equal(answer, gold) for answer, gold in pairs]
+        decided = [
+            cheap
+            if (cheap := lenient_cheaply(answer, gold)) is not None
+            else self._threads.submit(self._compare_in_worker, answer, gold)
+            for answer, gold in pairs
+        ]
+        return [each if isinstance(each, bool) else each.result() for each in decided]
+
     def check_golds(self, golds: Sequence[str]) -> list[str | None]:
         """Fault of each gold answer that cannot be graded, in a few words; None for one that can.
 
@@ -144,6 +160,13 @@ class GradingPool:
             with self._lock:
                 self._cache.pop((answer, gold), None)
         return Verdict(reason == "match", answer, reason)
+
+    def _compare_in_worker(self, answer: str, gold: str) -> bool:
+        worker = self._idle.pop()
+        try:
+            return worker.grade(answer, gold, lenient=True) == "match"
+        finally:
+            self._idle.append(worker)
 
     def _check(self, gold: str) -> str | None:
         worker = self._idle.pop()

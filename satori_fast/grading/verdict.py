@@ -51,11 +51,16 @@ class Grader(Protocol):
 _SHORT_ANSWER, _LONGER_THAN_GOLD = 1_000, 4
 
 
+def too_long(answer: str, gold: str) -> bool:
+    """Whether an answer is so long that it is wrong unread."""
+    return len(answer) > _SHORT_ANSWER + _LONGER_THAN_GOLD * len(gold)
+
+
 def decided_cheaply(answer: str, gold: str) -> bool | None:
     """Equality where it is cheap to see; None where the answers must be read."""
     if not gold.strip() or not answer.strip():
         return False
-    if len(answer) > _SHORT_ANSWER + _LONGER_THAN_GOLD * len(gold):
+    if too_long(answer, gold):
         return False
     answer, gold = clean(answer), clean(gold)
     if not gold or not answer:

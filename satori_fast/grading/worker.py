@@ -15,13 +15,13 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Literal
 
-# A worker reads JSON lines, [answer, gold] to compare or [gold] to check, and writes a line each:
-# "match", "mismatch", "readable" or what is wrong with a gold answer.
+# A worker reads JSON lines: [answer, gold] to compare, [answer, gold, "lenient"] to compare as
+# papers do, or [gold] to check. It writes a line each: "match", "mismatch", "readable" or what is
+# wrong with a gold answer.
 _WORKER_PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]);"
     "from satori_fast.grading.worker import serve; serve(float(sys.argv[2]))"
@@ -49,8 +49,10 @@ def serve(timeout_s: float) -> None:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, _MEMORY_LIMIT_BYTES))
     # Here, so that the caller's end of a worker stays light.
+    from satori_fast.grading.lenient import lenient_equal
     from satori_fast.grading.verdict import equivalent, gold_fault
 
+    comparisons = {2: equivalent, 3: lambda answer, gold, _: lenient_equal(answer, gold)}
     equivalent(r"\frac{1}{2}", r"\sqrt{2}")  # loads sympy and warms the parser, outside the limit
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     replies.write("ready\n")
@@ -59,22 +61,15 @@ def serve(timeout_s: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, timeout_s)
         signal.setitimer(signal.ITIMER_REAL, _WALL_FACTOR * timeout_s)
         try:
-            reply = _reply(texts, equivalent, gold_fault)
+            if len(texts) == 1:
+                reply = gold_fault(texts[0]) or "readable"
+            else:
+                reply = "match" if comparisons[len(texts)](*texts) else "mismatch"
         except RecursionError:
-            reply = "mismatch" if len(texts) == 2 else "is too deep to read"
+            reply = "mismatch" if len(texts) > 1 else "is too deep to read"
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         replies.write(f"{reply}\n")
-
-
-def _reply(
-    texts: list[str],
-    equivalent: Callable[[str, str], bool],
-    gold_fault: Callable[[str], str | None],
-) -> str:
-    if len(texts) == 1:
-        return gold_fault(texts[0]) or "readable"
-    return "match" if equivalent(*texts) else "mismatch"
 
 
 class Worker:
@@ -85,9 +80,11 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
         self._retired = False
 
-    def grade(self, answer: str, gold: str) -> Literal["match", "mismatch", "timeout", "crash"]:
-        """Compare an answer with a gold one."""
-        reply = self._ask([answer, gold])
+    def grade(
+        self, answer: str, gold: str, *, lenient: bool = False
+    ) -> Literal["match", "mismatch", "timeout", "crash"]:
+        """Compare an answer with a gold one, by `equivalent` or by `lenient_equal`."""
+        reply = self._ask([answer, gold, *(["lenient"] if lenient else [])])
         if reply in ("match", "mismatch", "timeout"):
             return reply
         return "crash"

@@ -71,7 +71,7 @@ def write_report_html(run_folder: str | Path, *, output: str | Path | None = Non
         "charts": charts,
         "evaluations": evaluations,
     }
-    page = _render(
+    page = render_page(
         "report.html",
         title=run.name,
         finished=run.finished,
@@ -91,7 +91,7 @@ def write_report_html(run_folder: str | Path, *, output: str | Path | None = Non
         plotly=_plotly_script() if charts or evaluations else "",
         data=data,
     )
-    return _write(page, Path(output) if output else run.folder / "report.html")
+    return write_page(page, Path(output) if output else run.folder / "report.html")
 
 
 def write_comparison_html(
@@ -123,7 +123,7 @@ def write_comparison_html(
     shared, facts = compare.fact_lists(
         [[("wall time", duration(run.wall_s)), *run_facts(run)] for run in runs]
     )
-    page = _render(
+    page = render_page(
         "compare.html",
         title=f"{len(runs)} runs compared",
         runs=[
@@ -142,7 +142,7 @@ def write_comparison_html(
         plotly=_plotly_script(),
         data=data,
     )
-    return _write(page, Path(output))
+    return write_page(page, Path(output))
 
 
 def _together(metrics: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, list[Any]]:
@@ -231,7 +231,8 @@ def _rate_table(run: RunRecord) -> dict[str, Any]:
     return {"columns": columns, "rows": rows}
 
 
-def _render(template: str, **values: Any) -> str:
+def render_page(template: str, **values: Any) -> str:
+    """The text of a page from a file of `templates`; its values are escaped."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
@@ -250,7 +251,8 @@ def _template(name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
-def _write(page: str, path: Path) -> Path:
+def write_page(page: str, path: Path) -> Path:
+    """Write a page in one piece; returns its path. ValueError where its folder is missing."""
     if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
     write_atomically(path, page)

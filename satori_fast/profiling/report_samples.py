@@ -69,8 +69,8 @@ def sample_entry(sample: Mapping[str, Any]) -> dict[str, Any]:
         "stage": sample["stage"],
         "step": sample["step"],
         "id": sample["problem_id"],
-        "question": _cut(sample["question"]),
-        "answer": "none given" if sample["answer"] is None else _cut(str(sample["answer"])),
+        "question": cut_text(sample["question"]),
+        "answer": "none given" if sample["answer"] is None else cut_text(str(sample["answer"])),
         "prefix": None if sample["prefix"] is None else _pieces(sample),
         "segments": segments,
         "verdict": {True: "right", False: "wrong"}.get(sample["correct"], "ungraded"),
@@ -85,7 +85,7 @@ def _pieces(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _entries(segments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{"kind": str(s["kind"]), "text": _cut(s["text"])} for s in segments]
+    return [{"kind": str(s["kind"]), "text": cut_text(s["text"])} for s in segments]
 
 
 def _colours(samples: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -98,7 +98,8 @@ def _colours(samples: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _cut(text: str) -> str:
+def cut_text(text: str) -> str:
+    """A text as the page shows it: of very long ones the beginning, which says so."""
     if len(text) <= MAX_TEXT:
         return text
     return f"{text[:MAX_TEXT]} [cut here: {len(text) - MAX_TEXT:,} characters more]"

@@ -12,6 +12,14 @@ from satori_fast.storage import DamagedFile, read_json
 
 def export_stage(folder: Path, destination: Path, *, stage: str | None) -> None:
     """Copy the model of a stage (None: the last finished one) out of a run folder."""
+    source = stage_folder(folder, stage=stage)
+    if destination.exists():
+        raise ConfigError(f"{destination} exists: choose a new folder")
+    shutil.copytree(source, destination)
+
+
+def stage_folder(folder: Path, *, stage: str | None) -> Path:
+    """The model of a stage (None: the last finished one) in a run folder."""
     models = folder / "models"
     trained = sorted(path.name for path in models.glob("*") if (path / "config.json").exists())
     if not trained:
@@ -20,9 +28,7 @@ def export_stage(folder: Path, destination: Path, *, stage: str | None) -> None:
         stage = _last_stage(folder / "progress.json")
     if stage not in trained:
         raise ConfigError(f"{folder} has no model of stage {stage!r}; it has {', '.join(trained)}")
-    if destination.exists():
-        raise ConfigError(f"{destination} exists: choose a new folder")
-    shutil.copytree(models / stage, destination)
+    return models / stage
 
 
 def _last_stage(path: Path) -> str:

@@ -294,10 +294,7 @@ def _read_problems(
     """The problems of the data sets, read anew; their answers are checked by killable workers. What
     was skipped of the training sources is added to `books`."""
     data, reward = config.data, config.reward
-    # Nothing else works now, so every core may check answers; 0 stays 0.
-    most = min(os.cpu_count() or 1, _MAX_CHECKING_PROCESSES)
-    num_workers = reward.num_workers and max(reward.num_workers, most)
-    with GradingPool(num_workers, reward.timeout_s) as pool:
+    with GradingPool(checking_processes(reward.num_workers), reward.timeout_s) as pool:
         load = partial(load_problems, check_answers=pool.check_golds)
         heldout = data.benchmark
         benchmark = partial(load, heldout.source, heldout.read_as) if heldout else None
@@ -317,6 +314,12 @@ def _read_problems(
             num_train=data.num_train,
             num_heldout=config.evaluation.num_problems,
         )
+
+
+def checking_processes(num_workers: int) -> int:
+    """Number of processes that check golds: nothing else works then, so every core may. 0 stays
+    0."""
+    return num_workers and max(num_workers, min(os.cpu_count() or 1, _MAX_CHECKING_PROCESSES))
 
 
 def pool_of(data: DataConfig) -> list[PoolSource]:

@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from satori_fast.record_file import RecordFile
 from satori_fast.synthesis.chat import ChatModel, ChatReply, ChatRequest, ChatSampling, Usage
 from satori_fast.synthesis.outcomes import Outcome
-from satori_fast.synthesis.record_file import RecordFile
 from satori_fast.types import Demonstration, Problem
 
 

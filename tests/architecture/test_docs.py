@@ -81,6 +81,8 @@ def loaded(words: tuple[str, ...]) -> tuple[Any, Config | None]:
     """The options of a `satori-fast` command, and its config where the verb takes one."""
     known = tuple(QUICKSTART if word in OWN_CONFIGS else word for word in words)
     options, overrides = cli._parser().parse_known_args(known)
+    if str(getattr(options, "target", "")).endswith(".toml"):  # eval CONFIG.toml
+        options.config = options.target
     if getattr(options, "config", None) is None:
         assert not overrides, f"{words[0]} takes no overrides"
         return options, None

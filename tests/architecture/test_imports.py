@@ -18,7 +18,7 @@ PACKAGE = "satori_fast"
 
 # What each room may import of the others. A room is a module or a package directly under
 # satori_fast; "data.prompts" is one module of a room.
-UPPER = {"types", "storage", "grading", "data", "rollout", "profiling"}
+UPPER = {"types", "storage", "record_file", "grading", "data", "rollout", "profiling"}
 LOWER = {"types", "storage", "kernels", "profiling"}
 # About the process, not about training.
 PROCESS = {"failures", "processes", "redaction", "termination"}
@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": {"api"},
     "types": set(),
     "storage": set(),
+    "record_file": {"storage"},
     "config": {
         "config_agents",
         "config_checks",
@@ -131,6 +132,7 @@ OUTSIDE = {
     "__init__": set(),
     "types": {"numpy", "torch"},
     "storage": set(),
+    "record_file": set(),
     "failures": set(),
     "processes": set(),
     "redaction": set(),

@@ -69,7 +69,7 @@
       .map(([name, value]) => `${name} ${value}`);
     place.append(
       element("header", "", element("b", sample.verdict, sample.verdict),
-        element("span", "", `${sample.stage}, step ${sample.step}`), element("span", "", sample.id),
+        element("span", "", sample.place ?? `${sample.stage}, step ${sample.step}`), element("span", "", sample.id),
         element("span", "", FINISHES[sample.finish] ?? sample.finish)),
       element("h4", "", "Question"), textElement("p", "text", sample.question, found),
     );
@@ -81,7 +81,7 @@
       ...sample.segments.map((segment) => segmentElement(segment, found)),
       element("h4", "", "Right answer"), textElement("p", "text", sample.answer, found));
     if (rewards.length) {
-      place.append(element("h4", "", "Reward"), element("p", "text", rewards.join(" \u00b7 ")));
+      place.append(element("h4", "", sample.notes ?? "Reward"), element("p", "text", rewards.join(" \u00b7 ")));
     }
   }
 

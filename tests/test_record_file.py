@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from satori_fast.synthesis.record_file import RecordFile
+from satori_fast.record_file import RecordFile
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def test_a_killed_writer_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     program = (
         "import itertools, pathlib, sys\n"
-        "from satori_fast.synthesis.record_file import RecordFile\n"
+        "from satori_fast.record_file import RecordFile\n"
         "file = RecordFile(pathlib.Path(sys.argv[1]), lambda record, place: None)\n"
         "for number in itertools.count():\n"
         "    file.append({'number': number, 'text': 'x' * 500})\n"

@@ -3,7 +3,7 @@
 
 A line is handed to the system before its content is used, so the kill of a process loses none; a
 line that the kill tore is dropped. (A power cut can lose the last seconds: nothing waits for the
-disk.) What the lines mean is `journal`.
+disk.) What the lines mean is known to those who write them.
 """
 
 from __future__ import annotations
