@@ -273,7 +273,7 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
         return
     if not options.benchmarks:
         raise ConfigError(
-            "command line: eval MODEL needs --benchmarks all, or names of some; "
+            f"command line: eval {options.target} needs --benchmarks all, or names of some; "
             "eval CONFIG.toml evaluates the held-out problems of a config"
         )
     from satori_fast.stages.benchmark import BenchmarkOptions, evaluate_benchmarks

@@ -159,7 +159,7 @@ def test_traceback_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_show_prints_every_key_with_its_meaning(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("COLUMNS", "400")
     assert main(["show"]) == 0
     shown = capsys.readouterr().out
     for key, value, meaning in describe(Config.example()):
@@ -249,7 +249,7 @@ def test_module_is_the_command_line_and_starts_without_torch(config_file: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval", "some/model"], "eval MODEL needs --benchmarks all, or names of some"),
+        (["eval", "some/model"], "eval some/model needs --benchmarks all, or names of some"),
         (["eval", "own.toml", "--benchmarks", "all"], "eval MODEL --config own.toml"),
         (["eval", "no/such/model", "--benchmarks", "all"], "no/such/model holds no model"),
         (["eval", "m", "--benchmarks", "all", "--samples", "4"], "--temperature 0 would be 4"),

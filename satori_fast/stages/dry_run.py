@@ -76,14 +76,17 @@ def shrunk(config: Config, output_dir: str) -> Config:
     values |= {"output_dir": output_dir, "name": "dry-run"}
     values["model"] |= {"path": None, **MODEL}
     values["tokenizer"]["kind"] = "words"
-    values["reward"]["model"] = None
+    values["reward"] |= {"model": None, "answer": "boxed"}
     values["data"] |= {
         "source": "chains" if is_of_chains else "arithmetic",
         "sources": (),
         "mapping": None,
+        "fields": {},
         "levels": (4,) if is_of_chains else (1,),
         "num_train": NUM_PROBLEMS,
         "eval_source": None,
+        "eval_mapping": None,
+        "eval_fields": {},
         "template": "plain",
         "system": None,
         "format": format,

@@ -18,7 +18,6 @@ from satori_fast.config import MAX_NAME_BYTES, ConfigError, load_config
 from satori_fast.data.rows import file_stem
 from satori_fast.stages.init_guess import Guess, Setting, expectation, guess
 from satori_fast.stages.init_look import (
-    SAYS_FIELDS,
     DataLook,
     ModelLook,
     look_at_data,
@@ -40,12 +39,6 @@ def write_config(model: str, data: str, *, output: Path) -> Guess:
         raise ConfigError(f"{output} exists: choose another name with --output, or remove it")
     model_look, renderer = look_at_model(model)
     data_look = look_at_data(data, renderer)
-    if not data_look.mapping and not SAYS_FIELDS:
-        fields = data_look.fields
-        raise ConfigError(
-            f"DATA {data}: question seems to be in {fields.question!r} and the answer in "
-            f"{fields.answer!r}, which no field mapping reads: rename them to question and answer"
-        )
     machine = look_at_machine()
     made = guess(model_look, data_look, machine)
     text = config_text(made.settings, name=run_name(data), command=(model, data))

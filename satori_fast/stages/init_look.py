@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from satori_fast.backbone.architecture import SUPPORTED, load_hf_config
-from satori_fast.config import ConfigError, DataConfig
+from satori_fast.config import ConfigError
 from satori_fast.data.field_guess import guess_fields
 from satori_fast.data.field_mappings import FIELD_MAPPINGS, FieldMapping
 from satori_fast.data.formats.coat import META_ACTION_TOKENS
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
-# Whether a config can name fields itself; else the name of a mapping that reads them is needed.
-SAYS_FIELDS = "fields" in DataConfig.model_fields
 _NUM_GUESSED_FROM = 200  # rows
 _NUM_MEASURED = 2000  # problems and solutions whose tokens are counted
 _NO_LIMIT = 1 << 40
@@ -82,7 +80,7 @@ class ModelLook:
 class DataLook:
     """A data file, read with the model's tokenizer and template.
 
-    mapping:         name of the field mapping, "" where fields were named by hand.
+    mapping:         name of the field mapping, "" where they were guessed.
     fields:          what is read.
     skipped:         rows that cannot be used, by reason; "" where all can.
     prompt_tokens, solution_tokens: int64, of the first problems and of their worked solutions.
@@ -207,7 +205,7 @@ def look_at_data(path: str, renderer: PromptRenderer) -> DataLook:
 
 def _fields_of(path: Path) -> tuple[str, FieldMapping]:
     """Name and fields of the mapping that reads a file: that of its name if its fields are there,
-    else a guess, by the name of a mapping that is the same."""
+    else a guess without a name."""
     names = file_fields(path).names
     by_name = sorted((key for key in FIELD_MAPPINGS if path.name.startswith(key)), key=len)
     if by_name and {FIELD_MAPPINGS[by_name[-1]].question, FIELD_MAPPINGS[by_name[-1]].answer} <= {
@@ -221,17 +219,7 @@ def _fields_of(path: Path) -> tuple[str, FieldMapping]:
             f"no field is named like a question and an answer; its fields are: "
             f"{', '.join(sorted(names))}: rename two of them to question and answer"
         )
-    found = guessed.mapping
-    if SAYS_FIELDS:
-        return "", found
-    for key, known in FIELD_MAPPINGS.items():
-        if _reads(known) == _reads(found):
-            return key, known
-    return "", found
-
-
-def _reads(mapping: FieldMapping) -> tuple[str | None, ...]:
-    return mapping.question, mapping.answer, mapping.answer_form, mapping.response
+    return "", guessed.mapping
 
 
 def look_at_machine() -> Machine:

@@ -196,7 +196,8 @@ def test_vllm(command: Command) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SmallRun:
-    """A finished run of all of Satori's stages but the rounds, and the config it was made with."""
+    """A finished run of all of Satori's stages but the rounds, the config it was made with, and in its
+    folder an evaluation of it by name of the one in docs/evaluation.md."""
 
     config: Path
     folder: Path
@@ -236,7 +237,11 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     path = folder / "small.toml"
     path.write_text(to_toml(config), encoding="utf-8")
     assert cli.main(["run", str(path)]) == 0
-    return SmallRun(path, folder / config.name)
+    run = folder / config.name
+    asked = ["--benchmarks", "heldout", "--protocol", "config", "--config", str(path)]
+    output = ["--limit", "4", "--output", str(run / "evaluations" / "reinforce-s2r")]
+    assert cli.main(["eval", str(run), *asked, *output]) == 0
+    return SmallRun(path, run)
 
 
 def test_a_finished_run_is_resumed(small_run: SmallRun) -> None:

@@ -141,7 +141,9 @@ def test_every_row_is_kept_and_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert asked(read) == [("1+1?", "$2$"), ("2+2?", None)]
     assert read.without_gold[0].fault == "row 2 has no gold: empty field 'answer'"
     assert read.is_partial
-    assert read.faults[0] == f"{place}: row 3 asks nothing: no field 'question'"
+    assert read.faults[0] == (
+        f"{place}: row 3 asks nothing: no field 'question' ('question' of answer)"
+    )
     assert read.faults[1].startswith(f"{place}: row 4 asks nothing: not valid JSON")
     assert read.faults[2] == f"{place} is partial: 2 questions, 385 are published"
     with pytest.raises(ValueError, match=r"gaokao2023en \(--strict\): .*row 3 asks nothing"):

@@ -153,7 +153,7 @@ def test_sums_are_checked_and_slips_spoil_the_verdict() -> None:
 
 def test_every_built_in_domain_has_a_verifier_that_says_what_it_can() -> None:
     kinds = {name: verifier.kinds for name, verifier in SCRIPTED_VERIFIERS.items()}
-    assert kinds == {"arithmetic": ("confirming",), "chains": KINDS}
+    assert kinds == {"arithmetic": ("confirming",), "chains": KINDS, "word_problems": KINDS}
 
 
 def test_the_scripted_judge_sees_what_solves_again() -> None:
