@@ -196,8 +196,8 @@ def test_vllm(command: Command) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SmallRun:
-    """A finished run of all of Satori's stages but the rounds, the config it was made with, and in its
-    folder an evaluation of it by name of the one in docs/evaluation.md."""
+    """A finished run of all of Satori's stages but the rounds, the config it was made with, and in
+    its folder an evaluation of it by the name of the one in docs/evaluation.md."""
 
     config: Path
     folder: Path

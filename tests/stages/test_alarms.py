@@ -215,29 +215,29 @@ def test_steps_without_signal_warn_once_and_stop_at_the_limit() -> None:
     assert "\n" not in message
 
 
-def test_few_answers_are_named_as_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+def test_few_answers_are_named_as_the_reason() -> None:
+    told = Told()
     plain = make_trajectory(2, [3])
     parts = [RewardBreakdown({"rule": -1.0}, correct=False, answered=n < 1) for n in range(32)]
     sampled = [plain.with_reward(part) for part in parts]
-    with caplog.at_level(logging.WARNING):
-        alarm_of(0).look_at(0, kept_of(sampled[1:], 0))
-        own = UninformativeSteps(
-            "reinforce", ReinforceConfig(), None, section="reinforce", answer="a number"
-        )
-        own.look_at(0, kept_of(sampled, 0))
-        many = [plain.with_reward(replace(part, answered=True)) for part in parts]
-        alarm_of(0).look_at(0, kept_of(many, 0))
-    none, one, all_of_them = [record.getMessage() for record in caplog.records]
+    alarm_of(0, told).look_at(0, kept_of(sampled[1:], 0))
+    own = UninformativeSteps(
+        "reinforce", ReinforceConfig(), None, section="reinforce", answer="a number", tell=told
+    )
+    own.look_at(0, kept_of(sampled, 0))
+    many = [plain.with_reward(replace(part, answered=True)) for part in parts]
+    alarm_of(0, told).look_at(0, kept_of(many, 0))
+    none, one, all_of_them = [line for _, line in told.alarms]
     assert r"; 0 of 31 answers have a \boxed{}: ask for it in the prompt (data.template" in none
     assert "; 1 of 32 answers have a number: " in one
     assert "answers have" not in all_of_them and "0% of its answers are right" in all_of_them
 
 
-def test_masked_responses_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_masked_responses_are_counted() -> None:
+    told = Told()
     sampled = [replace(each, finish="length") for each in answered(True, False, False)]
-    with caplog.at_level(logging.WARNING):
-        alarm_of(0, truncated="mask").look_at(0, kept_of(sampled, 0))
-    assert caplog.records[0].getMessage().endswith("; 3 of 3 responses were cut and left out")
+    alarm_of(0, told, truncated="mask").look_at(0, kept_of(sampled, 0))
+    assert told.alarms[0][1].endswith("; 3 of 3 responses were cut and left out")
 
 
 def test_a_batch_that_never_fills_is_told_with_its_figures() -> None:

@@ -105,6 +105,7 @@ def run_of(folder: Path) -> Path:
         "stages": "['reinforce']",
         "model.hidden_size": "64",
         "reinforce.num_steps": "3",
+        "reinforce.restarts.enabled": "true",  # of a fresh model too
         "reinforce.num_logged_samples": "1000",
         "solutions.num_problems": "4",
         "evaluation.num_problems": "4",
