@@ -11,9 +11,10 @@ import copy
 import logging
 import os
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from satori_fast.backbone.weight_table import REPLICATED, Entry, Geometry, table
 VOCABULARY = _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Scale of the noise that tells new embedding rows apart, in standard deviations of the old rows.
 _NEW_ROW_NOISE = 0.01
+_NO_TOKENS: Mapping[int, Sequence[int]] = MappingProxyType({})
 # What every operation knows.
 _USUAL = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -36,11 +38,12 @@ _USUAL = (torch.float32, torch.bfloat16, torch.float16)
 class NewTokenRows:
     """A checkpoint, and the ids of tokens whose rows it has not trained: these are made afresh.
 
-    source: as for `load_hf`.
+    source:     as for `load_hf`.
+    new_tokens: by id the ids of known tokens that say the same, if there are any.
     """
 
     source: str | os.PathLike[str] | Mapping[str, Tensor]
-    new_tokens: tuple[int, ...]
+    new_tokens: Mapping[int, tuple[int, ...]]
 
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor] | NewTokenRows
@@ -52,14 +55,15 @@ def load_hf(module: Any, source: Source, hf_config: Any) -> None:
     source: a folder with safetensors, or a mapping of names to full tensors.
 
     A vocabulary larger than the checkpoint's grows: new rows are the mean of the old ones plus a
-    little deterministic noise. The rows of new tokens (`NewTokenRows`) are made the same way: a
-    checkpoint padded beyond its tokenizer has rows for them that were never trained. A scalar
-    model's head stays as it is when the source has none.
+    little deterministic noise. So are the rows of new tokens (`NewTokenRows`), or the mean of the
+    tokens that say the same: rows that all begin as one mean take long to part. A checkpoint padded
+    beyond its tokenizer has rows for them that were never trained. A scalar model's head stays as
+    it is when the source has none.
 
     ValueError: missing or damaged file; a tensor (named) that is missing, mis-shaped, unknown, not
     of a floating type, or holds a number that is not finite.
     """
-    new_tokens = source.new_tokens if isinstance(source, NewTokenRows) else ()
+    new_tokens = source.new_tokens if isinstance(source, NewTokenRows) else _NO_TOKENS
     with _opened(source) as tensors:
         try:
             _load(module, tensors, hf_config, new_tokens)
@@ -151,7 +155,7 @@ def _load(
     module: Any,
     source: Mapping[str, Tensor],
     hf_config: Any,
-    new_tokens: Collection[int] = (),
+    new_tokens: Mapping[int, Sequence[int]] = _NO_TOKENS,
 ) -> None:
     entries = table(hf_config, module.kind)
     _refuse_unknown(source, entries)
@@ -211,7 +215,7 @@ def _fetch(
     name: str,
     shape: tuple[int, ...],
     dtype: torch.dtype,
-    new_tokens: Collection[int],
+    new_tokens: Mapping[int, Sequence[int]],
 ) -> Tensor:
     """A full tensor of a checkpoint, its vocabulary grown to `shape`, for a model of `dtype`."""
     if name not in source:
@@ -239,7 +243,9 @@ def _fetch(
     return tensor
 
 
-def _with_new_rows(rows: Tensor, num_rows: int, name: str, new_tokens: Collection[int]) -> Tensor:
+def _with_new_rows(
+    rows: Tensor, num_rows: int, name: str, new_tokens: Mapping[int, Sequence[int]]
+) -> Tensor:
     new = torch.tensor(sorted({*new_tokens, *range(len(rows), num_rows)}), device=rows.device)
     if not len(new):
         return rows
@@ -248,7 +254,10 @@ def _with_new_rows(rows: Tensor, num_rows: int, name: str, new_tokens: Collectio
     noise = torch.randn(len(new), rows.shape[1], generator=_generator(name, 0))
     grown = rows.new_zeros(num_rows, rows.shape[1])
     grown[: len(rows)] = rows
-    fresh = known.mean(0) + _NEW_ROW_NOISE * known.std(0) * noise.to(known.device)
+    mean = known.mean(0)
+    alike = [new_tokens.get(number, ()) for number in new.tolist()]
+    begun = torch.stack([known[list(ids)].mean(0) if ids else mean for ids in alike])
+    fresh = begun + _NEW_ROW_NOISE * known.std(0) * noise.to(known.device)
     return grown.index_copy_(0, new, fresh.to(rows.dtype))
 
 

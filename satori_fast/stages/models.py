@@ -118,13 +118,29 @@ def limit_vocabulary(learner: Learner, tokenizer: PreTrainedTokenizerBase) -> No
         learner.module.limit_vocabulary(min(num_ids, learner.hf_config.vocab_size))
 
 
-def tokens_unknown_to(folder: Path, renderer: PromptRenderer) -> tuple[int, ...]:
-    """Ids of the format's special tokens that the tokenizer in a model folder does not have: the
-    model was not trained with them. Without a tokenizer there, none."""
+def tokens_unknown_to(folder: Path, renderer: PromptRenderer) -> dict[int, tuple[int, ...]]:
+    """Ids of the format's special tokens that the tokenizer in a model folder does not have, each
+    with the ids of its name as that one spells it: of <|reflect|> those of the word "reflect".
+
+    The model was not trained with them. Without a tokenizer there, none.
+    """
     if not (folder / "tokenizer_config.json").exists():
-        return ()
-    known = load_tokenizer(folder).get_vocab()
-    return tuple(number for token, number in renderer.special_ids.items() if token not in known)
+        return {}
+    tokenizer: Any = load_tokenizer(folder)
+    known = tokenizer.get_vocab()
+    unknown = {
+        number: tokenizer.encode(f" {_said_by(token)}", add_special_tokens=False)
+        for token, number in renderer.special_ids.items()
+        if token not in known
+    }
+    return {
+        number: () if tokenizer.unk_token_id in ids else tuple(ids)
+        for number, ids in unknown.items()
+    }
+
+
+def _said_by(token: str) -> str:
+    return token.strip("<|>").replace("_", " ")
 
 
 def optimizer_settings(config: OptimizerConfig, num_steps: int) -> OptimizerSettings:

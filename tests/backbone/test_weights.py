@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from satori_fast.backbone.export import export_hf
 from satori_fast.backbone.model import build_model
 from satori_fast.backbone.step import build_learner
-from satori_fast.backbone.weights import NewTokenRows, iter_hf, load_hf
+from satori_fast.backbone.weights import VOCABULARY, NewTokenRows, iter_hf, load_hf
 from tests.tiny_models import NAMES, VOCAB_SIZE, random_batch, reference_logits, tiny_model
 
 
@@ -86,7 +86,7 @@ def test_tokens_in_untrained_padding_start_near_the_mean_of_the_trained_rows() -
     first = VOCAB_SIZE - 7
     for matrix in ("model.embed_tokens.weight", "lm_head.weight"):
         state[matrix][first:] = 50.0  # padding rows hold anything
-    new_tokens = (first, first + 1, first + 2)
+    new_tokens = {first: (), first + 1: (), first + 2: ()}
     model = build_model(reference.config, weights=NewTokenRows(state, new_tokens))
     for matrix, rows in iter_hf(model, reference.config):
         if matrix in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -95,6 +95,21 @@ def test_tokens_in_untrained_padding_start_near_the_mean_of_the_trained_rows() -
             assert torch.equal(trained, state[matrix][:first])
             assert ((fresh - trained.mean(0)).abs() <= 0.06 * trained.std(0)).all()
             assert (rows[first + 3 :] == 50.0).all()
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_tied"])
+def test_new_tokens_start_near_those_that_say_the_same(name: str) -> None:
+    reference = tiny_model(name)
+    state = reference.state_dict()
+    reference.config.vocab_size = VOCAB_SIZE + 2
+    alike = {VOCAB_SIZE: (4, 9, 4), VOCAB_SIZE + 1: (7,)}
+    model = build_model(reference.config, weights=NewTokenRows(state, alike))
+    for matrix, rows in iter_hf(model, reference.config):
+        if matrix in VOCABULARY:
+            old = state[matrix]
+            means = torch.stack([(2 * old[4] + old[9]) / 3, old[7]])
+            assert torch.equal(rows[:VOCAB_SIZE], old)
+            assert ((rows[VOCAB_SIZE:] - means).abs() <= 0.06 * old.std(0)).all()
 
 
 def test_smaller_vocabulary_than_the_checkpoint_is_refused() -> None:

@@ -344,7 +344,7 @@ def test_stop_tokens_of_the_config_end_responses_and_go_into_exports(tmp_path: P
 
 
 def test_meta_actions_are_tokens_of_coat_alone(tmp_path: Path) -> None:
-    tokenizer = build_word_tokenizer(["a", "b"], ())
+    tokenizer = build_word_tokenizer(["a", "reflect"], ())
     tokenizer.save_pretrained(tmp_path / "model")
     for name in ("coat", "plain"):
         special = FORMATS[name].special_tokens
@@ -352,8 +352,12 @@ def test_meta_actions_are_tokens_of_coat_alone(tmp_path: Path) -> None:
         kept = load_tokenizer(tmp_path / name)
         assert len(kept) == len(tokenizer) + len(special)
         renderer = PromptRenderer(kept, PLAIN_TEMPLATE, 8, format=FORMATS[name])
-        assert len(tokens_unknown_to(tmp_path / "model", renderer)) == len(special)
-        assert tokens_unknown_to(tmp_path / name, renderer) == ()
+        unknown = tokens_unknown_to(tmp_path / "model", renderer)
+        assert sorted(unknown) == sorted(renderer.special_ids.values())
+        for token, number in renderer.special_ids.items():
+            word = tokenizer.get_vocab().get(token.strip("<|>"))
+            assert unknown[number] == (() if word is None else (word,))
+        assert tokens_unknown_to(tmp_path / name, renderer) == {}
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "chains"])
