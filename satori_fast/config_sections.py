@@ -388,6 +388,17 @@ class LoggingConfig(Section):
     """address that metrics are served on; whoever reaches it can read them"""
 
 
+class BenchmarkConfig(Section):
+    name: str
+    """a row of `evaluation.benchmarks.BENCHMARKS`: gsm8k, math500, ..."""
+    protocol: str = "config"
+    """how it is asked: as the run trains (config), or satori, s2r, srl, chat"""
+    limit: int | None = Field(default=None, gt=0)
+    """its first so many questions only; None: all"""
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    """response limit, tokens; None: the protocol's (config: that of held-out problems)"""
+
+
 class EvaluationConfig(Section):
     at_start: bool = False
     """evaluate the starting model too, before the first stage: an entry "start" of the summary"""
@@ -397,3 +408,7 @@ class EvaluationConfig(Section):
     """response limit of the evaluation, tokens; None: the rollout's"""
     num_logged_samples: int = Field(default=8, ge=0)
     """answers of each evaluation written to samples.jsonl"""
+    benchmarks: tuple[BenchmarkConfig, ...] = Field(default=(), strict=False)
+    """benchmarks that every evaluation asks too, one greedy response a question; a table each"""
+    data_dir: str | None = None
+    """folder with the files of the benchmarks; None: they come from the hub"""

@@ -8,7 +8,7 @@ and does not sample by itself (`rollout.engine.collect`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class EvaluationResult:
     rollout:          its trajectories have their verdict as rule reward, and where the format has
                       verifications the verdict on each action.
     correct, attempts: the verdict on each answer, and the answers that stood on the way to it.
+    benchmarks:       figures of those that were asked as well, by name.
     """
 
     accuracy: float
@@ -53,6 +54,7 @@ class EvaluationResult:
     rollout: RolloutResult
     correct: tuple[bool, ...]
     attempts: tuple[tuple[Attempt, ...], ...]
+    benchmarks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
 
     @property
     def reflections_per_answer(self) -> float | None:
@@ -125,6 +127,11 @@ class EvaluationResult:
             "eval/mean_response_tokens": self.mean_response_tokens,
             "eval/truncated": self.truncated,
             "eval/no_answer": self.no_answer,
+            **{
+                f"benchmark/{name}/{key}": float(figures[key]["value"])
+                for name, figures in self.benchmarks.items()
+                for key in ("accuracy", "truncated", "no_answer")
+            },
         }
 
 

@@ -35,6 +35,8 @@ _SCRATCH_PAPER = (
     f"{_BOXED} You can draft your thinking process inside <think> </think> tags anywhere. "
     'This is your "scratch paper".'
 )
+# What is asked as a config trains is no row: it is made of the config.
+OWN_PROTOCOL = "config"
 _ENDS = ("<|im_end|>", "<|endoftext|>", "</s>")
 
 
@@ -130,7 +132,8 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({row.name: row for row in _
 def protocol_named(name: str) -> Protocol:
     """The protocol of a name. ValueError for none of them."""
     if name not in PROTOCOLS:
-        raise ValueError(f"{name!r} is no protocol: choose of {', '.join(PROTOCOLS)}")
+        known = ", ".join([*PROTOCOLS, OWN_PROTOCOL])
+        raise ValueError(f"{name!r} is no protocol: choose of {known}")
     return PROTOCOLS[name]
 
 

@@ -132,31 +132,34 @@ def sample(
     asked: Sequence[Asked],
     sampling: SamplingParams,
     *,
+    renderer: PromptRenderer,
     seed_of: Callable[[Asked], int],
 ) -> Iterator[Response]:
     """Ask for responses, those with the longest prompts first; yield each as soon as it is whole.
 
-    ValueError for a prompt that leaves no room for a response (`too_long` tells which).
+    renderer: makes the prompts; its tokenizer is the engine's. ValueError for a prompt that leaves
+    no room for a response (`too_long` tells which).
     """
-    ordered = sorted(asked, key=lambda a: -len(engine.renderer.unchecked_prompt_ids(a.problem)))
-    requests = [_request(engine, each, sampling, seed_of(each)) for each in ordered]
+    ordered = sorted(asked, key=lambda a: -len(renderer.unchecked_prompt_ids(a.problem)))
+    requests = [_request(engine, each, sampling, renderer, seed_of(each)) for each in ordered]
     for index, completion in engine.generate(requests, sampling):
-        yield _response(ordered[index], requests[index], completion, engine.renderer)
+        yield _response(ordered[index], requests[index], completion, renderer)
 
 
-def too_long(engine: Engine, asked: Iterable[Asked]) -> list[Asked]:
+def too_long(engine: Engine, asked: Iterable[Asked], renderer: PromptRenderer) -> list[Asked]:
     """List those whose prompt leaves no room for a response."""
-    renderer = engine.renderer
     limit = min(renderer.max_prompt_tokens, engine.max_seqlen - 1)
     return [each for each in asked if len(renderer.unchecked_prompt_ids(each.problem)) > limit]
 
 
-def _request(engine: Engine, asked: Asked, sampling: SamplingParams, seed: int) -> Request:
-    prompt = tuple(engine.renderer.prompt_ids(asked.problem))
+def _request(
+    engine: Engine, asked: Asked, sampling: SamplingParams, renderer: PromptRenderer, seed: int
+) -> Request:
+    prompt = tuple(renderer.prompt_ids(asked.problem))
     return Request(
         prompt_ids=prompt,
         max_new_tokens=min(sampling.max_new_tokens, engine.max_seqlen - len(prompt)),
-        stop_ids=engine.renderer.stop_ids,
+        stop_ids=renderer.stop_ids,
         seed=seed,
     )
 

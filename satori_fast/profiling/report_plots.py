@@ -227,6 +227,13 @@ CURVE_CHARTS: tuple[CurveChart, ...] = (
     ),
     CurveChart(
         _REASONING,
+        "Accuracy on benchmarks",
+        {"benchmark/*/accuracy": "*"},
+        axis="share",
+        note="Greedy, each by its protocol.",
+    ),
+    CurveChart(
+        _REASONING,
         "Responses without a final answer",
         {"rollout/no_answer": "rollouts", "eval/no_answer": "held-out"},
         axis="share",

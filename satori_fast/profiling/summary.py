@@ -43,6 +43,7 @@ COLUMNS = (
     "seconds",
     "tokens/s",
 )
+_OF_BENCHMARKS = ("benchmark", "protocol", "accuracy", "interval", "questions")
 # Headers that break in the terminal, so that the table fits into 80 columns.
 _BROKEN = {
     "wrong->right": "wrong\n->right",
@@ -104,9 +105,23 @@ def print_summary_table(summary: Mapping[str, Any], console: Console | None = No
     ]
     console = Console() if console is None else console
     console.print(results)
+    if asked := _benchmark_rows(summary["stages"]):
+        console.print(_terminal_table("benchmarks", ("stage", *_OF_BENCHMARKS), asked))
     if spans:
         shown = without_empty_columns(["stage", *spans], rates)
         console.print(_terminal_table("tokens per second", *shown))
+
+
+def _benchmark_rows(stages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row for each benchmark of each stage that asked any."""
+    rows: list[list[str]] = []
+    for stage in stages:
+        for name, figures in stage.get("benchmarks", {}).items():
+            accuracy = figures["accuracy"]
+            low, high = map(percent, accuracy["interval"])
+            cells = [stage["stage"], name, figures["protocol"], percent(accuracy["value"])]
+            rows.append([*cells, f"{low} to {high}", f"{accuracy['n']:,}"])
+    return rows
 
 
 def stage_cells(stage: Mapping[str, Any]) -> list[str]:

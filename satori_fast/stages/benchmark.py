@@ -25,7 +25,7 @@ from satori_fast.backbone.architecture import load_hf_config
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.config import SCHEMA_VERSION, Config, ConfigError, load_config
 from satori_fast.data.domains import DOMAINS
-from satori_fast.data.prompts import PromptRenderer, template_named
+from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.tokenizer import load_tokenizer
 from satori_fast.evaluation.benchmark_sets import BenchmarkSet, load_benchmark, problem_set
 from satori_fast.evaluation.benchmarks import benchmarks_named
@@ -41,7 +41,7 @@ from satori_fast.evaluation.pages import (
     result_cells,
     write_evaluation_pages,
 )
-from satori_fast.evaluation.protocols import Protocol, group_of, protocol_named
+from satori_fast.evaluation.protocols import OWN_PROTOCOL, Protocol, group_of
 from satori_fast.evaluation.responses import Asked, ResponseFile, sample, too_long
 from satori_fast.evaluation.results import (
     average,
@@ -57,13 +57,13 @@ from satori_fast.rollout.engine import Engine, SamplingParams, request_seed
 from satori_fast.stages.engines import EngineProvider, check_engine
 from satori_fast.stages.export import stage_folder
 from satori_fast.stages.models import ModelFolders, model_folder
+from satori_fast.stages.run_benchmarks import protocol_of
 from satori_fast.stages.setup import checking_processes, join_ranks, keep_tokenizer
 from satori_fast.storage import digests, write_sealed, write_sealed_records
 
 logger = logging.getLogger(__name__)
 
 HELDOUT = "heldout"  # the built-in problems of a config, as a benchmark
-OWN_PROTOCOL = "config"
 # Requests that an engine which may die gets at once: it tells of none before all are done.
 _ASKED_TOGETHER = 512
 _DEFAULTS = f'schema_version = {SCHEMA_VERSION}\nname = "eval"\n[data]\nnum_train = 1\n'
@@ -235,7 +235,7 @@ class _Session:
         judges: Judges,
     ) -> None:
         """Have every response on disk, and those that are there judged meanwhile."""
-        refused = {each.key for each in too_long(engine, asked)}
+        refused = {each.key for each in too_long(engine, asked, self.renderer)}
         if refused and self.parallel.is_main:
             names = ", ".join(sorted({f"{key[1]}" for key in refused})[:5])
             logger.warning("%d prompts leave no room for a response: %s", len(refused), names)
@@ -243,7 +243,7 @@ class _Session:
         known = {} if file is None else file.responses
         there = self.parallel.from_main(lambda: set(known))
         if file is not None:
-            _check_prompts(wanted, file, engine.renderer)
+            _check_prompts(wanted, file, self.renderer)
             judges.add(known[each.key] for each in wanted if each.key in known)
         missing = [each for each in wanted if each.key not in there]
         sampling = SamplingParams(
@@ -255,8 +255,9 @@ class _Session:
             "eval", len(wanted), completed=len(wanted) - len(missing), console=console
         ) as bar:
             for start in range(0, len(missing), size):
+                some = missing[start : start + size]
                 for response in sample(
-                    engine, missing[start : start + size], sampling, seed_of=self._seed
+                    engine, some, sampling, renderer=self.renderer, seed_of=self._seed
                 ):
                     if file is not None:
                         file.add(response)
@@ -353,22 +354,12 @@ def _config(options: BenchmarkOptions, model: Path) -> Config:
 
 
 def _protocol(options: BenchmarkOptions, config: Config) -> Protocol:
-    if options.protocol == OWN_PROTOCOL:
-        if options.config is None:
-            raise ConfigError("--protocol config needs a config: name it with --config")
-        protocol = Protocol(
-            name=OWN_PROTOCOL,
-            template=template_named(config.data.template, config.data.system),
-            format=config.response_format,
-            max_new_tokens=config.evaluation.max_new_tokens or config.rollout.max_new_tokens,
-            stop_tokens=config.rollout.stop_tokens,
-            source=str(options.config),
-        )
-    else:
-        try:
-            protocol = protocol_named(options.protocol)
-        except ValueError as error:
-            raise ConfigError(f"--protocol: {error} (or {OWN_PROTOCOL})") from None
+    if options.protocol == OWN_PROTOCOL and options.config is None:
+        raise ConfigError("--protocol config needs a config: name it with --config")
+    try:
+        protocol = protocol_of(config, options.protocol, source=str(options.config))
+    except ValueError as error:
+        raise ConfigError(f"--protocol: {error}") from None
     if options.max_new_tokens is None:
         return protocol
     return replace(protocol, max_new_tokens=options.max_new_tokens)

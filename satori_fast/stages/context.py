@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from rich.console import Console
@@ -28,6 +28,7 @@ from satori_fast.stages.engines import EngineProvider
 from satori_fast.stages.evaluator import Evaluator
 from satori_fast.stages.grader import SharedGrader
 from satori_fast.stages.models import ModelFolders
+from satori_fast.stages.run_benchmarks import RunBenchmarks
 from satori_fast.stages.run_folder import CURATED, RunFolder
 from satori_fast.stages.seeds import Seeds
 from satori_fast.stages.setup import build_problems, build_renderer
@@ -57,6 +58,7 @@ class Context:
     grader: SharedGrader
     functions: FunctionWorker
     engines: EngineProvider
+    benchmarks: RunBenchmarks
 
     @cached_property
     def seeds(self) -> Seeds:
@@ -138,6 +140,7 @@ class Context:
             books,
             config.reward,
             domain.counts.get(config.data.format) if domain else None,
+            partial(self.benchmarks.measure, tokenizer=self.models["tokenizer"]),
         )
 
     def sampling(self, *, num_samples: int = 1, seed: int = 0) -> SamplingParams:

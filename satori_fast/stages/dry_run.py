@@ -103,7 +103,7 @@ def shrunk(config: Config, output_dir: str) -> Config:
         "stop_tokens": (),
         **{key: RolloutConfig.model_fields[key].default for key in KEYS_OF_ENGINES},
     }
-    values["evaluation"] |= {"num_problems": 8, "max_new_tokens": None}
+    values["evaluation"] |= {"num_problems": 8, "max_new_tokens": None, "benchmarks": ()}
     values["logging"] |= {"wandb": False, "prometheus_port": 0}
     _shrink_imitation(values, is_of_chains=is_of_chains)
     values["supervised"]["step_share"] = 0.5 if config.step_format else None

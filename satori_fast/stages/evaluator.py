@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from satori_fast.config import EvaluationConfig, RewardConfig
 from satori_fast.data.domains import Counts
 from satori_fast.evaluation.evaluate import EvaluationResult, evaluate
 from satori_fast.grading import Grader
+from satori_fast.rollout.engine import Engine
 from satori_fast.rollout.restarting import Restarting, ServedWeights
 from satori_fast.stages.books import Books
 from satori_fast.types import Problem
@@ -43,6 +44,7 @@ class Evaluator:
 
     max_new_tokens: response limit where `config` has none. reward: of right and of wrong answers.
     counts: what the problems' domain counts in a response, if anything.
+    benchmarks: asks an engine the benchmarks that are evaluated as well.
     """
 
     problems: Sequence[Problem]
@@ -52,6 +54,7 @@ class Evaluator:
     books: Books
     reward: RewardConfig
     counts: Counts | None
+    benchmarks: Callable[[Engine], Mapping[str, Mapping[str, Any]]]
 
     def evaluate(self, engine: Restarting) -> EvaluationResult:
         """Evaluate what `engine` serves; span "evaluate"."""
@@ -66,6 +69,8 @@ class Evaluator:
                 wrong=self.reward.wrong,
                 counts=self.counts,
             )
+        with self.books.spans.span("benchmarks"):
+            result = replace(result, benchmarks=self.benchmarks(engine))
         self.books.spans.count("evaluate", result.rollout.num_generated_tokens)
         return result
 

@@ -50,4 +50,5 @@ def stage_entry(stage: str, outcome: StageOutcome, setup_times: StepTimes) -> di
         "mean_response_tokens": result.mean_response_tokens,
         "truncated": result.truncated,
         "no_answer": result.no_answer,
+        **({"benchmarks": dict(result.benchmarks)} if result.benchmarks else {}),
     }

@@ -38,6 +38,7 @@ from satori_fast.stages.iterate import StagePlan, plan_stages
 from satori_fast.stages.models import initial_model_folder, make_fresh_model
 from satori_fast.stages.outcome import StageOutcome, stage_entry
 from satori_fast.stages.rewards import build_worker, check_functions
+from satori_fast.stages.run_benchmarks import RunBenchmarks
 from satori_fast.stages.run_folder import RunFolder, open_writer, record_analysis
 from satori_fast.types import Problem
 
@@ -63,6 +64,7 @@ class Run:
     renderer: PromptRenderer
     problems: Sequence[Problem]
     heldout: Sequence[Problem]
+    benchmarks: RunBenchmarks
     earlier_wall_s: float = 0.0
     begin: float = field(default_factory=time.perf_counter)
 
@@ -89,6 +91,7 @@ class Run:
             grader=self.grader,
             functions=self.functions,
             engines=self.engines,
+            benchmarks=self.benchmarks,
         )
         if plan.kind != "curate":
             context = context.curated(self.folder)
@@ -178,6 +181,8 @@ def _set_up(config: Config, folder: RunFolder, parallel: ParallelState, *, resum
     problems, heldout = setup.build_problems(
         config, renderer, folder=folder.path, tokenizer=tokenizer, parallel=parallel
     )
+    benchmarks = RunBenchmarks(config, parallel)
+    benchmarks.check(renderer, tokenizer)
     base = initial_model_folder(config, folder.path)
     if config.model.path is None:
         parallel.on_main(lambda: make_fresh_model(config, renderer.tokenizer, folder))
@@ -208,5 +213,6 @@ def _set_up(config: Config, folder: RunFolder, parallel: ParallelState, *, resum
         renderer=renderer,
         problems=problems,
         heldout=heldout,
+        benchmarks=benchmarks,
         earlier_wall_s=float(folder.progress["wall_s"]),
     )
