@@ -24,7 +24,6 @@ from satori_fast.config_agents import AgentConfig, CurateConfig, RewriterConfig,
 from satori_fast.config_checks import (
     check_actions,
     check_answers,
-    check_benchmarks,
     check_curation,
     check_distillation,
     check_experience,
@@ -209,7 +208,6 @@ class Config(Section):
         check_samples(self.stages, self.rollout, self.solutions, self.reinforce)
         check_reward_model(self.stages, self.reward, self.reinforce)
         check_answers(self.reward, self.data)
-        check_benchmarks(self.evaluation.benchmarks)
         check_rewards(self.stages, self.reward)
         rounds = self.iterate.rounds if "iterate" in self.stages else ()
         if "reinforce" in self.stages:

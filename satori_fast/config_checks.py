@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from satori_fast.config_data import DataConfig
 from satori_fast.config_sections import (
-    BenchmarkConfig,
     ModelConfig,
     OptimizerConfig,
     PackingConfig,
@@ -82,26 +81,6 @@ def check_curation(stages: Sequence[str]) -> None:
             f"stages = {list(stages)}: curate chooses the problems of the stages after it; put it "
             "first"
         )
-
-
-def check_benchmarks(benchmarks: Sequence[BenchmarkConfig]) -> None:
-    """Benchmarks of evaluations are rows of the table, each named once, asked by a protocol."""
-    if not benchmarks:
-        return
-    # Imported here: they need torch, and the config must not.
-    from satori_fast.evaluation.benchmarks import benchmarks_named
-    from satori_fast.evaluation.protocols import OWN_PROTOCOL, protocol_named
-
-    names = [each.name for each in benchmarks]
-    for each in benchmarks:
-        try:
-            benchmarks_named([each.name if each.name != "all" else "(all)"])
-            if each.protocol != OWN_PROTOCOL:
-                protocol_named(each.protocol)
-        except ValueError as error:
-            raise ValueError(f"evaluation.benchmarks: {error}") from None
-        if names.count(each.name) > 1:
-            raise ValueError(f"evaluation.benchmarks lists {each.name!r} twice: keep one")
 
 
 def format_named(name: str) -> ResponseFormat:

@@ -16,7 +16,7 @@ from satori_fast.backbone.parallel import ParallelState
 from satori_fast.config import BenchmarkConfig, Config, ConfigError
 from satori_fast.data.prompts import PromptRenderer, template_named
 from satori_fast.evaluation.benchmark_sets import BenchmarkSet, load_benchmark
-from satori_fast.evaluation.benchmarks import BENCHMARKS
+from satori_fast.evaluation.benchmarks import benchmarks_named
 from satori_fast.evaluation.code_answers import CallRunner
 from satori_fast.evaluation.golds import default_cache, unreadable_golds
 from satori_fast.evaluation.judges import Judges
@@ -69,7 +69,11 @@ class RunBenchmarks:
     def __init__(self, config: Config, parallel: ParallelState) -> None:
         self._parallel = parallel
         self._reward = config.reward
-        self._benchmarks = [_read(config, each) for each in config.evaluation.benchmarks]
+        wanted = config.evaluation.benchmarks
+        names = [each.name for each in wanted]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"evaluation.benchmarks lists {twice[0]!r} twice: keep one")
+        self._benchmarks = [_read(config, each) for each in wanted]
         self._unreadable: dict[str, str] = {}
         if self._benchmarks:
             parallel.on_main(self._check_golds)
@@ -149,9 +153,9 @@ _NO_LIMIT = 1 << 40  # the engine's length is the limit
 
 
 def _read(config: Config, wanted: BenchmarkConfig) -> _Benchmark:
-    row = BENCHMARKS[wanted.name]
     folder = config.evaluation.data_dir
     try:
+        (row,) = benchmarks_named([wanted.name])
         if row.kind == "input":
             check_isolation()
         place = None if folder is None else Path(folder).expanduser()

@@ -43,7 +43,9 @@ def test_a_response_is_kept_as_it_was_sampled() -> None:
     text = "so \\boxed{4} é<|reflect|>no, wait \\boxed{5}"
     engine = ScriptedEngine(renderer, {"1+1?\n": [text]})
     sampling = SamplingParams(temperature=0.0, max_new_tokens=200)
-    (found,) = sample(engine, [asked("1+1?")], sampling, seed_of=lambda _: 3)
+    (found,) = sample(
+        engine, [asked("1+1?")], sampling, renderer=engine.renderer, seed_of=lambda _: 3
+    )
     assert found.key == ("amc23", "amc23/1+1?", 0)
     assert (found.prompt, found.finish) == ("1+1?\n", "stop")
     assert found.segments == (
@@ -65,9 +67,9 @@ def test_a_response_is_kept_as_it_was_sampled() -> None:
 def test_longest_prompts_are_asked_first_and_endless_ones_are_told() -> None:
     engine = ScriptedEngine(renderer_of(), {"1+1?\n": ["5"], "1+1?1+1?\n": ["5"]}, max_seqlen=50)
     every = [asked("1+1?"), asked("1+1?1+1?"), asked("1+1?" * 40)]
-    assert too_long(engine, every) == every[2:]
+    assert too_long(engine, every, engine.renderer) == every[2:]
     sampling = SamplingParams(max_new_tokens=99)
-    list(sample(engine, every[:2], sampling, seed_of=lambda _: 0))
+    list(sample(engine, every[:2], sampling, renderer=engine.renderer, seed_of=lambda _: 0))
     lengths = [len(request.prompt_ids) for request in engine.requests]
     assert lengths == sorted(lengths, reverse=True)
     assert all(len(r.prompt_ids) + r.max_new_tokens == 50 for r in engine.requests)
@@ -78,7 +80,9 @@ def test_boxes_of_verifications_are_no_answers() -> None:
     text = f"so \\boxed{{4}}\n\n{check}\n\nLet me try again.\\boxed{{5}}"
     engine = ScriptedEngine(renderer_of(TRIALS), {"1+1?\n": [text]}, max_seqlen=900)
     sampling = SamplingParams(max_new_tokens=800)
-    (found,) = sample(engine, [asked("1+1?")], sampling, seed_of=lambda _: 0)
+    (found,) = sample(
+        engine, [asked("1+1?")], sampling, renderer=engine.renderer, seed_of=lambda _: 0
+    )
     kinds = [kind for kind, _ in found.segments]
     assert kinds == ["solve", "verify", "solve"]
     assert [answer for answer, _ in found.boxes] == ["4", "5"]
@@ -90,7 +94,9 @@ def test_of_thousands_of_boxes_the_first_and_the_last_are_kept() -> None:
     text = "".join(f"\\boxed{{{n}}}" for n in range(200))
     engine = ScriptedEngine(renderer_of(), {"1+1?\n": [text]}, max_seqlen=9000)
     sampling = SamplingParams(max_new_tokens=8000)
-    (found,) = sample(engine, [asked("1+1?")], sampling, seed_of=lambda _: 0)
+    (found,) = sample(
+        engine, [asked("1+1?")], sampling, renderer=engine.renderer, seed_of=lambda _: 0
+    )
     assert [answer for answer, _ in found.boxes] == [*map(str, range(63)), "199"]
 
 

@@ -103,16 +103,15 @@ def test_a_run_records_them(tmp_path: Path, data: Path, capsys: pytest.CaptureFi
     ("wanted", "said"),
     [
         ([{"name": "gsm9k"}], "'gsm9k' is no benchmark: choose of all, gsm8k"),
-        ([{"name": "all"}], "is no benchmark"),
         ([{"name": "gsm8k"}, {"name": "gsm8k"}], "lists 'gsm8k' twice"),
         ([{"name": "gsm8k", "protocol": "mine"}], "'mine' is no protocol: choose of satori"),
     ],
 )
-def test_names_are_checked_with_the_config(
+def test_names_are_checked_before_training(
     tmp_path: Path, data: Path, wanted: list[dict[str, Any]], said: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
-        config_of(tmp_path, data, *wanted)
+    with pytest.raises(ConfigError, match=said):
+        build_run(config_of(tmp_path, data, *wanted))
 
 
 def test_what_cannot_be_asked_is_said_before_training(tmp_path: Path, data: Path) -> None:
