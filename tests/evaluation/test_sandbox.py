@@ -153,6 +153,115 @@ print({int(right, 16) for right in rights})
     assert python(program).output == "-1 -1\n-1 -1\n{0}\n"
 
 
+@isolated
+def test_sockets_of_other_kinds_reach_nobody(tmp_path: Path) -> None:
+    """Datagrams, and the machine's own sockets by name and by path: a listener hears nothing."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as named,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as at_path,
+    ):
+        datagrams.bind(("127.0.0.1", 0))
+        name, path = f"\0satori-{os.getpid()}", str(tmp_path / "listener")
+        named.bind(name)
+        at_path.bind(path)
+        for listener in (named, at_path):
+            listener.listen()
+        for listener in (datagrams, named, at_path):
+            listener.settimeout(0.05)
+        program = f"""
+import socket
+tries = [
+    lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(
+        b"1", ("127.0.0.1", {datagrams.getsockname()[1]})
+    ),
+    lambda: socket.socket(socket.AF_UNIX).connect({name!r}),
+    lambda: socket.socket(socket.AF_UNIX).connect({path!r}),
+    lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+]
+for reach in tries:
+    try:
+        reach()
+        print("reached")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+        outcome = python(program)
+        assert "reached" not in outcome.output and len(outcome.output.split()) == 4
+        with pytest.raises(TimeoutError):
+            datagrams.recv(1)
+        for listener in (named, at_path):
+            with pytest.raises(TimeoutError):
+                listener.accept()
+
+
+# Programs that do as they like, and what they may print; each is contained, and ends by itself.
+HOSTILE = {
+    "link-to-outside": (
+        "import os; os.symlink('/etc/passwd', 'a'); print(os.path.exists('a'))",
+        "False\n",
+    ),
+    "link-by-the-way-up": (
+        "import os; os.symlink('../' * 9 + 'etc/passwd', 'a'); print(os.path.exists('a'))",
+        "False\n",
+    ),
+    "descriptors-of-the-caller": (
+        "import os; print([n for n in os.listdir('/proc/self/fd') if int(n) > 3])",
+        "[]\n",
+    ),
+    "signal-to-the-parent": (
+        "import os, signal\n"
+        "for target in (os.getppid(), 0, -1):\n"
+        "    try: os.kill(target, signal.SIGCONT)\n"
+        "    except OSError: pass\n"
+        "print('alive')",
+        "alive\n",
+    ),
+    "double-fork": (
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(600)\n"
+        "    os._exit(0)\n"
+        "print('left')",
+        "left\n",
+    ),
+    "closed-pipes": ("import os\nfor n in (0, 1, 2): os.close(n)\nos._exit(0)", ""),
+    "deaf": (
+        "import signal\n"
+        "for n in (signal.SIGTERM, signal.SIGINT): signal.signal(n, signal.SIG_IGN)\n"
+        "print('deaf')",
+        "deaf\n",
+    ),
+    "deep-folders": (
+        "import os\nfor _ in range(300):\n    os.mkdir('d'); os.chdir('d')\nprint('deep')",
+        "deep\n",
+    ),
+    "no-rights-to-its-own": (
+        "import os; os.mkdir('locked'); open('locked/a', 'w').write('1'); os.chmod('locked', 0)\n"
+        "print('locked')",
+        "locked\n",
+    ),
+}
+
+
+@isolated
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_programs_are_contained(name: str) -> None:
+    program, printed = HOSTILE[name]
+    outcome = python(program)
+    assert (outcome.ended, outcome.output) == ("exit", printed)
+    assert python("print(1)").output == "1\n"  # and the next one runs
+
+
+@isolated
+def test_of_a_million_lines_the_last_come_back() -> None:
+    outcome = python("for n in range(10**6): print(n)")
+    assert outcome.ended == "exit" and outcome.output.endswith("\n999998\n999999\n")
+    assert 1000 < len(outcome.output) < 10**6
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 
