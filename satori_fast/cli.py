@@ -185,6 +185,7 @@ def _add_eval_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--output", type=Path, help="default: evaluations/NAME-PROTOCOL")
     evaluate.add_argument("--samples", type=int, default=1, help="responses per problem")
     evaluate.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    evaluate.add_argument("--reward-model", help="folder of one that chooses the best of --samples")
     evaluate.add_argument("--max-new-tokens", type=int, help="default: the protocol's")
     evaluate.add_argument("--sampling-seed", type=int, default=0)
     evaluate.add_argument("--limit", type=int, help="the first so many questions of each set")
@@ -294,6 +295,7 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
             limit=options.limit,
             strict=options.strict,
             contamination=tuple(options.contamination),
+            reward_model=options.reward_model,
             trusted=options.trust_code,
         )
     )

@@ -232,6 +232,9 @@ def _set_facts(result: Record) -> list[tuple[str, str]]:
     facts += [(f"pass@{k}", percent(value)) for k, value in result["pass_at_k"].items()]
     if result["majority"] is not None:
         facts.append((f"maj@{result['num_samples']}", percent(result["majority"]["value"])))
+    if result.get("best_of_n") is not None:  # older evaluations have none
+        best = percent(result["best_of_n"]["value"])
+        facts.append((f"best of {result['num_samples']}, by the reward model", best))
     found = result.get("contamination")
     if found is not None and found["accuracy_without"] is not None:
         own = found["accuracy_without"]

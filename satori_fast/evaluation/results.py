@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from satori_fast.evaluation.budgets import (
 )
 from satori_fast.evaluation.contamination import ContaminationReport
 from satori_fast.evaluation.judging import Judge, Judgement
-from satori_fast.evaluation.responses import Response
+from satori_fast.evaluation.responses import Key, Response
 from satori_fast.evaluation.statistics import (
     Share,
     bootstrap_average,
@@ -94,11 +95,13 @@ def benchmark_result(
     *,
     num_samples: int,
     unreadable: Mapping[str, str],
+    rewards: Mapping[Key, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The result of one benchmark.
 
     judged: in any order; problems without a response were not asked and count as wrong.
     num_samples: responses per problem. unreadable: why some golds cannot be read, by id.
+    rewards: scores of responses, for the best of n; empty without a reward model.
     """
     by_problem: defaultdict[str, list[Judged]] = defaultdict(list)
     for each in sorted(judged, key=lambda each: each.response.sample):
@@ -114,6 +117,7 @@ def benchmark_result(
         "lenient": _accuracy(_scores(by_problem, ids, "lenient", num_samples), num_samples),
         "pass_at_k": _pass_at_k(list(counts.values()), num_samples),
         "majority": _majority(by_problem, ids) if num_samples > 1 else None,
+        "best_of_n": _best_of(by_problem, ids, rewards) if rewards else None,
         **_shares(judged),
         "not_asked": [name for name in ids if not by_problem[name]],
         **_curves(judged),
@@ -207,6 +211,18 @@ def _majority(by_problem: Mapping[str, Sequence[Judged]], ids: Sequence[str]) ->
         )
         right += bool(votes) and votes.most_common(1)[0][0] == "right"
     return Share(right, len(ids)).figures()
+
+
+def _best_of(
+    by_problem: Mapping[str, Sequence[Judged]], ids: Sequence[str], rewards: Mapping[Key, float]
+) -> dict[str, Any]:
+    """Share of problems whose best-scored response is right; of equal scores the first."""
+    best = [
+        max(own, key=lambda each: rewards[each.response.key])
+        for name in ids
+        if (own := by_problem[name])
+    ]
+    return Share(sum(each.judgement.house for each in best), len(ids)).figures()
 
 
 def _shares(judged: Sequence[Judged]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from satori_fast.evaluation.pages import (
     write_evaluation_pages,
 )
 from satori_fast.evaluation.protocols import OWN_PROTOCOL, Protocol, group_of
-from satori_fast.evaluation.responses import Asked, ResponseFile, sample, too_long
+from satori_fast.evaluation.responses import Asked, Key, ResponseFile, sample, too_long
 from satori_fast.evaluation.results import (
     average,
     benchmark_result,
@@ -57,6 +57,7 @@ from satori_fast.rollout.engine import Engine, SamplingParams, request_seed
 from satori_fast.stages.engines import EngineProvider, check_engine
 from satori_fast.stages.export import stage_folder
 from satori_fast.stages.models import ModelFolders, model_folder
+from satori_fast.stages.response_scores import score_responses
 from satori_fast.stages.run_benchmarks import protocol_of
 from satori_fast.stages.setup import checking_processes, join_ranks, keep_tokenizer
 from satori_fast.storage import digests, write_sealed, write_sealed_records
@@ -81,6 +82,7 @@ class BenchmarkOptions:
     num_samples, temperature, seed: 1 and 0.0 are greedy.
     limit:      first questions of each set only. strict: what is not as published is an error.
     contamination: training files that questions are looked for in.
+    reward_model: folder of one that chooses the best of several responses.
     trusted:    run functions of benchmarks without isolation where there is none.
     """
 
@@ -98,6 +100,7 @@ class BenchmarkOptions:
     limit: int | None = None
     strict: bool = False
     contamination: tuple[Path, ...] = ()
+    reward_model: str | None = None
     trusted: bool = False
 
     def __post_init__(self) -> None:
@@ -106,6 +109,8 @@ class BenchmarkOptions:
                 f"--samples {self.num_samples} with --temperature 0 would be {self.num_samples} "
                 "times the same response: set --temperature, such as 1.0"
             )
+        if self.reward_model is not None and self.num_samples == 1:
+            raise ConfigError("--reward-model chooses among several responses: set --samples")
 
 
 def evaluate_benchmarks(options: BenchmarkOptions) -> dict[str, Any]:
@@ -163,11 +168,14 @@ class _Session:
             main_only(lambda: unreadable.update(self._unreadable(sets)))
             judges = Judges(sets, pool, unreadable, CallRunner(trusted=self.options.trusted))
             stack.callback(judges.close)
-            engine = self._engine(asked, folder, stack)
-            self._ask(engine, asked, file, judges)
+            models = self._models(asked, folder)
+            self._ask(self._engine(models, folder, stack), asked, file, judges)
+            rewards = self._rewards(models, asked, file)
             result: dict[str, Any] = {}
             if file is not None:
-                result = self._result(sets, missing, identity, judges, unreadable)
+                result = self._result(
+                    sets, missing, identity, judges, unreadable=unreadable, rewards=rewards
+                )
         return result
 
     def _unreadable(self, sets: Sequence[BenchmarkSet]) -> dict[str, str]:
@@ -194,8 +202,8 @@ class _Session:
             "dtype": self.config.model.dtype,
         }
 
-    def _engine(self, asked: Sequence[Asked], folder: Path, stack: ExitStack) -> Engine:
-        """An engine with room for the longest prompt and the protocol's limit, if the model has."""
+    def _models(self, asked: Sequence[Asked], folder: Path) -> ModelFolders:
+        """Models with room for the longest prompt and the protocol's limit, if theirs has."""
         context = int(load_hf_config(self.model).max_position_embeddings)
         longest = max(len(self.renderer.unchecked_prompt_ids(each.problem)) for each in asked)
         wanted = longest + self.protocol.max_new_tokens
@@ -208,14 +216,17 @@ class _Session:
                 self.protocol.max_new_tokens,
                 context,
             )
-        rollout = self.config.rollout.model_copy(update={"max_seqlen": min(wanted, context)})
-        models = ModelFolders(
+        return ModelFolders(
             self.renderer,
             folder / "tokenizer",
             dtype=self.config.model.dtype,
             recompute=False,
-            max_seqlen=rollout.max_seqlen,
+            max_seqlen=min(wanted, context),
         )
+
+    def _engine(self, models: ModelFolders, folder: Path, stack: ExitStack) -> Engine:
+        """An engine that serves the model."""
+        rollout = self.config.rollout.model_copy(update={"max_seqlen": models.max_seqlen})
         provider = EngineProvider(
             rollout,
             run_name=f"{self.config.name}-eval",
@@ -264,6 +275,22 @@ class _Session:
                         judges.add([response])
                     bar.advance()
 
+    def _rewards(
+        self, models: ModelFolders, asked: Sequence[Asked], file: ResponseFile | None
+    ) -> dict[Key, float]:
+        """Scores of the reward model, if one was named; every rank must call it."""
+        reward_model = self.options.reward_model
+        if reward_model is None:
+            return {}
+        known = self.parallel.from_main(lambda: {} if file is None else dict(file.responses))
+        return score_responses(
+            reward_model,
+            [(each, known[each.key]) for each in asked if each.key in known],
+            models,
+            self.parallel,
+            max_tokens_per_microbatch=self.config.packing.max_tokens_per_microbatch,
+        )
+
     def _seed(self, asked: Asked) -> int:
         return request_seed(self.options.seed, asked.group, asked.sample)
 
@@ -273,7 +300,9 @@ class _Session:
         missing: Mapping[str, str],
         identity: Mapping[str, Any],
         judges: Judges,
+        *,
         unreadable: Mapping[str, str],
+        rewards: Mapping[Key, float],
     ) -> dict[str, Any]:
         judged = judges.result()
         results = {
@@ -282,6 +311,7 @@ class _Session:
                 judged[each.benchmark.name],
                 num_samples=self.options.num_samples,
                 unreadable=unreadable,
+                rewards=rewards,
             )
             for each in sets
         }
@@ -292,6 +322,7 @@ class _Session:
             "model_path": str(self.model),
             **identity,
             "num_samples": self.options.num_samples,
+            "reward_model": self.options.reward_model,
             "sandbox": isolation_fault() or "isolated",
             "missing": dict(missing),
             "benchmarks": results,

@@ -76,7 +76,14 @@ def test_several_responses_a_problem() -> None:
     # 1 - C(n - c, k) / C(n, k): 0.5, 0.25 and 1 for one; 5/6, 1/2 and 1 for two; 1, 1 and 1.
     assert found["pass_at_k"] == pytest.approx({"1": 0.35, "2": 7 / 15, "4": 0.6})
     # a: two votes each, and the first is right; b: 1 has most; d: all.
-    assert found["majority"]["k"] == 2
+    assert found["majority"]["k"] == 2 and found["best_of_n"] is None
+    # The best-scored one of a is wrong, of b right, of d as the others; e was not asked.
+    scores = {"a": [0.1, 0.2, 0.9, 0.3], "b": [2.0, 1.0, -1.0, 0.0], "d": [0.0] * 4}
+    rewards = {("made", name, n): x for name, own in scores.items() for n, x in enumerate(own)}
+    found = benchmark_result(
+        BENCHMARK, judged(responses), num_samples=4, unreadable={}, rewards=rewards
+    )
+    assert (found["best_of_n"]["k"], found["best_of_n"]["n"]) == (2, 5)
 
 
 def test_every_box_is_judged() -> None:
