@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the page; default: report.html in the run folder, compare.html, NAME-seeds.html",
     )
     export = verb("export", _export, "copy a stage's model out of a run folder")
-    export.add_argument("folder", type=Path, help="run folder")
+    export.add_argument("folder", type=Path, help="run folder, or one of its checkpoints")
     export.add_argument("destination", type=Path)
     export.add_argument("--stage", default=None, help="default: the last one")
     return parser
@@ -165,7 +165,8 @@ def _add_eval_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "target",
         metavar="MODEL",
-        help="model folder, run folder or name on the hub; or CONFIG.toml: its held-out problems",
+        help="folder of a model, run or checkpoint, or name on the hub; or CONFIG.toml: its "
+        "held-out problems",
     )
     evaluate.add_argument("--model", type=Path, help="CONFIG.toml: model; default: the config's")
     evaluate.add_argument("--json", action="store_true", help="CONFIG.toml: one line of JSON")
@@ -400,8 +401,15 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _export(options: argparse.Namespace, overrides: list[str]) -> None:
     _refuse(overrides)
-    from satori_fast.stages.export import export_stage
+    from satori_fast.stages.evaluated_model import export_checkpoint, is_checkpoint
+    from satori_fast.stages.export import check_new, export_stage
 
+    if is_checkpoint(options.folder):
+        if options.stage is not None:
+            raise ConfigError("command line: --stage chooses in a run folder; this is a checkpoint")
+        check_new(options.destination)
+        export_checkpoint(options.folder, options.destination)
+        return
     export_stage(options.folder, options.destination, stage=options.stage)
 
 

@@ -55,8 +55,8 @@ from satori_fast.profiling.metrics import progress
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rollout.engine import Engine, SamplingParams, request_seed
 from satori_fast.stages.engines import EngineProvider, check_engine
-from satori_fast.stages.export import stage_folder
-from satori_fast.stages.models import ModelFolders, model_folder
+from satori_fast.stages.evaluated_model import evaluated_model, output_folder
+from satori_fast.stages.models import ModelFolders
 from satori_fast.stages.response_scores import score_responses
 from satori_fast.stages.run_benchmarks import protocol_of
 from satori_fast.stages.setup import checking_processes, join_ranks, keep_tokenizer
@@ -74,7 +74,7 @@ _DEFAULTS = f'schema_version = {SCHEMA_VERSION}\nname = "eval"\n[data]\nnum_trai
 class BenchmarkOptions:
     """Wishes of the command line.
 
-    model:      folder, run folder (its last stage) or name on the hub.
+    model:      folder, run folder (its last stage), checkpoint of a run or name on the hub.
     benchmarks: names of the table, "all", or "heldout" with a config of a built-in domain.
     protocol:   a name of `protocols.PROTOCOLS`, or "config": what the config says.
     config, overrides: sections rollout, model, parallel and reward of it are used.
@@ -119,14 +119,14 @@ def evaluate_benchmarks(options: BenchmarkOptions) -> dict[str, Any]:
     ConfigError for what cannot be asked at all. A benchmark that is not there is named, and the
     others go on.
     """
-    model = _model_folder(options.model)
-    config = _config(options, model)
-    check_engine(config.rollout)
-    protocol = _protocol(options, config)
-    sets, missing = _load_sets(options, config)
-    output = options.output or _output_folder(model, protocol)
-    parallel = join_ranks(config)
     with ExitStack() as stack:
+        model, place = stack.enter_context(evaluated_model(options.model))
+        config = _config(options, model)
+        check_engine(config.rollout)
+        protocol = _protocol(options, config)
+        sets, missing = _load_sets(options, config)
+        output = options.output or output_folder(place, protocol.name)
+        parallel = join_ranks(config)
         own_folder = stack.enter_context(tempfile.TemporaryDirectory())
         folder = Path(parallel.all_gather(own_folder)[0])
         renderer = _renderer(protocol, model, folder, parallel)
@@ -319,7 +319,7 @@ class _Session:
             self._add_contamination(sets, results)
         result = {
             "versions": {"satori_fast": __version__, "grader": grader_version()},
-            "model_path": str(self.model),
+            "model_path": self.options.model,
             **identity,
             "num_samples": self.options.num_samples,
             "reward_model": self.options.reward_model,
@@ -344,27 +344,6 @@ class _Session:
         report = find_overlaps(questions, self.options.contamination)
         for result in results.values():
             result["contamination"] = contamination_result(result, report)
-
-
-def _model_folder(model: str) -> Path:
-    """The Hugging Face folder that is meant: a run folder's last stage, or the model itself."""
-    place = Path(model).expanduser()
-    if (place / "progress.json").exists():
-        return stage_folder(place, stage=None)
-    folder = model_folder(model)
-    if not (folder / "config.json").exists():
-        raise ConfigError(
-            f"{model} holds no model: name a Hugging Face folder, a run folder, or one of its "
-            "models/STAGE"
-        )
-    return folder
-
-
-def _output_folder(model: Path, protocol: Protocol) -> Path:
-    """evaluations/NAME-PROTOCOL, in the run folder where the model is of one."""
-    place = model.resolve()
-    runs = (parent for parent in place.parents if (parent / "progress.json").exists())
-    return next(runs, Path()) / "evaluations" / f"{place.name}-{protocol.name}"
 
 
 def _model_files(folder: Path) -> list[str]:

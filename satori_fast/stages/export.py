@@ -13,9 +13,14 @@ from satori_fast.storage import DamagedFile, read_json
 def export_stage(folder: Path, destination: Path, *, stage: str | None) -> None:
     """Copy the model of a stage (None: the last finished one) out of a run folder."""
     source = stage_folder(folder, stage=stage)
+    check_new(destination)
+    shutil.copytree(source, destination)
+
+
+def check_new(destination: Path) -> None:
+    """ConfigError for a folder that exists: nothing is written over."""
     if destination.exists():
         raise ConfigError(f"{destination} exists: choose a new folder")
-    shutil.copytree(source, destination)
 
 
 def stage_folder(folder: Path, *, stage: str | None) -> Path:
