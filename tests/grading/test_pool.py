@@ -193,7 +193,7 @@ def test_workers_hold_no_torch_and_importing_the_grader_is_light() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-# --- a hundred thousand answers --------------------------------------------------------------------
+# --- a hundred thousand answers -----------------------------------------------------------------
 
 # Pieces of answers, from plain to hostile; an answer is one to eight of them.
 PIECES = (
