@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
+from benchmarks.peers.task import Task
 from benchmarks.peers.workload import Workload, make_model
 
 OURS, THEIRS = "satori", "trl"
@@ -27,7 +28,8 @@ class Side:
     """A contestant's process as the driver sees it."""
 
     def __init__(self, name: str, folder: Path, core: str) -> None:
-        command = [sys.executable, "-m", f"benchmarks.peers.{name}_side", str(folder), core]
+        command = [sys.executable, "-m", f"benchmarks.peers.{name}", str(folder), core]
+        name = name.partition("_")[0]
         self.log = folder / f"{name}.log"
         self._process = subprocess.Popen(
             command,
@@ -47,7 +49,7 @@ class Side:
     def close(self) -> None:
         if self._process.poll() is None:
             self._write("stop")
-            self._process.wait(timeout=60)
+            self._process.wait(timeout=600)
 
     def _write(self, text: str) -> None:
         assert self._process.stdin is not None
@@ -76,50 +78,67 @@ def race(
         folder = Path(name)
         workload.write(folder / "workload.json")
         make_model(workload, folder / "model")
-        running: list[Side] = []
-        records: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-        try:
-            running = [Side(side, folder, core) for side in sides]
-            for number in range(warmup + steps):
-                for side in running:
-                    record = side.step()
-                    if number >= warmup:
-                        records[side.name].append(record)
-                    print(f"  {number} {side.name} {record['cpu_s']:.2f} s", file=sys.stderr)
-        finally:
-            for side in running:
-                side.close()
+        modules = [f"{side}_side" for side in sides]
+        facts, records = in_turn(modules, folder, steps=steps, warmup=warmup, core=core)
     check_equal_work(list(records.values()))
-    figures = {side.name: summarise(side.facts, records[side.name], workload) for side in running}
+    figures = {side: summarise(facts[side], records[side], workload) for side in sides}
     result = {"workload": vars(workload), "core": core, "sides": figures}
     return result | ({"ratios": ratios(figures, workload)} if len(figures) == 2 else {})
 
 
-def check_equal_work(records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+def in_turn(
+    modules: Sequence[str], folder: Path, *, steps: int, warmup: int, core: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Let the sides step in turn; facts and records of each, without the first `warmup` steps.
+
+    modules: of `benchmarks.peers`; a side is called by what stands before the underscore.
+    """
+    running: list[Side] = []
+    records: dict[str, list[dict[str, Any]]] = {}
+    try:
+        running = [Side(module, folder, core) for module in modules]
+        for number in range(warmup + steps):
+            for side in running:
+                record = side.step()
+                if number >= warmup:
+                    records.setdefault(side.name, []).append(record)
+                print(f"  {number} {side.name} {record['cpu_s']:.2f} s", file=sys.stderr)
+    finally:
+        for side in running:
+            side.close()
+    return {side.name: side.facts for side in running}, records
+
+
+def check_equal_work(
+    records: Sequence[Sequence[Mapping[str, Any]]], fields: Sequence[str] = EQUAL_FIELDS
+) -> None:
     """The same prompts, tokens and optimizer steps on all sides, step by step; else no race."""
     for number, step in enumerate(zip(*records, strict=True)):
-        for field in EQUAL_FIELDS:
+        for field in fields:
             values = [record[field] for record in step]
             if len(set(values)) > 1:
                 raise SystemExit(f"unequal work in step {number}: {field} is {values}")
 
 
 def summarise(
-    facts: dict[str, Any], records: list[dict[str, Any]], workload: Workload
+    facts: dict[str, Any], records: list[dict[str, Any]], workload: Workload | Task
 ) -> dict[str, Any]:
     """Medians over steps. Rates are tokens per CPU-second, on a GPU per second of wall time."""
     clock = "wall_s" if workload.device == "cuda" else "cpu_s"
     rates = {
         "step": [r["tokens"] / r[clock] for r in records],
         "rollout": [r["completion_tokens"] / r["stages"]["rollout"] for r in records],
-        "logprob": [r["tokens"] / r["stages"]["logprob"] for r in records],
+        # Where a step is one update, TRL needs none.
+        "logprob": [r["tokens"] / s for r in records if (s := r["stages"]["logprob"])],
         "update": [r["tokens"] / r["stages"]["update"] for r in records],
     }
     walls = [r["wall_s"] for r in records]
     peak = max(r["peak_bytes"] for r in records)
     return {
         **facts,
-        "tokens_per_s": {k: measure.significant(statistics.median(v)) for k, v in rates.items()},
+        "tokens_per_s": {
+            k: measure.significant(statistics.median(v)) for k, v in rates.items() if v
+        },
         "step_spread": measure.significant(spread(rates["step"]), 2),
         "wall_over_cpu": measure.significant(sum(walls) / sum(r["cpu_s"] for r in records)),
         "peak_mib": measure.significant(peak / 2**20),
@@ -134,11 +153,12 @@ def spread(values: list[float]) -> float:
     return (high - low) / middle
 
 
-def ratios(sides: dict[str, dict[str, Any]], workload: Workload) -> dict[str, Any]:
+def ratios(sides: dict[str, dict[str, Any]], workload: Workload | Task) -> dict[str, Any]:
     ours, theirs = sides[OURS], sides[THEIRS]
     speed = {
         stage: measure.significant(rate / theirs["tokens_per_s"][stage])
         for stage, rate in ours["tokens_per_s"].items()
+        if stage in theirs["tokens_per_s"]
     }
     memory = {
         field: measure.significant(ours[field] / theirs[field])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from benchmarks.peers.workload import Workload, reward_of
 from satori_fast import __version__
 from satori_fast.config import load_config
 from satori_fast.experience.online import OnlineSource
-from satori_fast.experience.source import Judge
+from satori_fast.experience.source import ExperienceSource, Judge
 from satori_fast.grading import BOXED, Verdict
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rewards.terms import score
@@ -29,25 +29,30 @@ from satori_fast.stages.context import Context
 from satori_fast.stages.iterate import plan_stages
 from satori_fast.stages.reinforce import build_trainer, reinforce_step
 from satori_fast.stages.rewards import build_rewards
-from satori_fast.stages.run import build_run
+from satori_fast.stages.run import Run, build_run
 from satori_fast.stages.setup import build_monitor
 from satori_fast.stages.trainer import Trainer
 from satori_fast.types import Problem
 
 
+# The experience of a race, and the hash of a step's prompts.
+Made = tuple[ExperienceSource, Callable[[int], str]]
+
+
 class GivenLengths(WrappedEngine):
-    """An engine whose completions have the lengths of the workload."""
+    """An engine whose completions have the lengths of the workload, a step at each call."""
 
     def __init__(self, inner: Engine, workload: Workload) -> None:
         super().__init__(inner)
         self._workload = workload
-        self.step = 0
+        self._step = 0
         self.prompts = ""
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams
     ) -> Iterator[tuple[int, Completion]]:
-        lengths = self._workload.lengths(self.step).tolist()
+        lengths = self._workload.lengths(self._step).tolist()
+        self._step += 1
         self.prompts = hash_of(list(r.prompt_ids) for r in requests)
         return self.inner.generate(
             [
@@ -170,30 +175,34 @@ def source_of(
     return engine, source
 
 
-def main() -> None:
-    line = Line()
-    folder, core = arguments()
-    settle(core)
-    workload = Workload.read(folder / "workload.json")
-    run = build_run(config_of(workload, folder))
-    on_gpu = workload.device == "cuda"
+def compete(
+    line: Line,
+    run: Run,
+    on_gpu: bool,
+    make_source: Callable[[Context, Trainer, SpanRecorder], Made],
+) -> tuple[Context, Trainer]:
+    """Do the steps of a run's only stage as the race says; its trainer at the end.
+
+    make_source: the experience, and the hash of a step's prompts, given the number of the step once
+    it is done.
+    """
     spans = SpanRecorder(
-        device=workload.device, clock=time.perf_counter if on_gpu else time.process_time
+        device="cuda" if on_gpu else "cpu",
+        clock=time.perf_counter if on_gpu else time.process_time,
     )
     monitor = build_monitor(run.config, run.folder.path, run.parallel, spans)
     books = Books(spans, monitor, run.books.writer, format_of=run.renderer.format_of)
     books.begin_stage("reinforce")
     context = run.context(plan_stages(run.config)[0])
     trainer = build_trainer(context, books)
-    engine, source = source_of(context, trainer, workload, spans=spans)
-    num_samples = context.config.reinforce.num_logged_samples
+    source, prompts_of = make_source(context, trainer, spans)
+    config = context.config.reinforce
     line.ready(name="satori_fast", version=__version__)
     step = 0
     monitor.reset_clock()
     while line.wait():
-        engine.step = step
         result = reinforce_step(trainer, source, step)
-        metrics = books.reinforcement(step, result, trainer, num_samples=num_samples)
+        metrics = books.reinforcement(step, result, trainer, num_samples=config.num_logged_samples)
         times = books.record(step, metrics)
         wall_s, cpu_s = line.elapsed()
         line.report(
@@ -203,12 +212,27 @@ def main() -> None:
                 stages=times.spans_s,
                 completion_tokens=times.tokens["rollout"],
                 tokens=times.tokens["update"],
-                optimizer_steps=workload.minibatches,
-                prompts=engine.prompts,
+                optimizer_steps=config.num_minibatches,
+                prompts=prompts_of(step),
             )
         )
         step += 1
         monitor.reset_clock()
+    return context, trainer
+
+
+def main() -> None:
+    line = Line()
+    folder, core = arguments()
+    settle(core)
+    workload = Workload.read(folder / "workload.json")
+
+    def make_source(context: Context, trainer: Trainer, spans: SpanRecorder) -> Made:
+        engine, source = source_of(context, trainer, workload, spans=spans)
+        return source, lambda _: engine.prompts
+
+    run = build_run(config_of(workload, folder))
+    compete(line, run, workload.device == "cuda", make_source)
 
 
 if __name__ == "__main__":

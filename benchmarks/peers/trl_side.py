@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from trl.extras import profiling
 
 from benchmarks.peers.contestant import Line, StepRecord, arguments, settle
 from benchmarks.peers.satori_side import hash_of
+from benchmarks.peers.task import Task
 from benchmarks.peers.workload import Workload, reward_of
 from satori_fast.data.tokenizer import load_tokenizer
 
@@ -77,9 +78,9 @@ class EndAt(LogitsProcessor):
 class Meter(TrainerCallback):
     """Waits before each rollout until the race says go, and reports after its last update."""
 
-    def __init__(self, line: Line, clock: StageClock, workload: Workload) -> None:
+    def __init__(self, line: Line, clock: StageClock, workload: Workload | Task) -> None:
         self.line, self.clock, self.workload = line, clock, workload
-        self.trainer: Any = None
+        self.leave: Callable[[], None] = lambda: None  # called at the end
         self.step, self.tokens, self.completion_tokens, self.prompts = 0, 0, 0, ""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
@@ -89,6 +90,7 @@ class Meter(TrainerCallback):
                     name="trl", version=trl.__version__, transformers=transformers.__version__
                 )
             if not self.line.wait():
+                self.leave()
                 raise SystemExit(0)
             self.clock.seconds.clear()
             self.tokens = state.num_input_tokens_seen

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our side of a real training: plain GRPO on the task's questions, its lengths and its grader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from benchmarks.peers.contestant import Line, arguments, settle
+from benchmarks.peers.satori_side import Made, compete, hash_of
+from benchmarks.peers.task import Task, task_config
+from satori_fast.experience.online import OnlineSource
+from satori_fast.experience.source import Judge
+from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.rewards.terms import score
+from satori_fast.stages.context import Context
+from satori_fast.stages.rewards import build_rewards
+from satori_fast.stages.run import build_run
+from satori_fast.stages.trainer import Trainer
+from satori_fast.types import Problem
+
+
+class TaskProblems:
+    """The task's questions, step by step."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def take(self, num_problems: int, *, step: int) -> list[Problem]:
+        taken = self._task.problems(step)
+        assert num_problems == len(taken)
+        return [Problem(f"{step}/{i}", *taken[i]) for i in range(len(taken))]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def source_of(context: Context, trainer: Trainer, spans: SpanRecorder, *, task: Task) -> Made:
+    """Experience of the task, every group kept, as TRL does; and the hash of a step's prompts."""
+    config, problems = context.config.reinforce, TaskProblems(task)
+    rewards = build_rewards(
+        context.config.reward,
+        grader=context.grader,
+        worker=context.functions,
+        format=context.renderer.format,
+        spans=spans,
+    )
+    judge = Judge(
+        partial(score, rewards=rewards),
+        trainer.recipe.credit(),
+        min_group_std=None,
+        span=spans.span,
+    )
+    source = OnlineSource(
+        context.engine(trainer.policy),
+        problems,
+        judge,
+        sampling=lambda step: context.sampling(
+            num_samples=config.samples_per_problem, seed=context.seeds.of("rollout", step)
+        ),
+        problems_per_step=config.problems_per_step,
+    )
+
+    def prompts_of(step: int) -> str:
+        taken = problems.take(task.num_prompts, step=step)
+        return hash_of([list(context.renderer.prompt_ids(problem)) for problem in taken])
+
+    return source, prompts_of
+
+
+def main() -> None:
+    line = Line()
+    folder, core = arguments()
+    settle(core)
+    task = Task.read(folder / "task.json")
+    own = ("--output_dir", f"'{folder}'", "--name", "satori", "--seed", str(task.seed))
+    with build_run(task_config(task.config, task.model, *own)) as run:
+        on_gpu = task.device == "cuda"
+        context, trainer = compete(line, run, on_gpu, partial(source_of, task=task))
+        context.model_folders.export(trainer.policy, folder / "trained-satori")
+
+
+if __name__ == "__main__":
+    main()
