@@ -34,7 +34,6 @@ from satori_fast.stages.setup import build_monitor
 from satori_fast.stages.trainer import Trainer
 from satori_fast.types import Problem
 
-
 # The experience of a race, and the hash of a step's prompts.
 Made = tuple[ExperienceSource, Callable[[int], str]]
 
