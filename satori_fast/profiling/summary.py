@@ -50,6 +50,8 @@ _BROKEN = {
     "right->wrong": "right\n->wrong",
     "reflections": "reflec-\ntions",
     "no answer": "no\nanswer",
+    "problems": "prob-\nlems",
+    "no box": "no\nbox",
 }
 
 
@@ -96,7 +98,7 @@ def print_summary_table(summary: Mapping[str, Any], console: Console | None = No
     device = summary["device"].get("name", "")
     title = f"{summary['name']}: {number(summary['wall_s'], 0)} s on {device}"
     cells = [stage_cells(stage)[:-1] for stage in summary["stages"]]
-    results = _terminal_table(title, *without_empty_columns(COLUMNS[:-1], cells))
+    results = terminal_table(title, *without_empty_columns(COLUMNS[:-1], cells))
     spans = list(dict.fromkeys(span for s in summary["stages"] for span in s["tokens_per_s"]))
     spans.sort(key=lambda span: span == "step")  # the total last
     rates = [
@@ -106,10 +108,10 @@ def print_summary_table(summary: Mapping[str, Any], console: Console | None = No
     console = Console() if console is None else console
     console.print(results)
     if asked := _benchmark_rows(summary["stages"]):
-        console.print(_terminal_table("benchmarks", ("stage", *_OF_BENCHMARKS), asked))
+        console.print(terminal_table("benchmarks", ("stage", *_OF_BENCHMARKS), asked))
     if spans:
         shown = without_empty_columns(["stage", *spans], rates)
-        console.print(_terminal_table("tokens per second", *shown))
+        console.print(terminal_table("tokens per second", *shown))
 
 
 def _benchmark_rows(stages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -177,10 +179,11 @@ def duration(seconds: float | None) -> str:
     return first + second
 
 
-def _terminal_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def terminal_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table for the terminal; the first column holds names, the others figures."""
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        justify = "left" if column == "stage" else "right"
+        justify = "left" if column == columns[0] else "right"
         table.add_column(Text(_BROKEN.get(column, column)), justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))

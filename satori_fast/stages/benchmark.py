@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from satori_fast import __version__
 from satori_fast.backbone.architecture import load_hf_config
@@ -53,6 +52,7 @@ from satori_fast.evaluation.sandbox import check_isolation, isolation_fault
 from satori_fast.grading import GradingPool, grader_version
 from satori_fast.profiling.metrics import progress
 from satori_fast.profiling.spans import SpanRecorder
+from satori_fast.profiling.summary import terminal_table
 from satori_fast.rollout.engine import Engine, SamplingParams, request_seed
 from satori_fast.stages.engines import EngineProvider, check_engine
 from satori_fast.stages.evaluated_model import evaluated_model, output_folder
@@ -460,10 +460,8 @@ def _check_prompts(asked: Sequence[Asked], file: ResponseFile, renderer: PromptR
 
 def _show(result: Mapping[str, Any], output: Path, console: Console) -> None:
     """The table: accuracy by three graders, and what it is of."""
-    table = Table(*COLUMNS)
-    for result_of in result["benchmarks"].values():
-        table.add_row(*result_cells(result_of))
-    console.print(table, markup=False)
+    rows = map(result_cells, result["benchmarks"].values())
+    console.print(terminal_table(f"{result['model_path']}", COLUMNS, rows))
     whole = result["average"]
     low, high = whole["interval"]
     console.print(
