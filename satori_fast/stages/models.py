@@ -126,17 +126,22 @@ def tokens_unknown_to(folder: Path, renderer: PromptRenderer) -> dict[int, tuple
     """
     if not (folder / "tokenizer_config.json").exists():
         return {}
-    tokenizer: Any = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     known = tokenizer.get_vocab()
-    unknown = {
-        number: tokenizer.encode(f" {_said_by(token)}", add_special_tokens=False)
+    return {
+        number: _ids_of(tokenizer, _said_by(token))
         for token, number in renderer.special_ids.items()
         if token not in known
     }
-    return {
-        number: () if tokenizer.unk_token_id in ids else tuple(ids)
-        for number, ids in unknown.items()
-    }
+
+
+def _ids_of(tokenizer: Any, words: str) -> tuple[int, ...]:
+    """The ids of words inside a text; none where they are not in the vocabulary."""
+    try:
+        ids = tokenizer.encode(f" {words}", add_special_tokens=False)
+    except Exception:  # one of whole words without an unknown one raises nothing more precise
+        return ()
+    return () if tokenizer.unk_token_id in ids else tuple(ids)
 
 
 def _said_by(token: str) -> str:
