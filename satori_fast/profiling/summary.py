@@ -31,6 +31,7 @@ _STAGE_FIELDS = (
     "wall_s",
 )
 _SHARES = ("accuracy", "wrong_to_right", "right_to_wrong", "no_answer")
+_NO_ANSWER = "no answer"
 # Of the final table, and of the report's.
 COLUMNS = (
     "stage",
@@ -38,7 +39,7 @@ COLUMNS = (
     "wrong->right",
     "right->wrong",
     "reflections",
-    "no answer",
+    _NO_ANSWER,
     "tokens",
     "seconds",
     "tokens/s",
@@ -49,7 +50,6 @@ _BROKEN = {
     "wrong->right": "wrong\n->right",
     "right->wrong": "right\n->wrong",
     "reflections": "reflec-\ntions",
-    "no answer": "no\nanswer",
     "problems": "prob-\nlems",
     "no box": "no\nbox",
 }
@@ -97,8 +97,11 @@ def print_summary_table(summary: Mapping[str, Any], console: Console | None = No
     """Print a row per stage; a dash where a stage has no such number."""
     device = summary["device"].get("name", "")
     title = f"{summary['name']}: {number(summary['wall_s'], 0)} s on {device}"
+    left_out = COLUMNS.index(_NO_ANSWER)
     cells = [stage_cells(stage)[:-1] for stage in summary["stages"]]
-    results = terminal_table(title, *without_empty_columns(COLUMNS[:-1], cells))
+    rows = [[*row[:left_out], *row[left_out + 1 :]] for row in cells]
+    columns = [column for column in COLUMNS[:-1] if column != _NO_ANSWER]
+    results = terminal_table(title, *without_empty_columns(columns, rows))
     spans = list(dict.fromkeys(span for s in summary["stages"] for span in s["tokens_per_s"]))
     spans.sort(key=lambda span: span == "step")  # the total last
     rates = [
@@ -107,6 +110,10 @@ def print_summary_table(summary: Mapping[str, Any], console: Console | None = No
     ]
     console = Console() if console is None else console
     console.print(results)
+    # A column of its own would not fit into 80 columns, and is empty in most runs.
+    unanswered = [f"{row[0]} {row[left_out]}" for row in cells if row[left_out] != "-"]
+    if unanswered:
+        console.print(f"responses without an answer: {', '.join(unanswered)}", highlight=False)
     if asked := _benchmark_rows(summary["stages"]):
         console.print(terminal_table("benchmarks", ("stage", *_OF_BENCHMARKS), asked))
     if spans:
@@ -137,7 +144,7 @@ def stage_cells(stage: Mapping[str, Any]) -> list[str]:
         percent(stage["wrong_to_right"]),
         percent(stage["right_to_wrong"]),
         number(stage["reflections_per_answer"], 2),
-        percent(stage.get("no_answer")),  # older runs have none
+        percent(stage.get("no_answer") or None),  # older runs have none; 0 is no news
         number(stage["mean_response_tokens"], 1),
         number(stage["wall_s"], 1),
         "\n".join(f"{k} {number(v, 0)}" for k, v in stage["tokens_per_s"].items()) or "-",

@@ -11,6 +11,7 @@ from satori_fast.profiling.summary import (
     build_summary,
     duration,
     print_summary_table,
+    stage_cells,
     without_empty_columns,
     write_summary,
 )
@@ -98,9 +99,20 @@ def test_columns_without_a_number_are_left_out():
     assert without_empty_columns(["stage", "tokens"], []) == (["stage"], [])
 
 
+def test_responses_without_an_answer_have_a_column_where_there_are_any():
+    summary = summary_of_two_stages()
+    for share, is_shown in ((0.0, False), (0.25, True)):
+        summary["stages"][1]["no_answer"] = share
+        assert (stage_cells(summary["stages"][1])[5] == "25.0 %") is is_shown
+        assert ("-" in stage_cells(summary["stages"][1])[5]) is not is_shown
+
+
 def test_the_table_fits_into_80_columns():
     console = Console(file=io.StringIO(), width=80)
-    print_summary_table(summary_of_two_stages(), console)
+    summary = summary_of_two_stages()
+    summary["stages"][1] |= {"stage": "reinforce_2", "no_answer": 0.25, "wall_s": 12345.6}
+    print_summary_table(summary, console)
+    assert "responses without an answer: reinforce_2 25.0 %" in console.file.getvalue()
     assert "..." not in console.file.getvalue() and "\u2026" not in console.file.getvalue()
 
 
