@@ -155,7 +155,7 @@ _ROWS = (
     ),
     Benchmark(
         name="gaokao2023en",
-        title="Gaokao 2023 (English)",
+        title="Gaokao 2023 En",
         kind="math",
         fields=FIELD_MAPPINGS["gaokao2023en"],
         file="gaokao2023en",

@@ -20,7 +20,17 @@ from satori_fast.profiling.summary import number, percent
 from satori_fast.storage import read_sealed, sealed_records
 
 EVALUATION, RESPONSES, JUDGEMENTS = "evaluation.json", "responses.jsonl", "judgements.jsonl"
-COLUMNS = ("benchmark", "problems", "accuracy", "95 %", "strict", "lenient", "cut", "no box")
+COLUMNS = (
+    "benchmark",
+    "problems",
+    "golds unread",
+    "accuracy %",
+    "95 %",
+    "strict %",
+    "lenient %",
+    "cut %",
+    "no box %",
+)
 _MOST_NAMED = 50  # problems that two evaluations answer differently
 Record = Mapping[str, Any]
 
@@ -94,15 +104,19 @@ def write_evaluation_comparison(folders: Sequence[Path], *, output: Path) -> Pat
 
 def result_cells(result: Record) -> list[str]:
     """Cells of the table of results for one benchmark, under its columns."""
-    partial = " (partial)" if result["partial"] else ""
+    published = f" of {result['published_size']}" if result["partial"] else ""
     unread = len(result["unreadable_golds"]) + len(result["without_gold"])
+    low, high = (_hundredths(end) for end in result["accuracy"]["interval"])
     return [
         result["title"],
-        f"{result['num_problems']}{partial}" + (f", {unread} golds unread" if unread else ""),
-        percent(result["accuracy"]["value"]),
-        _interval(result["accuracy"]["interval"]),
-        *(percent(result[name]["value"]) for name in ("strict", "lenient")),
-        *(percent(result[name]["value"]) for name in ("truncated", "no_answer")),
+        f"{result['num_problems']}{published}",
+        f"{unread}" if unread else "-",
+        _hundredths(result["accuracy"]["value"]),
+        f"{low} to {high}",
+        *(
+            _hundredths(result[name]["value"])
+            for name in ("strict", "lenient", "truncated", "no_answer")
+        ),
     ]
 
 
@@ -196,6 +210,10 @@ def _comparison_cells(title: str, found: PairedComparison) -> list[str]:
         str(len(found.worse)),
         number(found.p_value, 4) if found.p_value is not None else "-",
     ]
+
+
+def _hundredths(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _accuracy(result: Record) -> str:

@@ -18,6 +18,7 @@ from functools import cache, lru_cache
 from itertools import cycle
 from typing import Any
 
+from satori_fast.grading.enclosures import surely_different
 from satori_fast.grading.spelling import number
 
 # The parser recurses; a deep answer must not end the process.
@@ -181,6 +182,8 @@ def same_expression(a: str, b: str, *, ratio: Fraction = Fraction(1)) -> bool:
     a_number, b_number = number(a), number(b)
     if a_number is not None and b_number is not None:
         return a_number == b_number * ratio
+    if surely_different(a, b, ratio=ratio):
+        return False
     try:
         left, right = parse(a), parse(b)
     except UnreadableError:

@@ -53,7 +53,7 @@ def serve(timeout_s: float) -> None:
     from satori_fast.grading.verdict import equivalent, gold_fault
 
     comparisons = {2: equivalent, 3: lambda answer, gold, _: lenient_equal(answer, gold)}
-    equivalent(r"\frac{1}{2}", r"\sqrt{2}")  # loads sympy and warms the parser, outside the limit
+    gold_fault(r"\frac{\sqrt{2}}{2}")  # loads sympy and warms the parser, outside the limit
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     replies.write("ready\n")
     for line in sys.stdin:

@@ -301,25 +301,28 @@ def progress(
     stage: str,
     total: int,
     *,
+    unit: str = "step",
     completed: int = 0,
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[ProgressReporter]:
     """A progress bar of `stage` over `total` steps, with rate and time left.
 
-    completed: steps done before (resume); they do not enter the rate. When the console is not a
-    terminal, a plain line is printed instead, every 30 s or 10 % and at the end.
+    unit: what one step is to the reader. completed: steps done before (resume); they do not enter
+    the rate. When the console is not a terminal, a plain line is printed instead, every 30 s or
+    10 % and at the end.
     """
     if console is None:
         console = Console()
     if not console.is_terminal:
-        yield ProgressReporter(_PlainProgress(stage, total, completed, console, clock).advance)
+        plain = _PlainProgress(stage, total, completed, unit=unit, console=console, clock=clock)
+        yield ProgressReporter(plain.advance)
         return
     columns = (
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        _RateColumn(),
+        _RateColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[values]}", markup=False),
@@ -332,17 +335,29 @@ def progress(
 class _RateColumn(ProgressColumn):
     """Steps per second, or seconds per step when slow."""
 
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
-        return Text(_rate_text(task.finished_speed or task.speed or 0.0))
+        return Text(_rate_text(task.finished_speed or task.speed or 0.0, self._unit))
 
 
 class _PlainProgress:
     """Progress as plain lines for log files."""
 
     def __init__(
-        self, stage: str, total: int, completed: int, console: Console, clock: Callable[[], float]
+        self,
+        stage: str,
+        total: int,
+        completed: int,
+        *,
+        unit: str,
+        console: Console,
+        clock: Callable[[], float],
     ) -> None:
-        self._stage, self._total, self._console, self._clock = stage, total, console, clock
+        self._stage, self._total, self._unit = stage, total, unit
+        self._console, self._clock = console, clock
         self._completed_before = self._completed = self._completed_at_line = completed
         self._start_s = self._line_s = clock()
 
@@ -358,8 +373,8 @@ class _PlainProgress:
         rate = (self._completed - self._completed_before) / elapsed_s if elapsed_s > 0 else 0.0
         left = _clock_text((self._total - self._completed) / rate) if rate > 0 else "?"
         share = 100 * self._completed // max(self._total, 1)
-        line = f"{self._stage} {self._completed}/{self._total} ({share} %) {_rate_text(rate)}"
-        line = f"{line}, {left} left {text}".rstrip()
+        line = f"{self._stage} {self._completed}/{self._total} ({share} %)"
+        line = f"{line} {_rate_text(rate, self._unit)}, {left} left {text}".rstrip()
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._completed_at_line, self._line_s = self._completed, now_s
 
@@ -387,10 +402,10 @@ def _value_text(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def _rate_text(steps_per_s: float) -> str:
+def _rate_text(steps_per_s: float, unit: str) -> str:
     if steps_per_s <= 0:
         return "-"
-    return f"{steps_per_s:.1f} steps/s" if steps_per_s >= 1 else f"{1 / steps_per_s:.1f} s/step"
+    return f"{steps_per_s:.1f} {unit}s/s" if steps_per_s >= 1 else f"{1 / steps_per_s:.1f} s/{unit}"
 
 
 def _clock_text(seconds: float) -> str:

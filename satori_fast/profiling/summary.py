@@ -45,13 +45,18 @@ COLUMNS = (
     "tokens/s",
 )
 _OF_BENCHMARKS = ("benchmark", "protocol", "accuracy", "interval", "questions")
+_NARROW_COLUMNS = 9  # from here on there is one space between columns, for the same reason
 # Headers that break in the terminal, so that the table fits into 80 columns.
 _BROKEN = {
     "wrong->right": "wrong\n->right",
     "right->wrong": "right\n->wrong",
     "reflections": "reflec-\ntions",
     "problems": "prob-\nlems",
-    "no box": "no\nbox",
+    "golds unread": "golds\nunread",
+    "accuracy %": "accu-\nracy %",
+    "strict %": "strict\n%",
+    "lenient %": "leni-\nent %",
+    "no box %": "no\nbox %",
 }
 
 
@@ -188,7 +193,8 @@ def duration(seconds: float | None) -> str:
 
 def terminal_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table for the terminal; the first column holds names, the others figures."""
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    room = 1 if len(columns) < _NARROW_COLUMNS else 0
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, room, 0, 0))
     for column in columns:
         justify = "left" if column == columns[0] else "right"
         table.add_column(Text(_BROKEN.get(column, column)), justify=justify, no_wrap=True)

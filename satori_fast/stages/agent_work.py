@@ -126,7 +126,9 @@ async def put_to_work(
             seed=lambda role: seeds.of(stage, role),
         )
         num_done = records.num_done
-        bar = progress(stage, len(problems), completed=num_done, console=context.console)
+        bar = progress(
+            stage, len(problems), unit="problem", completed=num_done, console=context.console
+        )
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(models.close)
             stream = await stack.enter_async_context(contextlib.aclosing(work(models, records)))

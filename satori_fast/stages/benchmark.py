@@ -52,7 +52,7 @@ from satori_fast.evaluation.sandbox import check_isolation, isolation_fault
 from satori_fast.grading import GradingPool, grader_version
 from satori_fast.profiling.metrics import progress
 from satori_fast.profiling.spans import SpanRecorder
-from satori_fast.profiling.summary import terminal_table
+from satori_fast.profiling.summary import terminal_table, without_empty_columns
 from satori_fast.rollout.engine import Engine, SamplingParams, request_seed
 from satori_fast.stages.engines import EngineProvider, check_engine
 from satori_fast.stages.evaluated_model import evaluated_model, output_folder
@@ -262,8 +262,9 @@ class _Session:
         )
         size = _ASKED_TOGETHER if engine.can_restart else max(1, len(missing))
         console = Console(stderr=True, quiet=not self.parallel.is_main)
+        num_done = len(wanted) - len(missing)
         with progress(
-            "eval", len(wanted), completed=len(wanted) - len(missing), console=console
+            "eval", len(wanted), unit="response", completed=num_done, console=console
         ) as bar:
             for start in range(0, len(missing), size):
                 some = missing[start : start + size]
@@ -460,8 +461,9 @@ def _check_prompts(asked: Sequence[Asked], file: ResponseFile, renderer: PromptR
 
 def _show(result: Mapping[str, Any], output: Path, console: Console) -> None:
     """The table: accuracy by three graders, and what it is of."""
-    rows = map(result_cells, result["benchmarks"].values())
-    console.print(terminal_table(f"{result['model_path']}", COLUMNS, rows))
+    rows = [result_cells(own) for own in result["benchmarks"].values()]
+    columns, rows = without_empty_columns(COLUMNS, rows)
+    console.print(terminal_table(result["model_path"], columns, rows))
     whole = result["average"]
     low, high = whole["interval"]
     console.print(

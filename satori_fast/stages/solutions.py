@@ -98,7 +98,9 @@ class Solver:
         # One process looks and decides for all: sampling is collective.
         done = self.folder.from_main(lambda: _num_chunks(path))
         console = Console(quiet=not parallel_state().is_main)
-        with progress("solutions", len(chunks), completed=done, console=console) as bar:
+        with progress(
+            "solutions", len(chunks), unit="chunk", completed=done, console=console
+        ) as bar:
             for number in range(done, len(chunks)):
                 sampling = replace(
                     self.sampling,
