@@ -19,8 +19,10 @@ import stat
 import struct
 import sys
 import time
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False  # a worker starts for every program: typing and pathlib are half of its start
+if TYPE_CHECKING:
+    from typing import Any
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 # Of <sched.h>: mounts, host name, IPC, users, process ids, network.
@@ -43,7 +45,7 @@ _POLL_S = 0.005
 _MAX_COLLECTED = 4 * 2**20
 _OUTPUT_TAIL = 16 * 2**10
 
-Request = dict[str, Any]
+Request = dict[str, "Any"]
 
 
 class Fault(Exception):
@@ -117,12 +119,11 @@ def _map_users(child: int, outside: tuple[int, int]) -> None:
 
     Limits on processes do not bind root, and files of the kernel know root in every namespace.
     """
-    folder = Path(f"/proc/{child}")
     more = f"\n{_NOBODY} {_NOBODY} 1" if outside[0] == 0 else ""
     if outside[0] != 0:
-        (folder / "setgroups").write_text("deny")
-    (folder / "uid_map").write_text(f"0 {outside[0]} 1{more}")
-    (folder / "gid_map").write_text(f"0 {outside[1]} 1{more}")
+        _write(f"/proc/{child}/setgroups", b"deny")
+    _write(f"/proc/{child}/uid_map", f"0 {outside[0]} 1{more}".encode())
+    _write(f"/proc/{child}/gid_map", f"0 {outside[1]} 1{more}".encode())
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
@@ -155,7 +156,7 @@ def _build_root(request: Request) -> None:
     os.mkdir(f"{root}/proc")
     _mount("proc", f"{root}/proc", "proc", _NOSUID | _NODEV)
     # A namespace inside this one would give its maker rights again.
-    Path(f"{root}/proc/sys/user/max_user_namespaces").write_text("0")
+    _write(f"{root}/proc/sys/user/max_user_namespaces", b"0")
     _make_read_only(f"{root}/proc")
     os.chroot(root)
     os.chdir("/")
@@ -176,7 +177,7 @@ def _bind(source: str, target: str) -> None:
         os.makedirs(target, exist_ok=True)
     else:
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        Path(target).touch()
+        _write(target, b"")
     _mount(source, target, None, _BIND | _RECURSIVE)
 
 
@@ -216,21 +217,26 @@ def _serve(request: Request, scratch: str) -> dict[str, Any]:
 
 
 def _is_mapped(user: int) -> bool:
-    lines = Path("/proc/self/uid_map").read_text().splitlines()
-    return any(line.split()[0] == str(user) for line in lines)
+    with open("/proc/self/uid_map") as lines:
+        return any(line.split()[0] == str(user) for line in lines)
 
 
 def _write_files(request: Request, copy: str, temporary: str) -> None:
     os.makedirs(copy)
     os.makedirs(temporary)
     for name, text in request["files"].items():
-        path = Path(copy, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode())
+        path = os.path.join(copy, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _write(path, text.encode())
     for name, target in request["links"].items():
-        path = Path(copy, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(target)
+        path = os.path.join(copy, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.symlink(target, path)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
 
 
 def _give_away(folders: tuple[str, ...]) -> None:
@@ -363,8 +369,8 @@ def _crossed(limits: dict[str, Any], scratch: str) -> str | None:
             continue
         with contextlib.suppress(OSError):
             # The name of a program, in brackets, may hold anything; fields 20 and 24 of proc(5).
-            fields = Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2]
-            values = fields.split()
+            with open(f"/proc/{name}/stat", errors="replace") as file:
+                values = file.read().rpartition(")")[2].split()
             num_threads += int(values[17])
             num_pages += int(values[21])
     if num_threads > limits["processes"]:

@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +20,8 @@ import pytest
 
 from satori_fast.config import ConfigError
 from satori_fast.data.tokenizer import train_tokenizer
+from satori_fast.evaluation.benchmark_sets import load_benchmark
+from satori_fast.evaluation.benchmarks import BENCHMARKS
 from satori_fast.evaluation.responses import ResponseFile
 from satori_fast.stages.benchmark import BenchmarkOptions, evaluate_benchmarks
 from satori_fast.storage import read_sealed
@@ -217,3 +226,105 @@ def test_the_built_in_problems_by_a_configs_own_protocol(place: Path, tmp_path: 
     assert result["benchmarks"]["heldout"]["num_problems"] == 5
     assert result["protocol"]["template"] == "{question}\n"
     assert result["protocol"]["max_new_tokens"] == 7
+
+
+# The rows of the table whose data is published as files that a session can hold; CRUXEval is two.
+PUBLISHED = tuple(
+    name for name in BENCHMARKS if name not in ("mmlu_pro_stem", "boardgameqa", "tablebench")
+)
+ENGINES = [
+    pytest.param("embedded", marks=pytest.mark.slow),
+    pytest.param(
+        "vllm",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.vllm,
+            pytest.mark.skipif(
+                importlib.util.find_spec("vllm") is None,
+                reason="vLLM is not installed: make setup-vllm",
+            ),
+        ],
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """A tiny random model with a tokenizer of the real questions and room for the longest."""
+    folder = tmp_path_factory.mktemp("reader")
+    sets = [load_benchmark(BENCHMARKS[name], data_dir / "benchmarks") for name in PUBLISHED]
+    questions = [item.problem.question for each in sets for item in each.items[:100]]
+    tokenizer = train_tokenizer(questions, 1500, special_tokens=("<|im_start|>", "<|im_end|>"))
+    model = tiny_model(
+        "qwen2",
+        vocab_size=len(tokenizer) + 7,
+        num_hidden_layers=2,
+        num_attention_heads=2,  # vLLM's CPU attention wants heads of 32 numbers or more
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=0,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def eval_command(model: Path, data_dir: Path, output: Path, engine: str) -> list[str]:
+    command = f"-m satori_fast eval {model} --benchmarks {' '.join(PUBLISHED)} --limit 12"
+    command += f" --data-dir {data_dir / 'benchmarks'} --output {output} --max-new-tokens 8"
+    return [sys.executable, *command.split(), f"--rollout.engine={engine}"]
+
+
+def run_eval(command: Sequence[str], *, kill_after_lines: int | None = None) -> None:
+    """Run to the end, or until so many responses are on disk and a while longer."""
+    output = Path(command[command.index("--output") + 1])
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    if kill_after_lines is None:
+        assert process.wait(timeout=900) == 0
+        return
+    file = output / "responses.jsonl"
+    while process.poll() is None:
+        if file.exists() and file.read_bytes().count(b"\n") > kill_after_lines:
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def embedded(reader: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation of all published sets by the embedded engine, never killed."""
+    output = tmp_path_factory.mktemp("embedded")
+    run_eval(eval_command(reader, data_dir, output, "embedded"))
+    return output
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_sets_by_either_engine_survive_kills_and_give_the_same_answers(
+    engine: str, reader: Path, embedded: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    command = eval_command(reader, data_dir, tmp_path, engine)
+    total = 12 * len(PUBLISHED)
+    for lines_before in np.random.default_rng([20]).integers(0, total, 2):
+        run_eval(command, kill_after_lines=int(lines_before))
+    there = lines(tmp_path)[:-1]  # the last may be torn
+    run_eval(command)
+    assert lines(tmp_path)[: len(there)] == there
+    assert len(lines(tmp_path)) == 1 + total
+    of_engine = {"engine", "sha256"}
+    ours, theirs = (read_sealed(folder / "evaluation.json") for folder in (tmp_path, embedded))
+    assert ours["engine"] == engine
+    assert {k: v for k, v in ours.items() if k not in of_engine} == {
+        k: v for k, v in theirs.items() if k not in of_engine
+    }
+    responses = [set(lines(folder)[1:]) for folder in (tmp_path, embedded)]
+    assert responses[0] == responses[1]
+    if engine == "embedded":
+        files = [(folder / "evaluation.json").read_bytes() for folder in (tmp_path, embedded)]
+        assert files[0] == files[1]
