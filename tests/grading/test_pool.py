@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 
+import numpy as np
 import psutil
 import pytest
 from hypothesis import given, settings
@@ -174,6 +175,97 @@ def test_no_text_is_an_error(text: str) -> None:
     with GradingPool(0) as pool:
         verdict = pool.grade_many([(f"\\boxed{{{text}}}", "7x+1")])[0]
     assert verdict.reason in ("match", "mismatch", "no_answer")
+
+
+GOLDS = (
+    *("7", "-3", r"\frac{3}{4}", r"2\sqrt{3}", "x^2+2x+1", "(1,2)", r"[0,\infty)", "6 - 5i", "3.5"),
+    *(r"\{1,2,3\}", r"90^\circ", r"\text{east}", r"12\text{ cm}", "x=5", "y = 2x + 3", r"50\%"),
+    *(
+        "1:2",
+        r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+        r"(-\infty, 2) \cup (3, \infty)",
+        "B",
+        r"2\pi",
+    ),
+)
+PIECES = (
+    *(
+        *"{}()[]^_$190+-/*xyei!%,;:=<&|\"'AB \n",
+        "\\",
+        "\\\\",
+        "0.3",
+        "(B)",
+        "True",
+        "km",
+        "hours",
+        "...",
+    ),
+    *(
+        r"\boxed{",
+        r"\frac",
+        r"\sqrt",
+        r"\cdot",
+        r"\pi",
+        r"\le",
+        r"\in",
+        r"\cup",
+        r"\infty",
+        r"\text{",
+    ),
+    *(
+        r"\begin{pmatrix}",
+        r"\end{pmatrix}",
+        r"\int_0^1",
+        r"\lim_{x\to0}",
+        r"\log",
+        r"\sin",
+        r"\left(",
+    ),
+    *(
+        r"\right)",
+        r"\overline{3}",
+        "n!",
+        "mod",
+        "\u00e9",
+        "\u200b",
+        "\uff11",
+        "\u221e",
+        "\u221a",
+        "\xb2",
+    ),
+    *("\x00", "\xb0", "\U0001f600"),
+)
+RUNAWAYS = (RUNAWAY, "10^{10^{10}}", r"\sum_{k=1}^{10^9}k", r"\binom{10^6}{5}")
+
+
+def hostile_answer(rng: np.random.Generator) -> str:
+    """Pieces of LaTeX, a damaged gold, any letters, or two golds; one in 500 computes for ever."""
+
+    def pieces(most: int) -> str:
+        return "".join(PIECES[n] for n in rng.integers(len(PIECES), size=rng.integers(most + 1)))
+
+    gold, other = (GOLDS[n] for n in rng.integers(len(GOLDS), size=2))
+    begin, end = sorted(rng.integers(0, len(gold) + 1, 2))
+    answer = (
+        pieces(12),
+        gold[:begin] + pieces(3) + gold[end:],
+        "".join(map(chr, rng.integers(32, 0x3000, size=rng.integers(1, 30)))),
+        gold + pieces(1) + other,
+    )[rng.integers(4)]
+    return answer + (RUNAWAYS[rng.integers(len(RUNAWAYS))] if rng.random() < 0.002 else "")
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_hostile_answers_neither_raise_nor_outlive_the_limit() -> None:
+    rng = np.random.default_rng([20])
+    golds = [GOLDS[n] for n in rng.integers(len(GOLDS), size=100_000)]
+    with GradingPool(2, timeout_s=0.5) as pool:
+        verdicts = pool.grade_many((boxed(hostile_answer(rng)), gold) for gold in golds)
+        assert {verdict.reason for verdict in verdicts} >= {"match", "mismatch", "timeout"}
+        assert pool.graded == len(verdicts) == 100_000
+        # Runaways are killed or wrong, a few of the others are late where a worker just started.
+        assert pool.timeouts + pool.crashes < 1_000
+        assert pool.grade_many([(boxed(r"\frac{14x}{2}"), "7x")])[0].correct
 
 
 @pytest.mark.parametrize(("num_workers", "timeout_s"), [(-1, 1.0), (1, 0.0)])
