@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache, lru_cache, wraps
 from itertools import cycle
-from typing import Any
+from typing import Any, ParamSpec
 
 from satori_fast.grading.enclosures import surely_different
 from satori_fast.grading.spelling import number
@@ -37,6 +37,8 @@ _UNREADABLE = re.compile(
     r"\\ldots|\\(?:circ|mid|to|text\{[^{}]*[ ,][^{}]*\})(?![a-zA-Z])|[\"?!]{2}|#|\d'"
 )
 _POINTS = 4
+
+P = ParamSpec("P")
 
 
 class UnreadableError(ValueError):
@@ -177,6 +179,26 @@ def is_number(text: str) -> bool:
     return not _is_matrix(expression) and expression.is_number
 
 
+def _false_where_undefined(compare: Callable[P, bool]) -> Callable[P, bool]:
+    """Make a comparison false that sympy breaks off.
+
+    It finds out late that something has no value, and says so in all kinds of ways: the square of a
+    vector, a function of too many arguments.
+    """
+
+    @wraps(compare)
+    def compared(*args: P.args, **kwargs: P.kwargs) -> bool:
+        try:
+            return compare(*args, **kwargs)
+        except (MemoryError, RecursionError):  # the worker's to count
+            raise
+        except Exception:
+            return False
+
+    return compared
+
+
+@_false_where_undefined
 def same_expression(a: str, b: str, *, ratio: Fraction = Fraction(1)) -> bool:
     """Whether a is the same as `ratio` times b. False where one of them cannot be read."""
     a_number, b_number = number(a), number(b)
@@ -318,6 +340,7 @@ def _same_constant(a: Any, b: Any) -> bool:
     return left is not None and _close((left[0] + 1, left[1]), (sympy.Integer(1), sympy.Integer(0)))
 
 
+@_false_where_undefined
 def same_equation(a: tuple[str, str], b: tuple[str, str], *, positive: bool = False) -> bool:
     """Whether two equations (left, right) say the same, up to a constant factor.
 

@@ -111,3 +111,16 @@ def test_numbers() -> None:
     assert not is_number("1 2")
     assert ordering_value(r"\sqrt{4}") == ordering_value("2")
     assert ordering_value("x") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix}^3",
+        r"\begin{pmatrix} 1 \\ 2 \end{pmatrix} + \begin{pmatrix} 1 & 2 \end{pmatrix}",
+    ],
+)
+def test_what_has_no_value_is_the_same_as_nothing(text: str) -> None:
+    assert not same_expression(text, "1")
+    assert not same_expression("1", text)
+    assert not same_equation((text, "x"), ("x", "1"))
