@@ -205,6 +205,24 @@ void head_statistics(const HeadTask& task, float* statistics, float* logits) {
         merge(partial.get() + t, cut.num_groups, b.padded_rows, statistics + 4 * t);
 }
 
+void head_rows(const HeadTask& task, const float* logits, float* rows) {
+    if (task.num_columns == 0 || task.num_rows == 0)
+        return;
+    const HeadBlocking b = blocking_of(head_kernels(), head_of(task));
+    parallel_for(b.num_blocks, task.num_threads, [&](int64_t block) {
+        const int64_t first = block * b.block_columns;
+        const int64_t count = std::min(b.block_columns, task.num_columns - first);
+        for (int64_t t = 0; t < task.num_rows; ++t) {
+            const int64_t panel = block * b.num_panels + t / b.tile_tokens;
+            const float* place =
+                logits + panel * b.block_columns * b.tile_tokens + t % b.tile_tokens;
+            float* row = rows + t * task.num_columns + first;
+            for (int64_t column = 0; column < count; ++column)
+                row[column] = place[column * b.tile_tokens];
+        }
+    });
+}
+
 void head_gradients(const HeadTask& task, const HeadGradients& gradients) {
     if (task.num_columns == 0 || task.num_rows == 0) {
         if (gradients.grad_hidden)

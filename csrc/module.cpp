@@ -76,6 +76,16 @@ void head_statistics(Matrix<const Element> hidden, Matrix<const Element> weight,
 }
 
 template <typename Element>
+void head_rows(Matrix<const Element> hidden, Matrix<const Element> weight, Integers rows,
+               Integers targets, Array<const float> temperature, int64_t first_column,
+               int num_threads, const HeadLogits& logits, Array<float> out) {
+    nb::gil_scoped_release unlocked;
+    satori_fast::head_rows(
+        head_task<Element>(hidden, weight, rows, targets, temperature, first_column, num_threads),
+        logits.memory.get(), out.data());
+}
+
+template <typename Element>
 void head_gradients(Matrix<const Element> hidden, Matrix<const Element> weight, Integers rows,
                     Integers targets, Array<const float> temperature, int64_t first_column,
                     int num_threads, const HeadLogits* logits,
@@ -94,6 +104,7 @@ template <typename Element> void bind_head(nb::module_& m) {
     m.def("head_logits", &head_logits<Element>);
     m.def("head_statistics", &head_statistics<Element>, nb::arg(), nb::arg(), nb::arg(), nb::arg(),
           nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+    m.def("head_rows", &head_rows<Element>);
     m.def("head_gradients", &head_gradients<Element>, nb::arg(), nb::arg(), nb::arg(), nb::arg(),
           nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(),
           nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg());

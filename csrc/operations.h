@@ -87,6 +87,9 @@ int64_t head_logits_size(const HeadTask& task);
 // logits too, unless null. Throws std::bad_alloc when out of memory.
 void head_statistics(const HeadTask& task, float* statistics, float* logits);
 
+// Logits of head_statistics as rows, [num_rows, num_columns].
+void head_rows(const HeadTask& task, const float* logits, float* rows);
+
 // Gradients of the tokens' hidden states [num_rows, hidden_size] (overwritten) and of the weight
 // [num_columns, hidden_size] (overwritten, or added to); either may be null.
 struct HeadGradients {

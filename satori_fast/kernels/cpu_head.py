@@ -28,9 +28,13 @@ from satori_fast.kernels.reference import (
 )
 
 OPERATIONS = frozenset(
-    ("linear_logprob", "linear_logprob_backward", "linear_policy_loss") if _C else ()
+    ("linear_logits", "linear_logprob", "linear_logprob_backward", "linear_policy_loss")
+    if _C
+    else ()
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# torch's own product is the faster one in float32; a copy of a float16 weight would be no gain.
+LOGITS_DTYPES = (torch.bfloat16,)
 
 CHUNK_BYTES = 64 * 2**20
 # Fewer tokens would not pay for packing the weight and for passing over its gradient once more.
@@ -180,6 +184,19 @@ class _Gradients:
             None if grad_hidden is None else grad_hidden.to(hidden.dtype),
             None if grad_weight is None else grad_weight.to(weight.dtype),
         )
+
+
+def linear_logits(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> Tensor:
+    """`reference.linear_logits`, compiled: bfloat16 as it is, summed and kept in float32."""
+    rows = torch.arange(len(hidden))
+    targets = torch.zeros_like(rows)
+    shard = _Shard.of(hidden, weight, targets, 1.0, rows, start=0, vocab_size=vocab_size)
+    everything = slice(None)
+    logits = _C.head_logits(shard.weight, len(rows))
+    shard.statistics(everything, logits)
+    out = torch.empty(len(rows), len(shard.weight))
+    _C.head_rows(*shard.task(everything), logits, out.view(-1))
+    return out
 
 
 def linear_logprob(

@@ -11,6 +11,7 @@ from torch import Tensor
 from satori_fast.kernels import cpu, cpu_head, cpu_layers, reference, reference_layers, triton
 
 OPERATIONS = (
+    "linear_logits",
     "linear_logprob",
     "linear_policy_loss",
     "policy_loss",
@@ -29,6 +30,7 @@ OPERATIONS = (
 HOST: dict[str, tuple[Any, tuple[torch.dtype, ...] | None]] = {
     **{name: (cpu, cpu.DTYPES.get(name)) for name in cpu.OPERATIONS},
     **dict.fromkeys(cpu_head.OPERATIONS, (cpu_head, cpu_head.DTYPES)),
+    **({"linear_logits": (cpu_head, cpu_head.LOGITS_DTYPES)} if cpu_head.OPERATIONS else {}),
     **dict.fromkeys(cpu_layers.OPERATIONS, (cpu_layers, cpu_layers.DTYPES)),
 }
 

@@ -71,7 +71,7 @@ class Head(NamedTuple):
 
     def logits(self, hidden: Tensor, rows: Tensor | slice) -> Tensor:
         """l, [rows, C], for the tokens `rows` of `hidden` [T, H]."""
-        return _product(hidden[rows], self.weight.T).div_(self.temperature_of(rows))
+        return product(hidden[rows], self.weight.T).div_(self.temperature_of(rows))
 
 
 def shard_layout(weight: Tensor, group: ProcessGroup | None) -> tuple[int, int]:
@@ -266,7 +266,7 @@ class HeadGradients:
         """Add what dLoss/dl of the tokens `rows` contributes."""
         d = logit_gradients.div_(head.temperature_of(rows))
         if self._hidden is not None:
-            self._hidden[rows] = _product(d, head.weight)
+            self._hidden[rows] = product(d, head.weight)
         if self._weight is not None:
             # Padding rows of the weight keep the gradient 0.
             real = self._weight[: len(head.weight)]
@@ -274,7 +274,7 @@ class HeadGradients:
             if x.dtype == real.dtype:
                 real.addmm_(d.T, x)
             else:
-                real += _product(d.T, x)
+                real += product(d.T, x)
 
     def finish(self, group: ProcessGroup | None) -> tuple[Tensor | None, Tensor | None]:
         """Both gradients in the type of the inputs; `hidden` summed over the group."""
@@ -301,7 +301,7 @@ def _add_to_targets(d: Tensor, targets: Tensor, values: Tensor) -> Tensor:
     return d
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """a b, summed and returned in at least float32; `a` is cast to the type of `b`."""
     a = a.to(b.dtype)
     if b.dtype in (torch.bfloat16, torch.float16):

@@ -35,6 +35,7 @@ __all__ = [
     "PolicyTerms",
     "gae",
     "implementation",
+    "linear_logits",
     "linear_logprob",
     "linear_policy_loss",
     "pack_bins",
@@ -229,6 +230,26 @@ def gae(
             raise ValueError(f"segment_ids must be int32, got {segment_ids.dtype}")
     decay = gamma * lambda_
     return schemas.gae(values.detach(), rewards, mask, segment_ids, cu_seqlens, gamma, decay)
+
+
+def linear_logits(hidden: Tensor, weight: Tensor, *, vocab_size: int | None = None) -> Tensor:
+    """Logits hidden weight^T [T, V], summed and kept in float32 (float64 for float64), as the
+    softmax of `linear_logprob` has them; a product in bfloat16 would round them to 3 digits.
+
+    For sampling: no gradients.
+
+    hidden: [T, H]. weight: [V, H] of the same type; rows from `vocab_size` on are padding and have
+    no logits.
+
+    ValueError for shapes or types that do not fit.
+    """
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden {list(hidden.shape)} and weight {list(weight.shape)} must be [T, H] and [V, H]"
+        )
+    if hidden.dtype != weight.dtype or not hidden.is_floating_point():
+        raise ValueError(f"hidden is {hidden.dtype}, weight is {weight.dtype}: make them one")
+    return schemas.linear_logits(hidden.detach(), weight.detach(), vocab_size)
 
 
 def sample_tokens(

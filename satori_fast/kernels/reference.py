@@ -28,6 +28,7 @@ from satori_fast.kernels.head import (
     kept_partition,
     logit_gradients,
     merge_statistics,
+    product,
     shard_layout,
     shard_statistics,
 )
@@ -460,6 +461,12 @@ def pack_bins(lengths: np.ndarray, capacity: int) -> np.ndarray:
             room, bins[item] = capacity, len(open_bins)
         bisect.insort(open_bins, (room - length, int(bins[item])))
     return bins
+
+
+def linear_logits(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> Tensor:
+    """Logits [T, V or vocab_size] of hidden [T, H] and weight [V, H]."""
+    head = Head.of(weight, 0, vocab_size, 1.0)
+    return product(hidden, head.weight.T)
 
 
 def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -324,6 +324,20 @@ gae.register_gradient(
 )
 
 
+# linear_logits
+
+
+@operation("linear_logits")
+def linear_logits(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> Tensor:
+    return dispatch.function_for("linear_logits", hidden)(hidden, weight, vocab_size)
+
+
+@linear_logits.register_fake
+def _(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> Tensor:
+    num_columns = weight.shape[0] if vocab_size is None else min(weight.shape[0], vocab_size)
+    return hidden.new_empty((hidden.shape[0], num_columns), dtype=compute_dtype(hidden))
+
+
 # sample_tokens
 
 

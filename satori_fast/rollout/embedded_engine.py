@@ -21,7 +21,14 @@ from satori_fast.backbone.architecture import head_dim
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.step import Learner
 from satori_fast.data.prompts import PromptRenderer
-from satori_fast.kernels import decode_attention, rms_norm, rope, sample_tokens, swiglu
+from satori_fast.kernels import (
+    decode_attention,
+    linear_logits,
+    rms_norm,
+    rope,
+    sample_tokens,
+    swiglu,
+)
 from satori_fast.rollout.engine import Completion, Engine, Request, SamplingParams
 
 
@@ -319,7 +326,7 @@ class EmbeddedEngine(Engine):
         """normed [n, H] -> float32 [n, vocab_size]; padding columns of the head never appear."""
         weights = self._parameters
         head = weights.get("output_layer.weight", weights["embedding.word_embeddings.weight"])
-        return F.linear(normed, head)[:, : self._shape.vocab_size].float()
+        return linear_logits(normed, head, vocab_size=self._shape.vocab_size)
 
 
 def sample(logits: Tensor, uniform: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:

@@ -226,5 +226,6 @@ def write_engine_folder(
     # Without a class name vLLM falls back, silently, to a slower model of other roundings.
     config.architectures = [hf_architecture(config, "policy")]
     config.dtype = dtype
+    config.head_dtype = "float32"  # vLLM's logits: the trainer's are float32 whatever the weights
     config.save_pretrained(folder)
     renderer.tokenizer.save_pretrained(folder)

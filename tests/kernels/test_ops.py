@@ -19,6 +19,7 @@ from satori_fast.kernels import (
     cpu_head,
     gae,
     implementation,
+    linear_logits,
     linear_logprob,
     linear_policy_loss,
     pack_bins,
@@ -524,6 +525,56 @@ def distributions(num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(num_columns)
     logits = 3 * torch.randn(num_rows, num_columns, generator=generator)
     return logits, torch.rand(num_rows, generator=generator, dtype=torch.float64)
+
+
+# Around the tokens of a panel and the columns of a tile and of a block.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 1), (3, 131), (33, 97), (70, 1000)])
+def test_logits_are_summed_and_kept_in_single_precision(
+    instruction_set: None, dtype: torch.dtype, num_rows: int, num_columns: int
+) -> None:
+    generator = torch.Generator().manual_seed(num_columns)
+    hidden = torch.randn(num_rows, 57, generator=generator).to(dtype)
+    weight = torch.randn(num_columns + 5, 57, generator=generator).to(dtype)
+    logits = linear_logits(hidden, weight, vocab_size=num_columns)
+    exact = hidden.double() @ weight[:num_columns].double().T
+    assert logits.shape == (num_rows, num_columns)
+    assert logits.dtype == torch.promote_types(dtype, torch.float32)
+    assert (logits.double() - exact).abs().max() < 2e-5  # rounded to bfloat16 it would be 0.06
+    torch.testing.assert_close(
+        logits, reference.linear_logits(hidden, weight, num_columns), rtol=0, atol=2e-5
+    )
+    assert linear_logits(hidden, weight).shape == (num_rows, num_columns + 5)
+
+
+def test_logits_are_those_of_the_softmax_that_trains(instruction_set: None) -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(40, 64, generator=generator).bfloat16()
+    weight = torch.randn(300, 64, generator=generator).bfloat16()
+    targets = torch.randint(300, (40,), generator=generator)
+    logprob, _ = linear_logprob(hidden, weight, targets)
+    sampled = linear_logits(hidden, weight).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(sampled, logprob, rtol=0, atol=1e-5)
+
+
+def test_the_logits_of_a_row_depend_on_it_alone(instruction_set: None) -> None:
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(50, 64, generator=generator).bfloat16()
+    weight = torch.randn(200, 64, generator=generator).bfloat16()
+    together = linear_logits(hidden, weight)
+    for row in (0, 31, 49):
+        assert torch.equal(linear_logits(hidden[row : row + 1], weight)[0], together[row])
+
+
+def test_opcheck_and_errors_of_logits() -> None:
+    hidden, weight = torch.randn(4, 8), torch.randn(30, 8)
+    outcome = torch.library.opcheck(schemas.linear_logits.operator, (hidden, weight, 27))
+    assert set(outcome.values()) == {"SUCCESS"}
+    with pytest.raises(ValueError, match=r"must be \[T, H\] and \[V, H\]"):
+        linear_logits(hidden, weight[:, :7])
+    with pytest.raises(ValueError, match=r"hidden is torch\.float32, weight is torch\.bfloat16"):
+        linear_logits(hidden, weight.bfloat16())
+    assert implementation("linear_logits", "cuda") == "reference"
 
 
 # Around the lanes of a vector and the 256 columns of a block.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from satori_fast.backbone.model import PolicyModel
 from satori_fast.backbone.parallel import initialize_parallel
@@ -16,6 +17,7 @@ from satori_fast.backbone.step import Learner, build_learner, score
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.tokenizer import build_word_tokenizer
+from satori_fast.rollout import embedded_engine
 from satori_fast.rollout.embedded_engine import EmbeddedEngine, sample, stream_uniform
 from satori_fast.rollout.engine import Completion, Request, SamplingParams, collect
 from satori_fast.types import Problem
@@ -112,6 +114,23 @@ def test_logprobs_equal_the_trainers(temperature: float) -> None:
     for batch, logprobs in zip(batches, scores, strict=True):
         difference = (logprobs - batch.rollout_logprobs)[batch.loss_mask]
         assert difference.abs().max() < 1e-5
+
+
+def test_logits_of_half_precision_weights_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("qwen2").to(torch.bfloat16)
+    policy = build_learner(model.config, weights=model.state_dict(), dtype=torch.bfloat16)
+    seen: list[Tensor] = []
+    draw = embedded_engine.sample
+
+    def watched(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        seen.append(logits.clone())
+        return draw(logits, *rest)
+
+    monkeypatch.setattr(embedded_engine, "sample", watched)
+    run(engine_of(policy), random_requests((5, 9), new_tokens=6), SamplingParams(temperature=1.0))
+    logits = torch.cat(seen)
+    assert logits.dtype == torch.float32
+    assert (logits.bfloat16().float() != logits).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen2_tied"])

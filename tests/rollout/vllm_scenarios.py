@@ -109,6 +109,7 @@ def fresh(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         max_model_len=MAX_SEQLEN,
         max_num_seqs=4,
         enforce_eager=True,
+        hf_overrides={"head_dtype": "float32"},
         # As our engine schedules: in bfloat16 another batch is another rounding.
         enable_chunked_prefill=False,
         max_num_batched_tokens=8192,

@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 
 from satori_fast.config import Config, ConfigError, RolloutConfig, load_config
+from satori_fast.data.prompts import PromptRenderer
+from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.rollout.server_engine import ServerEngine
 from satori_fast.stages import run_stages
-from satori_fast.stages.engines import check_engine, server_flags
+from satori_fast.stages.engines import check_engine, server_flags, write_engine_folder
 from satori_fast.stages.run import build_run
 from tests.stages.test_run import TINY, timeless
+from tests.tiny_models import tiny_model
 
 # --- refusals at the start -----------------------------------------------------------------------
 
@@ -46,6 +49,13 @@ def test_an_engine_that_is_not_installed_fails_before_anything_is_done(
     with pytest.raises(ConfigError, match=r"needs vLLM.*pip install.*make setup-vllm"):
         build_run(config)
     assert not (tmp_path / "tiny").exists()
+
+
+def test_an_engine_is_told_to_keep_its_logits_in_float32(tmp_path: Path) -> None:
+    renderer = PromptRenderer(build_word_tokenizer(["a"]), "{question}", 8)
+    write_engine_folder(tmp_path / "engine", tiny_model("qwen2").config, renderer, dtype="bfloat16")
+    written = json.loads((tmp_path / "engine" / "config.json").read_text())
+    assert (written["dtype"], written["head_dtype"]) == ("bfloat16", "float32")
 
 
 def test_servers_elsewhere_need_no_vllm_here(monkeypatch: pytest.MonkeyPatch) -> None:
