@@ -114,6 +114,7 @@ ONLY_IN = {
     "math_verify": "grading.algebra",
     "latex2sympy2_extended": "grading.algebra",
     "sympy": "grading.algebra",
+    "mpmath": "grading.enclosures",
     "datasets": "data",
     "pyarrow": "data",
     "tokenizers": "data",
@@ -122,7 +123,7 @@ ONLY_IN = {
 # Libraries that these rooms import inside functions only, so that importing the room stays cheap.
 LAZY_IN = {
     "data": {"datasets", "tokenizers", "transformers", "pyarrow"},
-    "grading": {"math_verify", "latex2sympy2_extended", "sympy"},
+    "grading": {"math_verify", "latex2sympy2_extended", "sympy", "mpmath"},
     "cli": {"torch", "rich"},
     "synthesis": {"openai", "jinja2"},
     "profiling": {"jinja2", "plotly"},
@@ -147,7 +148,7 @@ OUTSIDE = {
     "config_srl": {"pydantic"},
     "config_stages": {"pydantic"},
     "cli": {"rich", "torch"},
-    "grading": {"math_verify", "latex2sympy2_extended", "sympy"},
+    "grading": {"math_verify", "latex2sympy2_extended", "sympy", "mpmath"},
     "algorithms": {"numpy", "torch"},
     "rewards": {"numpy"},
     "synthesis": {"numpy", "openai", "jinja2"},
