@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real language model learns word problems on a laptop: before, after format tuning, after RL.
+
+    make real-model
+    python -m benchmarks.real_words --seeds 0 1 2
+
+Each seed is a run of `configs/real/smollm2_words.toml` as a user would start it. Then every model
+of a run answers the run's held-out problems greedily, and four times each at temperature 0.7. The
+untouched model is asked once: it is the same for all seeds. What is there already is not done
+again, so the command can be run until it is done. Accuracy, error and self-correction are in the
+record, and tokens per second of each stage, peak memory, and answers of each model to the same
+problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+from satori_fast.config import load_config
+from satori_fast.profiling.metrics import read_metrics
+from satori_fast.profiling.statistics import Estimate, estimate, paired_estimate
+from satori_fast.storage import read_sealed
+
+CONFIG = "configs/real/smollm2_words.toml"
+RECORD = "real_words"
+UNTOUCHED, TUNED, TRAINED = "untouched", "supervised", "reinforce"
+# How the models answer: options of the eval verb.
+MANNERS = {"greedy": (), "sampled": ("--samples", "4", "--temperature", "0.7")}
+CORRECTIONS = ("wrong_to_right", "right_to_wrong")
+NUM_SHOWN = 5  # answers of a model
+
+
+def train(config: str, name: str, seed: int, folder: Path, overrides: Sequence[str]) -> Path:
+    """The run of one seed, resumed where it was cut off."""
+    run = folder / name
+    if not (run / "summary.json").exists():
+        command = ["run", config, "--name", name, "--output_dir", str(folder), "--seed", str(seed)]
+        command += ["--resume"] if (run / "config.toml").exists() else []
+        satori_fast(*command, *overrides)
+    return run
+
+
+def ask(
+    config: str, model: str, seed: int, output: Path, manner: str, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """A model's evaluation on the held-out problems of a seed."""
+    if not (output / "evaluation.json").exists():
+        command = ["eval", model, "--benchmarks", "heldout", "--protocol", "config"]
+        command += ["--config", config, "--output", str(output), *MANNERS[manner]]
+        satori_fast(*command, "--seed", str(seed), *overrides)
+    return read_sealed(output / "evaluation.json")["benchmarks"]["heldout"]
+
+
+def satori_fast(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "satori_fast", *arguments], check=True)
+
+
+def figures(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Figures of an evaluation that the record keeps."""
+    kept = {name: evaluation[name]["value"] for name in ("accuracy", "truncated", "no_answer")}
+    return kept | {
+        "num_problems": evaluation["num_problems"],
+        "mean_tokens": evaluation["mean_tokens"],
+        "self_correction": {
+            name: {key: evaluation["self_correction"][name][key] for key in ("k", "n")}
+            for name in CORRECTIONS
+            if name in evaluation["self_correction"]
+        },
+    }
+
+
+def cost(run: Path) -> dict[str, Any]:
+    """Minutes, peak memory and tokens per second of the stages of a run."""
+    summary = json.loads((run / "summary.json").read_text())
+    peaks = [line.get("host/peak_rss_bytes") or 0 for line in read_metrics(run / "metrics.jsonl")]
+    return {
+        "minutes": round(summary["wall_s"] / 60, 1),
+        "peak_gib": round(max(peaks) / 2**30, 2),
+        "tokens_per_s": {
+            stage["stage"]: {name: round(rate) for name, rate in stage["tokens_per_s"].items()}
+            for stage in summary["stages"]
+        },
+    }
+
+
+def answers(output: Path, number: int) -> dict[str, str]:
+    """Greedy answers to the first problems of an evaluation, by problem."""
+    lines = (output / "responses.jsonl").read_text().splitlines()[1:]
+    rows = sorted((json.loads(line) for line in lines), key=lambda row: _place(row["problem_id"]))
+    return {
+        row["problem_id"]: "".join(text for _, text in row["segments"]) for row in rows[:number]
+    }
+
+
+def _place(problem_id: str) -> int:
+    return int(problem_id.rsplit("/", 1)[-1])
+
+
+def summarise(seeds: dict[int, dict[str, Any]], untouched: dict[str, Any]) -> dict[str, Any]:
+    """Mean and standard error of each model's accuracy over seeds, and of what RL adds to format
+    tuning, paired by seed."""
+    table: dict[str, Any] = {}
+    for manner in MANNERS:
+        of = {
+            model: [own[model][manner]["accuracy"] for own in seeds.values()]
+            for model in (TUNED, TRAINED)
+        }
+        means = {model: estimate(values) for model, values in of.items()}
+        added = paired_estimate([[v] for v in of[TRAINED]], [[v] for v in of[TUNED]])
+        table[manner] = {
+            UNTOUCHED: untouched[manner]["accuracy"],
+            **{model: _shown(found) for model, found in means.items()},
+            "added": _shown(added),
+        }
+    return table
+
+
+def _shown(found: Estimate) -> dict[str, Any]:
+    return {"mean": found.mean, "standard_error": found.standard_error, "interval": found.interval}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, ask, record."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--config", default=CONFIG)
+    parser.add_argument("--folder", type=Path, default=Path("runs/real_words"))
+    parser.add_argument("--record", default=RECORD, help="benchmarks/results/NAME.json")
+    options, overrides = parser.parse_known_args(arguments)
+    config = load_config(Path(options.config), overrides)
+    assert config.model.path is not None
+
+    def asked(model: str, name: str, seed: int) -> dict[str, Any]:
+        places = {manner: options.folder / "asked" / f"{name}-{manner}" for manner in MANNERS}
+        found = {
+            manner: figures(ask(options.config, model, seed, place, manner, overrides))
+            for manner, place in places.items()
+        }
+        return found | {"answers": answers(places["greedy"], NUM_SHOWN)}
+
+    seeds: dict[int, dict[str, Any]] = {}
+    for seed in options.seeds:
+        name = f"{config.name}-{seed}"
+        run = train(options.config, name, seed, options.folder, overrides)
+        seeds[seed] = {
+            model: asked(str(run / "models" / model), f"{name}-{model}", seed)
+            for model in (TUNED, TRAINED)
+        } | {"cost": cost(run)}
+    first = options.seeds[0]
+    untouched = asked(config.model.path, f"{config.name}-{UNTOUCHED}-{first}", first)
+    table = {
+        "command": " ".join(["python -m benchmarks.real_words --seeds", *map(str, options.seeds)]),
+        "config": options.config,
+        "table": summarise(seeds, untouched),
+        "seeds": {str(seed): own for seed, own in seeds.items()},
+        UNTOUCHED: untouched,
+    }
+    print(json.dumps(table["table"], indent=1))
+    print(f"wrote {measure.record(options.record, table)}")
+
+
+if __name__ == "__main__":
+    main()
