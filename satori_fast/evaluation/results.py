@@ -184,8 +184,12 @@ def _scores(
 
 
 def _accuracy(scores: Sequence[float], num_samples: int) -> dict[str, Any]:
-    """Mean over problems: Wilson's interval for single responses, the bootstrap for several."""
-    if num_samples == 1:
+    """Mean over problems: Wilson's interval for single responses, the bootstrap for several.
+
+    Wilson's also where every response is right, or none: problems that are all alike resample to
+    an interval without width, which knows nothing of the problems that were not asked.
+    """
+    if num_samples == 1 or set(scores) in ({0.0}, {1.0}):
         return Share(int(sum(scores)), len(scores)).figures()
     low, high = bootstrap_mean(scores)
     return {"value": float(np.mean(scores)), "n": len(scores), "interval": [low, high]}

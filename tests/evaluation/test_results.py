@@ -86,6 +86,12 @@ def test_several_responses_a_problem() -> None:
     assert (found["best_of_n"]["k"], found["best_of_n"]["n"]) == (2, 5)
 
 
+def test_responses_that_are_all_wrong_leave_room_for_a_right_one() -> None:
+    wrong = [response(name, ("1", 9), number=n) for name in "abde" for n in range(4)]
+    found = benchmark_result(BENCHMARK, judged(wrong), num_samples=4, unreadable={})
+    assert found["accuracy"]["interval"] == list(wilson(0, 5))
+
+
 def test_every_box_is_judged() -> None:
     (found,) = judged(GREEDY[:1])
     assert [(box.answer, box.token, box.correct) for box in found.boxes] == [
