@@ -16,24 +16,15 @@ import os
 import pickle
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.state_dict_saver import save as save_torch_checkpoint
 
 from satori_fast.backbone.parallel import parallel_state
+from satori_fast.backbone.sharded_state import load_pieces, pieces, write_index, write_pieces
 from satori_fast.backbone.step import Learner
 from satori_fast.storage import (
     DamagedFile,
@@ -48,6 +39,10 @@ from satori_fast.storage import (
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+
+# 1 was Megatron's.
+_FORMAT = 2
 _EXTRA, _MANIFEST, _PICKLE = "extra.json", "manifest.json", ".metadata"
 # All that torch's index of a checkpoint is made of. It is a pickle, and a pickle may call whatever
 # it names: one that names anything else is not ours.
@@ -70,26 +65,6 @@ _PICKLED = {
 }
 
 
-class _InProcessSave(TorchDistSaveShardedStrategy):
-    """Megatron's format, written by this process.
-
-    Megatron's own writer forks workers and spawns a manager that imports the main script again:
-    seconds for a tiny model, and a hang when psutil is missing.
-    """
-
-    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
-        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(
-            sharded_state_dict, self.keep_only_main_replica
-        )
-        save_torch_checkpoint(
-            mcore_to_pyt_state_dict(flat, False),
-            storage_writer=FileSystemWriter(checkpoint_dir),
-            planner=MCoreSavePlanner(
-                dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
-            ),
-        )
-
-
 def save_checkpoint(
     folder: str | os.PathLike[str], learners: Mapping[str, Learner], extra: dict[str, Any]
 ) -> None:
@@ -102,12 +77,13 @@ def save_checkpoint(
         for name, learner in learners.items():
             part = partial_folder / name
             _on_main(lambda part=part: part.mkdir())
-            state = _sharded_state(learner, is_loading=False)
-            with _without_deprecations():
-                dist_checkpointing.save(state, str(part), _InProcessSave("torch_dist", 1))
+            own = [share for piece in pieces(learner) if (share := piece.written()) is not None]
+            written = _on_all(write_pieces(part, own))
+            _on_main(lambda part=part, written=written: write_index(part, written))
         _on_main(lambda: (partial_folder / _EXTRA).write_text(json.dumps(extra)))
         files = _all_digests(partial_folder)
-        _on_main(lambda: write_sealed(partial_folder / _MANIFEST, {"files": files}))
+        manifest = {"format": _FORMAT, "files": files}
+        _on_main(lambda: write_sealed(partial_folder / _MANIFEST, manifest))
 
 
 def _all_digests(folder: Path) -> dict[str, str]:
@@ -115,11 +91,16 @@ def _all_digests(folder: Path) -> dict[str, str]:
     state = parallel_state()
     names = state.from_main(lambda: file_names(folder))
     own = digests(folder, [name for name in names if _writer_of(name) == state.rank])
-    if state.world_size == 1:
-        return own
-    parts: list[Any] = [None] * state.world_size
-    dist.all_gather_object(parts, own)
-    return {name: found for part in parts for name, found in part.items()}
+    return {name: found for part in _on_all(own) for name, found in part.items()}
+
+
+def _on_all(value: Item) -> list[Item]:
+    """`value` of every rank, in rank order."""
+    parts: list[Any] = [value]
+    if (size := parallel_state().world_size) > 1:
+        parts = [None] * size
+        dist.all_gather_object(parts, value)
+    return parts
 
 
 def _writer_of(name: str) -> int:
@@ -132,7 +113,13 @@ def verify_checkpoint(folder: str | os.PathLike[str]) -> None:
     """Raise DamagedFile, naming the file, unless every file in `folder` is as written. One process
     may call it, for all."""
     source = Path(folder)
-    check_digests(source, read_sealed(source / _MANIFEST)["files"])
+    manifest = read_sealed(source / _MANIFEST)
+    if (found := manifest.get("format", 1)) != _FORMAT:
+        raise DamagedFile(
+            f"{source / _MANIFEST}: the checkpoint has format {found} and this version of "
+            f"satori-fast reads {_FORMAT}: go on with the version that wrote it"
+        )
+    check_digests(source, manifest["files"])
 
 
 def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
@@ -177,12 +164,10 @@ def load_checkpoint(
         if not (source / name).is_dir():
             raise ValueError(f"checkpoint {os.fspath(folder)!r} holds no {name!r}")
         _refuse_foreign_pickle(source / name / _PICKLE)
-        expected = _sharded_state(learner, is_loading=True)
-        with _without_deprecations():
-            state: Any = dist_checkpointing.load(expected, str(source / name))
-        learner.module.load_state_dict(state["model"])
-        if learner.optimizer is not None:
-            learner.optimizer.load_state(state["optimizer"])
+        try:
+            load_pieces(source / name, learner)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {source / name}: {error}") from None
     return json.loads((source / _EXTRA).read_text())
 
 
@@ -227,21 +212,6 @@ def prune_checkpoints(folder: str | os.PathLike[str], *, num_kept: int) -> None:
             shutil.rmtree(path)
     for path in numbered_checkpoints(folder)[num_kept:]:
         shutil.rmtree(path)
-
-
-@contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """Megatron 0.16.1 calls what torch 2.13 deprecates; the pins keep the two together."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-def _sharded_state(learner: Learner, *, is_loading: bool) -> dict[str, Any]:
-    state: dict[str, Any] = {"model": learner.module.sharded_state_dict()}
-    if learner.optimizer is not None:
-        state["optimizer"] = learner.optimizer.sharded_state(state["model"], is_loading=is_loading)
-    return state
 
 
 @contextmanager

@@ -36,6 +36,7 @@ _FUNCTIONS_WITH_LITERALS: tuple[tuple[Any, str], ...] = (
     (optimizer.MixedPrecisionOptimizer, "__init__"),
     (optimizer.Float16OptimizerWithFloat16Params, "__init__"),
     (optimizer.FP32Optimizer, "__init__"),
+    (distrib_optimizer.DistributedOptimizer, "__init__"),
     (distrib_optimizer.DistributedOptimizer, "_build_model_and_main_param_groups"),
     (clip_grads, "get_grad_norm_fp32"),
     (clip_grads, "clip_grad_by_total_norm_fp32"),

@@ -8,6 +8,7 @@ Nothing here splits data or models: `data.packing` and Megatron do, by the ranks
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import pickle
 import threading
@@ -34,11 +35,26 @@ _num_meetings = 0
 _acting = threading.local()
 
 
+@dataclass(frozen=True, slots=True)
+class ParallelOptions:
+    """How ranks share the work, beside the sizes.
+
+    shard_optimizer: each data-parallel rank holds, steps and sends out a part of the optimizer.
+    overlap:         gradients are summed during the backward pass, and stepped parameters gathered
+                     during the next forward pass.
+    bucket_size:     parameters that are sent together where that overlaps; None: Megatron's choice.
+    """
+
+    shard_optimizer: bool = True
+    overlap: bool = True
+    bucket_size: int | None = None
+
+
 @dataclass(frozen=True)
 class ParallelState:
     """Sizes and ranks of this process in each dimension of parallelism, and its device.
 
-    world_size = tensor_size * pipeline_size * data_size.
+    world_size = tensor_size * pipeline_size * context_size * data_size.
     meeting: how its ranks wait for each other; None for a single one.
     """
 
@@ -51,6 +67,9 @@ class ParallelState:
     data_size: int
     data_rank: int
     device: torch.device
+    context_size: int = 1
+    context_rank: int = 0
+    options: ParallelOptions = ParallelOptions()
     meeting: Meeting | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -154,29 +173,32 @@ def initialize_parallel(
     pipeline: int = 1,
     seed: int = 0,
     *,
+    context: int = 1,
+    options: ParallelOptions | None = None,
     limits: Limits | None = None,
 ) -> ParallelState:
     """Join the processes, make Megatron's groups, seed this process. Call it before any model.
 
-    tensor, pipeline: sizes of model parallelism; the rest of the world is data parallel.
+    tensor, pipeline, context: sizes of model parallelism; the rest of the world is data parallel.
     seed: same on every rank; tensor-parallel ranks get distinct streams from it where needed.
     limits: longest waits of ranks for each other.
 
     A second call with the same sizes only seeds again. ValueError: a size below 1, a world that the
-    sizes do not divide, or sizes that differ from those of an earlier call.
+    sizes do not divide, or sizes or options that differ from those of an earlier call.
     """
     global _state
-    sizes = {"tensor": tensor, "pipeline": pipeline}
+    sizes = {"tensor": tensor, "pipeline": pipeline, "context": context}
+    options = options or ParallelOptions()
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"parallel.{name} = {size}: must be at least 1")
     if _state is None:
-        _state = _join(sizes, limits or Limits())
-    current = (_state.tensor_size, _state.pipeline_size)
-    if current != (tensor, pipeline):
+        _state = _join(sizes, options, limits or Limits())
+    current = (_state.tensor_size, _state.pipeline_size, _state.context_size)
+    if (current, _state.options) != ((tensor, pipeline, context), options):
         raise ValueError(
-            f"parallel sizes are already tensor, pipeline = {current}; "
-            f"call shutdown_parallel() before asking for {(tensor, pipeline)}"
+            f"parallel sizes are already tensor, pipeline, context = {current}, {_state.options}; "
+            f"call shutdown_parallel() before asking for {(tensor, pipeline, context)}, {options}"
         )
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
@@ -202,12 +224,12 @@ def shutdown_parallel() -> None:
     _state, _owns_process_group = None, False
 
 
-def _join(sizes: dict[str, int], limits: Limits) -> ParallelState:
+def _join(sizes: dict[str, int], options: ParallelOptions, limits: Limits) -> ParallelState:
     world_size = dist.get_world_size() if dist.is_initialized() else _environment("WORLD_SIZE", 1)
-    model_size = sizes["tensor"] * sizes["pipeline"]
+    model_size = math.prod(sizes.values())
     if world_size % model_size:
         raise ValueError(
-            f"world size {world_size} is not a multiple of parallel.tensor * parallel.pipeline = "
+            f"world size {world_size} is not a multiple of parallel.tensor * pipeline * context = "
             f"{' * '.join(map(str, sizes.values()))} = {model_size}: "
             "start that many processes with torchrun, or lower a size"
         )
@@ -216,6 +238,7 @@ def _join(sizes: dict[str, int], limits: Limits) -> ParallelState:
     mpu.initialize_model_parallel(
         tensor_model_parallel_size=sizes["tensor"],
         pipeline_model_parallel_size=sizes["pipeline"],
+        context_parallel_size=sizes["context"],
         distributed_timeout_minutes=limits.collective_s / 60,  # pyright: ignore[reportArgumentType]
     )
     return ParallelState(
@@ -228,6 +251,9 @@ def _join(sizes: dict[str, int], limits: Limits) -> ParallelState:
         data_size=mpu.get_data_parallel_world_size(),
         data_rank=mpu.get_data_parallel_rank(),
         device=device,
+        context_size=sizes["context"],
+        context_rank=mpu.get_context_parallel_rank(),
+        options=options,
         meeting=_meet(limits),
     )
 

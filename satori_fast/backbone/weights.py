@@ -159,7 +159,7 @@ def _load(
 ) -> None:
     entries = table(hf_config, module.kind)
     _refuse_unknown(source, entries)
-    parameters = _global_parameters(module)
+    parameters = global_parameters(module)
     geometry = Geometry.of(hf_config, mpu.get_tensor_model_parallel_world_size())
     stored: dict[str, str] = {}
     if hf_config.tie_word_embeddings and _EMBEDDING not in source and _HEAD in source:
@@ -272,7 +272,7 @@ def iter_hf(module: Any, hf_config: Any) -> Iterator[tuple[str, Tensor]]:
     end. A tied model yields its embedding once, as its checkpoints do. The tensors may share memory
     with the parameters: copy what must outlive the next optimizer step.
     """
-    parameters = _global_parameters(module)
+    parameters = global_parameters(module)
     owners = _pipeline_owners(parameters)
     geometry = Geometry.of(hf_config, mpu.get_tensor_model_parallel_world_size())
     for entry in table(hf_config, module.kind):
@@ -318,7 +318,7 @@ def _pipeline_owners(
     }
 
 
-def _global_parameters(module: Any) -> dict[str, nn.Parameter]:
+def global_parameters(module: Any) -> dict[str, nn.Parameter]:
     """Parameters under names that carry the layer's number in the whole model."""
     parameters = {}
     for name, parameter in module.named_parameters():
