@@ -17,8 +17,12 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel import (
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -30,13 +34,10 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from megatron.core.transformer.utils import (
-    ensure_metadata_has_dp_cp_group,
-    make_sharded_tensors_for_checkpoint,
-)
 from torch import Tensor, nn
 
 from satori_fast.backbone.architecture import (
+    Recompute,
     head_dim,
     rope_parameters,
     score_statistics,
@@ -49,6 +50,7 @@ from satori_fast.backbone.attention import (
     plan_attention,
     rotary_frequencies,
 )
+from satori_fast.backbone.context import ContextPlan, shared_by_ranks
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.weights import Source, initialize, load_hf, with_true_ties
 from satori_fast.kernels import rms_norm, swiglu
@@ -61,7 +63,7 @@ class PolicyHead(Protocol):
     """Function that a policy's last pipeline stage runs on its final hidden states.
 
     hidden [T, H], weight [V / tensor-parallel size, H]: rows are the tokens from `vocab_start` on;
-    rows at or beyond `vocab_size` are padding. `group` is the tensor-parallel group, None when it
+    rows at or beyond `vocab_size` are padding. Ranks of a context all get all tokens. `group` is the tensor-parallel group, None when it
     has one rank. The head returns the FULL gradient of `hidden`, already summed over `group`.
     """
 
@@ -79,6 +81,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=device)
         )
+        # Its gradient is then a part, and the sum over tensor-parallel ranks is made at the end.
+        self.weight.sequence_parallel = config.sequence_parallel
         self.eps = eps
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
@@ -99,7 +103,13 @@ class GatedMLP(MLP):
         )
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
-        return self.linear_fc2(swiglu(self.linear_fc1(hidden_states)[0]))
+        mixed = self.linear_fc1(hidden_states)[0]
+        if self.config.recompute_granularity != "selective" or not torch.is_grad_enabled():
+            return self.linear_fc2(swiglu(mixed))
+        activation: Any = CheckpointWithoutOutput(fp8=None)  # pyright: ignore[reportArgumentType]
+        out, bias = self.linear_fc2(activation.checkpoint(swiglu, mixed))
+        activation.discard_output_and_register_recompute(out)
+        return out, bias
 
 
 class PackedLayer(TransformerLayer):
@@ -137,11 +147,17 @@ class VocabularyHead(ColumnParallelLinear):
         runtime_gather_output: bool | None = None,
         *,
         head: PolicyHead | None = None,
+        context: ContextPlan | None = None,
     ) -> Any:
         if head is None:
             return super().forward(input_, weight, runtime_gather_output)
         weight = self.weight if weight is None else weight
         assert weight is not None
+        if self.config.sequence_parallel:
+            input_ = _all_tokens(input_)
+        if context is not None:
+            input_ = context.all_rows(input_, is_shared=False)
+            weight = shared_by_ranks(weight)
         size, rank = self.tp_group.size(), self.tp_group.rank()
         return head(
             input_.flatten(0, 1),
@@ -169,26 +185,18 @@ class ScalarHead(nn.Linear):
             config.hidden_size, 1, bias=False, dtype=config.params_dtype, device=device
         )
         nn.init.zeros_(self.weight)
-        self.statistics = statistics
+        self.weight.sequence_parallel = config.sequence_parallel
+        self.statistics, self.config = statistics, config
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, context: ContextPlan | None = None) -> Tensor:
         values = F.linear(hidden.float(), self.weight.float())
         if self.statistics is not None:
             values = (values - self.statistics.mean) / self.statistics.std
+        if self.config.sequence_parallel:
+            values = _all_tokens(values)
+        if context is not None:
+            values = context.all_rows(values, is_shared=False)
         return values.flatten()
-
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
-    ) -> dict[str, Any]:
-        metadata = ensure_metadata_has_dp_cp_group(metadata)
-        return make_sharded_tensors_for_checkpoint(
-            self.state_dict(prefix="", keep_vars=True),
-            prefix,
-            {},
-            sharded_offsets,
-            tp_group=_tensor_group(),
-            dp_cp_group=metadata["dp_cp_group"],
-        )
 
 
 class PackedModel(GPTModel):
@@ -219,12 +227,24 @@ class PackedModel(GPTModel):
         frequencies = rotary_frequencies(head_dim(hf_config), rope_parameters(hf_config))
         self.register_buffer("rotary_frequencies", frequencies, persistent=False)
 
-    def trunk(self, batch: PackedBatch) -> Tensor:
-        """Hidden states [T, 1, H] after this stage's layers (and the final norm on the last)."""
-        plan = self.plan(batch)
+    def trunk(self, batch: PackedBatch, plan: AttentionPlan) -> Tensor:
+        """Hidden states [T, 1, H] after this stage's layers (and the final norm on the last); with
+        sequence or context parallelism this rank's part of them.
+
+        ValueError where ranks cannot share the tokens evenly.
+        """
+        multiple = parallel_state().token_multiple
+        if batch.num_tokens % multiple:
+            raise ValueError(
+                f"a microbatch has {batch.num_tokens} tokens, and its ranks share multiples of "
+                f"{multiple}: pack it with pad_to_multiple = {multiple}"
+            )
         embedded = None
         if self.pre_process:
-            embedded = self.embedding(batch.tokens[None], batch.positions[None])
+            tokens, positions = batch.tokens, batch.positions
+            if plan.context is not None:
+                tokens, positions = tokens[plan.context.own], positions[plan.context.own]
+            embedded = self.embedding(tokens[None], positions[None])
         return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=plan)
 
     def plan(self, batch: PackedBatch) -> AttentionPlan:
@@ -274,15 +294,18 @@ class PolicyModel(PackedModel):
 
         Earlier pipeline stages return their hidden states [T, 1, H].
         """
-        hidden = self.trunk(batch)
+        plan = self.plan(batch)
+        hidden = self.trunk(batch, plan)
         if not self.post_process:
             return hidden
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else None
         # Calling the module, and not reading its weight here, lets a hook gather the weight first.
         if head is not None:
-            return self.output_layer(hidden, weight, head=head)
+            return self.output_layer(hidden, weight, head=head, context=plan.context)
         shard, _ = self.output_layer(hidden, weight)
+        if plan.context is not None:
+            shard = plan.context.all_rows(shard, is_shared=False)
         logits = gather_from_tensor_model_parallel_region(shard, group=self.output_layer.tp_group)
         return logits.squeeze(1)[:, : self.output_layer.vocab_size].float()
 
@@ -302,10 +325,11 @@ class ScalarModel(PackedModel):
 
     def forward(self, batch: PackedBatch, head: Callable[[Tensor], Any] | None = None) -> Any:  # type: ignore[override]
         """Values fp32 [T], or what `head` makes of them, on the last pipeline stage."""
-        hidden = self.trunk(batch)
+        plan = self.plan(batch)
+        hidden = self.trunk(batch, plan)
         if not self.post_process:
             return hidden
-        values = self.output_layer(hidden)
+        values = self.output_layer(hidden, plan.context)
         return values if head is None else head(values)
 
 
@@ -315,14 +339,15 @@ def build_model(
     kind: Kind = "policy",
     weights: Source | None = None,
     dtype: torch.dtype = torch.float32,
-    recompute: bool = False,
+    recompute: Recompute = "none",
     seed: int = 0,
 ) -> PolicyModel | ScalarModel:
     """Build this rank's part of the model, on its device. Call `initialize_parallel` first.
 
     weights:   a model folder or a mapping of Hugging Face names; None starts from
                normal(0, initializer_range) drawn from `seed`, the same for every parallel layout.
-    recompute: keep only each layer's input and compute the layer again in the backward.
+    recompute: what the backward pass computes again. "full": layers, from their inputs, which alone
+               are kept; "selective": attention from its input, and the activation.
 
     ValueError: unsupported architecture or feature, sizes that tensor parallelism does not divide.
     """
@@ -336,6 +361,12 @@ def build_model(
     else:
         load_hf(model, weights, hf_config)
     return model
+
+
+def _all_tokens(part: Tensor) -> Tensor:
+    """All tokens' rows from those of this rank. What reads them gives every rank the full gradient,
+    of which each takes its own rows."""
+    return gather_from_sequence_parallel_region(part, tensor_parallel_output_grad=False)
 
 
 def _tensor_group() -> Any:

@@ -13,7 +13,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -39,12 +39,14 @@ _acting = threading.local()
 class ParallelOptions:
     """How ranks share the work, beside the sizes.
 
+    sequence:        between matrix products, tensor-parallel ranks each hold a part of the tokens.
     shard_optimizer: each data-parallel rank holds, steps and sends out a part of the optimizer.
     overlap:         gradients are summed during the backward pass, and stepped parameters gathered
                      during the next forward pass.
     bucket_size:     parameters that are sent together where that overlaps; None: Megatron's choice.
     """
 
+    sequence: bool = True
     shard_optimizer: bool = True
     overlap: bool = True
     bucket_size: int | None = None
@@ -54,7 +56,8 @@ class ParallelOptions:
 class ParallelState:
     """Sizes and ranks of this process in each dimension of parallelism, and its device.
 
-    world_size = tensor_size * pipeline_size * context_size * data_size.
+    world_size = tensor_size * pipeline_size * context_size * data_size. Ranks of a context have the
+    same data rank: they share its batches' tokens.
     meeting: how its ranks wait for each other; None for a single one.
     """
 
@@ -70,12 +73,29 @@ class ParallelState:
     context_size: int = 1
     context_rank: int = 0
     options: ParallelOptions = ParallelOptions()
+    context_is_data: bool = False
     meeting: Meeting | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
         """True in the one process that writes files and prints."""
         return self.rank == 0
+
+    def copies(self) -> ParallelState:
+        """The same with every whole model as a data-parallel copy, those of a context too: for what
+        needs no batch, as sampling and grading."""
+        if self.context_size == 1:
+            return self
+        size = mpu.get_data_parallel_world_size(with_context_parallel=True)
+        rank = mpu.get_data_parallel_rank(with_context_parallel=True)
+        return replace(self, data_size=size, data_rank=rank, context_is_data=True)
+
+    @property
+    def token_multiple(self) -> int:
+        """The number of tokens of a microbatch is a multiple of it: ranks share them evenly."""
+        # Each rank of a context has a chunk from the front and one from the back.
+        chunks = 2 * self.context_size if self.context_size > 1 else 1
+        return self.tensor_size * chunks
 
     def all_reduce_sum(self, value: Number) -> Number:
         """Sum over the data-parallel ranks; a float is summed in fp64. The input is not changed."""
@@ -101,7 +121,7 @@ class ParallelState:
         if self.meeting is not None:
             self.meeting.meet(caller())
         gathered: list[Any] = [None] * self.data_size
-        dist.all_gather_object(gathered, value, group=mpu.get_data_parallel_group())
+        dist.all_gather_object(gathered, value, group=self._data_group())
         return gathered
 
     def gather_figures(self, figures: Sequence[float]) -> list[list[float]]:
@@ -157,12 +177,15 @@ class ParallelState:
             raise error
         return value
 
+    def _data_group(self) -> Any:
+        return mpu.get_data_parallel_group(with_context_parallel=self.context_is_data)
+
     def _all_reduce(self, value: Number, operation: dist.ReduceOp.RedOpType) -> Number:
         if isinstance(value, Tensor):
             # NCCL reduces what lies on the device; counts are made on the host.
             reduced = value.detach().to(self.device, copy=True)
             if self.data_size > 1:
-                dist.all_reduce(reduced, op=operation, group=mpu.get_data_parallel_group())
+                dist.all_reduce(reduced, op=operation, group=self._data_group())
             return reduced.to(value.device)
         scalar = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self._all_reduce(scalar, operation))

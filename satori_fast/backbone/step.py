@@ -22,6 +22,7 @@ from megatron.core import parallel_state as mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from satori_fast.backbone.architecture import Recompute
 from satori_fast.backbone.model import Kind, PolicyModel, ScalarModel, Source, build_model
 from satori_fast.backbone.optimizer import Optimizer, OptimizerSettings, wrap_for_training
 from satori_fast.backbone.parallel import parallel_state
@@ -109,7 +110,7 @@ def build_learner(
     weights: Source | None = None,
     optimizer: OptimizerSettings | None = None,
     dtype: torch.dtype = torch.float32,
-    recompute: bool = False,
+    recompute: Recompute = "none",
     seed: int = 0,
 ) -> Learner:
     """A model and, with `optimizer`, what trains it; without, it is frozen. See `build_model`.

@@ -198,7 +198,7 @@ def _set_up(config: Config, folder: RunFolder, parallel: ParallelState, *, resum
         folder=folder,
         books=Books(spans, monitor, writers[0] if writers else None, format_of=renderer.format_of),
         parallel=parallel,
-        grader=SharedGrader(pool, parallel),
+        grader=SharedGrader(pool, parallel.copies()),
         functions=build_worker(config.reward),
         engines=EngineProvider(
             config.rollout,
