@@ -94,6 +94,8 @@ class ParallelConfig(Section):
     """tensor-parallel size"""
     pipeline: int = Field(default=1, gt=0)
     """pipeline-parallel size"""
+    chunks: int = Field(default=1, gt=0)
+    """parts of the model in each stage of a pipeline, which take turns and so wait less"""
     context: int = Field(default=1, gt=0)
     """context-parallel size: so many processes share the tokens of each microbatch"""
     sequence: bool = True
@@ -101,7 +103,7 @@ class ParallelConfig(Section):
     shard_optimizer: bool = True
     """data-parallel copies share the optimizer: 6 + 12 / copies bytes a parameter, else 18"""
     overlap: bool = True
-    """sum gradients during the backward pass, gather stepped weights during the next forward pass"""
+    """sum gradients during the backward pass, gather stepped weights during the next forward"""
     num_threads: int | None = Field(default=None, gt=0)
     """CPU threads of a process; None: torch's default"""
     timeout_s: float = Field(default=600.0, gt=0)

@@ -98,7 +98,8 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron's configuration of a supported Hugging Face one; ValueError names what is not."""
     state = parallel_state()
-    _check_supported(hf_config, state.tensor_size, state.pipeline_size)
+    chunks = state.options.chunks
+    _check_supported(hf_config, state.tensor_size, state.pipeline_size, chunks)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"model dtype {dtype} is not supported: use float32 or bfloat16")
     recomputation: dict[str, Any] = {}
@@ -144,18 +145,22 @@ def transformer_config(
         # Gradients are sums that the caller has divided: nothing in Megatron may average them.
         calculate_per_token_loss=True,
         # Stages of a pipeline exchange shapes: packed batches differ in length. Megatron ties this
-        # to a dispatcher setting even for dense models.
-        variable_seq_lengths=True,
+        # to a dispatcher setting even for dense models. With several chunks two ranks may send each
+        # other two tensors at once, which shapes would not survive: there batches are padded.
+        variable_seq_lengths=chunks == 1,
         moe_token_dispatcher_type="alltoall",
+        overlap_p2p_comm=chunks > 1,
+        batch_p2p_comm=chunks == 1,
         tensor_model_parallel_size=state.tensor_size,
         sequence_parallel=state.tensor_size > 1 and state.options.sequence,
         context_parallel_size=state.context_size,
         pipeline_model_parallel_size=state.pipeline_size,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
         **recomputation,
     )
 
 
-def _check_supported(hf_config: Any, tensor_size: int, pipeline_size: int) -> None:
+def _check_supported(hf_config: Any, tensor_size: int, pipeline_size: int, chunks: int) -> None:
     supported = ", ".join(SUPPORTED.values())
     model_type = hf_config.model_type
     if model_type not in SUPPORTED:
@@ -189,6 +194,12 @@ def _check_supported(hf_config: Any, tensor_size: int, pipeline_size: int) -> No
             raise ValueError(
                 f"parallel.{dimension} = {size} does not divide {field} = {value} of the model"
             )
+    num_layers = hf_config.num_hidden_layers
+    if num_layers % (pipeline_size * chunks):
+        raise ValueError(
+            f"parallel.pipeline * chunks = {pipeline_size} * {chunks} does not divide "
+            f"num_hidden_layers = {num_layers} of the model"
+        )
 
 
 def rope_parameters(hf_config: Any) -> dict[str, Any]:

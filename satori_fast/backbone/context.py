@@ -12,6 +12,7 @@ Attention within one rank is `attention.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def _pieces(own: np.ndarray, ends: np.ndarray) -> list[Piece]:
     borders = [0, *cuts.tolist(), len(own)]
     return [
         Piece((begin, end), (int(ends[sequences[begin]]), int(own[end - 1]) + 1))
-        for begin, end in zip(borders[:-1], borders[1:], strict=True)
+        for begin, end in pairwise(borders)
     ]
 
 

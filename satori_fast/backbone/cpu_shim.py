@@ -44,6 +44,7 @@ _FUNCTIONS_WITH_LITERALS: tuple[tuple[Any, str], ...] = (
     (megatron_utils, "local_multi_tensor_l2_norm"),
     (schedules, "forward_backward_no_pipelining"),
     (schedules, "forward_backward_pipelining_without_interleaving"),
+    (schedules, "forward_backward_pipelining_with_interleaving"),
 )
 
 # Of glibc's mallopt. By default a step returns its activations to the system and gets them back

@@ -10,7 +10,7 @@ Not here: weights (`weights.py`), what the heads compute (`kernels`, `algorithms
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -63,8 +63,8 @@ class PolicyHead(Protocol):
     """Function that a policy's last pipeline stage runs on its final hidden states.
 
     hidden [T, H], weight [V / tensor-parallel size, H]: rows are the tokens from `vocab_start` on;
-    rows at or beyond `vocab_size` are padding. Ranks of a context all get all tokens. `group` is the tensor-parallel group, None when it
-    has one rank. The head returns the FULL gradient of `hidden`, already summed over `group`.
+    rows at or beyond `vocab_size` are padding. Ranks of a context all get all tokens. `group` is
+    the tensor-parallel group, None when it has one rank. The head returns the FULL gradient of `hidden`, already summed over `group`.
     """
 
     def __call__(
@@ -204,22 +204,28 @@ class PackedModel(GPTModel):
 
     hf_config:  what it was built from, its ties as its weights have them.
     num_tokens: ids below it are tokens; embedding rows beyond are padding of the checkpoint.
+    num_sent:   rows of hidden states that go from stage to stage, padding included; None: as many
+                as a batch has.
     """
 
     kind: Kind
     hf_config: Any
     num_tokens: int
+    num_sent: int | None = None
     rotary_frequencies: Tensor
 
-    def __init__(self, config: TransformerConfig, hf_config: Any, *, tied: bool) -> None:
+    def __init__(
+        self, config: TransformerConfig, hf_config: Any, *, tied: bool, chunk: int | None
+    ) -> None:
         tensor_size = config.tensor_model_parallel_size
         super().__init__(
             config,
-            _block_spec(config),
+            _block_spec(config, chunk),
             vocab_size=-(-hf_config.vocab_size // tensor_size) * tensor_size,
             max_sequence_length=hf_config.max_position_embeddings,
-            pre_process=mpu.is_pipeline_first_stage(),
-            post_process=mpu.is_pipeline_last_stage(),
+            pre_process=mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=chunk),
+            post_process=mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=chunk),
+            vp_stage=chunk,
             position_embedding_type="none",  # the AttentionPlan carries the rotary embedding
             share_embeddings_and_output_weights=tied,
         )
@@ -245,7 +251,23 @@ class PackedModel(GPTModel):
             if plan.context is not None:
                 tokens, positions = tokens[plan.context.own], positions[plan.context.own]
             embedded = self.embedding(tokens[None], positions[None])
-        return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=plan)
+        elif self.num_sent is not None:
+            received = self.decoder.input_tensor
+            assert received is not None
+            self.decoder.set_input_tensor(received[: self._num_rows(batch)])
+        hidden = self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=plan)
+        if self.post_process or self.num_sent is None:
+            return hidden
+        return F.pad(hidden, (0, 0, 0, 0, 0, self.num_sent - len(hidden)))
+
+    def _num_rows(self, batch: PackedBatch) -> int:
+        """Rows of hidden states that this rank has of a batch."""
+        size = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
+        return batch.num_tokens // (size * self.config.context_parallel_size)
+
+    def send_padded(self, batches: Sequence[PackedBatch]) -> None:
+        """Have stages of a pipeline send each other equally many rows of each of `batches`."""
+        self.num_sent = max(map(self._num_rows, batches))
 
     def plan(self, batch: PackedBatch) -> AttentionPlan:
         """The attention plan of `batch`."""
@@ -263,8 +285,9 @@ class PolicyModel(PackedModel):
 
     kind: Kind = "policy"
 
-    def __init__(self, config: TransformerConfig, hf_config: Any) -> None:
-        super().__init__(config, hf_config, tied=bool(hf_config.tie_word_embeddings))
+    def __init__(self, config: TransformerConfig, hf_config: Any, chunk: int | None = None) -> None:
+        tied = bool(hf_config.tie_word_embeddings)
+        super().__init__(config, hf_config, tied=tied, chunk=chunk)
         if self.post_process:
             # GPTModel builds the projection itself; only its class changes, so the parameter, its
             # tensor-parallel attributes and the embedding tie stay as Megatron made them.
@@ -318,8 +341,8 @@ class ScalarModel(PackedModel):
 
     kind: Kind = "scalar"
 
-    def __init__(self, config: TransformerConfig, hf_config: Any) -> None:
-        super().__init__(config, hf_config, tied=False)
+    def __init__(self, config: TransformerConfig, hf_config: Any, chunk: int | None = None) -> None:
+        super().__init__(config, hf_config, tied=False, chunk=chunk)
         if self.post_process:
             self.output_layer = ScalarHead(config, score_statistics(hf_config))
 
@@ -341,6 +364,7 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     recompute: Recompute = "none",
     seed: int = 0,
+    chunk: int = 0,
 ) -> PolicyModel | ScalarModel:
     """Build this rank's part of the model, on its device. Call `initialize_parallel` first.
 
@@ -348,13 +372,15 @@ def build_model(
                normal(0, initializer_range) drawn from `seed`, the same for every parallel layout.
     recompute: what the backward pass computes again. "full": layers, from their inputs, which alone
                are kept; "selective": attention from its input, and the activation.
+    chunk:     which of the `ParallelOptions.chunks` parts on this rank.
 
     ValueError: unsupported architecture or feature, sizes that tensor parallelism does not divide.
     """
     if weights is not None and kind == "policy":
         hf_config = with_true_ties(hf_config, weights)
     config = transformer_config(hf_config, dtype=dtype, recompute=recompute)
-    model = (PolicyModel if kind == "policy" else ScalarModel)(config, hf_config)
+    made = PolicyModel if kind == "policy" else ScalarModel
+    model = made(config, hf_config, chunk if parallel_state().options.chunks > 1 else None)
     model = model.to(parallel_state().device)
     if weights is None:
         initialize(model, hf_config, seed=seed)
@@ -373,7 +399,7 @@ def _tensor_group() -> Any:
     return mpu.get_tensor_model_parallel_group()
 
 
-def _block_spec(config: TransformerConfig) -> Any:
+def _block_spec(config: TransformerConfig, chunk: int | None) -> Any:
     norm: Any = RMSNorm
     core_attention: Any = PackedCoreAttention
     head_norm = RMSNorm if config.qk_layernorm else IdentityOp
@@ -398,5 +424,5 @@ def _block_spec(config: TransformerConfig) -> Any:
         ),
     )
     return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=chunk), layer_norm=norm
     )

@@ -13,7 +13,7 @@ count of steps, which then counts each of them. `sharded_state.py` reads and wri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,16 +80,19 @@ class OptimizerSettings:
 
 
 class Optimizer:
-    """AdamW over one model wrapped in DistributedDataParallel.
+    """AdamW over the parts of one model, wrapped in DistributedDataParallel.
 
     num_skipped_in_a_row: steps that were refused since the last one that was taken; the same on
     every rank.
     """
 
-    def __init__(self, model: DistributedDataParallel, settings: OptimizerSettings) -> None:
+    def __init__(
+        self, models: Sequence[DistributedDataParallel], settings: OptimizerSettings
+    ) -> None:
         self.settings = settings
         self.num_skipped_in_a_row = 0
-        self._model = model
+        self._models = models
+        self._sharing: DistributedDataParallelConfig = models[0].ddp_config
         min_learning_rate = settings.learning_rate * settings.min_learning_rate_ratio
         config = OptimizerConfig(
             optimizer="adam",
@@ -100,11 +103,11 @@ class Optimizer:
             adam_beta2=settings.beta2,
             adam_eps=settings.epsilon,
             clip_grad=settings.clip_grad,
-            bf16=model.config.bf16,
+            bf16=models[0].config.bf16,
             use_distributed_optimizer=self.is_sharded,
-            overlap_param_gather=model.ddp_config.overlap_param_gather,
+            overlap_param_gather=self._sharing.overlap_param_gather,
         )
-        self.megatron: Any = get_megatron_optimizer(config, [model])
+        self.megatron: Any = get_megatron_optimizer(config, list(models))
         self.scheduler = OptimizerParamScheduler(
             self.megatron,
             init_lr=0.0,
@@ -128,7 +131,7 @@ class Optimizer:
     @property
     def is_sharded(self) -> bool:
         """Whether data-parallel ranks each hold a part of the state."""
-        return self._model.ddp_config.use_distributed_optimizer
+        return self._sharing.use_distributed_optimizer
 
     @property
     def num_steps(self) -> int:
@@ -137,7 +140,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget all gradients, before the first microbatch of a step."""
-        self._model.zero_grad_buffer()
+        for model in self._models:
+            model.zero_grad_buffer()
         self.megatron.zero_grad()
 
     @torch.no_grad()
@@ -168,8 +172,9 @@ class Optimizer:
     def gather_parameters(self) -> None:
         """Have whole parameters on every rank, after the last step before anyone reads them: where
         gathering overlaps with the next forward pass, it has not begun."""
-        if self._model.ddp_config.overlap_param_gather:
-            self._model.start_param_sync(force_sync=True)
+        if self._sharing.overlap_param_gather:
+            for model in self._models:
+                model.start_param_sync(force_sync=True)
 
     def adam_state(self) -> Iterator[tuple[nn.Parameter, range, dict[str, Tensor]]]:
         """(parameter, range, tensors): what this rank holds of a parameter's state.
@@ -180,7 +185,7 @@ class Optimizer:
         """
         for part in self.megatron.chained_optimizers:
             _complete(part)
-            for parameter, held, main in _held(part, self._model):
+            for parameter, held, main in _held(part, self._models):
                 tensors = {k: v for k, v in part.optimizer.state[main].items() if k != "step"}
                 if main.dtype != parameter.dtype:
                     tensors["param"] = main.detach()
@@ -205,11 +210,11 @@ def _complete(part: Any) -> None:
 
 
 def _held(
-    part: Any, model: DistributedDataParallel
+    part: Any, models: Sequence[DistributedDataParallel]
 ) -> Iterator[tuple[nn.Parameter, range, Tensor]]:
     """(parameter, range of it, what Adam steps) of one of Megatron's optimizers."""
     if not isinstance(part, DistributedOptimizer):
-        for parameter in model.params_with_grad:
+        for parameter in (each for model in models for each in model.params_with_grad):
             main = getattr(parameter, "main_param", parameter)
             yield parameter, range(parameter.numel()), main
         return
@@ -220,8 +225,9 @@ def _held(
         yield parameter, range(held.start, held.end), main
 
 
-def wrap_for_training(module: MegatronModule) -> DistributedDataParallel:
-    """`module` with fp32 gradient buffers, summed over data-parallel ranks once per step."""
+def wrap_for_training(modules: Sequence[MegatronModule]) -> tuple[DistributedDataParallel, ...]:
+    """`modules`, the parts of a model on this rank, with fp32 gradient buffers that are summed over
+    data-parallel ranks once per step."""
     state = parallel_state()
     options = state.options
     # One rank has nothing to share and nobody to talk to.
@@ -236,11 +242,18 @@ def wrap_for_training(module: MegatronModule) -> DistributedDataParallel:
         bucket_size=options.bucket_size,
         check_for_nan_in_grad=False,  # Optimizer.step looks, and skips instead of dying
     )
-    module.config.finalize_model_grads_func = _finalize
-    model = DistributedDataParallel(module.config, config, module)
+    models = tuple(
+        # Buckets are for what is waited for: of the parts on a rank, the first alone.
+        DistributedDataParallel(module.config, config, module, disable_bucketing=number > 0)
+        for number, module in enumerate(modules)
+    )
+    # The schedules read the configuration of the first part.
+    schedule: Any = modules[0].config
+    schedule.finalize_model_grads_func = _finalize
     if overlaps:  # all but the last microbatch of a step
-        module.config.no_sync_func = model.no_sync
-    return model
+        without = [model.no_sync for model in models]
+        schedule.no_sync_func = without if len(without) > 1 else without[0]
+    return models
 
 
 def _finalize(model: list[nn.Module], num_tokens: Tensor | None = None, **options: Any) -> None:

@@ -39,6 +39,8 @@ _acting = threading.local()
 class ParallelOptions:
     """How ranks share the work, beside the sizes.
 
+    chunks:          parts of the model in each pipeline stage, which take turns (an interleaved
+                     pipeline waits that many times less).
     sequence:        between matrix products, tensor-parallel ranks each hold a part of the tokens.
     shard_optimizer: each data-parallel rank holds, steps and sends out a part of the optimizer.
     overlap:         gradients are summed during the backward pass, and stepped parameters gathered
@@ -46,6 +48,7 @@ class ParallelOptions:
     bucket_size:     parameters that are sent together where that overlaps; None: Megatron's choice.
     """
 
+    chunks: int = 1
     sequence: bool = True
     shard_optimizer: bool = True
     overlap: bool = True
@@ -212,6 +215,11 @@ def initialize_parallel(
     global _state
     sizes = {"tensor": tensor, "pipeline": pipeline, "context": context}
     options = options or ParallelOptions()
+    if options.chunks > 1 and pipeline == 1:
+        raise ValueError(
+            f"parallel.chunks = {options.chunks} needs a pipeline: raise parallel.pipeline, or set "
+            "chunks = 1"
+        )
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"parallel.{name} = {size}: must be at least 1")
@@ -262,6 +270,7 @@ def _join(sizes: dict[str, int], options: ParallelOptions, limits: Limits) -> Pa
         tensor_model_parallel_size=sizes["tensor"],
         pipeline_model_parallel_size=sizes["pipeline"],
         context_parallel_size=sizes["context"],
+        virtual_pipeline_model_parallel_size=options.chunks if options.chunks > 1 else None,
         distributed_timeout_minutes=limits.collective_s / 60,  # pyright: ignore[reportArgumentType]
     )
     return ParallelState(

@@ -88,7 +88,7 @@ def pieces(learner: Learner) -> list[Piece]:
     steps is the exception, see `load_pieces`.
     """
     entries = {entry.name: entry for entry in table(learner.hf_config, learner.module.kind)}
-    parameters = global_parameters(learner.module)
+    parameters = global_parameters(learner.modules)
     found: list[Piece] = []
     for name, parameter in parameters.items():
         everything = range(parameter.numel())

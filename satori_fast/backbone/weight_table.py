@@ -97,9 +97,7 @@ def _pad_vocabulary(parts: list[Tensor], geometry: Geometry) -> Tensor:
 
 _COLUMN, _ROW, REPLICATED = Layout(0), Layout(1), Layout(None)
 _QKV = Layout(0, _merge_qkv, _split_qkv)
-_VOCABULARY = Layout(
-    0, _pad_vocabulary, lambda full, geometry: [full[: geometry.vocab_size]]
-)
+_VOCABULARY = Layout(0, _pad_vocabulary, lambda full, geometry: [full[: geometry.vocab_size]])
 # Each rank holds its slice of the gate, then its slice of up: not a slice of both stacked.
 _GATED = Layout(
     0, lambda parts, _: torch.cat(parts), lambda full, _: list(full.chunk(2)), num_blocks=2

@@ -44,6 +44,8 @@ from tests.tiny_models import VOCAB_SIZE, ImitationLoss, ones, random_batch, tin
 # what two ranks share.
 _LENGTHS = ([12, 7, 5], [32, 4], [3, 3, 20, 6], [16])
 _SETTINGS = OptimizerSettings(learning_rate=1e-3, weight_decay=0.1, epsilon=1e-6)
+# So small that a model has several, and their sums overlap with the backward pass.
+_SMALL_BUCKETS = ParallelOptions(bucket_size=10_000)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Case:
     pipeline: int = 1
     context: int = 1
     recompute: Recompute = "none"
-    options: ParallelOptions = ParallelOptions(bucket_size=10_000)
+    options: ParallelOptions = _SMALL_BUCKETS
 
 
 # In the order of the checkpoints: each goes on from that of the case before it.
@@ -66,6 +68,10 @@ CASES = {
     "data_whole": Case("qwen2_tied", options=ParallelOptions(shard_optimizer=False)),
     "pipeline": Case("qwen2_tied", pipeline=2),
     "context": Case("qwen2_tied", context=2),
+    "interleaved": Case("qwen2_tied", pipeline=2, options=ParallelOptions(chunks=2)),
+    "interleaved_untied": Case(
+        "qwen3", pipeline=2, recompute="full", options=ParallelOptions(chunks=2)
+    ),
     "tensor_untied": Case("qwen3", tensor=2, recompute="full"),
     "data_untied": Case("qwen3", options=ParallelOptions(overlap=False)),
     "context_untied": Case("qwen3", context=2, recompute="full"),
