@@ -160,7 +160,12 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     parallel = setup.join_ranks(config)
     if config.parallel.num_threads is not None:
         torch.set_num_threads(config.parallel.num_threads)
-    folder = RunFolder(Path(config.output_dir) / config.name, parallel)
+    folder = RunFolder(
+        Path(config.output_dir) / config.name,
+        parallel,
+        saves_in_background=config.save_in_background,
+        checkpoints_kept=config.checkpoints_kept,
+    )
     with ExitStack() as on_error:
         on_error.callback(folder.close)
         parallel.on_main(lambda: folder.open(config, resume=resume))

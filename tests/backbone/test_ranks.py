@@ -42,7 +42,7 @@ def together(alone: dict[str, Any]) -> dict[str, dict[str, Any]]:
         subprocess.Popen([*worker, str(rank), "2", str(folder)], cwd=root) for rank in range(2)
     ]
     try:
-        codes = [process.wait(timeout=600) for process in processes]
+        codes = [process.wait(timeout=1200) for process in processes]
     finally:
         for process in processes:
             process.kill()
