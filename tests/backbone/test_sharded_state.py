@@ -49,7 +49,7 @@ def test_a_range_of_a_matrix_is_at_most_three_rectangles(
 def test_flat_ranges_of_all_ranks_tile_every_tensor(
     name: str, tensor: int, one_process: ParallelState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the distributed optimizer cuts: ranges that know no row. Numbers are those of the whole."""
+    """As the distributed optimizer cuts: ranges know no rows. Numbers are those of the whole."""
     config = tiny_model(name).config
     geometry = Geometry.of(config, tensor)
     for entry in table(config, "policy"):
