@@ -179,7 +179,7 @@ class _Writing:
             raise RuntimeError(message) from error
         _on_main(lambda: self._complete(parts))
 
-    def _complete(self, parts: Sequence[tuple[dict[str, Written], dict[str, str], None]]) -> None:
+    def _complete(self, parts: Sequence[tuple[dict[str, Written], dict[str, str], Any]]) -> None:
         for name in self._written:
             write_index(self._folder / name, [written[name] for written, _, _ in parts])
         (self._folder / _EXTRA).write_text(self._extra)

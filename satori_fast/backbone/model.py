@@ -82,8 +82,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=device)
         )
-        # Its gradient is then a part, and the sum over tensor-parallel ranks is made at the end.
-        self.weight.sequence_parallel = config.sequence_parallel
+        _sum_over_parts(self.weight, config)
         self.eps = eps
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
@@ -186,7 +185,7 @@ class ScalarHead(nn.Linear):
             config.hidden_size, 1, bias=False, dtype=config.params_dtype, device=device
         )
         nn.init.zeros_(self.weight)
-        self.weight.sequence_parallel = config.sequence_parallel
+        _sum_over_parts(self.weight, config)
         self.statistics, self.config = statistics, config
 
     def forward(self, hidden: Tensor, context: ContextPlan | None = None) -> Tensor:
@@ -388,6 +387,13 @@ def build_model(
     else:
         load_hf(model, weights, hf_config)
     return model
+
+
+def _sum_over_parts(weight: Tensor, config: TransformerConfig) -> None:
+    """Tell Megatron that with sequence parallelism each tensor-parallel rank has a part of the
+    gradient of a replicated weight: the sum is made at the end of a step."""
+    mark: Any = weight
+    mark.sequence_parallel = config.sequence_parallel
 
 
 def _all_tokens(part: Tensor) -> Tensor:
