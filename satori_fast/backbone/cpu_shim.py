@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches that let megatron-core 0.16 and 0.19 run where there is no CUDA; never installed elsewhere.
+"""Patches that let megatron-core (0.16 and 0.19) run where no CUDA is; never installed elsewhere.
 
 Megatron names the device in literals (`device="cuda"`), asks `torch.cuda.current_device()` and
 keeps its random state on the GPU. Three kinds of patches answer that: one device query, one
