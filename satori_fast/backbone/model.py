@@ -52,7 +52,7 @@ from satori_fast.backbone.attention import (
     plan_attention,
     rotary_frequencies,
 )
-from satori_fast.backbone.context import ContextPlan, shared_by_ranks
+from satori_fast.backbone.context import ContextPlan
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.weights import Source, initialize, load_hf, with_true_ties
 from satori_fast.kernels import rms_norm, swiglu
@@ -159,7 +159,6 @@ class VocabularyHead(ColumnParallelLinear):
             input_ = _all_tokens(input_)
         if context is not None:
             input_ = context.all_rows(input_, is_shared=False)
-            weight = shared_by_ranks(weight)
         size, rank = self.tp_group.size(), self.tp_group.rank()
         return head(
             input_.flatten(0, 1),

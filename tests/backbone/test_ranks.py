@@ -66,6 +66,18 @@ def test_two_processes_equal_one(
     torch.testing.assert_close(one["values"], two["values"], atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("model", sorted({case.model for case in CASES.values()}))
+def test_one_process_goes_on_from_the_last_layout(
+    model: str, alone: dict[str, Any], together: dict[str, dict[str, Any]]
+) -> None:
+    assert together
+    shutdown_parallel()
+    again = session(Case(model), alone["folder"] / model)
+    shutdown_parallel()
+    for tensor_name, tensor in alone[model]["weights"].items():
+        assert (tensor - again["weights"][tensor_name]).abs().max() < 1e-5, tensor_name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "tensor"), [(2, 1), (4, 2)])
 def test_a_rank_killed_while_it_saves_costs_nothing(
