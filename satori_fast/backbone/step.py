@@ -273,10 +273,9 @@ def _train(
     ordered = sorted(work, key=lambda pair: pair[0].minibatch)
     minibatches = [list(group) for _, group in groupby(ordered, key=lambda pair: pair[0].minibatch)]
     results = [_minibatch_step(learner, minibatch, terms, name) for minibatch in minibatches]
-    if learner.optimizer is not None:
-        learner.optimizer.gather_parameters()
-    metrics = {f"{name}/{key}": number for key, number in _summary(results).items()}
     assert learner.optimizer is not None
+    learner.optimizer.gather_parameters()
+    metrics = {f"{name}/{key}": number for key, number in _summary(results).items()}
     return metrics | {f"{name}/learning_rate": learner.optimizer.learning_rate}
 
 
