@@ -185,7 +185,8 @@ class PackedCoreAttention(nn.Module):
         if plan.context is not None:
             return _attend_to_all(query, key, value, plan.context, self.scale)
         if not plan.rectangles:
-            cuts, longest = (plan.cu_seqlens,) * 2, (plan.max_seqlen,) * 2
+            cuts = plan.cu_seqlens, plan.cu_seqlens
+            longest = plan.max_seqlen, plan.max_seqlen
             return _varlen_attention(query, key, value, cuts, longest, self.scale).flatten(1)
         grouped = query.shape[1] != key.shape[1]
         outputs, offset = [], 0
