@@ -102,15 +102,6 @@ def transformer_config(
     _check_supported(hf_config, state.tensor_size, state.pipeline_size, chunks)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"model dtype {dtype} is not supported: use float32 or bfloat16")
-    recomputation: dict[str, Any] = {}
-    if recompute == "full":
-        recomputation = {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        }
-    elif recompute == "selective":
-        recomputation = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     return TransformerConfig(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
@@ -156,8 +147,20 @@ def transformer_config(
         context_parallel_size=state.context_size,
         pipeline_model_parallel_size=state.pipeline_size,
         virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
-        **recomputation,
+        **_recomputation(recompute),
     )
+
+
+def _recomputation(recompute: Recompute) -> dict[str, Any]:
+    if recompute == "full":
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
+    if recompute == "selective":  # the modules of this package know what that is for them
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
 
 
 def _check_supported(hf_config: Any, tensor_size: int, pipeline_size: int, chunks: int) -> None:
