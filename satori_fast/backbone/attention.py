@@ -16,15 +16,17 @@ from __future__ import annotations
 import importlib.util
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor, nn
 
+from satori_fast.backbone.context import ContextPlan, attend_in_pieces, plan_context
 from satori_fast.kernels import rope
 
 # A rectangle may hold this many slots per real token; 1.25 keeps the calls few and the waste small.
@@ -57,13 +59,15 @@ def rotary_frequencies(head_dim: int, rope: dict[str, Any]) -> Tensor:
 class AttentionPlan:
     """Layout of one packed batch for the attention of every layer.
 
-    Rows: T tokens in batch order on the varlen path; P >= T slots of the rectangles otherwise.
+    Rows: T tokens in batch order on the varlen path; P >= T slots of the rectangles otherwise; with
+    context parallelism this rank's tokens.
 
     cu_seqlens: int32 [N + 1] and max_seqlen describe the sequences.
     cos, sin:   [rows, head_dim / 2] of each row's position.
     rectangles: (number of sequences, length) of each, in slot order; empty on the varlen path.
     tokens:     int64 [P], the token in each slot; a padding slot repeats its sequence's last token.
     slots:      int64 [T], the slot of each token.
+    context:    how ranks share the tokens; None where one has all of them.
     """
 
     cu_seqlens: Tensor
@@ -73,6 +77,7 @@ class AttentionPlan:
     rectangles: tuple[tuple[int, int], ...] = ()
     tokens: Tensor | None = None
     slots: Tensor | None = None
+    context: ContextPlan | None = None
 
 
 def plan_attention(
@@ -87,10 +92,13 @@ def plan_attention(
 
     The rectangle path reads the lengths on the host (one device sync per batch, none per layer).
     """
-    layout: dict[str, Any] = {}
-    if not _uses_varlen(positions.device, dtype):
+    context = plan_context(cu_seqlens)
+    layout: dict[str, Any] = {"context": context}
+    if context is not None:
+        positions = positions.index_select(0, context.own)
+    elif not _uses_varlen(positions.device, dtype):
         rectangles, tokens, slots = _rectangles(cu_seqlens.cpu().numpy())
-        layout = {
+        layout |= {
             "rectangles": rectangles,
             "tokens": torch.from_numpy(tokens).to(positions.device),
             "slots": torch.from_numpy(slots).to(positions.device),
@@ -174,8 +182,12 @@ class PackedCoreAttention(nn.Module):
         self.scale = softmax_scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+        if plan.context is not None:
+            return _attend_to_all(query, key, value, plan.context, self.scale)
         if not plan.rectangles:
-            return _varlen_attention(query, key, value, plan, self.scale).flatten(1)
+            cuts = plan.cu_seqlens, plan.cu_seqlens
+            longest = plan.max_seqlen, plan.max_seqlen
+            return _varlen_attention(query, key, value, cuts, longest, self.scale).flatten(1)
         grouped = query.shape[1] != key.shape[1]
         outputs, offset = [], 0
         for count, length in plan.rectangles:
@@ -209,6 +221,14 @@ class PackedSelfAttention(SelfAttention):
         """hidden_states [T, 1, H] -> the same, and no bias."""
         plan = packed_seq_params
         mixed, _bias = self.linear_qkv(hidden_states)
+        if self.config.recompute_granularity == "selective" and torch.is_grad_enabled():
+            out: Any = checkpoint(partial(self._attend, plan=plan), False, mixed)
+        else:
+            out = self._attend(mixed, plan)
+        return self.linear_proj(out.unsqueeze(1))
+
+    def _attend(self, mixed: Tensor, plan: AttentionPlan) -> Tensor:
+        """Queries, keys and values [T, 1, C] of this rank's heads -> what they attend to."""
         rows = mixed.squeeze(1)
         if plan.tokens is not None:
             rows = _ToSlots.apply(rows, plan.tokens, plan.slots)
@@ -216,12 +236,14 @@ class PackedSelfAttention(SelfAttention):
         rows = rows.unflatten(1, (groups, -1, self.hidden_size_per_attention_head))
         # Per group: its query heads, then its key, then its value.
         query, key, value = rows.split([rows.shape[2] - 2, 1, 1], dim=2)
-        query = rope(self.q_layernorm(query), plan.cos, plan.sin).flatten(1, 2)
-        key = rope(self.k_layernorm(key), plan.cos, plan.sin).flatten(1, 2)
+        if self.config.qk_layernorm:
+            query, key = self.q_layernorm(query), self.k_layernorm(key)
+        query = rope(query, plan.cos, plan.sin).flatten(1, 2)
+        key = rope(key, plan.cos, plan.sin).flatten(1, 2)
         out = self.core_attention(query, key, value.flatten(1, 2), plan)
         if plan.slots is not None:
             out = _FromSlots.apply(out, plan.slots)
-        return self.linear_proj(out.unsqueeze(1))
+        return out
 
 
 @cache
@@ -233,10 +255,29 @@ def _uses_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in _HALF
 
 
-def _varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float | None
+def _attend_to_all(
+    query: Tensor, key: Tensor, value: Tensor, context: ContextPlan, scale: float | None
 ) -> Tensor:
-    cu_seqlens, longest = plan.cu_seqlens, plan.max_seqlen
+    """Attention of a rank's tokens to keys and values of all ranks of its context."""
+    both = context.all_rows(torch.cat([key, value], dim=1), is_shared=True)
+    key, value = both.split(key.shape[1], dim=1)
+    if not _uses_varlen(query.device, query.dtype):
+        return attend_in_pieces(query, key, value, context, scale)
+    # Of a causal mask these kernels align the last query with the last key.
+    key, value = key.index_select(0, context.keys), value.index_select(0, context.keys)
+    cuts = (context.cu_queries, context.cu_keys)
+    return _varlen_attention(query, key, value, cuts, context.longest, scale).flatten(1)
+
+
+def _varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cuts: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    scale: float | None,
+) -> Tensor:
+    """cuts: int32 [N + 1] of queries and of keys. longest: of these sequences, tokens."""
     if _has_flash_attn():
         from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
@@ -244,10 +285,8 @@ def _varlen_attention(
             query,
             key,
             value,
-            cu_seqlens,
-            cu_seqlens,
-            longest,
-            longest,
+            *cuts,
+            *longest,
             softmax_scale=scale,
             causal=True,
         )
@@ -257,10 +296,8 @@ def _varlen_attention(
         query,
         key,
         value,
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
+        *cuts,
+        *longest,
         scale=scale,
         window_size=(-1, 0),
         enable_gqa=query.shape[1] != key.shape[1],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches that let megatron-core 0.16.1 run where there is no CUDA; never installed elsewhere.
+"""Patches that let megatron-core (0.16 and 0.19) run where no CUDA is; never installed elsewhere.
 
 Megatron names the device in literals (`device="cuda"`), asks `torch.cuda.current_device()` and
 keeps its random state on the GPU. Three kinds of patches answer that: one device query, one
@@ -36,6 +36,7 @@ _FUNCTIONS_WITH_LITERALS: tuple[tuple[Any, str], ...] = (
     (optimizer.MixedPrecisionOptimizer, "__init__"),
     (optimizer.Float16OptimizerWithFloat16Params, "__init__"),
     (optimizer.FP32Optimizer, "__init__"),
+    (distrib_optimizer.DistributedOptimizer, "__init__"),
     (distrib_optimizer.DistributedOptimizer, "_build_model_and_main_param_groups"),
     (clip_grads, "get_grad_norm_fp32"),
     (clip_grads, "clip_grad_by_total_norm_fp32"),
@@ -43,6 +44,7 @@ _FUNCTIONS_WITH_LITERALS: tuple[tuple[Any, str], ...] = (
     (megatron_utils, "local_multi_tensor_l2_norm"),
     (schedules, "forward_backward_no_pipelining"),
     (schedules, "forward_backward_pipelining_without_interleaving"),
+    (schedules, "forward_backward_pipelining_with_interleaving"),
 )
 
 # Of glibc's mallopt. By default a step returns its activations to the system and gets them back
@@ -95,6 +97,8 @@ def _patch_device_queries() -> None:
     cpu = torch.device("cpu")
     torch.cuda.current_device = lambda: cpu  # type: ignore[assignment]
     torch.cuda.synchronize = lambda device=None: None
+    # 0.19 has gradients wait for CUDA graphs, of which there are none.
+    torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment]
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     assert torch.empty(0, device=torch.cuda.current_device()).cuda().device == cpu
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
@@ -22,9 +22,11 @@ from megatron.core import parallel_state as mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from satori_fast.backbone.architecture import Recompute
+from satori_fast.backbone.context import plan_context
 from satori_fast.backbone.model import Kind, PolicyModel, ScalarModel, Source, build_model
 from satori_fast.backbone.optimizer import Optimizer, OptimizerSettings, wrap_for_training
-from satori_fast.backbone.parallel import parallel_state
+from satori_fast.backbone.parallel import ParallelState, parallel_state
 from satori_fast.backbone.weights import VOCABULARY, iter_hf
 from satori_fast.kernels import linear_logprob
 from satori_fast.types import Advantages, LossOutput, PackedBatch
@@ -48,17 +50,23 @@ class Loss(Protocol):
 class Learner:
     """A model, and its optimizer where it is trained; without one it is frozen.
 
-    module: the model itself; model: the same, wrapped for training when there is an optimizer.
+    modules: the model itself, its parts on this rank, of which an interleaved pipeline has several;
+    models: the same, wrapped for training when there is an optimizer.
     """
 
-    module: PolicyModel | ScalarModel
+    modules: tuple[PolicyModel | ScalarModel, ...]
     hf_config: Any
-    model: nn.Module
+    models: tuple[nn.Module, ...]
     optimizer: Optimizer | None = None
+
+    @property
+    def module(self) -> PolicyModel | ScalarModel:
+        """The last part on this rank, which has the head where it is here."""
+        return self.modules[-1]
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor); see `weights.iter_hf`: every rank must iterate."""
-        return iter_hf(self.module, self.hf_config)
+        return iter_hf(self.modules[0], self.hf_config, *self.modules[1:])
 
     def served_config(self) -> Any:
         """The configuration of the model that an engine serves: `num_tokens` rows of vocabulary."""
@@ -109,7 +117,7 @@ def build_learner(
     weights: Source | None = None,
     optimizer: OptimizerSettings | None = None,
     dtype: torch.dtype = torch.float32,
-    recompute: bool = False,
+    recompute: Recompute = "none",
     seed: int = 0,
 ) -> Learner:
     """A model and, with `optimizer`, what trains it; without, it is frozen. See `build_model`.
@@ -117,28 +125,38 @@ def build_learner(
     A critic starts from a policy with `kind="scalar", weights=dict(policy.hf_weights())`: the trunk
     is copied and the head starts at zero.
     """
-    module = build_model(
-        hf_config,
-        kind=kind,
-        weights=weights,
-        dtype=dtype,
-        recompute=recompute,
-        seed=seed,
+    modules = tuple(
+        build_model(
+            hf_config,
+            kind=kind,
+            weights=weights,
+            dtype=dtype,
+            recompute=recompute,
+            seed=seed,
+            chunk=chunk,
+        ).train(optimizer is not None)
+        for chunk in range(parallel_state().options.chunks)
     )
+    hf_config = modules[0].hf_config
     if optimizer is None:
-        return Learner(module.eval().requires_grad_(False), module.hf_config, module)
-    model = wrap_for_training(module.train())
-    return Learner(module, module.hf_config, model, Optimizer(model, optimizer))
+        frozen = tuple(module.requires_grad_(False) for module in modules)
+        return Learner(frozen, hf_config, frozen)
+    models = wrap_for_training(modules)
+    return Learner(modules, hf_config, models, Optimizer(models, optimizer))
 
 
 def score(learner: Learner, batches: Sequence[PackedBatch], *, temperature: float) -> list[Tensor]:
     """Log-probability [T] of each target of each batch; nats, fp32, no gradient."""
 
     def head(batch: PackedBatch) -> Callable[..., Tensor]:
+        context = plan_context(batch.cu_seqlens)
+
         def logprob(hidden: Tensor, weight: Tensor, **shard: Any) -> Tensor:
-            return linear_logprob(hidden, weight, batch.targets, temperature=temperature, **shard)[
-                0
-            ]
+            targets = batch.targets
+            if context is not None:
+                hidden, targets = hidden[context.own], targets[context.own]
+            found, _ = linear_logprob(hidden, weight, targets, temperature=temperature, **shard)
+            return found if context is None else context.all_rows(found, is_shared=False)
 
         return logprob
 
@@ -255,8 +273,9 @@ def _train(
     ordered = sorted(work, key=lambda pair: pair[0].minibatch)
     minibatches = [list(group) for _, group in groupby(ordered, key=lambda pair: pair[0].minibatch)]
     results = [_minibatch_step(learner, minibatch, terms, name) for minibatch in minibatches]
-    metrics = {f"{name}/{key}": number for key, number in _summary(results).items()}
     assert learner.optimizer is not None
+    learner.optimizer.gather_parameters()
+    metrics = {f"{name}/{key}": number for key, number in _summary(results).items()}
     return metrics | {f"{name}/learning_rate": learner.optimizer.learning_rate}
 
 
@@ -286,8 +305,11 @@ def _minibatch_step(
         output = model(batch, _loss_head(learner.module, terms, batch, advantages))
         return _schedule_output(output, partial(_divided_loss, num_tokens=num_tokens))
 
-    outputs = _run_schedule(learner.model, minibatch, forward_step, forward_only=False)
-    sums, maxes = _reduced(outputs, num_tokens)
+    outputs = _run_schedule(learner, _in_turns(minibatch), forward_step, forward_only=False)
+    state = parallel_state()
+    # Of a policy's loss each rank of a context has a part, of a scalar model's all of it.
+    has_all = isinstance(learner.module, ScalarModel)
+    sums, maxes = _reduced(outputs, num_tokens, state if has_all else state.copies())
     norm, stepped = optimizer.step(is_finite=math.isfinite(sums["loss"]))
     num_skipped = optimizer.num_skipped_in_a_row
     if num_skipped > optimizer.settings.max_skipped_updates:
@@ -305,7 +327,21 @@ def _loss_head(
 ) -> Callable[..., LossOutput]:
     if isinstance(module, ScalarModel):
         return lambda values: terms(values, batch, advantages)
-    return lambda hidden, weight, **shard: terms(hidden, weight, batch, advantages, **shard)
+    own = _with_own_loss(batch)
+    return lambda hidden, weight, **shard: terms(hidden, weight, own, advantages, **shard)
+
+
+def _with_own_loss(batch: PackedBatch) -> PackedBatch:
+    """The batch with a loss on this rank's tokens alone, where ranks of a context share them.
+
+    Ratios and sums over units still see all tokens; the output projection runs on these.
+    """
+    context = plan_context(batch.cu_seqlens)
+    if context is None:
+        return batch
+    weights = torch.zeros_like(batch.loss_weights)
+    weights[context.own] = batch.loss_weights[context.own]
+    return replace(batch, loss_weights=weights)
 
 
 def _divided_loss(output: LossOutput, *, num_tokens: int) -> tuple[Tensor, Tensor, LossOutput]:
@@ -328,16 +364,53 @@ def _schedule_output(output: Any, to_loss: Callable[[Any], Any]) -> tuple[Tensor
     return output.loss, lambda _: to_loss(output)
 
 
+def _in_turns(work: list[_Work]) -> list[_Work]:
+    """The microbatches of a step, and where parts of a model take turns so many without a loss that
+    the stages share them evenly."""
+    num_missing = _num_missing(len(work))
+    if not num_missing:
+        return work
+    batch, advantages = min(work, key=lambda pair: pair[0].num_tokens)
+    nothing = torch.zeros_like(batch.loss_mask)
+    idle = replace(
+        batch,
+        loss_mask=nothing,
+        loss_weights=torch.zeros_like(batch.loss_weights),
+        segment_ids=torch.full_like(batch.segment_ids, -1),
+        source=torch.full_like(batch.source, -1),
+        start_hidden=None if batch.start_hidden is None else batch.start_hidden[:0],
+    )
+    return [*work, *[(idle, advantages)] * num_missing]
+
+
+def _num_missing(count: int) -> int:
+    """Microbatches by which `count` falls short of what an interleaved pipeline runs."""
+    state = parallel_state()
+    return -count % state.pipeline_size if state.options.chunks > 1 else 0
+
+
 def _run_schedule(
-    model: nn.Module, work: Sequence[Any], forward_step: Callable[..., Any], *, forward_only: bool
+    learner: Learner,
+    work: Sequence[_Work],
+    forward_step: Callable[..., Any],
+    *,
+    forward_only: bool,
 ) -> list[Any]:
     """Megatron's schedule over `work`; the data of each microbatch, on the last stage only."""
+    # The bare modules: hooks of the training wrapper have nothing to do without gradients.
+    models = learner.modules if forward_only else learner.models
+    iterators = [iter(work) for _ in models]
+    batches = [batch for batch, _ in work]
+    if len(models) > 1:
+        for module in learner.modules:
+            module.send_padded(batches)
     return get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(work),
-        model=[model],
+        data_iterator=iterators if len(models) > 1 else iterators[0],
+        model=list(models),
         num_microbatches=len(work),
-        seq_length=1,  # stages exchange the true shapes
+        # Where parts take turns; else stages exchange the true shapes.
+        seq_length=max(batch.num_tokens for batch in batches),
         micro_batch_size=1,
         forward_only=forward_only,
     )
@@ -353,12 +426,13 @@ def _last_stage_outputs(
     if not batches:
         return []
 
-    def forward_step(work: Iterator[PackedBatch], model: nn.Module) -> Any:
-        batch = next(work)
+    def forward_step(work: Iterator[_Work], model: nn.Module) -> Any:
+        batch, _ = next(work)
         return model(batch, head(batch)), lambda out: (out, torch.zeros((), dtype=torch.int), out)
 
-    # The bare module: hooks of the training wrapper have nothing to do without gradients.
-    return _run_schedule(learner.module, batches, forward_step, forward_only=True)
+    work = [(batch, None) for batch in [*batches, *[batches[-1]] * _num_missing(len(batches))]]
+    outputs = _run_schedule(learner, work, forward_step, forward_only=True)
+    return outputs[: len(batches)]
 
 
 def _forward(
@@ -382,10 +456,9 @@ def _forward(
 
 
 def _reduced(
-    outputs: list[LossOutput], num_tokens: int
+    outputs: list[LossOutput], num_tokens: int, state: ParallelState
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Sums per loss token and maxes, over microbatches, data-parallel ranks and pipeline stages."""
-    state = parallel_state()
     reduced: list[dict[str, float]] = [{}, {}]
     if outputs:
         columns = [{"loss": output.loss, **output.sums} for output in outputs]
