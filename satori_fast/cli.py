@@ -133,6 +133,13 @@ def _parser() -> argparse.ArgumentParser:
         "--kernels", action="store_true", help="which implementation each op uses here"
     )
     show.add_argument("--recipe", action="store_true", help="the first recipe that runs, as JSON")
+    plan = verb("plan", _plan, "memory, time and layouts of a config on GPUs that are not there")
+    plan.add_argument("config", type=Path)
+    plan.add_argument("--gpus", type=int, required=True, metavar="N", help="in all")
+    plan.add_argument(
+        "--gpu", required=True, metavar="NAME", help="h100, h200, a100, ...; cpu: this host"
+    )
+    plan.add_argument("--json", action="store_true", help="numbers in full")
     explain = verb("explain", _explain, "why the tokens of given responses get their signal")
     explain.add_argument("config", type=Path)
     explain.add_argument(
@@ -358,6 +365,16 @@ def _recipe_that_runs(config: Config) -> dict[str, Any]:
     if recipe.weighting == "fixed":
         described["fixed_length"] = settings.fixed_length or rollout.max_new_tokens
     return described
+
+
+def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(options.config, overrides)
+    from satori_fast.planning import page
+    from satori_fast.planning.of_config import plan_config
+
+    plan = plan_config(config, num_gpus=options.gpus, gpu=options.gpu)
+    text = json.dumps(page.json_of(plan)) if options.json else "\n".join(page.lines_of(plan))
+    print(text)  # noqa: T201
 
 
 def _explain(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes that a rank holds, by part and phase.
+
+Counted are tensors: weights, gradients, the optimizer's state, what the backward pass keeps, what
+the output head works in, keys and values, the engine's share. Not counted: the program and its
+libraries, collectives' buffers, what an allocator loses to fragments (`profiling.data_sheets` says
+where a GPU has room for these).
+
+Letters: T tokens of a microbatch, H the hidden size, Q and K those of queries and keys, F that of
+the MLP, V the vocabulary, t tensor-parallel ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from satori_fast.planning.devices import Device
+from satori_fast.planning.job import Dtype, Job, Role, Stage
+from satori_fast.planning.layouts import Layout
+from satori_fast.planning.sizes import ModelSizes
+
+# "step" is the optimizer's.
+Phase = Literal["rollout", "annotate", "update", "step", "sync"]
+
+# Of the output head on a GPU: `kernels.triton.products` has the same numbers, which a test compares.
+HEAD_CHUNK_BYTES = 1344 * 2**20
+SCORE_CHUNK_BYTES = 512 * 2**20
+# Of that on a CPU: `kernels.cpu_head`.
+HOST_CHUNK_BYTES = 64 * 2**20
+# Ids, positions, targets, masks, weights, log-probs and advantages of a token on the device.
+_TOKEN_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterBytes:
+    """Bytes of a parameter: 18 in bfloat16, 16 in float32, where nobody shares."""
+
+    weight: float
+    gradient: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        """Bytes of a trained parameter."""
+        return self.weight + self.gradient + self.optimizer
+
+
+def parameter_bytes(dtype: Dtype, layout: Layout | None = None) -> ParameterBytes:
+    """Bytes of a trained parameter: weight, gradient in float32, the optimizer's copy in float32 of
+    a weight in bfloat16, and two moments. Sharded, copy and moments are divided by the ranks that
+    share them: 6 + 12 / data bytes in bfloat16."""
+    layout = layout or Layout()
+    sharers = layout.data * layout.context if layout.shard_optimizer else 1
+    copy = 4 if dtype == "bfloat16" else 0
+    return ParameterBytes(2 if dtype == "bfloat16" else 4, 4, (copy + 8) / sharers)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNumbers:
+    """Numbers (elements) of a token that a layer keeps for its backward pass.
+
+    inputs: of the layer, all that recomputation keeps. whole: without recomputation, inputs too.
+    """
+
+    inputs: float
+    whole: float
+
+
+def layer_numbers(sizes: ModelSizes, layout: Layout, *, on_host: bool = False) -> LayerNumbers:
+    """What a layer keeps of a token:
+
+        4 H + (3 Q + 3 K + 3 F) / t
+
+    Inputs and outputs of two norms; queries, keys and values as one product (3 Q + 3 K: the product
+    itself, Q + 2 K, is kept by the values; rotated queries and keys; the attention's output); gate,
+    up, and their product. On the host attention copies its output once more, Q / t. With sequence
+    parallelism the first term is divided by t too.
+    """
+    shape, t = sizes.shape, layout.tensor
+    outside = 4 * shape.hidden_size / (t if layout.sequence else 1)
+    attention = (4 if on_host else 3) * sizes.query_size + 3 * sizes.key_size
+    inside = (attention + 3 * shape.intermediate_size) / t
+    return LayerNumbers(outside / 4, outside + inside)
+
+
+def kept_bytes(
+    sizes: ModelSizes, layout: Layout, tokens: float, *, size: int, on_host: bool, stage: int = 0
+) -> float:
+    """Bytes that the layers keep of microbatches of so many tokens until their backward passes.
+
+    stage: of the pipeline; the first one keeps as many microbatches as there are stages.
+    """
+    numbers = layer_numbers(sizes, layout, on_host=on_host)
+    layers = sizes.shape.num_layers / layout.pipeline
+    kept = layers * (numbers.inputs if layout.recompute else numbers.whole)
+    return size * tokens / layout.context * kept * (layout.pipeline - stage)
+
+
+def backward_bytes(
+    sizes: ModelSizes, layout: Layout, tokens: float, *, size: int, on_host: bool
+) -> float:
+    """Bytes that a backward pass adds at its fullest, in the last layer's MLP: gradients of the
+    hidden states, of gate and of up; with recomputation the layer itself."""
+    numbers = layer_numbers(sizes, layout, on_host=on_host)
+    layer = numbers.whole - numbers.inputs if layout.recompute else 0.0
+    gradients = sizes.shape.hidden_size + 2 * sizes.shape.intermediate_size / layout.tensor
+    return size * tokens / layout.context * (layer + gradients)
+
+
+def head_bytes(
+    sizes: ModelSizes, layout: Layout, tokens: float, *, size: int, on_host: bool
+) -> float:
+    """Bytes that the loss of a policy needs beside what the layers keep: input and output of the
+    last norm, the gradient of its output, the gradient of the head's weight in float32, and a chunk
+    of logits in float32 or, when that is gone, the gradient in the weight's type.
+
+    The chunk of a CPU is not torch's: `host_chunk_bytes`.
+    """
+    hidden, tokens = sizes.shape.hidden_size, tokens / layout.context
+    elements = -(-sizes.shape.num_logits // layout.tensor) * hidden
+    result = size * elements if size < 4 else 0
+    chunk = 0.0 if on_host else min(HEAD_CHUNK_BYTES, 4.0 * elements / hidden * tokens)
+    return 3 * size * tokens * hidden + 4.0 * elements + max(chunk, result)
+
+
+def host_chunk_bytes(sizes: ModelSizes, tokens: float) -> float:
+    """Bytes of the chunk of logits that the compiled head of a CPU works on."""
+    shape = sizes.shape
+    return min(HOST_CHUNK_BYTES, 4.0 * tokens * (shape.num_logits + 18 * shape.hidden_size))
+
+
+def cache_bytes(sizes: ModelSizes, tokens: float, *, size: int, tensor: int = 1) -> float:
+    """Bytes of the keys and values of so many tokens, on one of `tensor` ranks."""
+    return 2.0 * sizes.shape.num_layers * sizes.key_size * tokens * size / tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StageMemory:
+    """Bytes of the fullest rank in each phase of a stage, by part.
+
+    pipeline_stage: where that rank is.
+    """
+
+    stage: str
+    phases: Mapping[Phase, Mapping[str, float]]
+    pipeline_stage: int
+
+    @property
+    def peak(self) -> float:
+        """Bytes of the fullest phase."""
+        return max(sum(parts.values()) for parts in self.phases.values())
+
+
+def stage_memory(job: Job, stage: Stage, layout: Layout, device: Device) -> StageMemory:
+    """What the fullest rank holds in a stage."""
+    on_ends = sorted({0, layout.pipeline - 1})
+    found = [_RankMemory(job, stage, layout, device, at).memory() for at in on_ends]
+    return max(found, key=lambda memory: memory.peak)
+
+
+def fullest_stage(job: Job, layout: Layout, device: Device) -> StageMemory:
+    """Of the stages of a run the one that needs most."""
+    return max(
+        (stage_memory(job, stage, layout, device) for stage in job.stages),
+        key=lambda memory: memory.peak,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _RankMemory:
+    """The sums of one rank, at pipeline stage `at`."""
+
+    job: Job
+    stage: Stage
+    layout: Layout
+    device: Device
+    at: int
+
+    def memory(self) -> StageMemory:
+        phases: dict[Phase, Mapping[str, float]] = {}
+        resting = self._resting()
+        if self.stage.learns_from_samples:
+            phases["rollout"] = {**resting, "engine": self._engine()}
+        elif self.stage.sampling == "before":
+            phases["rollout"] = {**self._frozen(), "engine": self._engine()}
+        awake = {} if self.job.engine.sleeps else self._resident_engine()
+        if self.stage.learns_from_samples:
+            phases["annotate"] = {**resting, **awake, "head": self._scoring()}
+        phases["update"] = {**resting, **awake, **self._update()}
+        phases["step"] = {**resting, **awake, "optimizer's work": self._optimizer_work()}
+        if self.stage.learns_from_samples and self.job.engine.kind != "embedded":
+            phases["sync"] = {**resting, **self._resident_engine(), "sync": self._sync()}
+        return StageMemory(self.stage.name, phases, self.at)
+
+    def _resting(self) -> dict[str, float]:
+        """Weights of all models, and what training adds to those that are trained."""
+        each = parameter_bytes(self.job.dtype, self.layout)
+        parts = {"gradients": 0.0, "optimizer": 0.0}
+        weights: dict[str, float] = {}
+        for role in self.stage.roles:
+            number = self._parameters(role)
+            weights[f"{role.name} weights"] = each.weight * number
+            if role.trained:
+                parts["gradients"] += each.gradient * number
+                parts["optimizer"] += each.optimizer * number
+        return {**weights, **parts, "batch": _TOKEN_BYTES * self._step_tokens()}
+
+    def _frozen(self) -> dict[str, float]:
+        """The policy alone, as a stage loads it that samples before it trains."""
+        number = self.job.sizes.rank_parameters(self.layout, stage=self.at)
+        return {"policy weights": parameter_bytes(self.job.dtype).weight * number}
+
+    def _parameters(self, role: Role) -> int:
+        return self.job.sizes.rank_parameters(self.layout, kind=role.kind, stage=self.at)
+
+    def _step_tokens(self) -> float:
+        stage = self.stage
+        return stage.num_sequences * stage.lengths.longest / self.layout.data
+
+    def _microbatch(self) -> float:
+        """Tokens of the largest microbatch: what packing allows, or all of a minibatch."""
+        minibatch = self._step_tokens() / self.stage.num_minibatches
+        longest = self.stage.lengths.longest
+        return min(self.job.microbatch, max(minibatch, longest))
+
+    # -- phases -------------------------------------------------------------------------------
+
+    def _update(self) -> dict[str, float]:
+        """The fuller moment of an update: the loss, or the backward pass of the last layer."""
+        sizes, layout, tokens = self.job.sizes, self.layout, self._microbatch()
+        how = {"size": self.job.element_bytes, "on_host": self._on_host()}
+        kept = kept_bytes(sizes, layout, tokens, stage=self.at, **how)
+        if self.stage.keeps_start_hidden:
+            minibatch = self._step_tokens() / self.stage.num_minibatches
+            kept += self.job.element_bytes * sizes.shape.hidden_size * minibatch
+        backward, head, waiting = backward_bytes(sizes, layout, tokens, **how), 0.0, 0.0
+        is_last = self.at == layout.pipeline - 1
+        if is_last and any(role.trained and role.kind == "policy" for role in self.stage.roles):
+            head = head_bytes(sizes, layout, tokens, **how)
+            if sizes.tied and layout.pipeline == 1:
+                # It waits for the embedding's part, the last of the backward pass.
+                waiting = self.job.element_bytes * sizes.embedding_size / layout.tensor
+        moments = (
+            {"activations": kept, "head": head},
+            {"activations": kept + backward, "head": waiting},
+        )
+        return max(moments, key=lambda parts: sum(parts.values()))
+
+    def _optimizer_work(self) -> float:
+        """torch's AdamW takes the roots of all second moments at once on a GPU; on a CPU matrix by
+        matrix."""
+        if self._on_host():
+            return 0.0
+        numbers = max(self._parameters(role) for role in self.stage.roles if role.trained)
+        sharers = self.layout.data * self.layout.context if self.layout.shard_optimizer else 1
+        return 4.0 * numbers / sharers
+
+    def _scoring(self) -> float:
+        """A forward pass: one layer, and logits on the last stage."""
+        sizes, layout, size = self.job.sizes, self.layout, self.job.element_bytes
+        tokens = self._microbatch() / layout.context
+        hidden, inner = sizes.shape.hidden_size, sizes.shape.intermediate_size / layout.tensor
+        layer = size * tokens * (3 * hidden + 3 * inner)
+        chunk = 0.0 if self._on_host() else SCORE_CHUNK_BYTES
+        return max(layer, chunk if self.at == layout.pipeline - 1 else 0.0)
+
+    def _engine(self) -> float:
+        if self.job.engine.kind != "embedded":
+            return self._engine_share()
+        stage, sizes, size = self.stage, self.job.sizes, self.job.element_bytes
+        slots = min(self.job.engine.max_slots, -(-stage.num_sequences // self.layout.data))
+        cache = cache_bytes(sizes, slots * stage.lengths.longest, size=size)
+        logits = 2 * 4 * slots * sizes.shape.num_logits
+        return cache + logits
+
+    def _resident_engine(self) -> dict[str, float]:
+        return {"engine": self._engine_share()} if self._engine_share() else {}
+
+    def _engine_share(self) -> float:
+        """Bytes of vLLM on a trainer's GPU."""
+        engine = self.job.engine
+        on_trainers = engine.kind == "vllm" or (engine.kind == "server" and not engine.num_gpus)
+        return engine.share * self.device.memory_bytes if on_trainers else 0.0
+
+    def _sync(self) -> float:
+        """A bucket, and the largest tensor, whole."""
+        whole = self.job.sizes.embedding_size * self.job.element_bytes
+        return self.job.engine.bucket_bytes + whole
+
+    def _on_host(self) -> bool:
+        return self.device.kind == "cpu"

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans: the layout that is asked for, those that fit, fastest first, and what to change if none
+does.
+
+What is shown of a plan is `page`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from satori_fast.planning.devices import Device
+from satori_fast.planning.job import Job, Stage
+from satori_fast.planning.layouts import Layout, check_layout, possible_layouts, with_data
+from satori_fast.planning.memory import (
+    StageMemory,
+    cache_bytes,
+    stage_memory,
+)
+from satori_fast.planning.timing import StepTime, step_time
+
+# Advice doubles the number of ranks up to here.
+MAX_RANKS = 1024
+_GIGA = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A layout for a job.
+
+    memory:  of each stage. time: of a step of the job's main stage.
+    lacking: why it does not fit, in one line; None: it fits.
+    """
+
+    layout: Layout
+    memory: Sequence[StageMemory]
+    time: StepTime
+    lacking: str | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage fits."""
+        return self.lacking is None
+
+    @property
+    def fullest(self) -> StageMemory:
+        """The stage that needs most memory."""
+        return max(self.memory, key=lambda memory: memory.peak)
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A change, or several, after which a layout fits."""
+
+    changes: tuple[str, ...]
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job would need of `num_gpus` devices.
+
+    asked: the layout of the config. fitting: layouts that fit, most tokens per second first.
+    advice: what else would fit, where `asked` does not.
+    """
+
+    job: Job
+    device: Device
+    num_gpus: int
+    asked: Candidate
+    fitting: tuple[Candidate, ...]
+    advice: tuple[Advice, ...]
+
+
+def make_plan(job: Job, layout: Layout, device: Device, num_gpus: int) -> Plan:
+    """The plan of a job. ValueError for a layout that does not fit the model or the GPUs."""
+    check_layout(layout, job.sizes.shape)
+    num_ranks = trainers(job, num_gpus)
+    layout = with_data(layout, num_ranks)
+    asked = candidate(job, layout, device)
+    fitting = fitting_layouts(job, layout, device)
+    advice = () if asked.fits else advise(job, layout, device, num_gpus)
+    return Plan(job, device, num_gpus, asked, tuple(fitting), advice)
+
+
+def trainers(job: Job, num_gpus: int) -> int:
+    """Ranks that train: the GPUs but those of servers. ValueError: none is left."""
+    num_ranks = num_gpus - job.engine.num_gpus
+    if num_ranks < 1:
+        raise ValueError(
+            f"--gpus {num_gpus} leaves no GPU to train on: the servers of the config have "
+            f"{job.engine.num_gpus} of their own"
+        )
+    return num_ranks
+
+
+def candidate(job: Job, layout: Layout, device: Device) -> Candidate:
+    """What a layout costs."""
+    memory = [stage_memory(job, stage, layout, device) for stage in job.stages]
+    time = step_time(job, job.main, layout, device)
+    found = Candidate(layout, memory, time, None)
+    return replace(found, lacking=_lacking(job, found, device))
+
+
+def _lacking(job: Job, found: Candidate, device: Device) -> str | None:
+    needed, there = found.fullest.peak, device.memory_bytes
+    if needed > there:
+        return f"{needed / _GIGA:.1f} GB are needed in {found.fullest.stage}, {there / _GIGA:.0f} are there"
+    engine, layout = job.engine, found.layout
+    if engine.kind == "embedded" or not any(map(_samples, job.stages)):
+        return None
+    tensor = layout.tensor if engine.kind == "vllm" else engine.tensor
+    weights = job.sizes.num_parameters() * job.element_bytes / tensor
+    longest = max(stage.lengths.longest for stage in job.stages)
+    least = weights + cache_bytes(job.sizes, longest, size=job.element_bytes, tensor=tensor)
+    if least > engine.share * there:
+        return (
+            f"rollout.gpu_memory_share = {engine.share:g} is {engine.share * there / _GIGA:.1f} GB, "
+            f"and the engine's weights and one sequence take {least / _GIGA:.1f}"
+        )
+    return None
+
+
+def _samples(stage: Stage) -> bool:
+    return stage.sampling != "never"
+
+
+def fitting_layouts(job: Job, like: Layout, device: Device) -> list[Candidate]:
+    """Every layout of as many ranks that fits, most tokens per second first. Of two that differ in
+    recomputation alone the slower one is left out."""
+    found: dict[Layout, Candidate] = {}
+    for layout in possible_layouts(
+        job.sizes.shape, like.num_ranks, job.engine.kind, like=like
+    ):
+        each = candidate(job, layout, device)
+        if each.fits:
+            found.setdefault(replace(layout, recompute=False), each)
+    return sorted(found.values(), key=lambda each: -each.time.tokens_per_s)
+
+
+# -- advice ---------------------------------------------------------------------------------------
+
+_Case = tuple[Job, Layout]
+_Change = tuple[str, Callable[[_Case], _Case]]
+
+
+def advise(job: Job, layout: Layout, device: Device, num_gpus: int) -> tuple[Advice, ...]:
+    """Changes after which some layout of as many GPUs fits: those that do alone; else all of them,
+    one after the other until it fits; else more GPUs."""
+    changes = list(_changes(job, layout))
+    found: list[Advice] = []
+    for name, change in changes:
+        if (best := _best(*change((job, layout)), device)) is not None:
+            found.append(Advice((name,), best))
+    if found:
+        return tuple(found)
+    case: _Case = (job, layout)
+    names: list[str] = []
+    for name, change in changes:
+        case = change(case)
+        names.append(name)
+        if (best := _best(*case, device)) is not None:
+            return (Advice(tuple(names), best),)
+    while (num_gpus := 2 * num_gpus) <= MAX_RANKS:
+        alone = replace(case[1], tensor=1, pipeline=1, context=1, data=trainers(job, num_gpus))
+        if (best := _best(case[0], alone, device)) is not None:
+            return (Advice((*names, f"--gpus {num_gpus}"), best),)
+    return ()
+
+
+def _best(job: Job, layout: Layout, device: Device) -> Layout | None:
+    fitting = fitting_layouts(job, layout, device)
+    return fitting[0].layout if fitting else None
+
+
+def _changes(job: Job, layout: Layout) -> list[_Change]:
+    """Settings that make a rank's share smaller, the cheapest first."""
+    engine = job.engine
+    found: list[_Change] = [("another layout", lambda case: case)]
+
+    def of_job(name: str, change: Callable[[Job], Job]) -> None:
+        found.append((name, lambda case: (change(case[0]), case[1])))
+
+    if engine.kind == "vllm" and not engine.sleeps:
+        of_job("rollout.sleep = true", lambda job: _with_engine(job, sleeps=True))
+    smallest = _smallest_microbatch(job)
+    if smallest < job.microbatch:
+        name = f"packing.max_tokens_per_microbatch = {smallest}"
+        of_job(name, lambda job: replace(job, microbatch=smallest))
+    for share in (0.3, 0.2):
+        if engine.kind == "vllm" and engine.share > share:
+            name = f"rollout.gpu_memory_share = {share:g}"
+            of_job(name, lambda job, share=share: _with_engine(job, share=share))
+    if job.can_shard and not layout.shard_optimizer and layout.data > 1:
+        name = "parallel.shard_optimizer = true"
+        found.append((name, lambda case: (case[0], replace(case[1], shard_optimizer=True))))
+    if any(role.name == "critic" for stage in job.stages for role in stage.roles):
+        of_job('reinforce.recipe = "grpo"', _without_critic)
+    if job.dtype == "float32":
+        of_job('model.dtype = "bfloat16"', lambda job: replace(job, dtype="bfloat16"))
+    return found
+
+
+def _with_engine(job: Job, **values: object) -> Job:
+    return replace(job, engine=replace(job.engine, **values))  # type: ignore[arg-type]
+
+
+def _smallest_microbatch(job: Job) -> int:
+    """Tokens that the longest sequence needs, or a pair of them."""
+    pairs = any(stage.name == "preference" for stage in job.stages)
+    return max(stage.lengths.longest for stage in job.stages) * (2 if pairs else 1)
+
+
+def _without_critic(job: Job) -> Job:
+    stages = tuple(
+        replace(stage, roles=tuple(role for role in stage.roles if role.name != "critic"))
+        for stage in job.stages
+    )
+    return replace(job, stages=stages)
