@@ -71,8 +71,8 @@ def _failed(error: Exception) -> int:
         from satori_fast.backbone.parallel import tell_peers
 
         instead = tell_peers(line, is_of_peers=is_of_peers)
-    elif code == failures.USER and _environment_rank("LOCAL_RANK"):
-        return code  # each rank makes the same mistake before they meet: one of them tells
+    elif code == failures.USER and _environment_rank("LOCAL_RANK") and failures.shares_log():
+        return code  # each rank makes the same mistake before they meet: one a log tells
     else:
         instead = None
     failures.tell_launcher(instead or line, came_later=instead is not None)

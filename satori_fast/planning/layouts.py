@@ -57,19 +57,24 @@ class Layout:
         return ", ".join([*sizes, *(name for name, is_set in flags.items() if is_set)])
 
 
-def with_data(layout: Layout, num_ranks: int) -> Layout:
-    """The layout on so many ranks, data parallel by what is left. ValueError: it does not divide
-    them, or needs more."""
+def with_data(layout: Layout, num_gpus: int, *, num_servers: int = 0) -> Layout:
+    """The layout on so many GPUs, data parallel by what is left. ValueError: it does not divide
+    them, or needs more.
+
+    num_servers: GPUs among them that servers have for their own.
+    """
+    num_ranks = num_gpus - num_servers
+    beside = f", beside {num_servers} GPUs of servers" if num_servers else ""
     sizes = f"parallel.tensor * pipeline * context = {layout.tensor} * {layout.pipeline} * "
     sizes += f"{layout.context} = {layout.model_size}"
     if num_ranks < layout.model_size:
         raise ValueError(
-            f"{num_ranks} ranks are below {sizes}, what one copy of the models takes: raise --gpus "
-            "or lower a size"
+            f"--gpus {num_gpus} is below what one copy of the models takes, {sizes}{beside}: raise "
+            "it, or lower a size"
         )
     if num_ranks % layout.model_size:
         raise ValueError(
-            f"{num_ranks} ranks are no multiple of {sizes}: change --gpus or one of the sizes"
+            f"--gpus {num_gpus} is no multiple of {sizes}{beside}: change it, or one of the sizes"
         )
     return replace(layout, data=num_ranks // layout.model_size)
 

@@ -76,23 +76,11 @@ class Plan:
 def make_plan(job: Job, layout: Layout, device: Device, num_gpus: int) -> Plan:
     """The plan of a job. ValueError for a layout that does not fit the model or the GPUs."""
     check_layout(layout, job.sizes.shape)
-    num_ranks = trainers(job, num_gpus)
-    layout = with_data(layout, num_ranks)
+    layout = with_data(layout, num_gpus, num_servers=job.engine.num_gpus)
     asked = candidate(job, layout, device)
     fitting = fitting_layouts(job, layout, device)
     advice = () if asked.fits else advise(job, layout, device, num_gpus)
     return Plan(job, device, num_gpus, asked, tuple(fitting), advice)
-
-
-def trainers(job: Job, num_gpus: int) -> int:
-    """Ranks that train: the GPUs but those of servers. ValueError: none is left."""
-    num_ranks = num_gpus - job.engine.num_gpus
-    if num_ranks < 1:
-        raise ValueError(
-            f"--gpus {num_gpus} leaves no GPU to train on: the servers of the config have "
-            f"{job.engine.num_gpus} of their own"
-        )
-    return num_ranks
 
 
 def candidate(job: Job, layout: Layout, device: Device) -> Candidate:
@@ -163,7 +151,8 @@ def advise(job: Job, layout: Layout, device: Device, num_gpus: int) -> tuple[Adv
         if (best := _best(*case, device)) is not None:
             return (Advice(tuple(names), best),)
     while (num_gpus := 2 * num_gpus) <= MAX_RANKS:
-        alone = replace(case[1], tensor=1, pipeline=1, context=1, data=trainers(job, num_gpus))
+        ranks = num_gpus - job.engine.num_gpus
+        alone = replace(case[1], tensor=1, pipeline=1, context=1, data=ranks)
         if (best := _best(case[0], alone, device)) is not None:
             return (Advice((*names, f"--gpus {num_gpus}"), best),)
     return ()
