@@ -17,8 +17,8 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A model of a stage: "policy", "critic", "reference" (also the start that imitation stays near)
-    or "reward"."""
+    """A model of a stage: "policy", "critic", "reward", or "reference" (also the start that
+    imitation stays near)."""
 
     name: str
     kind: Kind

@@ -2,9 +2,9 @@
 """Bytes that a rank holds, by part and phase.
 
 Counted are tensors: weights, gradients, the optimizer's state, what the backward pass keeps, what
-the output head works in, keys and values, the engine's share. Not counted: the program and its
-libraries, collectives' buffers, what an allocator loses to fragments (`profiling.data_sheets` says
-where a GPU has room for these).
+the output head works in, keys and values, the engine's share. On a GPU the program, collectives'
+buffers and what an allocator loses to fragments are not: `profiling.data_sheets` says where there
+is room for them. On a host program and allocator are parts of their own.
 
 Letters: T tokens of a microbatch, H the hidden size, Q and K those of queries and keys, F that of
 the MLP, V the vocabulary, t tensor-parallel ranks.
@@ -24,11 +24,17 @@ from satori_fast.planning.sizes import ModelSizes
 # "step" is the optimizer's.
 Phase = Literal["rollout", "annotate", "update", "step", "sync"]
 
-# Of the output head on a GPU: `kernels.triton.products` has the same numbers, which a test compares.
+# Of the output head on a GPU: `kernels.triton.products` has the same, which a test compares.
 HEAD_CHUNK_BYTES = 1344 * 2**20
 SCORE_CHUNK_BYTES = 512 * 2**20
 # Of that on a CPU: `kernels.cpu_head`.
 HOST_CHUNK_BYTES = 64 * 2**20
+# Measured, benchmarks/results/step.json: a process on a host with all libraries before it has a
+# model, and what malloc holds beyond the activations that are freed and made again.
+PROGRAM_BYTES = 640e6
+ALLOCATOR_SHARE = 0.3
+# Parts of a host that are no tensors.
+HOST_PARTS = ("program", "allocator", "head's chunk")
 # Ids, positions, targets, masks, weights, log-probs and advantages of a token on the device.
 _TOKEN_BYTES = 64
 
@@ -205,12 +211,16 @@ class _RankMemory:
             if role.trained:
                 parts["gradients"] += each.gradient * number
                 parts["optimizer"] += each.optimizer * number
-        return {**weights, **parts, "batch": _TOKEN_BYTES * self._step_tokens()}
+        return {**weights, **parts, "batch": _TOKEN_BYTES * self._step_tokens(), **self._program()}
+
+    def _program(self) -> dict[str, float]:
+        return {"program": PROGRAM_BYTES} if self._on_host() else {}
 
     def _frozen(self) -> dict[str, float]:
         """The policy alone, as a stage loads it that samples before it trains."""
         number = self.job.sizes.rank_parameters(self.layout, stage=self.at)
-        return {"policy weights": parameter_bytes(self.job.dtype).weight * number}
+        weights = parameter_bytes(self.job.dtype).weight * number
+        return {"policy weights": weights, **self._program()}
 
     def _parameters(self, role: Role) -> int:
         return self.job.sizes.rank_parameters(self.layout, kind=role.kind, stage=self.at)
@@ -246,7 +256,16 @@ class _RankMemory:
             {"activations": kept, "head": head},
             {"activations": kept + backward, "head": waiting},
         )
-        return max(moments, key=lambda parts: sum(parts.values()))
+        fullest = max(moments, key=lambda parts: sum(parts.values()))
+        return {**fullest, **self._host_work(fullest)} if self._on_host() else fullest
+
+    def _host_work(self, parts: Mapping[str, float]) -> dict[str, float]:
+        """What lies beside the tensors of an update on a host."""
+        work = {"allocator": ALLOCATOR_SHARE * parts["activations"]}
+        if any(role.trained and role.kind == "policy" for role in self.stage.roles):
+            # It is gone in the backward pass; malloc has not given it back.
+            work["head's chunk"] = host_chunk_bytes(self.job.sizes, self._microbatch())
+        return work
 
     def _optimizer_work(self) -> float:
         """torch's AdamW takes the roots of all second moments at once on a GPU; on a CPU matrix by

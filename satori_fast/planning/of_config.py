@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to the job, the layout and the device to plan for.
 
-Lengths that a config does not tell are assumed: a quarter of the longest prompt, half of the longest
-response.
+Lengths that a config does not tell are assumed: a quarter of the longest prompt, half of the
+longest response.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def job_of(config: Config) -> Job:
     """The job of a config. ConfigError where no stage trains a model."""
     stages = tuple(stage for name in config.stages for stage in _stages(config, name))
     if not stages:
-        raise ConfigError(f"stages = {list(config.stages)} train no model: nothing is to be planned")
+        raise ConfigError(
+            f"stages = {list(config.stages)} train no model: nothing is to be planned"
+        )
     return Job(
         name=config.name,
         model=config.model.path or f"a fresh {config.model.architecture}",
@@ -171,7 +173,11 @@ def _stages(config: Config, name: str) -> list[Stage]:
     if name == "reinforce":
         return [_reinforcement(config, name, config.reinforce)]
     if name == "iterate":
-        return [stage for number in range(len(config.iterate.rounds)) for stage in _round(config, number)]
+        return [
+            stage
+            for number in range(len(config.iterate.rounds))
+            for stage in _round(config, number)
+        ]
     return []
 
 

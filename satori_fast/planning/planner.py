@@ -22,7 +22,6 @@ from satori_fast.planning.timing import StepTime, step_time
 
 # Advice doubles the number of ranks up to here.
 MAX_RANKS = 1024
-_GIGA = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +91,9 @@ def candidate(job: Job, layout: Layout, device: Device) -> Candidate:
 
 
 def _lacking(job: Job, found: Candidate, device: Device) -> str | None:
-    needed, there = found.fullest.peak, device.memory_bytes
+    needed, there, where = found.fullest.peak, device.memory_bytes, found.fullest.stage
     if needed > there:
-        return f"{needed / _GIGA:.1f} GB are needed in {found.fullest.stage}, {there / _GIGA:.0f} are there"
+        return f"{_gb(needed)} GB are needed in {where}, {_gb(there)} are there"
     engine, layout = job.engine, found.layout
     if engine.kind == "embedded" or not any(map(_samples, job.stages)):
         return None
@@ -102,12 +101,17 @@ def _lacking(job: Job, found: Candidate, device: Device) -> str | None:
     weights = job.sizes.num_parameters() * job.element_bytes / tensor
     longest = max(stage.lengths.longest for stage in job.stages)
     least = weights + cache_bytes(job.sizes, longest, size=job.element_bytes, tensor=tensor)
-    if least > engine.share * there:
+    share = engine.share * there
+    if least > share:
         return (
-            f"rollout.gpu_memory_share = {engine.share:g} is {engine.share * there / _GIGA:.1f} GB, "
-            f"and the engine's weights and one sequence take {least / _GIGA:.1f}"
+            f"rollout.gpu_memory_share = {engine.share:g} is {_gb(share)} GB, and the engine's "
+            f"weights and one sequence take {_gb(least)}"
         )
     return None
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f}"
 
 
 def _samples(stage: Stage) -> bool:
@@ -118,9 +122,7 @@ def fitting_layouts(job: Job, like: Layout, device: Device) -> list[Candidate]:
     """Every layout of as many ranks that fits, most tokens per second first. Of two that differ in
     recomputation alone the slower one is left out."""
     found: dict[Layout, Candidate] = {}
-    for layout in possible_layouts(
-        job.sizes.shape, like.num_ranks, job.engine.kind, like=like
-    ):
+    for layout in possible_layouts(job.sizes.shape, like.num_ranks, job.engine.kind, like=like):
         each = candidate(job, layout, device)
         if each.fits:
             found.setdefault(replace(layout, recompute=False), each)

@@ -88,7 +88,7 @@ class ModelSizes:
         return split // tensor + whole
 
     def _vocabulary(self, tensor: int) -> int:
-        """Elements of a rank's rows of the vocabulary, which is padded to a multiple of `tensor`."""
+        """Elements of a rank's rows of the vocabulary, padded to a multiple of `tensor`."""
         return -(-self.shape.num_logits // tensor) * self.shape.hidden_size
 
 
@@ -110,9 +110,7 @@ KNOWN: Mapping[str, ModelSizes] = MappingProxyType(
         "qwen2.5-14b": _qwen2(48, 5120, 40, 8, 13_824, vocabulary=152_064, tied=False),
         "qwen2.5-32b": _qwen2(64, 5120, 40, 8, 27_648, vocabulary=152_064, tied=False),
         "qwen2.5-72b": _qwen2(80, 8192, 64, 8, 29_568, vocabulary=152_064, tied=False),
-        "llama-3.1-8b": ModelSizes(
-            ModelShape(32, 4096, 32, 8, 128, 14_336, 128_256), tied=False
-        ),
+        "llama-3.1-8b": ModelSizes(ModelShape(32, 4096, 32, 8, 128, 14_336, 128_256), tied=False),
         "smollm2-135m": ModelSizes(ModelShape(30, 576, 9, 3, 64, 1536, 49_152), tied=True),
     }
 )
@@ -120,7 +118,7 @@ _VARIANT = re.compile(r"-(math|coder|instruct)(?=-|$)")
 
 
 def sizes_of(path: str) -> ModelSizes:
-    """Sizes of a model folder, or of a known model of this name ("owner/model"). ValueError: neither.
+    """Sizes of a model folder, or of a known model of this name ("owner/model"); else ValueError.
 
     Example: ``sizes_of("Qwen/Qwen2.5-Math-7B").num_parameters()`` is 7,615,616,512.
     """

@@ -21,6 +21,9 @@ Part = Literal["rollout", "annotate", "update", "sync"]
 
 # A collective of tensor-parallel ranks on the few tokens of a decoding pass: its latency, assumed.
 _LATENCY_S = 15e-6
+# The kernels of a layer, however little they do: when an engine replays them, when a trainer starts
+# each, assumed; backward passes have twice as many.
+_REPLAY_S, _START_S = 15e-6, 150e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ class _Clock:
     def forward(self, roles: Sequence[Role]) -> PartTime:
         """A forward pass of each model over all sequences of a step."""
         flops = sum(self._sequence_flops(role) for role in roles)
-        seconds = flops / self._num_trainers() / self.device.rate("forward")
+        seconds = flops / self.layout.num_ranks / self.device.rate("forward")
+        seconds = max(seconds, len(roles) * self._starts())
         sent = len(roles) * (self._tensor_bytes(passes=1) + self._pipeline_bytes(passes=1))
         sending = len(roles) * (self._tensor_seconds(passes=1) + self._pipeline_seconds(passes=1))
         return PartTime(seconds * self._stretch() + sending, sending, sent)
@@ -106,7 +110,8 @@ class _Clock:
         passes = TRAINING_PASSES + (1 if self.layout.recompute else 0)
         responses = self.stage.lengths.expected_response
         flops = sum(passes * self._sequence_flops(role, head=responses) for role in trained)
-        seconds = flops / self._num_trainers() / self.device.rate("update") * self._stretch()
+        seconds = flops / self.layout.num_ranks / self.device.rate("update")
+        seconds = max(seconds, len(trained) * passes * self._starts()) * self._stretch()
         start = [role for role in self.stage.roles if not role.trained]
         if not self.stage.learns_from_samples and start:  # imitation stays near it
             seconds += self.forward(start).seconds
@@ -138,7 +143,7 @@ class _Clock:
         return number * forward_flops(shape, [round(length)])
 
     def _sequence_flops(self, role: Role, *, head: float | None = None) -> float:
-        """Of a forward pass over all sequences. head: tokens of each that need logits; None: all."""
+        """Of a forward pass over all sequences. head: tokens of each with logits; None: all."""
         shape, length = self.job.sizes.shape_of(role.kind), round(self.stage.lengths.expected)
         tokens = None if head is None else round(head)
         each = forward_flops(shape, [length], num_head_tokens=tokens)
@@ -153,6 +158,8 @@ class _Clock:
         flops = 2.0 * slots * sizes.shape.num_weights_read / tensor
         waits = 2 * sizes.shape.num_layers * _LATENCY_S if tensor > 1 else 0.0
         busy = max(read / self.device.rate("decode"), flops / self.device.rate("forward"))
+        if self.device.kind == "cuda":
+            busy = max(busy, sizes.shape.num_layers * _REPLAY_S)
         return busy + waits
 
     def _replicas(self) -> tuple[float, int]:
@@ -164,8 +171,12 @@ class _Clock:
             return layout.num_ranks / layout.tensor, layout.tensor
         return max(1.0, engine.num_gpus / engine.tensor), engine.tensor
 
-    def _num_trainers(self) -> int:
-        return self.layout.num_ranks
+    def _starts(self) -> float:
+        """Seconds in which a rank starts the kernels of a pass over its microbatches of a step."""
+        if self.device.kind == "cpu":
+            return 0.0
+        layers = self.job.sizes.shape.num_layers / self.layout.pipeline
+        return layers * _START_S * self._num_microbatches() * self.stage.num_minibatches
 
     def _num_microbatches(self) -> float:
         """Of a minibatch, on a data-parallel rank; at least one."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launch files that people copy: their words are right as far as a machine without a cluster can
-tell. Schedulers are stand-ins on the PATH; torchrun is the real one."""
+"""The launch files that people copy are right, as far as a machine without a cluster can tell.
+
+Schedulers are stand-ins on the PATH; torchrun is the real one."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ sys.exit(int(os.environ.get("ENDS_WITH", "0")))
 """
 PROGRAMS = {
     "srun": 'shift\nexec "$@"\n',  # its own option, then a command
-    "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" > {folder}/asked; fi\n',
+    "scontrol": '[ "$1" = show ] && printf "node7\\nnode8\\n" || echo "$@" > {folder}/asked\n',
     "scancel": 'echo "$@" > {folder}/cancelled\nkill -TERM "$(cat {folder}/pid)"\n',
 }
 SLURM = {
@@ -53,7 +54,7 @@ SLURM = {
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Of a script whose Python, and whose scheduler, is a stand-in that leaves files in tmp_path."""
+    """Of a script whose Python and scheduler are stand-ins that leave files in tmp_path."""
     programs = {"python-stand-in": STAND_IN.format(python=sys.executable, folder=str(tmp_path))}
     for name, text in PROGRAMS.items():
         programs[name] = "#!/usr/bin/env bash\n" + text.format(folder=tmp_path)
@@ -216,7 +217,13 @@ def test_its_commands_are_words_of_a_shell() -> None:
         if name == "RUN":
             subprocess.run(["bash", "-n", "-c", rest], check=True)
             commands = [shlex.split(part)[0] for part in rest.split("&&")]
-            assert set(commands) <= {"apt-get", "rm", "python3", "pip", "DEBIAN_FRONTEND=noninteractive"}
+            assert set(commands) <= {
+                "apt-get",
+                "rm",
+                "python3",
+                "pip",
+                "DEBIAN_FRONTEND=noninteractive",
+            }
     # Packages are chosen without questions, and their lists do not stay in the image.
     installs = [rest for name, rest in instructions() if "apt-get install" in rest]
     assert all("--yes" in rest and "rm -rf /var/lib/apt/lists" in rest for rest in installs)
