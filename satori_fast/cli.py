@@ -133,13 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "--kernels", action="store_true", help="which implementation each op uses here"
     )
     show.add_argument("--recipe", action="store_true", help="the first recipe that runs, as JSON")
-    plan = verb("plan", _plan, "memory, time and layouts of a config on GPUs that are not there")
-    plan.add_argument("config", type=Path)
-    plan.add_argument("--gpus", type=int, required=True, metavar="N", help="in all")
-    plan.add_argument(
-        "--gpu", required=True, metavar="NAME", help="h100, h200, a100, ...; cpu: this host"
-    )
-    plan.add_argument("--json", action="store_true", help="numbers in full")
+    _add_plan_options(verb("plan", _plan, "memory, time and layouts of a config on any GPUs"))
     explain = verb("explain", _explain, "why the tokens of given responses get their signal")
     explain.add_argument("config", type=Path)
     explain.add_argument(
@@ -166,6 +160,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("destination", type=Path)
     export.add_argument("--stage", default=None, help="default: the last one")
     return parser
+
+
+def _add_plan_options(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("config", type=Path)
+    plan.add_argument("--gpus", type=int, required=True, metavar="N", help="in all")
+    plan.add_argument(
+        "--gpu", required=True, metavar="NAME", help="h100, h200, a100, ...; cpu: this host"
+    )
+    plan.add_argument("--json", action="store_true", help="numbers in full")
 
 
 def _add_eval_options(evaluate: argparse.ArgumentParser) -> None:

@@ -51,7 +51,7 @@ _ON_CPUS: Mapping[str, Efficiency] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a rank works on.
+    """A GPU, or the share of a host that a process has.
 
     memory_bytes: that can be filled. flops_per_s: of dense products of the run's type, bytes_per_s:
     of its memory. link_bytes_per_s, network_bytes_per_s: one way, to a rank of the same machine and
@@ -91,11 +91,11 @@ class Device:
 
     @property
     def efficiencies(self) -> Mapping[str, Efficiency]:
-        """By the part of a step: "decode", "forward", "update", "link", "network"."""
+        """Efficiencies by the part of a step: "decode", "forward", "update", "link", "network"."""
         return _ON_GPUS if self.kind == "cuda" else _ON_CPUS
 
     def rate(self, part: str) -> float:
-        """What is reached in a part of a step: FLOP/s ("forward", "update") or bytes/s."""
+        """Rate that is reached in a part of a step: FLOP/s ("forward", "update") or bytes/s."""
         peaks = {
             "decode": self.bytes_per_s,
             "forward": self.flops_per_s,

@@ -36,12 +36,12 @@ class Lengths:
 
     @property
     def longest(self) -> int:
-        """Of a sequence."""
+        """Tokens of the longest sequence."""
         return self.prompt + self.response
 
     @property
     def expected(self) -> float:
-        """Of a sequence."""
+        """Tokens of a sequence, expected."""
         return self.expected_prompt + self.expected_response
 
 
@@ -108,7 +108,7 @@ class Job:
 
     @property
     def element_bytes(self) -> int:
-        """Of a weight, and of an activation."""
+        """Bytes of a weight, and of an activation."""
         return 2 if self.dtype == "bfloat16" else 4
 
     @property

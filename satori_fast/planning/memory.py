@@ -75,7 +75,7 @@ class LayerNumbers:
 
 
 def layer_numbers(sizes: ModelSizes, layout: Layout, *, on_host: bool = False) -> LayerNumbers:
-    """What a layer keeps of a token:
+    """Numbers of a token that a layer keeps:
 
         4 H + (3 Q + 3 K + 3 F) / t
 
@@ -160,18 +160,10 @@ class StageMemory:
 
 
 def stage_memory(job: Job, stage: Stage, layout: Layout, device: Device) -> StageMemory:
-    """What the fullest rank holds in a stage."""
+    """Bytes that the fullest rank holds in a stage."""
     on_ends = sorted({0, layout.pipeline - 1})
     found = [_RankMemory(job, stage, layout, device, at).memory() for at in on_ends]
     return max(found, key=lambda memory: memory.peak)
-
-
-def fullest_stage(job: Job, layout: Layout, device: Device) -> StageMemory:
-    """Of the stages of a run the one that needs most."""
-    return max(
-        (stage_memory(job, stage, layout, device) for stage in job.stages),
-        key=lambda memory: memory.peak,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,18 +232,19 @@ class _RankMemory:
     def _update(self) -> dict[str, float]:
         """The fuller moment of an update: the loss, or the backward pass of the last layer."""
         sizes, layout, tokens = self.job.sizes, self.layout, self._microbatch()
-        how = {"size": self.job.element_bytes, "on_host": self._on_host()}
-        kept = kept_bytes(sizes, layout, tokens, stage=self.at, **how)
+        size, on_host = self.job.element_bytes, self._on_host()
+        kept = kept_bytes(sizes, layout, tokens, size=size, on_host=on_host, stage=self.at)
         if self.stage.keeps_start_hidden:
             minibatch = self._step_tokens() / self.stage.num_minibatches
-            kept += self.job.element_bytes * sizes.shape.hidden_size * minibatch
-        backward, head, waiting = backward_bytes(sizes, layout, tokens, **how), 0.0, 0.0
+            kept += size * sizes.shape.hidden_size * minibatch
+        backward = backward_bytes(sizes, layout, tokens, size=size, on_host=on_host)
+        head = waiting = 0.0
         is_last = self.at == layout.pipeline - 1
         if is_last and any(role.trained and role.kind == "policy" for role in self.stage.roles):
-            head = head_bytes(sizes, layout, tokens, **how)
+            head = head_bytes(sizes, layout, tokens, size=size, on_host=on_host)
             if sizes.tied and layout.pipeline == 1:
                 # It waits for the embedding's part, the last of the backward pass.
-                waiting = self.job.element_bytes * sizes.embedding_size / layout.tensor
+                waiting = size * sizes.embedding_size / layout.tensor
         moments = (
             {"activations": kept, "head": head},
             {"activations": kept + backward, "head": waiting},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a config to the job, the layout and the device to plan for.
+"""The job, the layout and the device of a config.
 
 Lengths that a config does not tell are assumed: a quarter of the longest prompt, half of the
 longest response.

@@ -58,7 +58,7 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job would need of `num_gpus` devices.
+    """A job on `num_gpus` devices.
 
     asked: the layout of the config. fitting: layouts that fit, most tokens per second first.
     advice: what else would fit, where `asked` does not.
@@ -83,7 +83,7 @@ def make_plan(job: Job, layout: Layout, device: Device, num_gpus: int) -> Plan:
 
 
 def candidate(job: Job, layout: Layout, device: Device) -> Candidate:
-    """What a layout costs."""
+    """Memory and time of a job in a layout."""
     memory = [stage_memory(job, stage, layout, device) for stage in job.stages]
     time = step_time(job, job.main, layout, device)
     found = Candidate(layout, memory, time, None)

@@ -47,7 +47,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """Of the whole step."""
+        """Seconds of the whole step."""
         return sum(part.seconds for part in self.parts.values())
 
     @property
