@@ -142,6 +142,10 @@ class Config(Section):
     """seed of the run: every random choice derives from it and a counter"""
     delete_checkpoints: bool = False
     """delete the checkpoints of finished stages: their models stay, and get no more steps"""
+    save_in_background: bool = True
+    """write checkpoints while training goes on; until then their copy takes host memory"""
+    checkpoints_kept: int = Field(default=2, gt=0)
+    """newest checkpoints of a stage that are kept"""
     stages: tuple[StageName, ...] = Field(default=("supervised", "reinforce"), strict=False)
     """stages of the run, in order"""
     model: ModelConfig = ModelConfig()

@@ -61,8 +61,14 @@ class ModelConfig(Section):
     """share the embedding with the head in a fresh model"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type of the parameters; the optimizer keeps fp32 copies of bfloat16 ones"""
-    recompute: bool = False
-    """recompute activations in the backward pass: less memory, a third more time"""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """what the backward pass computes again: none; selective (attention, activation: a third less
+    memory); full (whole layers; also true: least memory, a third more time)"""
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _as_a_switch(cls, value: Any) -> Any:
+        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -88,8 +94,16 @@ class ParallelConfig(Section):
     """tensor-parallel size"""
     pipeline: int = Field(default=1, gt=0)
     """pipeline-parallel size"""
+    chunks: int = Field(default=1, gt=0)
+    """parts of the model in each stage of a pipeline, which take turns and so wait less"""
     context: int = Field(default=1, gt=0)
-    """context-parallel size; only 1 is possible: packed attention stays on one rank"""
+    """context-parallel size: so many processes share the tokens of each microbatch"""
+    sequence: bool = True
+    """tensor-parallel processes share the tokens between matrix products (less memory)"""
+    shard_optimizer: bool = True
+    """data-parallel copies share the optimizer: 6 + 12 / copies bytes a parameter, else 18"""
+    overlap: bool = True
+    """sum gradients during the backward pass, gather stepped weights during the next forward"""
     num_threads: int | None = Field(default=None, gt=0)
     """CPU threads of a process; None: torch's default"""
     timeout_s: float = Field(default=600.0, gt=0)
@@ -98,15 +112,6 @@ class ParallelConfig(Section):
     """seconds that processes wait for what one does alone (rollout, sync, export)"""
     grace_s: float = Field(default=60.0, gt=0)
     """seconds after SIGTERM to finish the step and save; torchrun's --shutdown-timeout: as long"""
-
-    @model_validator(mode="after")
-    def _context_is_one(self) -> Self:
-        if self.context > 1:
-            raise ValueError(
-                f"parallel.context = {self.context}: packed attention stays on one rank; set it to "
-                "1 and raise parallel.tensor for longer sequences"
-            )
-        return self
 
 
 class PackingConfig(Section):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,10 @@ from satori_fast.types import ScoreStatistics
 # Where a reward model keeps its statistics in config.json. The names are those of OpenRLHF, and so
 # of Satori's own reward model.
 _SCORE_FIELDS = ("mean", "std")
+
+# What the backward pass computes again: nothing; what is large and cheap (attention, activation);
+# or whole layers.
+Recompute = Literal["none", "selective", "full"]
 
 SUPPORTED = {
     "qwen2": "Qwen2 and Qwen2.5",
@@ -89,19 +93,24 @@ def has_qk_norm(hf_config: Any) -> bool:
     return hf_config.model_type == "qwen3"
 
 
-def transformer_config(hf_config: Any, *, dtype: torch.dtype, recompute: bool) -> TransformerConfig:
+def transformer_config(
+    hf_config: Any, *, dtype: torch.dtype, recompute: Recompute = "none"
+) -> TransformerConfig:
     """Megatron's configuration of a supported Hugging Face one; ValueError names what is not."""
     state = parallel_state()
-    _check_supported(hf_config, state.tensor_size, state.pipeline_size)
+    chunks = state.options.chunks
+    _check_supported(hf_config, state.tensor_size, state.pipeline_size, chunks)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"model dtype {dtype} is not supported: use float32 or bfloat16")
     recomputation: dict[str, Any] = {}
-    if recompute:
+    if recompute == "full":
         recomputation = {
             "recompute_granularity": "full",
             "recompute_method": "uniform",
             "recompute_num_layers": 1,
         }
+    elif recompute == "selective":
+        recomputation = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     return TransformerConfig(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
@@ -136,16 +145,22 @@ def transformer_config(hf_config: Any, *, dtype: torch.dtype, recompute: bool) -
         # Gradients are sums that the caller has divided: nothing in Megatron may average them.
         calculate_per_token_loss=True,
         # Stages of a pipeline exchange shapes: packed batches differ in length. Megatron ties this
-        # to a dispatcher setting even for dense models.
-        variable_seq_lengths=True,
+        # to a dispatcher setting even for dense models. With several chunks two ranks may send each
+        # other two tensors at once, which shapes would not survive: there batches are padded.
+        variable_seq_lengths=chunks == 1,
         moe_token_dispatcher_type="alltoall",
+        overlap_p2p_comm=chunks > 1,
+        batch_p2p_comm=chunks == 1,
         tensor_model_parallel_size=state.tensor_size,
+        sequence_parallel=state.tensor_size > 1 and state.options.sequence,
+        context_parallel_size=state.context_size,
         pipeline_model_parallel_size=state.pipeline_size,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
         **recomputation,
     )
 
 
-def _check_supported(hf_config: Any, tensor_size: int, pipeline_size: int) -> None:
+def _check_supported(hf_config: Any, tensor_size: int, pipeline_size: int, chunks: int) -> None:
     supported = ", ".join(SUPPORTED.values())
     model_type = hf_config.model_type
     if model_type not in SUPPORTED:
@@ -179,6 +194,12 @@ def _check_supported(hf_config: Any, tensor_size: int, pipeline_size: int) -> No
             raise ValueError(
                 f"parallel.{dimension} = {size} does not divide {field} = {value} of the model"
             )
+    num_layers = hf_config.num_hidden_layers
+    if num_layers % (pipeline_size * chunks):
+        raise ValueError(
+            f"parallel.pipeline * chunks = {pipeline_size} * {chunks} does not divide "
+            f"num_hidden_layers = {num_layers} of the model"
+        )
 
 
 def rope_parameters(hf_config: Any) -> dict[str, Any]:

@@ -16,15 +16,17 @@ from __future__ import annotations
 import importlib.util
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor, nn
 
+from satori_fast.backbone.context import ContextPlan, attend_to_all, plan_context
 from satori_fast.kernels import rope
 
 # A rectangle may hold this many slots per real token; 1.25 keeps the calls few and the waste small.
@@ -57,13 +59,15 @@ def rotary_frequencies(head_dim: int, rope: dict[str, Any]) -> Tensor:
 class AttentionPlan:
     """Layout of one packed batch for the attention of every layer.
 
-    Rows: T tokens in batch order on the varlen path; P >= T slots of the rectangles otherwise.
+    Rows: T tokens in batch order on the varlen path; P >= T slots of the rectangles otherwise; with
+    context parallelism this rank's tokens.
 
     cu_seqlens: int32 [N + 1] and max_seqlen describe the sequences.
     cos, sin:   [rows, head_dim / 2] of each row's position.
     rectangles: (number of sequences, length) of each, in slot order; empty on the varlen path.
     tokens:     int64 [P], the token in each slot; a padding slot repeats its sequence's last token.
     slots:      int64 [T], the slot of each token.
+    context:    how ranks share the tokens; None where one has all of them.
     """
 
     cu_seqlens: Tensor
@@ -73,6 +77,7 @@ class AttentionPlan:
     rectangles: tuple[tuple[int, int], ...] = ()
     tokens: Tensor | None = None
     slots: Tensor | None = None
+    context: ContextPlan | None = None
 
 
 def plan_attention(
@@ -87,10 +92,13 @@ def plan_attention(
 
     The rectangle path reads the lengths on the host (one device sync per batch, none per layer).
     """
-    layout: dict[str, Any] = {}
-    if not _uses_varlen(positions.device, dtype):
+    context = plan_context(cu_seqlens)
+    layout: dict[str, Any] = {"context": context}
+    if context is not None:
+        positions = positions.index_select(0, context.own)
+    elif not _uses_varlen(positions.device, dtype):
         rectangles, tokens, slots = _rectangles(cu_seqlens.cpu().numpy())
-        layout = {
+        layout |= {
             "rectangles": rectangles,
             "tokens": torch.from_numpy(tokens).to(positions.device),
             "slots": torch.from_numpy(slots).to(positions.device),
@@ -174,6 +182,8 @@ class PackedCoreAttention(nn.Module):
         self.scale = softmax_scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+        if plan.context is not None:
+            return attend_to_all(query, key, value, plan.context, self.scale)
         if not plan.rectangles:
             return _varlen_attention(query, key, value, plan, self.scale).flatten(1)
         grouped = query.shape[1] != key.shape[1]
@@ -209,6 +219,14 @@ class PackedSelfAttention(SelfAttention):
         """hidden_states [T, 1, H] -> the same, and no bias."""
         plan = packed_seq_params
         mixed, _bias = self.linear_qkv(hidden_states)
+        if self.config.recompute_granularity == "selective" and torch.is_grad_enabled():
+            out: Any = checkpoint(partial(self._attend, plan=plan), False, mixed)
+        else:
+            out = self._attend(mixed, plan)
+        return self.linear_proj(out.unsqueeze(1))
+
+    def _attend(self, mixed: Tensor, plan: AttentionPlan) -> Tensor:
+        """Queries, keys and values [T, 1, C] of this rank's heads -> what they attend to."""
         rows = mixed.squeeze(1)
         if plan.tokens is not None:
             rows = _ToSlots.apply(rows, plan.tokens, plan.slots)
@@ -221,7 +239,7 @@ class PackedSelfAttention(SelfAttention):
         out = self.core_attention(query, key, value.flatten(1, 2), plan)
         if plan.slots is not None:
             out = _FromSlots.apply(out, plan.slots)
-        return self.linear_proj(out.unsqueeze(1))
+        return out
 
 
 @cache

@@ -3,9 +3,10 @@
 
 A checkpoint holds one folder per learner (weights, Adam moments, step counts, schedule),
 `extra.json` for the caller, and `manifest.json` with a digest of every file. It is written under a
-temporary name, synced and renamed when complete, so a kill leaves the previous one or none, never
-half of one; a changed bit is found before anything is loaded. A checkpoint may be loaded under
-other parallel sizes. Random states, data cursors and engines belong to the caller's `extra`.
+temporary name, in the background where the caller wants it, synced and renamed when complete: a
+kill leaves the previous one or none, never half of one; a changed bit is found before anything is
+loaded. A checkpoint may be loaded under other parallel sizes. Random states, data cursors and
+engines belong to the caller's `extra`.
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ import os
 import pickle
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.state_dict_saver import save as save_torch_checkpoint
+from torch import Tensor
 
 from satori_fast.backbone.parallel import parallel_state
+from satori_fast.backbone.sharded_state import (
+    Piece,
+    Written,
+    load_pieces,
+    pieces,
+    write_index,
+    write_pieces,
+)
 from satori_fast.backbone.step import Learner
 from satori_fast.storage import (
     DamagedFile,
     begin_folder,
     check_digests,
     digests,
-    file_names,
     finish_folder,
     read_sealed,
     write_sealed,
@@ -48,6 +49,10 @@ from satori_fast.storage import (
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+
+# 1 was Megatron's.
+_FORMAT = 2
 _EXTRA, _MANIFEST, _PICKLE = "extra.json", "manifest.json", ".metadata"
 # All that torch's index of a checkpoint is made of. It is a pickle, and a pickle may call whatever
 # it names: one that names anything else is not ours.
@@ -70,26 +75,6 @@ _PICKLED = {
 }
 
 
-class _InProcessSave(TorchDistSaveShardedStrategy):
-    """Megatron's format, written by this process.
-
-    Megatron's own writer forks workers and spawns a manager that imports the main script again:
-    seconds for a tiny model, and a hang when psutil is missing.
-    """
-
-    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
-        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(
-            sharded_state_dict, self.keep_only_main_replica
-        )
-        save_torch_checkpoint(
-            mcore_to_pyt_state_dict(flat, False),
-            storage_writer=FileSystemWriter(checkpoint_dir),
-            planner=MCoreSavePlanner(
-                dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
-            ),
-        )
-
-
 def save_checkpoint(
     folder: str | os.PathLike[str], learners: Mapping[str, Learner], extra: dict[str, Any]
 ) -> None:
@@ -97,42 +82,143 @@ def save_checkpoint(
 
     Every rank must call it, with a folder on a file system that all ranks share.
     """
-    target = Path(folder)
-    with _replaced(target) as partial_folder:
-        for name, learner in learners.items():
-            part = partial_folder / name
-            _on_main(lambda part=part: part.mkdir())
-            state = _sharded_state(learner, is_loading=False)
-            with _without_deprecations():
-                dist_checkpointing.save(state, str(part), _InProcessSave("torch_dist", 1))
-        _on_main(lambda: (partial_folder / _EXTRA).write_text(json.dumps(extra)))
-        files = _all_digests(partial_folder)
-        _on_main(lambda: write_sealed(partial_folder / _MANIFEST, {"files": files}))
+    saver = Saver()
+    saver.begin(folder, learners, extra)
+    saver.finish()
 
 
-def _all_digests(folder: Path) -> dict[str, str]:
-    """The digest of every file in `folder`; each rank reads what it wrote itself."""
-    state = parallel_state()
-    names = state.from_main(lambda: file_names(folder))
-    own = digests(folder, [name for name in names if _writer_of(name) == state.rank])
-    if state.world_size == 1:
-        return own
-    parts: list[Any] = [None] * state.world_size
-    dist.all_gather_object(parts, own)
-    return {name: found for part in parts for name, found in part.items()}
+class Saver:
+    """Writes checkpoints while training goes on, one at a time.
+
+    `begin` waits for copies in host memory alone. A checkpoint is there after `finish`, or a
+    `finish_if_written` that found it written: until then it has its temporary name, and the one
+    before it is what a killed run goes on from. Every rank must call each of them.
+    """
+
+    def __init__(self) -> None:
+        self._writing: _Writing | None = None
+
+    def begin(
+        self,
+        folder: str | os.PathLike[str],
+        learners: Mapping[str, Learner],
+        extra: dict[str, Any],
+        *,
+        in_background: bool = False,
+    ) -> None:
+        """Write `learners` and `extra` to `folder`; one that is still being written is finished
+        first. in_background: return as soon as what is written has been copied."""
+        self.finish()
+        self._writing = _Writing(Path(folder), json.dumps(extra))
+        self._writing.start(learners, in_background=in_background)
+
+    def finish_if_written(self) -> bool:
+        """`finish`, unless a rank is still writing; whether a checkpoint came to be."""
+        writing = self._writing
+        if writing is None or parallel_state().any_rank(writing.thread.is_alive()):
+            return False
+        return self.finish()
+
+    def finish(self) -> bool:
+        """Wait for what is being written and give it its name; whether there was anything.
+
+        RuntimeError, on every rank and naming the one it happened to, when writing failed.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.publish()
+        return writing is not None
 
 
-def _writer_of(name: str) -> int:
-    """The rank that wrote a file of a checkpoint: torch names data files __RANK_NUMBER.distcp."""
-    match = re.fullmatch(r"__(\d+)_\d+\.distcp", Path(name).name)
-    return int(match[1]) if match else 0
+class _Writing:
+    """One checkpoint from its copies to its name."""
+
+    def __init__(self, target: Path, extra: str) -> None:
+        self._target, self._extra = target, extra
+        self._folder = parallel_state().from_main(lambda: begin_folder(target))
+        self._written: dict[str, Written] = {}
+        self._digests: dict[str, str] = {}
+        self._failure: str | None = None
+        self.thread = threading.Thread(target=lambda: None)
+
+    def start(self, learners: Mapping[str, Learner], *, in_background: bool) -> None:
+        """Copy what this rank writes, and write it."""
+        _on_main(lambda: [(self._folder / name).mkdir() for name in learners])
+        own = {name: _own_pieces(learner, copy=in_background) for name, learner in learners.items()}
+        # Not a daemon's: a process that ends well writes to the end.
+        self.thread = threading.Thread(target=self._write, args=(own,), name="checkpoint")
+        if in_background:
+            self.thread.start()
+        else:
+            self._write(own)
+
+    def _write(self, own: Mapping[str, list[Piece]]) -> None:
+        try:
+            for name, pieces_of_learner in own.items():
+                self._written[name] = write_pieces(self._folder / name, pieces_of_learner)
+            rank = parallel_state().rank
+            names = [
+                str(path.relative_to(self._folder))
+                for name in own
+                for path in (self._folder / name).glob(f"__{rank}_*")
+            ]
+            self._digests = digests(self._folder, names)
+        except Exception as error:
+            self._failure = f"rank {parallel_state().rank}: {type(error).__name__}: {error}"
+
+    def publish(self) -> None:
+        """Complete the folder, once all ranks have written, and put it in its place."""
+        if self.thread.ident is not None:
+            self.thread.join()
+        parts = _on_all((self._written, self._digests, self._failure))
+        failures = [failure for _, _, failure in parts if failure is not None]
+        if failures:
+            raise RuntimeError(f"checkpoint {self._target} was not written: {'; '.join(failures)}")
+        _on_main(lambda: self._complete(parts))
+
+    def _complete(self, parts: Sequence[tuple[dict[str, Written], dict[str, str], None]]) -> None:
+        for name in self._written:
+            write_index(self._folder / name, [written[name] for written, _, _ in parts])
+        (self._folder / _EXTRA).write_text(self._extra)
+        files = {name: found for _, of_rank, _ in parts for name, found in of_rank.items()}
+        own = [_EXTRA, *(f"{name}/{_PICKLE}" for name in self._written)]
+        files |= digests(self._folder, own)
+        manifest = {"format": _FORMAT, "files": files}
+        write_sealed(self._folder / _MANIFEST, manifest)
+        finish_folder(self._target)
+
+
+def _own_pieces(learner: Learner, *, copy: bool) -> list[Piece]:
+    """What this rank writes of a learner; with `copy` in memory that no step changes."""
+    shares = [piece.written() for piece in pieces(learner)]
+    own = [share for share in shares if share is not None]
+    return [replace(piece, tensor=_copied(piece.tensor)) for piece in own] if copy else own
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+
+
+def _on_all(value: Item) -> list[Item]:
+    """`value` of every rank, in rank order."""
+    parts: list[Any] = [value]
+    if (size := parallel_state().world_size) > 1:
+        parts = [None] * size
+        dist.all_gather_object(parts, value)
+    return parts
 
 
 def verify_checkpoint(folder: str | os.PathLike[str]) -> None:
     """Raise DamagedFile, naming the file, unless every file in `folder` is as written. One process
     may call it, for all."""
     source = Path(folder)
-    check_digests(source, read_sealed(source / _MANIFEST)["files"])
+    manifest = read_sealed(source / _MANIFEST)
+    if (found := manifest.get("format", 1)) != _FORMAT:
+        raise DamagedFile(
+            f"{source / _MANIFEST}: the checkpoint has format {found} and this version of "
+            f"satori-fast reads {_FORMAT}: go on with the version that wrote it"
+        )
+    check_digests(source, manifest["files"])
 
 
 def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
@@ -177,12 +263,10 @@ def load_checkpoint(
         if not (source / name).is_dir():
             raise ValueError(f"checkpoint {os.fspath(folder)!r} holds no {name!r}")
         _refuse_foreign_pickle(source / name / _PICKLE)
-        expected = _sharded_state(learner, is_loading=True)
-        with _without_deprecations():
-            state: Any = dist_checkpointing.load(expected, str(source / name))
-        learner.module.load_state_dict(state["model"])
-        if learner.optimizer is not None:
-            learner.optimizer.load_state(state["optimizer"])
+        try:
+            load_pieces(source / name, learner)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {source / name}: {error}") from None
     return json.loads((source / _EXTRA).read_text())
 
 
@@ -227,30 +311,6 @@ def prune_checkpoints(folder: str | os.PathLike[str], *, num_kept: int) -> None:
             shutil.rmtree(path)
     for path in numbered_checkpoints(folder)[num_kept:]:
         shutil.rmtree(path)
-
-
-@contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """Megatron 0.16.1 calls what torch 2.13 deprecates; the pins keep the two together."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-def _sharded_state(learner: Learner, *, is_loading: bool) -> dict[str, Any]:
-    state: dict[str, Any] = {"model": learner.module.sharded_state_dict()}
-    if learner.optimizer is not None:
-        state["optimizer"] = learner.optimizer.sharded_state(state["model"], is_loading=is_loading)
-    return state
-
-
-@contextmanager
-def _replaced(target: Path) -> Iterator[Path]:
-    """A fresh folder to fill; it takes the place of `target` only when the block ends well."""
-    parallel = parallel_state()
-    folder = parallel.from_main(lambda: begin_folder(target))
-    yield folder
-    _on_main(lambda: finish_folder(target))
 
 
 def _on_main(action: Callable[[], Any]) -> None:

@@ -36,6 +36,7 @@ _FUNCTIONS_WITH_LITERALS: tuple[tuple[Any, str], ...] = (
     (optimizer.MixedPrecisionOptimizer, "__init__"),
     (optimizer.Float16OptimizerWithFloat16Params, "__init__"),
     (optimizer.FP32Optimizer, "__init__"),
+    (distrib_optimizer.DistributedOptimizer, "__init__"),
     (distrib_optimizer.DistributedOptimizer, "_build_model_and_main_param_groups"),
     (clip_grads, "get_grad_norm_fp32"),
     (clip_grads, "clip_grad_by_total_norm_fp32"),
@@ -43,6 +44,7 @@ _FUNCTIONS_WITH_LITERALS: tuple[tuple[Any, str], ...] = (
     (megatron_utils, "local_multi_tensor_l2_norm"),
     (schedules, "forward_backward_no_pipelining"),
     (schedules, "forward_backward_pipelining_without_interleaving"),
+    (schedules, "forward_backward_pipelining_with_interleaving"),
 )
 
 # Of glibc's mallopt. By default a step returns its activations to the system and gets them back

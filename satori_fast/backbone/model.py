@@ -10,15 +10,19 @@ Not here: weights (`weights.py`), what the heads compute (`kernels`, `algorithms
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel import (
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -30,13 +34,10 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from megatron.core.transformer.utils import (
-    ensure_metadata_has_dp_cp_group,
-    make_sharded_tensors_for_checkpoint,
-)
 from torch import Tensor, nn
 
 from satori_fast.backbone.architecture import (
+    Recompute,
     head_dim,
     rope_parameters,
     score_statistics,
@@ -49,6 +50,7 @@ from satori_fast.backbone.attention import (
     plan_attention,
     rotary_frequencies,
 )
+from satori_fast.backbone.context import ContextPlan, shared_by_ranks
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.weights import Source, initialize, load_hf, with_true_ties
 from satori_fast.kernels import rms_norm, swiglu
@@ -61,8 +63,8 @@ class PolicyHead(Protocol):
     """Function that a policy's last pipeline stage runs on its final hidden states.
 
     hidden [T, H], weight [V / tensor-parallel size, H]: rows are the tokens from `vocab_start` on;
-    rows at or beyond `vocab_size` are padding. `group` is the tensor-parallel group, None when it
-    has one rank. The head returns the FULL gradient of `hidden`, already summed over `group`.
+    rows at or beyond `vocab_size` are padding. Ranks of a context all get all tokens. `group` is
+    the tensor-parallel group, None when it has one rank. The head returns the FULL gradient of `hidden`, already summed over `group`.
     """
 
     def __call__(
@@ -79,6 +81,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=device)
         )
+        # Its gradient is then a part, and the sum over tensor-parallel ranks is made at the end.
+        self.weight.sequence_parallel = config.sequence_parallel
         self.eps = eps
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
@@ -99,7 +103,13 @@ class GatedMLP(MLP):
         )
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
-        return self.linear_fc2(swiglu(self.linear_fc1(hidden_states)[0]))
+        mixed = self.linear_fc1(hidden_states)[0]
+        if self.config.recompute_granularity != "selective" or not torch.is_grad_enabled():
+            return self.linear_fc2(swiglu(mixed))
+        activation: Any = CheckpointWithoutOutput(fp8=None)  # pyright: ignore[reportArgumentType]
+        out, bias = self.linear_fc2(activation.checkpoint(swiglu, mixed))
+        activation.discard_output_and_register_recompute(out)
+        return out, bias
 
 
 class PackedLayer(TransformerLayer):
@@ -137,11 +147,17 @@ class VocabularyHead(ColumnParallelLinear):
         runtime_gather_output: bool | None = None,
         *,
         head: PolicyHead | None = None,
+        context: ContextPlan | None = None,
     ) -> Any:
         if head is None:
             return super().forward(input_, weight, runtime_gather_output)
         weight = self.weight if weight is None else weight
         assert weight is not None
+        if self.config.sequence_parallel:
+            input_ = _all_tokens(input_)
+        if context is not None:
+            input_ = context.all_rows(input_, is_shared=False)
+            weight = shared_by_ranks(weight)
         size, rank = self.tp_group.size(), self.tp_group.rank()
         return head(
             input_.flatten(0, 1),
@@ -169,26 +185,18 @@ class ScalarHead(nn.Linear):
             config.hidden_size, 1, bias=False, dtype=config.params_dtype, device=device
         )
         nn.init.zeros_(self.weight)
-        self.statistics = statistics
+        self.weight.sequence_parallel = config.sequence_parallel
+        self.statistics, self.config = statistics, config
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, context: ContextPlan | None = None) -> Tensor:
         values = F.linear(hidden.float(), self.weight.float())
         if self.statistics is not None:
             values = (values - self.statistics.mean) / self.statistics.std
+        if self.config.sequence_parallel:
+            values = _all_tokens(values)
+        if context is not None:
+            values = context.all_rows(values, is_shared=False)
         return values.flatten()
-
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
-    ) -> dict[str, Any]:
-        metadata = ensure_metadata_has_dp_cp_group(metadata)
-        return make_sharded_tensors_for_checkpoint(
-            self.state_dict(prefix="", keep_vars=True),
-            prefix,
-            {},
-            sharded_offsets,
-            tp_group=_tensor_group(),
-            dp_cp_group=metadata["dp_cp_group"],
-        )
 
 
 class PackedModel(GPTModel):
@@ -196,22 +204,28 @@ class PackedModel(GPTModel):
 
     hf_config:  what it was built from, its ties as its weights have them.
     num_tokens: ids below it are tokens; embedding rows beyond are padding of the checkpoint.
+    num_sent:   rows of hidden states that go from stage to stage, padding included; None: as many
+                as a batch has.
     """
 
     kind: Kind
     hf_config: Any
     num_tokens: int
+    num_sent: int | None = None
     rotary_frequencies: Tensor
 
-    def __init__(self, config: TransformerConfig, hf_config: Any, *, tied: bool) -> None:
+    def __init__(
+        self, config: TransformerConfig, hf_config: Any, *, tied: bool, chunk: int | None
+    ) -> None:
         tensor_size = config.tensor_model_parallel_size
         super().__init__(
             config,
-            _block_spec(config),
+            _block_spec(config, chunk),
             vocab_size=-(-hf_config.vocab_size // tensor_size) * tensor_size,
             max_sequence_length=hf_config.max_position_embeddings,
-            pre_process=mpu.is_pipeline_first_stage(),
-            post_process=mpu.is_pipeline_last_stage(),
+            pre_process=mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=chunk),
+            post_process=mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=chunk),
+            vp_stage=chunk,
             position_embedding_type="none",  # the AttentionPlan carries the rotary embedding
             share_embeddings_and_output_weights=tied,
         )
@@ -219,13 +233,41 @@ class PackedModel(GPTModel):
         frequencies = rotary_frequencies(head_dim(hf_config), rope_parameters(hf_config))
         self.register_buffer("rotary_frequencies", frequencies, persistent=False)
 
-    def trunk(self, batch: PackedBatch) -> Tensor:
-        """Hidden states [T, 1, H] after this stage's layers (and the final norm on the last)."""
-        plan = self.plan(batch)
+    def trunk(self, batch: PackedBatch, plan: AttentionPlan) -> Tensor:
+        """Hidden states [T, 1, H] after this stage's layers (and the final norm on the last); with
+        sequence or context parallelism this rank's part of them.
+
+        ValueError where ranks cannot share the tokens evenly.
+        """
+        multiple = parallel_state().token_multiple
+        if batch.num_tokens % multiple:
+            raise ValueError(
+                f"a microbatch has {batch.num_tokens} tokens, and its ranks share multiples of "
+                f"{multiple}: pack it with pad_to_multiple = {multiple}"
+            )
         embedded = None
         if self.pre_process:
-            embedded = self.embedding(batch.tokens[None], batch.positions[None])
-        return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=plan)
+            tokens, positions = batch.tokens, batch.positions
+            if plan.context is not None:
+                tokens, positions = tokens[plan.context.own], positions[plan.context.own]
+            embedded = self.embedding(tokens[None], positions[None])
+        elif self.num_sent is not None:
+            received = self.decoder.input_tensor
+            assert received is not None
+            self.decoder.set_input_tensor(received[: self._num_rows(batch)])
+        hidden = self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=plan)
+        if self.post_process or self.num_sent is None:
+            return hidden
+        return F.pad(hidden, (0, 0, 0, 0, 0, self.num_sent - len(hidden)))
+
+    def _num_rows(self, batch: PackedBatch) -> int:
+        """Rows of hidden states that this rank has of a batch."""
+        size = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
+        return batch.num_tokens // (size * self.config.context_parallel_size)
+
+    def send_padded(self, batches: Sequence[PackedBatch]) -> None:
+        """Have stages of a pipeline send each other equally many rows of each of `batches`."""
+        self.num_sent = max(map(self._num_rows, batches))
 
     def plan(self, batch: PackedBatch) -> AttentionPlan:
         """The attention plan of `batch`."""
@@ -243,8 +285,9 @@ class PolicyModel(PackedModel):
 
     kind: Kind = "policy"
 
-    def __init__(self, config: TransformerConfig, hf_config: Any) -> None:
-        super().__init__(config, hf_config, tied=bool(hf_config.tie_word_embeddings))
+    def __init__(self, config: TransformerConfig, hf_config: Any, chunk: int | None = None) -> None:
+        tied = bool(hf_config.tie_word_embeddings)
+        super().__init__(config, hf_config, tied=tied, chunk=chunk)
         if self.post_process:
             # GPTModel builds the projection itself; only its class changes, so the parameter, its
             # tensor-parallel attributes and the embedding tie stay as Megatron made them.
@@ -274,15 +317,18 @@ class PolicyModel(PackedModel):
 
         Earlier pipeline stages return their hidden states [T, 1, H].
         """
-        hidden = self.trunk(batch)
+        plan = self.plan(batch)
+        hidden = self.trunk(batch, plan)
         if not self.post_process:
             return hidden
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else None
         # Calling the module, and not reading its weight here, lets a hook gather the weight first.
         if head is not None:
-            return self.output_layer(hidden, weight, head=head)
+            return self.output_layer(hidden, weight, head=head, context=plan.context)
         shard, _ = self.output_layer(hidden, weight)
+        if plan.context is not None:
+            shard = plan.context.all_rows(shard, is_shared=False)
         logits = gather_from_tensor_model_parallel_region(shard, group=self.output_layer.tp_group)
         return logits.squeeze(1)[:, : self.output_layer.vocab_size].float()
 
@@ -295,17 +341,18 @@ class ScalarModel(PackedModel):
 
     kind: Kind = "scalar"
 
-    def __init__(self, config: TransformerConfig, hf_config: Any) -> None:
-        super().__init__(config, hf_config, tied=False)
+    def __init__(self, config: TransformerConfig, hf_config: Any, chunk: int | None = None) -> None:
+        super().__init__(config, hf_config, tied=False, chunk=chunk)
         if self.post_process:
             self.output_layer = ScalarHead(config, score_statistics(hf_config))
 
     def forward(self, batch: PackedBatch, head: Callable[[Tensor], Any] | None = None) -> Any:  # type: ignore[override]
         """Values fp32 [T], or what `head` makes of them, on the last pipeline stage."""
-        hidden = self.trunk(batch)
+        plan = self.plan(batch)
+        hidden = self.trunk(batch, plan)
         if not self.post_process:
             return hidden
-        values = self.output_layer(hidden)
+        values = self.output_layer(hidden, plan.context)
         return values if head is None else head(values)
 
 
@@ -315,21 +362,25 @@ def build_model(
     kind: Kind = "policy",
     weights: Source | None = None,
     dtype: torch.dtype = torch.float32,
-    recompute: bool = False,
+    recompute: Recompute = "none",
     seed: int = 0,
+    chunk: int = 0,
 ) -> PolicyModel | ScalarModel:
     """Build this rank's part of the model, on its device. Call `initialize_parallel` first.
 
     weights:   a model folder or a mapping of Hugging Face names; None starts from
                normal(0, initializer_range) drawn from `seed`, the same for every parallel layout.
-    recompute: keep only each layer's input and compute the layer again in the backward.
+    recompute: what the backward pass computes again. "full": layers, from their inputs, which alone
+               are kept; "selective": attention from its input, and the activation.
+    chunk:     which of the `ParallelOptions.chunks` parts on this rank.
 
     ValueError: unsupported architecture or feature, sizes that tensor parallelism does not divide.
     """
     if weights is not None and kind == "policy":
         hf_config = with_true_ties(hf_config, weights)
     config = transformer_config(hf_config, dtype=dtype, recompute=recompute)
-    model = (PolicyModel if kind == "policy" else ScalarModel)(config, hf_config)
+    made = PolicyModel if kind == "policy" else ScalarModel
+    model = made(config, hf_config, chunk if parallel_state().options.chunks > 1 else None)
     model = model.to(parallel_state().device)
     if weights is None:
         initialize(model, hf_config, seed=seed)
@@ -338,11 +389,17 @@ def build_model(
     return model
 
 
+def _all_tokens(part: Tensor) -> Tensor:
+    """All tokens' rows from those of this rank. What reads them gives every rank the full gradient,
+    of which each takes its own rows."""
+    return gather_from_sequence_parallel_region(part, tensor_parallel_output_grad=False)
+
+
 def _tensor_group() -> Any:
     return mpu.get_tensor_model_parallel_group()
 
 
-def _block_spec(config: TransformerConfig) -> Any:
+def _block_spec(config: TransformerConfig, chunk: int | None) -> Any:
     norm: Any = RMSNorm
     core_attention: Any = PackedCoreAttention
     head_norm = RMSNorm if config.qk_layernorm else IdentityOp
@@ -367,5 +424,5 @@ def _block_spec(config: TransformerConfig) -> Any:
         ),
     )
     return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=chunk), layer_norm=norm
     )

@@ -5,13 +5,15 @@ Megatron's optimizer and scheduler do the work. Three of its traps are closed he
 are decayed only if its scheduler runs (it always does here, before each step); the gradient norm is
 looked at before anything is changed; and Adam's state is complete before it is saved or loaded.
 
-The plain (not distributed) optimizer: without Transformer Engine, Megatron 0.16.1's distributed one
-restores its step counts wrongly.
+Data-parallel ranks share the moments and fp32 copies (Megatron's distributed optimizer). Its own
+way to save and load them is not used: without Transformer Engine it leaves all parameters one
+count of steps, which then counts each of them. `sharded_state.py` reads and writes them in place.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,9 +25,12 @@ from megatron.core.distributed import (
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
+
+from satori_fast.backbone.parallel import parallel_state
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,19 @@ class OptimizerSettings:
 
 
 class Optimizer:
-    """AdamW over one model wrapped in DistributedDataParallel.
+    """AdamW over the parts of one model, wrapped in DistributedDataParallel.
 
     num_skipped_in_a_row: steps that were refused since the last one that was taken; the same on
     every rank.
     """
 
-    def __init__(self, model: DistributedDataParallel, settings: OptimizerSettings) -> None:
+    def __init__(
+        self, models: Sequence[DistributedDataParallel], settings: OptimizerSettings
+    ) -> None:
         self.settings = settings
         self.num_skipped_in_a_row = 0
-        self._model = model
+        self._models = models
+        self._sharing: DistributedDataParallelConfig = models[0].ddp_config
         min_learning_rate = settings.learning_rate * settings.min_learning_rate_ratio
         config = OptimizerConfig(
             optimizer="adam",
@@ -95,9 +103,11 @@ class Optimizer:
             adam_beta2=settings.beta2,
             adam_eps=settings.epsilon,
             clip_grad=settings.clip_grad,
-            bf16=model.config.bf16,
+            bf16=models[0].config.bf16,
+            use_distributed_optimizer=self.is_sharded,
+            overlap_param_gather=self._sharing.overlap_param_gather,
         )
-        self.megatron: Any = get_megatron_optimizer(config, [model])
+        self.megatron: Any = get_megatron_optimizer(config, list(models))
         self.scheduler = OptimizerParamScheduler(
             self.megatron,
             init_lr=0.0,
@@ -119,13 +129,19 @@ class Optimizer:
         return self.megatron.param_groups[0]["lr"]
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether data-parallel ranks each hold a part of the state."""
+        return self._sharing.use_distributed_optimizer
+
+    @property
     def num_steps(self) -> int:
         """Steps taken; skipped ones do not count."""
         return self.scheduler.num_steps
 
     def zero_grad(self) -> None:
         """Forget all gradients, before the first microbatch of a step."""
-        self._model.zero_grad_buffer()
+        for model in self._models:
+            model.zero_grad_buffer()
         self.megatron.zero_grad()
 
     @torch.no_grad()
@@ -153,44 +169,91 @@ class Optimizer:
         self.megatron.step_with_ready_grads()
         return norm, True
 
-    def sharded_state(self, model_state: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
-        """State for `dist_checkpointing`: moments, step counts and the schedule's position."""
-        self._complete_adam_state()
-        return {
-            "adam": self.megatron.sharded_state_dict(model_state, is_loading=is_loading),
-            "num_steps": self.num_steps,
-        }
+    def gather_parameters(self) -> None:
+        """Have whole parameters on every rank, after the last step before anyone reads them: where
+        gathering overlaps with the next forward pass, it has not begun."""
+        if self._sharing.overlap_param_gather:
+            for model in self._models:
+                model.start_param_sync(force_sync=True)
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a loaded `sharded_state`. Rates and coefficients stay those of `settings`."""
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.megatron.param_groups]
-        adam = state["adam"]
-        # Megatron leaves a count of 0 out of the checkpoint, and torch will not load without one.
-        adam.get("optimizer", adam)["state"].setdefault("common_step", torch.tensor(0.0))
-        self.megatron.load_state_dict(adam)
-        for group, current in zip(self.megatron.param_groups, groups, strict=True):
-            group.update(current)
-        self.scheduler.num_steps = 0
-        self.scheduler.step(state["num_steps"])
+    def adam_state(self) -> Iterator[tuple[nn.Parameter, range, dict[str, Tensor]]]:
+        """(parameter, range, tensors): what this rank holds of a parameter's state.
 
-    def _complete_adam_state(self) -> None:
-        # Torch creates Adam's state in the first step, and Megatron's helper forgets the count.
+        range: of the numbers of the parameter, counted row by row. tensors: flat or of the
+        parameter's shape, "exp_avg" and "exp_avg_sq", and "param", the fp32 copy of a parameter in
+        half precision. They may be written to.
+        """
         for part in self.megatron.chained_optimizers:
-            part.init_state_fn(part.optimizer, part.config)
-            for parameter_state in part.optimizer.state.values():
-                parameter_state.setdefault("step", torch.tensor(0.0))
+            _complete(part)
+            for parameter, held, main in _held(part, self._models):
+                tensors = {k: v for k, v in part.optimizer.state[main].items() if k != "step"}
+                if main.dtype != parameter.dtype:
+                    tensors["param"] = main.detach()
+                yield parameter, held, tensors
+
+    def take_steps(self, num_steps: int) -> None:
+        """Have taken `num_steps` steps: Adam's corrections and the schedule go on from there. Rates
+        and coefficients stay those of `settings`."""
+        for part in self.megatron.chained_optimizers:
+            _complete(part)
+            for state in part.optimizer.state.values():
+                state["step"] = torch.tensor(float(num_steps))  # one each: Adam counts in place
+        self.scheduler.num_steps = 0
+        self.scheduler.step(num_steps)
 
 
-def wrap_for_training(module: MegatronModule) -> DistributedDataParallel:
-    """`module` with fp32 gradient buffers, summed over data-parallel ranks once per step."""
+def _complete(part: Any) -> None:
+    # Torch creates Adam's state in the first step, and Megatron's helper forgets the count.
+    part.init_state_fn(part.optimizer, part.config)
+    for state in part.optimizer.state.values():
+        state.setdefault("step", torch.tensor(0.0))
+
+
+def _held(
+    part: Any, models: Sequence[DistributedDataParallel]
+) -> Iterator[tuple[nn.Parameter, range, Tensor]]:
+    """(parameter, range of it, what Adam steps) of one of Megatron's optimizers."""
+    if not isinstance(part, DistributedOptimizer):
+        for parameter in (each for model in models for each in model.params_with_grad):
+            main = getattr(parameter, "main_param", parameter)
+            yield parameter, range(parameter.numel()), main
+        return
+    for parameter, (group, order) in part.model_param_group_index_map.items():
+        buffer, dtype, bucket = part.model_param_gbuf_map[parameter]
+        held = part.gbuf_ranges[buffer][dtype][bucket]["param_map"][parameter]["param"]
+        main = part.optimizer.param_groups[group]["params"][order]
+        yield parameter, range(held.start, held.end), main
+
+
+def wrap_for_training(modules: Sequence[MegatronModule]) -> tuple[DistributedDataParallel, ...]:
+    """`modules`, the parts of a model on this rank, with fp32 gradient buffers that are summed over
+    data-parallel ranks once per step."""
+    state = parallel_state()
+    options = state.options
+    # One rank has nothing to share and nobody to talk to.
+    has_peers = state.data_size * state.context_size > 1
+    overlaps = options.overlap and has_peers
+    shards = options.shard_optimizer and has_peers
     config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=False,
-        use_distributed_optimizer=False,
+        overlap_grad_reduce=overlaps,
+        overlap_param_gather=overlaps and shards,
+        use_distributed_optimizer=shards,
+        bucket_size=options.bucket_size,
         check_for_nan_in_grad=False,  # Optimizer.step looks, and skips instead of dying
     )
-    module.config.finalize_model_grads_func = _finalize
-    return DistributedDataParallel(module.config, config, module)
+    models = tuple(
+        # Buckets are for what is waited for: of the parts on a rank, the first alone.
+        DistributedDataParallel(module.config, config, module, disable_bucketing=number > 0)
+        for number, module in enumerate(modules)
+    )
+    # The schedules read the configuration of the first part.
+    schedule: Any = modules[0].config
+    schedule.finalize_model_grads_func = _finalize
+    if overlaps:  # all but the last microbatch of a step
+        without = [model.no_sync for model in models]
+        schedule.no_sync_func = without if len(without) > 1 else without[0]
+    return models
 
 
 def _finalize(model: list[nn.Module], num_tokens: Tensor | None = None, **options: Any) -> None:

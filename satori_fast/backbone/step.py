@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from megatron.core import parallel_state as mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from satori_fast.backbone.architecture import Recompute
 from satori_fast.backbone.model import Kind, PolicyModel, ScalarModel, Source, build_model
 from satori_fast.backbone.optimizer import Optimizer, OptimizerSettings, wrap_for_training
 from satori_fast.backbone.parallel import parallel_state
@@ -48,17 +49,23 @@ class Loss(Protocol):
 class Learner:
     """A model, and its optimizer where it is trained; without one it is frozen.
 
-    module: the model itself; model: the same, wrapped for training when there is an optimizer.
+    modules: the model itself, its parts on this rank, of which an interleaved pipeline has several;
+    models: the same, wrapped for training when there is an optimizer.
     """
 
-    module: PolicyModel | ScalarModel
+    modules: tuple[PolicyModel | ScalarModel, ...]
     hf_config: Any
-    model: nn.Module
+    models: tuple[nn.Module, ...]
     optimizer: Optimizer | None = None
+
+    @property
+    def module(self) -> PolicyModel | ScalarModel:
+        """The last part on this rank, which has the head where it is here."""
+        return self.modules[-1]
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor); see `weights.iter_hf`: every rank must iterate."""
-        return iter_hf(self.module, self.hf_config)
+        return iter_hf(self.modules[0], self.hf_config, *self.modules[1:])
 
     def served_config(self) -> Any:
         """The configuration of the model that an engine serves: `num_tokens` rows of vocabulary."""
@@ -109,7 +116,7 @@ def build_learner(
     weights: Source | None = None,
     optimizer: OptimizerSettings | None = None,
     dtype: torch.dtype = torch.float32,
-    recompute: bool = False,
+    recompute: Recompute = "none",
     seed: int = 0,
 ) -> Learner:
     """A model and, with `optimizer`, what trains it; without, it is frozen. See `build_model`.
@@ -117,18 +124,24 @@ def build_learner(
     A critic starts from a policy with `kind="scalar", weights=dict(policy.hf_weights())`: the trunk
     is copied and the head starts at zero.
     """
-    module = build_model(
-        hf_config,
-        kind=kind,
-        weights=weights,
-        dtype=dtype,
-        recompute=recompute,
-        seed=seed,
+    modules = tuple(
+        build_model(
+            hf_config,
+            kind=kind,
+            weights=weights,
+            dtype=dtype,
+            recompute=recompute,
+            seed=seed,
+            chunk=chunk,
+        ).train(optimizer is not None)
+        for chunk in range(parallel_state().options.chunks)
     )
+    hf_config = modules[0].hf_config
     if optimizer is None:
-        return Learner(module.eval().requires_grad_(False), module.hf_config, module)
-    model = wrap_for_training(module.train())
-    return Learner(module, module.hf_config, model, Optimizer(model, optimizer))
+        frozen = tuple(module.requires_grad_(False) for module in modules)
+        return Learner(frozen, hf_config, frozen)
+    models = wrap_for_training(modules)
+    return Learner(modules, hf_config, models, Optimizer(models, optimizer))
 
 
 def score(learner: Learner, batches: Sequence[PackedBatch], *, temperature: float) -> list[Tensor]:
@@ -255,6 +268,8 @@ def _train(
     ordered = sorted(work, key=lambda pair: pair[0].minibatch)
     minibatches = [list(group) for _, group in groupby(ordered, key=lambda pair: pair[0].minibatch)]
     results = [_minibatch_step(learner, minibatch, terms, name) for minibatch in minibatches]
+    if learner.optimizer is not None:
+        learner.optimizer.gather_parameters()
     metrics = {f"{name}/{key}": number for key, number in _summary(results).items()}
     assert learner.optimizer is not None
     return metrics | {f"{name}/learning_rate": learner.optimizer.learning_rate}
@@ -286,7 +301,7 @@ def _minibatch_step(
         output = model(batch, _loss_head(learner.module, terms, batch, advantages))
         return _schedule_output(output, partial(_divided_loss, num_tokens=num_tokens))
 
-    outputs = _run_schedule(learner.model, minibatch, forward_step, forward_only=False)
+    outputs = _run_schedule(learner, _in_turns(minibatch), forward_step, forward_only=False)
     sums, maxes = _reduced(outputs, num_tokens)
     norm, stepped = optimizer.step(is_finite=math.isfinite(sums["loss"]))
     num_skipped = optimizer.num_skipped_in_a_row
@@ -328,16 +343,50 @@ def _schedule_output(output: Any, to_loss: Callable[[Any], Any]) -> tuple[Tensor
     return output.loss, lambda _: to_loss(output)
 
 
+def _in_turns(work: list[_Work]) -> list[_Work]:
+    """The microbatches of a step, and where parts of a model take turns so many without a loss that
+    the stages share them evenly."""
+    batch, advantages = min(work, key=lambda pair: pair[0].num_tokens)
+    nothing = torch.zeros_like(batch.loss_mask)
+    idle = replace(
+        batch,
+        loss_mask=nothing,
+        loss_weights=torch.zeros_like(batch.loss_weights),
+        segment_ids=torch.full_like(batch.segment_ids, -1),
+        source=torch.full_like(batch.source, -1),
+        start_hidden=None if batch.start_hidden is None else batch.start_hidden[:0],
+    )
+    return [*work, *[(idle, advantages)] * _num_missing(len(work))]
+
+
+def _num_missing(count: int) -> int:
+    """Microbatches by which `count` falls short of what an interleaved pipeline runs."""
+    state = parallel_state()
+    return -count % state.pipeline_size if state.options.chunks > 1 else 0
+
+
 def _run_schedule(
-    model: nn.Module, work: Sequence[Any], forward_step: Callable[..., Any], *, forward_only: bool
+    learner: Learner,
+    work: Sequence[_Work],
+    forward_step: Callable[..., Any],
+    *,
+    forward_only: bool,
 ) -> list[Any]:
     """Megatron's schedule over `work`; the data of each microbatch, on the last stage only."""
+    # The bare modules: hooks of the training wrapper have nothing to do without gradients.
+    models = learner.modules if forward_only else learner.models
+    iterators = [iter(work) for _ in models]
+    batches = [batch for batch, _ in work]
+    if len(models) > 1:
+        for module in learner.modules:
+            module.send_padded(batches)
     return get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(work),
-        model=[model],
+        data_iterator=iterators if len(models) > 1 else iterators[0],
+        model=list(models),
         num_microbatches=len(work),
-        seq_length=1,  # stages exchange the true shapes
+        # Where parts take turns; else stages exchange the true shapes.
+        seq_length=max(batch.num_tokens for batch in batches),
         micro_batch_size=1,
         forward_only=forward_only,
     )
@@ -353,12 +402,13 @@ def _last_stage_outputs(
     if not batches:
         return []
 
-    def forward_step(work: Iterator[PackedBatch], model: nn.Module) -> Any:
-        batch = next(work)
+    def forward_step(work: Iterator[_Work], model: nn.Module) -> Any:
+        batch, _ = next(work)
         return model(batch, head(batch)), lambda out: (out, torch.zeros((), dtype=torch.int), out)
 
-    # The bare module: hooks of the training wrapper have nothing to do without gradients.
-    return _run_schedule(learner.module, batches, forward_step, forward_only=True)
+    work = [(batch, None) for batch in [*batches, *[batches[-1]] * _num_missing(len(batches))]]
+    outputs = _run_schedule(learner, work, forward_step, forward_only=True)
+    return outputs[: len(batches)]
 
 
 def _forward(

@@ -40,18 +40,42 @@ class Geometry:
         )
 
 
+def _alone(parts: list[Tensor], _: Geometry) -> Tensor:
+    return parts[0]
+
+
+def _whole(full: Tensor, _: Geometry) -> list[Tensor]:
+    return [full]
+
+
 @dataclass(frozen=True)
 class Layout:
     """The way from Hugging Face tensors to one Megatron tensor, and how that is sharded.
 
-    merge: parts -> full tensor; split undoes it. shard: (full, size, rank) -> this rank's slice;
-    join: all slices -> full.
+    merge: parts -> full tensor; split undoes it.
+    axis:  the dimension that tensor-parallel ranks share; None where each holds everything.
+    num_blocks: the full tensor is so many stacked ones, each of which is shared for itself.
     """
 
-    merge: Callable[[list[Tensor], Geometry], Tensor]
-    split: Callable[[Tensor, Geometry], list[Tensor]]
-    shard: Callable[[Tensor, int, int], Tensor]
-    join: Callable[[list[Tensor]], Tensor]
+    axis: int | None
+    merge: Callable[[list[Tensor], Geometry], Tensor] = _alone
+    split: Callable[[Tensor, Geometry], list[Tensor]] = _whole
+    num_blocks: int = 1
+
+    def shard(self, full: Tensor, size: int, rank: int) -> Tensor:
+        """The part of one of `size` ranks."""
+        if self.axis is None:
+            return full
+        blocks = full.chunk(self.num_blocks)
+        own = [block.chunk(size, self.axis)[rank] for block in blocks]
+        return own[0] if len(own) == 1 else torch.cat(own)
+
+    def join(self, shards: list[Tensor]) -> Tensor:
+        """The full tensor from the parts of all ranks."""
+        if self.axis is None:
+            return shards[0]
+        blocks = zip(*(shard.chunk(self.num_blocks) for shard in shards), strict=True)
+        return torch.cat([torch.cat(parts, self.axis) for parts in blocks])
 
 
 def _merge_qkv(parts: list[Tensor], geometry: Geometry) -> Tensor:
@@ -71,49 +95,20 @@ def _pad_vocabulary(parts: list[Tensor], geometry: Geometry) -> Tensor:
     return torch.cat([parts[0], parts[0].new_zeros(missing, parts[0].shape[1])])
 
 
-def _join_gated(shards: list[Tensor]) -> Tensor:
-    gates, ups = zip(*(shard.chunk(2) for shard in shards), strict=True)
-    return torch.cat([*gates, *ups])
-
-
-_COLUMN = Layout(
-    merge=lambda parts, _: parts[0],
-    split=lambda full, _: [full],
-    shard=lambda full, size, rank: full.chunk(size, 0)[rank],
-    join=lambda shards: torch.cat(shards, 0),
-)
-_ROW = Layout(
-    merge=_COLUMN.merge,
-    split=_COLUMN.split,
-    shard=lambda full, size, rank: full.chunk(size, 1)[rank],
-    join=lambda shards: torch.cat(shards, 1),
-)
-REPLICATED = Layout(
-    merge=_COLUMN.merge,
-    split=_COLUMN.split,
-    shard=lambda full, size, rank: full,
-    join=lambda shards: shards[0],
-)
-_QKV = Layout(merge=_merge_qkv, split=_split_qkv, shard=_COLUMN.shard, join=_COLUMN.join)
-_VOCABULARY = Layout(
-    merge=_pad_vocabulary,
-    split=lambda full, geometry: [full[: geometry.vocab_size]],
-    shard=_COLUMN.shard,
-    join=_COLUMN.join,
-)
+_COLUMN, _ROW, REPLICATED = Layout(0), Layout(1), Layout(None)
+_QKV = Layout(0, _merge_qkv, _split_qkv)
+_VOCABULARY = Layout(0, _pad_vocabulary, lambda full, geometry: [full[: geometry.vocab_size]])
+# Each rank holds its slice of the gate, then its slice of up: not a slice of both stacked.
 _GATED = Layout(
-    merge=lambda parts, _: torch.cat(parts),
-    split=lambda full, _: list(full.chunk(2)),
-    # Each rank holds its slice of the gate, then its slice of up: not a slice of both stacked.
-    shard=lambda full, size, rank: torch.cat([half.chunk(size)[rank] for half in full.chunk(2)]),
-    join=_join_gated,
+    0, lambda parts, _: torch.cat(parts), lambda full, _: list(full.chunk(2)), num_blocks=2
 )
 
 # (Megatron name, layout, Hugging Face names with their dimensions, which models have it)
 _Row = tuple[str, Layout, tuple[tuple[str, str], ...], str]
+EMBEDDING = "embedding.word_embeddings.weight"
 _EMBEDDING: tuple[_Row, ...] = (
     (
-        "embedding.word_embeddings.weight",
+        EMBEDDING,
         _VOCABULARY,
         (("model.embed_tokens.weight", "vocab hidden"),),
         "all",
@@ -197,6 +192,11 @@ class Entry:
     layout: Layout
     hf: tuple[tuple[str, tuple[int, ...]], ...]
     is_copy: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole Megatron tensor, without the rows that pad a vocabulary."""
+        return sum(shape[0] for _, shape in self.hf), *self.hf[0][1][1:]
 
 
 def table(hf_config: Any, kind: str) -> list[Entry]:

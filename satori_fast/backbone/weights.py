@@ -11,7 +11,7 @@ import copy
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -159,7 +159,7 @@ def _load(
 ) -> None:
     entries = table(hf_config, module.kind)
     _refuse_unknown(source, entries)
-    parameters = _global_parameters(module)
+    parameters = global_parameters([module])
     geometry = Geometry.of(hf_config, mpu.get_tensor_model_parallel_world_size())
     stored: dict[str, str] = {}
     if hf_config.tie_word_embeddings and _EMBEDDING not in source and _HEAD in source:
@@ -265,14 +265,16 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def iter_hf(module: Any, hf_config: Any) -> Iterator[tuple[str, Tensor]]:
+def iter_hf(module: Any, hf_config: Any, *others: Any) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face name, full tensor) of every parameter, in Hugging Face's order, on every rank.
 
     Gathers over tensor and pipeline ranks one parameter at a time, so ALL ranks must iterate to the
     end. A tied model yields its embedding once, as its checkpoints do. The tensors may share memory
     with the parameters: copy what must outlive the next optimizer step.
+
+    others: the other parts of the model on this rank, in an interleaved pipeline.
     """
-    parameters = _global_parameters(module)
+    parameters = global_parameters([module, *others])
     owners = _pipeline_owners(parameters)
     geometry = Geometry.of(hf_config, mpu.get_tensor_model_parallel_world_size())
     for entry in table(hf_config, module.kind):
@@ -318,13 +320,14 @@ def _pipeline_owners(
     }
 
 
-def _global_parameters(module: Any) -> dict[str, nn.Parameter]:
-    """Parameters under names that carry the layer's number in the whole model."""
+def global_parameters(modules: Iterable[Any]) -> dict[str, nn.Parameter]:
+    """Parameters of this rank under names that carry the layer's number in the whole model."""
     parameters = {}
-    for name, parameter in module.named_parameters():
-        if name.startswith("decoder.layers."):
-            _, _, local, rest = name.split(".", 3)
-            number = module.decoder.layers[int(local)].layer_number - 1
-            name = f"decoder.layers.{number}.{rest}"
-        parameters[name] = parameter
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if name.startswith("decoder.layers."):
+                _, _, local, rest = name.split(".", 3)
+                number = module.decoder.layers[int(local)].layer_number - 1
+                name = f"decoder.layers.{number}.{rest}"
+            parameters[name] = parameter
     return parameters

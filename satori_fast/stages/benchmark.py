@@ -220,7 +220,7 @@ class _Session:
             self.renderer,
             folder / "tokenizer",
             dtype=self.config.model.dtype,
-            recompute=False,
+            recompute="none",
             max_seqlen=min(wanted, context),
         )
 

@@ -163,7 +163,7 @@ class Context:
             num_minibatches=num_minibatches,
             data_parallel_size=parallel.data_size,
             data_parallel_rank=parallel.data_rank,
-            pad_to_multiple=parallel.tensor_size,
+            pad_to_multiple=parallel.token_multiple,
             max_seqlen=config.rollout.max_seqlen,
             seed=seed,
             fixed_length=config.reinforce.fixed_length or config.rollout.max_new_tokens,

@@ -72,7 +72,7 @@ class EngineProvider:
             self._engine = None
 
     def _wrapped(self, engine: Engine) -> Restarting:
-        shared = Distributed(engine, self._parallel, self._spans)
+        shared = Distributed(engine, self._parallel.copies(), self._spans)
         return Restarting(shared, self._parallel, max_restarts=self._rollout.max_engine_restarts)
 
     def _embedded(self, policy: Learner, renderer: PromptRenderer) -> EmbeddedEngine:
@@ -115,7 +115,7 @@ class EngineProvider:
             max_seqlen=rollout.max_seqlen,
             max_slots=rollout.max_slots,
             tensor_size=parallel.tensor_size,
-            data_size=parallel.data_size,
+            data_size=parallel.copies().data_size,
             gpu_memory_share=rollout.gpu_memory_share,
             compile=rollout.compile,
             sleep=rollout.sleep,

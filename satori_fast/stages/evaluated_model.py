@@ -20,7 +20,7 @@ from satori_fast.storage import read_sealed
 
 _ROLE = "policy"  # of the learner in a checkpoint
 # The run may have been laid out over many devices; here one has to do.
-_ONE_DEVICE = ("--parallel.tensor", "1", "--parallel.pipeline", "1")
+_ONE_DEVICE = tuple(f"--parallel.{size}=1" for size in ("tensor", "pipeline", "context"))
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def export_checkpoint(place: Path, destination: Path) -> Path:
         build_renderer(config, tokenizer),
         tokenizer,
         dtype=config.model.dtype,
-        recompute=False,
+        recompute="none",
         max_seqlen=config.rollout.max_seqlen,
     )
     learner = models.policy(begun)

@@ -51,7 +51,7 @@ def generate_texts(
             build_renderer(config, tokenizer),
             tokenizer,
             dtype=config.model.dtype,
-            recompute=False,
+            recompute="none",
             max_seqlen=config.rollout.max_seqlen,
         )
         policy = models.policy(initial_model_folder(config, folder))

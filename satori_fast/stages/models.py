@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from satori_fast.backbone.architecture import load_hf_config, with_score_statistics
+from satori_fast.backbone.architecture import Recompute, load_hf_config, with_score_statistics
 from satori_fast.backbone.export import export_hf
 from satori_fast.backbone.model import Kind, PolicyModel
 from satori_fast.backbone.optimizer import OptimizerSettings
@@ -43,7 +43,7 @@ class ModelFolders:
     renderer: PromptRenderer
     tokenizer_folder: Path
     dtype: str
-    recompute: bool
+    recompute: Recompute
     max_seqlen: int
 
     def hf_config(self, folder: Path) -> Any:

@@ -147,7 +147,7 @@ def selected(groups: Sequence[Sequence[Trajectory]], context: Context, books: Bo
     ConfigError, with the accuracies of all problems, where nothing is left.
     """
     config, stage = context.config.offline, context.stage
-    grader = SharedGrader(context.grader.pool, context.parallel)
+    grader = SharedGrader(context.grader.pool, context.parallel.copies())
     # S2R's own rewards: what the section reward says is for reinforcement.
     rewards = [OutcomeReward(grader, 1.0, 0.0, right=RIGHT, wrong=WRONG), ProcessReward(grader)]
     with books.spans.span("reward"):

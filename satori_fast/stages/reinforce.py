@@ -85,7 +85,8 @@ def reinforce_step(learner: Trainer, source: ExperienceSource, step: int) -> Ste
 
 def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome:
     """Train the current model for `reinforce.num_steps` steps; evaluate and export it."""
-    grader = SharedGrader(context.grader.pool, context.parallel)  # counts its verdicts alone
+    # It counts its verdicts alone.
+    grader = SharedGrader(context.grader.pool, context.parallel.copies())
     rewards = load_rewards(
         context.config.reward,
         context.model_folders,

@@ -42,7 +42,7 @@ def score_responses(
         num_minibatches=1,
         data_parallel_size=parallel.data_size,
         data_parallel_rank=parallel.data_rank,
-        pad_to_multiple=parallel.tensor_size,
+        pad_to_multiple=parallel.token_multiple,
         max_seqlen=longest,
     )
     model = ScoringModel(

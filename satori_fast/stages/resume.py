@@ -46,6 +46,8 @@ READ_BY: dict[str, frozenset[str]] = {
     "profiling": frozenset(),
     "logging": frozenset(),
     "delete_checkpoints": frozenset(),
+    "save_in_background": frozenset(),
+    "checkpoints_kept": frozenset(),
     # How work is spread over time and machines, and when it gives up; not what is computed.
     "parallel.timeout_s": frozenset(),
     "parallel.main_timeout_s": frozenset(),

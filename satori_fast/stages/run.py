@@ -160,7 +160,12 @@ def build_run(config: Config, *, resume: bool = False) -> Run:
     parallel = setup.join_ranks(config)
     if config.parallel.num_threads is not None:
         torch.set_num_threads(config.parallel.num_threads)
-    folder = RunFolder(Path(config.output_dir) / config.name, parallel)
+    folder = RunFolder(
+        Path(config.output_dir) / config.name,
+        parallel,
+        saves_in_background=config.save_in_background,
+        checkpoints_kept=config.checkpoints_kept,
+    )
     with ExitStack() as on_error:
         on_error.callback(folder.close)
         parallel.on_main(lambda: folder.open(config, resume=resume))
@@ -198,7 +203,7 @@ def _set_up(config: Config, folder: RunFolder, parallel: ParallelState, *, resum
         folder=folder,
         books=Books(spans, monitor, writers[0] if writers else None, format_of=renderer.format_of),
         parallel=parallel,
-        grader=SharedGrader(pool, parallel),
+        grader=SharedGrader(pool, parallel.copies()),
         functions=build_worker(config.reward),
         engines=EngineProvider(
             config.rollout,

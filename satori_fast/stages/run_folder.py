@@ -52,7 +52,6 @@ from satori_fast.storage import (
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
-NUM_CHECKPOINTS_KEPT = 2
 # The training problems that the stage curate keeps.
 CURATED = "problems.jsonl"
 _MARK = "satori_fast_run"
@@ -90,12 +89,22 @@ class RunFolder:
     progress: content of progress.json.
     """
 
-    def __init__(self, path: Path, parallel: ParallelState | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        parallel: ParallelState | None = None,
+        *,
+        saves_in_background: bool = True,
+        checkpoints_kept: int = 2,
+    ) -> None:
         self.path = path
         self.parallel = parallel
+        self._saves_in_background = saves_in_background
+        self._checkpoints_kept = checkpoints_kept
         self.progress: dict[str, Any] = _nothing_yet()
         self._lock: IO[str] | None = None
         self._checkpoints: dict[str, Path | None] = {}
+        self._saver = checkpoint.Saver()
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -242,7 +251,7 @@ class RunFolder:
         """Remove what a kill left half written, and checkpoints beyond those that are kept."""
         clear_leftovers(self.path, _WRITTEN)
         for stage in self.path.glob("checkpoints/*"):
-            checkpoint.prune_checkpoints(stage, num_kept=NUM_CHECKPOINTS_KEPT)
+            checkpoint.prune_checkpoints(stage, num_kept=self._checkpoints_kept)
 
     # -- what has been made -------------------------------------------------------------------
 
@@ -343,7 +352,8 @@ class RunFolder:
         *,
         records: Mapping[str, str] | None,
     ) -> None:
-        """Checkpoint a stage and keep the newest two. Every rank must call it.
+        """Begin to checkpoint a stage, in the background; `settle` ends it. Every rank must call
+        it.
 
         records: digests of the growing files as they stand, in the process that writes them.
         """
@@ -352,8 +362,16 @@ class RunFolder:
         extra: dict[str, Any] = {"step": progress.step, "times": times, "data": progress.data}
         if records is not None:
             extra["records"] = dict(records)
-        checkpoint.save_checkpoint(folder / f"step-{progress.step}", learners, extra)
-        self.on_main(lambda: checkpoint.prune_checkpoints(folder, num_kept=NUM_CHECKPOINTS_KEPT))
+        place = folder / f"step-{progress.step}"
+        self._saver.begin(place, learners, extra, in_background=self._saves_in_background)
+
+    def settle(self, stage: str, *, wait: bool) -> None:
+        """Complete the checkpoint that was begun, and keep the newest ones. Every rank must call it,
+        after each step; wait: also for one that is still being written."""
+        if self._saver.finish() if wait else self._saver.finish_if_written():
+            folder = self.checkpoints(stage)
+            kept = self._checkpoints_kept
+            self.on_main(lambda: checkpoint.prune_checkpoints(folder, num_kept=kept))
 
     def delete_checkpoints(self) -> None:
         """Delete the checkpoints of the finished stages; main process alone."""

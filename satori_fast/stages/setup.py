@@ -17,7 +17,7 @@ import torch
 
 from satori_fast import __version__
 from satori_fast.backbone.meeting import Limits
-from satori_fast.backbone.parallel import ParallelState, initialize_parallel
+from satori_fast.backbone.parallel import ParallelOptions, ParallelState, initialize_parallel
 from satori_fast.config import Config, ConfigError, DataConfig
 from satori_fast.data.collection import joined
 from satori_fast.data.domains import DOMAINS, Domain, words_of
@@ -82,6 +82,8 @@ def join_ranks(config: Config) -> ParallelState:
         sizes.tensor,
         sizes.pipeline,
         config.seed,
+        context=sizes.context,
+        options=ParallelOptions(sizes.chunks, sizes.sequence, sizes.shard_optimizer, sizes.overlap),
         limits=Limits(sizes.timeout_s, sizes.main_timeout_s),
     )
 

@@ -65,6 +65,8 @@ class Checkpoints(Protocol):
         records: Mapping[str, str] | None,
     ) -> None: ...
 
+    def settle(self, stage: str, *, wait: bool) -> None: ...
+
     def exported(self, stage: str) -> Path: ...
 
 
@@ -151,6 +153,7 @@ class StepLoop:
             records = self.books.digests()
             self.folder.save(self.stage, self.learners, self.done, records=records)
             self.books.reset_clock()
+        self.folder.settle(self.stage, wait=ends_here or step == self.num_steps)
         if ends_here:
             raise termination.Terminated(
                 f"terminated; saved at step {step} of {self.stage}; --resume continues"

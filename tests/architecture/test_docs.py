@@ -412,7 +412,7 @@ def test_bytes_of_a_trained_parameter(dtype: torch.dtype, num_bytes: int) -> Non
     assert learner.optimizer is not None
     learner.optimizer.step()
     (adam,) = learner.optimizer.megatron.chained_optimizers
-    held = [*parameters, *(buffer.grad_data for buffer in learner.model.buffers)]  # type: ignore[union-attr]
+    held = [*parameters, *(buffer.grad_data for buffer in learner.models[0].buffers)]  # type: ignore[union-attr]
     held += [p for group in adam.optimizer.param_groups for p in group["params"]]
     held += [moment for state in adam.optimizer.state.values() for moment in state.values()]
     storages = {

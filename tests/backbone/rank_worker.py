@@ -18,9 +18,15 @@ import torch
 import torch.distributed as dist
 
 from satori_fast.algorithms.losses import pairwise_loss
+from satori_fast.backbone.architecture import Recompute
 from satori_fast.backbone.checkpoint import load_checkpoint, save_checkpoint
 from satori_fast.backbone.optimizer import OptimizerSettings
-from satori_fast.backbone.parallel import ParallelState, initialize_parallel, shutdown_parallel
+from satori_fast.backbone.parallel import (
+    ParallelOptions,
+    ParallelState,
+    initialize_parallel,
+    shutdown_parallel,
+)
 from satori_fast.backbone.step import Learner, annotate, build_learner, update, update_one
 from satori_fast.data.packing import PackingSpec, pack_pairs
 from satori_fast.stages.scoring import score_trajectories
@@ -34,9 +40,12 @@ from satori_fast.types import (
 )
 from tests.tiny_models import VOCAB_SIZE, ImitationLoss, ones, random_batch, tiny_model
 
-# Lengths of the microbatches of one optimizer step: all different, all even in total.
-_LENGTHS = ([12, 7, 5], [30, 4], [3, 3, 20, 8], [16])
+# Lengths of the microbatches of one optimizer step: all different, and all in total a multiple of
+# what two ranks share.
+_LENGTHS = ([12, 7, 5], [32, 4], [3, 3, 20, 6], [16])
 _SETTINGS = OptimizerSettings(learning_rate=1e-3, weight_decay=0.1, epsilon=1e-6)
+# So small that a model has several, and their sums overlap with the backward pass.
+_SMALL_BUCKETS = ParallelOptions(bucket_size=10_000)
 
 
 @dataclass(frozen=True)
@@ -46,15 +55,27 @@ class Case:
     model: str
     tensor: int = 1
     pipeline: int = 1
-    recompute: bool = False
+    context: int = 1
+    recompute: Recompute = "none"
+    options: ParallelOptions = _SMALL_BUCKETS
 
 
+# In the order of the checkpoints: each goes on from that of the case before it.
 CASES = {
-    "tensor": Case("qwen2_tied", tensor=2),
-    "tensor_untied": Case("qwen3", tensor=2, recompute=True),
+    "tensor": Case("qwen2_tied", tensor=2, options=ParallelOptions(sequence=False)),
     "data": Case("qwen2_tied"),
+    "sequence": Case("qwen2_tied", tensor=2, recompute="selective"),
+    "data_whole": Case("qwen2_tied", options=ParallelOptions(shard_optimizer=False)),
     "pipeline": Case("qwen2_tied", pipeline=2),
-    "pipeline_untied": Case("qwen3", pipeline=2, recompute=True),
+    "context": Case("qwen2_tied", context=2),
+    "interleaved": Case("qwen2_tied", pipeline=2, options=ParallelOptions(chunks=2)),
+    "interleaved_untied": Case(
+        "qwen3", pipeline=2, recompute="full", options=ParallelOptions(chunks=2)
+    ),
+    "tensor_untied": Case("qwen3", tensor=2, recompute="full"),
+    "data_untied": Case("qwen3", options=ParallelOptions(overlap=False)),
+    "context_untied": Case("qwen3", context=2, recompute="full"),
+    "pipeline_untied": Case("qwen3", pipeline=2, recompute="selective"),
 }
 
 
@@ -62,10 +83,12 @@ def session(case: Case, folder: Path) -> dict[str, Any]:
     """Two steps of a policy and a critic, with a checkpoint between them, then one of the critic on
     preference pairs, and its scores; what came of it.
 
-    The checkpoint at `folder` is written when absent and loaded when present, so a later session
-    with other sizes continues from the first one's.
+    The checkpoint at `folder` is loaded when present, and then written again: each session goes on
+    from what the one before it wrote with other sizes.
     """
-    state = initialize_parallel(case.tensor, case.pipeline)
+    state = initialize_parallel(
+        case.tensor, case.pipeline, context=case.context, options=case.options
+    )
     reference = tiny_model(case.model)
     options = {
         "optimizer": _SETTINGS,
@@ -79,8 +102,7 @@ def session(case: Case, folder: Path) -> dict[str, Any]:
     if (folder / "extra.json").exists():
         _train(learners, state, seed=2)  # what loading must undo
         load_checkpoint(folder, learners)
-    else:
-        save_checkpoint(folder, learners, {})
+    save_checkpoint(folder, learners, {})
     stats.append(_train(learners, state, seed=1))
     (batch,) = annotate([_minibatch(9)[0]], policy, policy, critic, temperature=0.9)
     stats.append(_train_on_pairs(critic, state))
@@ -118,7 +140,7 @@ def _spec(state: ParallelState) -> PackingSpec:
         num_minibatches=1,
         data_parallel_size=state.data_size,
         data_parallel_rank=state.data_rank,
-        pad_to_multiple=2,
+        pad_to_multiple=state.token_multiple,
     )
 
 

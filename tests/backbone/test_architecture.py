@@ -21,7 +21,7 @@ from tests.tiny_models import tiny_model
 
 
 def _convert(hf_config: Any) -> Any:
-    return transformer_config(hf_config, dtype=torch.float32, recompute=False)
+    return transformer_config(hf_config, dtype=torch.float32)
 
 
 def test_sizes_are_carried_over() -> None:

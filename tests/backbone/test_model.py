@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from satori_fast.backbone.architecture import with_score_statistics
+from satori_fast.backbone.architecture import Recompute, with_score_statistics
 from satori_fast.backbone.model import build_model
 from satori_fast.backbone.weights import iter_hf, load_hf
 from satori_fast.types import ScoreStatistics
@@ -50,9 +50,9 @@ def test_packed_equals_one_sequence_at_a_time() -> None:
             )
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_equal_those_of_transformers(name: str, recompute: bool) -> None:
+def test_gradients_equal_those_of_transformers(name: str, recompute: Recompute) -> None:
     reference = tiny_model(name)
     model = build_model(reference.config, weights=reference.state_dict(), recompute=recompute)
     batch = random_batch(_LENGTHS)

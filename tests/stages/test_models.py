@@ -34,7 +34,7 @@ def folders(place: Path, *, max_seqlen: int = 64) -> ModelFolders:
     tiny_model("qwen2_tied").save_pretrained(place)
     TOKENIZER.save_pretrained(place)
     renderer = PromptRenderer(TOKENIZER, "{question}", max_prompt_tokens=32)
-    return ModelFolders(renderer, place, "float32", recompute=False, max_seqlen=max_seqlen)
+    return ModelFolders(renderer, place, "float32", recompute="none", max_seqlen=max_seqlen)
 
 
 def test_a_policy_reads_and_leaves_the_same_weights(tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ class Recorder:
         assert stage == "reinforce" and records == self.digests()
         self.calls.append(("save", progress.step, progress.data, progress.times.wall_s))
 
+    def settle(self, stage: str, *, wait: bool) -> None:
+        if wait:
+            self.calls.append(("settle",))
+
     def exported(self, stage: str) -> Path:
         return self.path / "models" / stage
 
@@ -109,6 +113,7 @@ def test_order_of_a_step_and_of_the_last_one() -> None:
         ("evaluate", 2),
         ("record", 2, 0.2),
         ("save", 3, {"at": 3}, 4.5),  # the last step's model is the stage's own
+        ("settle",),
     ]
     assert loop.done == StageProgress(3, StepTimes(wall_s=4.5), {"at": 3})
 
@@ -119,6 +124,7 @@ def test_zero_means_only_at_the_end() -> None:
         ("start", 4),
         ("evaluate", 3),
         ("save", 4),
+        ("settle",),
     ]
 
 
@@ -130,6 +136,7 @@ def test_resumed_stage_does_what_is_left_and_adds_to_its_times() -> None:
         ("evaluate", 4),
         ("record", 4, 0.4),
         ("save", 5, {"at": 5}, 11.5),
+        ("settle",),
     ]
     finished, same = walk(loop.done, 5, 1, checkpoint_every=1)
     assert finished == [("start", 0)]
@@ -184,9 +191,9 @@ def test_a_sigterm_ends_the_loop_after_its_step_with_a_checkpoint() -> None:
                 recorder.calls.append(("the step goes on",))
             loop.finish_step({"loss": 0.0}, {"at": step + 1}, shown={})
     assert [call[0] for call in recorder.calls] == [
-        *("start", "record", "the step goes on", "record", "save", "clock")
+        *("start", "record", "the step goes on", "record", "save", "clock", "settle")
     ]
-    assert recorder.calls[-2][:3] == ("save", 2, {"at": 2})
+    assert recorder.calls[-3][:3] == ("save", 2, {"at": 2})
 
 
 @pytest.mark.slow
