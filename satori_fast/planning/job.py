@@ -94,7 +94,7 @@ class Job:
     """A run.
 
     model: what is shown of it. microbatch: most tokens of a packed microbatch. stages: those that
-    train, at least one. can_shard: data-parallel ranks may share the optimizer.
+    train, at least one.
     """
 
     name: str
@@ -104,7 +104,6 @@ class Job:
     microbatch: int
     engine: EnginePlan
     stages: tuple[Stage, ...]
-    can_shard: bool = False
 
     @property
     def element_bytes(self) -> int:

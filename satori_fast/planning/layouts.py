@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from satori_fast.profiling.flops import ModelShape
 
 EngineKind = Literal["embedded", "vllm", "server"]
+Recompute = Literal["none", "selective", "full"]
 
 # Tensor-parallel ranks talk in every layer: they stay in one machine.
 GPUS_PER_MACHINE = 8
@@ -22,23 +23,38 @@ GPUS_PER_MACHINE = 8
 class Layout:
     """Sizes of each dimension of parallelism, and what is kept.
 
-    shard_optimizer: data-parallel ranks share the optimizer's state. sequence: tensor-parallel
-    ranks share what lies between the products of a layer. recompute: of a layer only its input is
-    kept.
+    chunks:          parts of the model in each stage of a pipeline.
+    shard_optimizer: data-parallel ranks share the optimizer's state. overlap: they send gradients
+                     and weights while they compute.
+    sequence:        tensor-parallel ranks share what lies between the products of a layer.
+    recompute:       what the backward pass computes again: "none", "selective" (attention,
+                     activation) or "full" (all but the input of a layer).
     """
 
     tensor: int = 1
     pipeline: int = 1
     context: int = 1
     data: int = 1
+    chunks: int = 1
     shard_optimizer: bool = False
+    overlap: bool = False
     sequence: bool = False
-    recompute: bool = False
+    recompute: Recompute = "none"
 
     @property
     def model_size(self) -> int:
         """Ranks that hold one copy of the models."""
         return self.tensor * self.pipeline * self.context
+
+    @property
+    def num_sharers(self) -> int:
+        """Ranks that have the same weights, and may share the optimizer."""
+        return self.data * self.context
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether tensor-parallel ranks share tokens between products."""
+        return self.sequence and self.tensor > 1
 
     @property
     def num_ranks(self) -> int:
@@ -50,9 +66,10 @@ class Layout:
         if self.context > 1:
             sizes.insert(2, f"context {self.context}")
         flags = {
-            "sharded optimizer": self.shard_optimizer and self.data * self.context > 1,
-            "sequence": self.sequence and self.tensor > 1,
-            "recompute": self.recompute,
+            f"{self.chunks} chunks": self.chunks > 1,
+            "sharded optimizer": self.shard_optimizer and self.num_sharers > 1,
+            "sequence": self.shares_tokens,
+            f"{self.recompute} recomputation": self.recompute != "none",
         }
         return ", ".join([*sizes, *(name for name, is_set in flags.items() if is_set)])
 
@@ -81,11 +98,12 @@ def with_data(layout: Layout, num_gpus: int, *, num_servers: int = 0) -> Layout:
 
 def check_layout(layout: Layout, shape: ModelShape) -> None:
     """ValueError for a layout that does not divide the heads or layers of a model."""
+    stages = "pipeline * chunks" if layout.chunks > 1 else "pipeline"
     divided = (
         ("num_key_value_heads", shape.num_kv_heads, "tensor", layout.tensor),
         ("num_attention_heads", shape.num_heads, "tensor", layout.tensor),
         ("intermediate_size", shape.intermediate_size, "tensor", layout.tensor),
-        ("num_hidden_layers", shape.num_layers, "pipeline", layout.pipeline),
+        ("num_hidden_layers", shape.num_layers, stages, layout.pipeline * layout.chunks),
     )
     for field, value, dimension, size in divided:
         if value % size:
@@ -98,17 +116,18 @@ def possible_layouts(
     shape: ModelShape, num_ranks: int, engine: EngineKind, *, like: Layout
 ) -> Iterator[Layout]:
     """Every split of `num_ranks` that the model and the engine allow, with the other properties of
-    `like`, each with and without recomputation."""
+    `like`, each with nothing, something and everything recomputed."""
     for tensor in _divisors(GPUS_PER_MACHINE if engine != "embedded" else 1):
         for pipeline in _divisors(shape.num_layers if engine == "server" else 1):
-            layout = replace(like, tensor=tensor, pipeline=pipeline, recompute=False)
+            chunks = like.chunks if pipeline > 1 else 1
+            layout = replace(like, tensor=tensor, pipeline=pipeline, chunks=chunks)
             try:
                 check_layout(layout, shape)
                 layout = with_data(layout, num_ranks)
             except ValueError:
                 continue
-            yield layout
-            yield replace(layout, recompute=True)
+            for recompute in get_args(Recompute):
+                yield replace(layout, recompute=recompute)
 
 
 def _divisors(number: int) -> list[int]:

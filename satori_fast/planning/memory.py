@@ -58,37 +58,46 @@ def parameter_bytes(dtype: Dtype, layout: Layout | None = None) -> ParameterByte
     a weight in bfloat16, and two moments. Sharded, copy and moments are divided by the ranks that
     share them: 6 + 12 / data bytes in bfloat16."""
     layout = layout or Layout()
-    sharers = layout.data * layout.context if layout.shard_optimizer else 1
+    sharers = layout.num_sharers if layout.shard_optimizer else 1
     copy = 4 if dtype == "bfloat16" else 0
     return ParameterBytes(2 if dtype == "bfloat16" else 4, 4, (copy + 8) / sharers)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerNumbers:
-    """Numbers (elements) of a token that a layer keeps for its backward pass.
+    """Numbers (elements) of a token of a layer.
 
-    inputs: of the layer, all that recomputation keeps. whole: without recomputation, inputs too.
+    kept: until its backward pass. again: computed again for that, and gone after it.
     """
 
-    inputs: float
-    whole: float
+    kept: float
+    again: float = 0.0
 
 
 def layer_numbers(sizes: ModelSizes, layout: Layout, *, on_host: bool = False) -> LayerNumbers:
-    """Numbers of a token that a layer keeps:
+    """Numbers of a token that a layer keeps, and what it computes again:
 
-        4 H + (3 Q + 3 K + 3 F) / t
+        none       4 H + (3 Q + 3 K + 3 F) / t
+        selective  4 H + (2 Q + 2 K + 2 F) / t
+        full       H, and again the rest of "none"
 
-    Inputs and outputs of two norms; queries, keys and values as one product (3 Q + 3 K: the product
-    itself, Q + 2 K, is kept by the values; rotated queries and keys; the attention's output); gate,
-    up, and their product. On the host attention copies its output once more, Q / t. With sequence
-    parallelism the first term is divided by t too.
+    Inputs and outputs of two norms; queries, keys and values as one product (Q + 2 K, which the
+    values keep whole), rotated queries and keys (Q + K), the attention's output (Q); gate and up
+    (2 F), and their product (F). On the host attention copies its output once more, Q / t. Ranks
+    that share tokens divide the first term by t too; those that share a context keep the keys and
+    values of all.
     """
     shape, t = sizes.shape, layout.tensor
-    outside = 4 * shape.hidden_size / (t if layout.sequence else 1)
+    outside = 4 * shape.hidden_size / (t if layout.shares_tokens else 1)
+    gathered = 2 * sizes.key_size * layout.context / t if layout.context > 1 else 0.0
     attention = (4 if on_host else 3) * sizes.query_size + 3 * sizes.key_size
-    inside = (attention + 3 * shape.intermediate_size) / t
-    return LayerNumbers(outside / 4, outside + inside)
+    whole = outside + (attention + 3 * shape.intermediate_size) / t + gathered
+    if layout.recompute == "full":
+        return LayerNumbers(outside / 4, whole - outside / 4)
+    if layout.recompute == "selective":
+        inside = 2 * sizes.query_size + 2 * sizes.key_size + 2 * shape.intermediate_size
+        return LayerNumbers(outside + inside / t, shape.intermediate_size / t)
+    return LayerNumbers(whole)
 
 
 def kept_bytes(
@@ -96,39 +105,51 @@ def kept_bytes(
 ) -> float:
     """Bytes that the layers keep of microbatches of so many tokens until their backward passes.
 
-    stage: of the pipeline; the first one keeps as many microbatches as there are stages.
+    stage: of the pipeline; the first one keeps as many microbatches as there are stages, and more
+    where chunks take turns.
     """
-    numbers = layer_numbers(sizes, layout, on_host=on_host)
-    layers = sizes.shape.num_layers / layout.pipeline
-    kept = layers * (numbers.inputs if layout.recompute else numbers.whole)
-    return size * tokens / layout.context * kept * (layout.pipeline - stage)
+    kept = layer_numbers(sizes, layout, on_host=on_host).kept
+    layers, chunks = sizes.shape.num_layers / layout.pipeline, layout.chunks
+    in_flight = float(layout.pipeline - stage)
+    if chunks > 1:
+        waiting = 2 * (layout.pipeline - stage - 1) + (chunks - 1) * layout.pipeline + 1
+        in_flight = waiting / chunks
+    return size * tokens / layout.context * layers * kept * in_flight
 
 
 def backward_bytes(
     sizes: ModelSizes, layout: Layout, tokens: float, *, size: int, on_host: bool
 ) -> float:
     """Bytes that a backward pass adds at its fullest, in the last layer's MLP: gradients of the
-    hidden states, of gate and of up; with recomputation the layer itself."""
-    numbers = layer_numbers(sizes, layout, on_host=on_host)
-    layer = numbers.whole - numbers.inputs if layout.recompute else 0.0
-    gradients = sizes.shape.hidden_size + 2 * sizes.shape.intermediate_size / layout.tensor
-    return size * tokens / layout.context * (layer + gradients)
+    hidden states, of gate and of up, and what is computed again. Where ranks share tokens they
+    gather the hidden states, and their gradients, of all for a product."""
+    shape, t = sizes.shape, layout.tensor
+    again = layer_numbers(sizes, layout, on_host=on_host).again
+    inside = 2 * shape.intermediate_size / t
+    outside = float(shape.hidden_size)
+    if layout.shares_tokens:
+        inside, outside = max(inside, 2 * shape.hidden_size), outside / t
+    return size * tokens / layout.context * (again + inside + outside)
 
 
 def head_bytes(
     sizes: ModelSizes, layout: Layout, tokens: float, *, size: int, on_host: bool
 ) -> float:
     """Bytes that the loss of a policy needs beside what the layers keep: input and output of the
-    last norm, the gradient of its output, the gradient of the head's weight in float32, and a chunk
-    of logits in float32 or, when that is gone, the gradient in the weight's type.
+    last norm, that of all ranks together, the gradient of the output, the gradient of the head's
+    weight in float32, and a chunk of logits in float32 or, when that is gone, the gradient in the
+    weight's type.
 
     The chunk of a CPU is not torch's: `host_chunk_bytes`.
     """
-    hidden, tokens = sizes.shape.hidden_size, tokens / layout.context
+    hidden = sizes.shape.hidden_size
     elements = -(-sizes.shape.num_logits // layout.tensor) * hidden
     result = size * elements if size < 4 else 0
     chunk = 0.0 if on_host else min(HEAD_CHUNK_BYTES, 4.0 * elements / hidden * tokens)
-    return 3 * size * tokens * hidden + 4.0 * elements + max(chunk, result)
+    own = 2.0 / layout.context / (layout.tensor if layout.shares_tokens else 1)
+    gathers = layout.shares_tokens or layout.context > 1
+    states = own + (2 if gathers else 1)
+    return size * tokens * hidden * states + 4.0 * elements + max(chunk, result)
 
 
 def host_chunk_bytes(sizes: ModelSizes, tokens: float) -> float:
@@ -266,7 +287,7 @@ class _RankMemory:
         if self._on_host():
             return 0.0
         numbers = max(self._parameters(role) for role in self.stage.roles if role.trained)
-        sharers = self.layout.data * self.layout.context if self.layout.shard_optimizer else 1
+        sharers = self.layout.num_sharers if self.layout.shard_optimizer else 1
         return 4.0 * numbers / sharers
 
     def _scoring(self) -> float:

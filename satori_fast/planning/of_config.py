@@ -8,7 +8,6 @@ longest response.
 from __future__ import annotations
 
 from satori_fast.config import Config, ConfigError, ImitationConfig, ReinforceConfig
-from satori_fast.config_sections import ParallelConfig
 from satori_fast.planning.devices import Device
 from satori_fast.planning.job import EnginePlan, Job, Lengths, Role, Stage
 from satori_fast.planning.layouts import Layout
@@ -68,8 +67,10 @@ def layout_of(config: Config) -> Layout:
         tensor=parallel.tensor,
         pipeline=parallel.pipeline,
         context=parallel.context,
-        shard_optimizer=getattr(parallel, "shard_optimizer", False),
-        sequence=getattr(parallel, "sequence", False),
+        chunks=parallel.chunks,
+        shard_optimizer=parallel.shard_optimizer,
+        overlap=parallel.overlap,
+        sequence=parallel.sequence,
         recompute=config.model.recompute,
     )
 
@@ -89,7 +90,6 @@ def job_of(config: Config) -> Job:
         microbatch=config.packing.max_tokens_per_microbatch,
         engine=engine_of(config),
         stages=stages,
-        can_shard="shard_optimizer" in ParallelConfig.model_fields,
     )
 
 

@@ -120,12 +120,12 @@ def _samples(stage: Stage) -> bool:
 
 def fitting_layouts(job: Job, like: Layout, device: Device) -> list[Candidate]:
     """Every layout of as many ranks that fits, most tokens per second first. Of two that differ in
-    recomputation alone the slower one is left out."""
+    recomputation alone the slower ones are left out."""
     found: dict[Layout, Candidate] = {}
     for layout in possible_layouts(job.sizes.shape, like.num_ranks, job.engine.kind, like=like):
         each = candidate(job, layout, device)
         if each.fits:
-            found.setdefault(replace(layout, recompute=False), each)
+            found.setdefault(replace(layout, recompute="none"), each)
     return sorted(found.values(), key=lambda each: -each.time.tokens_per_s)
 
 
@@ -183,7 +183,7 @@ def _changes(job: Job, layout: Layout) -> list[_Change]:
         if engine.kind == "vllm" and engine.share > share:
             name = f"rollout.gpu_memory_share = {share:g}"
             of_job(name, lambda job, share=share: _with_engine(job, share=share))
-    if job.can_shard and not layout.shard_optimizer and layout.data > 1:
+    if not layout.shard_optimizer and layout.num_sharers > 1:
         name = "parallel.shard_optimizer = true"
         found.append((name, lambda case: (case[0], replace(case[1], shard_optimizer=True))))
     if any(role.name == "critic" for stage in job.stages for role in stage.roles):

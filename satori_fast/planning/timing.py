@@ -100,30 +100,30 @@ class _Clock:
         flops = sum(self._sequence_flops(role) for role in roles)
         seconds = flops / self.layout.num_ranks / self.device.rate("forward")
         seconds = max(seconds, len(roles) * self._starts())
-        sent = len(roles) * (self._tensor_bytes(passes=1) + self._pipeline_bytes(passes=1))
-        sending = len(roles) * (self._tensor_seconds(passes=1) + self._pipeline_seconds(passes=1))
+        sent, sending = (len(roles) * each for each in self._pass_sends(1, stages=1))
         return PartTime(seconds * self._stretch() + sending, sending, sent)
 
     def update(self) -> PartTime:
         """Forward, backward and optimizer steps of each model that is trained."""
         trained = [role for role in self.stage.roles if role.trained]
-        passes = TRAINING_PASSES + (1 if self.layout.recompute else 0)
+        passes = TRAINING_PASSES + self._recomputed()
         responses = self.stage.lengths.expected_response
         flops = sum(passes * self._sequence_flops(role, head=responses) for role in trained)
         seconds = flops / self.layout.num_ranks / self.device.rate("update")
-        seconds = max(seconds, len(trained) * passes * self._starts()) * self._stretch()
+        seconds = max(seconds, len(trained) * passes * self._starts())
+        hidden = self._hidden(seconds / len(trained))
+        seconds *= self._stretch()
         start = [role for role in self.stage.roles if not role.trained]
         if not self.stage.learns_from_samples and start:  # imitation stays near it
             seconds += self.forward(start).seconds
         # Backward sends as much as forward, recomputation once more.
-        sends = 2 + (1 if self.layout.recompute else 0)
-        sending = self._tensor_seconds(passes=sends) + self._pipeline_seconds(passes=2)
-        sent = self._tensor_bytes(passes=sends) + self._pipeline_bytes(passes=2)
-        sending, sent = sending * len(trained), sent * len(trained)
+        sends = 2 + self._recomputed()
+        sent, sending = (len(trained) * each for each in self._pass_sends(sends, stages=2))
         for role in trained:
             of_gradients = self.stage.num_minibatches * self._gradient_bytes(role)
             sent += of_gradients
-            sending += of_gradients / self._link(self.layout.tensor, self.layout.data)
+            link = self._link(self.layout.tensor, self.layout.num_sharers)
+            sending += max(0.0, of_gradients / link - hidden)
         return PartTime(seconds + sending, sending, sent)
 
     def sync(self) -> PartTime:
@@ -185,7 +185,17 @@ class _Clock:
 
     def _stretch(self) -> float:
         """Of the time of a pass, by a pipeline that fills and empties in every minibatch."""
-        return 1.0 + (self.layout.pipeline - 1) / self._num_microbatches()
+        turns = self._num_microbatches() * self.layout.chunks
+        return 1.0 + (self.layout.pipeline - 1) / turns
+
+    def _recomputed(self) -> int:
+        """Forward passes more of an update. Attention and activation again cost little."""
+        return 1 if self.layout.recompute == "full" else 0
+
+    def _hidden(self, seconds: float) -> float:
+        """Seconds of sending that an update of a model hides: gradients leave during the backward
+        pass of a minibatch's last microbatch, weights come back during the next forward pass."""
+        return seconds / self._num_microbatches() if self.layout.overlap else 0.0
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -194,6 +204,13 @@ class _Clock:
         layout = self.layout
         total = self.stage.num_sequences * self.stage.lengths.expected
         return total / layout.data / layout.context
+
+    def _pass_sends(self, passes: int, *, stages: int) -> tuple[float, float]:
+        """Bytes and seconds of so many passes of a model; stages: times that a pipeline sends."""
+        sent = self._tensor_bytes(passes=passes) + self._context_bytes(passes=passes)
+        seconds = self._tensor_seconds(passes=passes) + self._context_seconds(passes=passes)
+        sent += self._pipeline_bytes(passes=stages * self.layout.chunks)
+        return sent, seconds + self._pipeline_seconds(passes=stages * self.layout.chunks)
 
     def _tensor_bytes(self, *, passes: int) -> float:
         """Two sums over the tensor-parallel ranks in every layer and pass, each sent around twice
@@ -204,6 +221,18 @@ class _Clock:
 
     def _tensor_seconds(self, *, passes: int) -> float:
         return self._tensor_bytes(passes=passes) / self._link(1, self.layout.tensor)
+
+    def _context_bytes(self, *, passes: int) -> float:
+        """Keys and values of the other ranks' tokens in every layer, or their gradients back."""
+        layout, sizes = self.layout, self.job.sizes
+        others = self._tokens() * (layout.context - 1)
+        layers = sizes.shape.num_layers / layout.pipeline
+        numbers = 2 * sizes.key_size / layout.tensor
+        return passes * layers * others * numbers * self.job.element_bytes
+
+    def _context_seconds(self, *, passes: int) -> float:
+        stride = self.layout.tensor
+        return self._context_bytes(passes=passes) / self._link(stride, self.layout.context)
 
     def _pipeline_bytes(self, *, passes: int) -> float:
         """Hidden states, or their gradients, to the next stage."""
@@ -219,7 +248,7 @@ class _Clock:
     def _gradient_bytes(self, role: Role) -> float:
         """Of an optimizer step: gradients in float32 to all and back; with a shared optimizer to
         those that step them, and the weights back in their own type."""
-        ranks = self.layout.data * self.layout.context
+        ranks = self.layout.num_sharers
         number = self.job.sizes.rank_parameters(self.layout, kind=role.kind)
         each = 4 + (self.job.element_bytes if self.layout.shard_optimizer else 4)
         return number * each * (ranks - 1) / ranks

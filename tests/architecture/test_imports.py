@@ -94,7 +94,6 @@ ALLOWED: dict[str, set[str]] = {
     "planning": {
         "config",
         "config_checks",
-        "config_sections",
         "profiling",
         "data.domains",
         "data.tokenizer",

@@ -70,7 +70,8 @@ def test_flat_ranges_of_all_ranks_tile_every_tensor(
                 for piece in _of_range("model", entry, flat, held, local.shape, is_alone=True):
                     assert piece.whole == tuple(full.shape)
                     place = tuple(
-                        slice(o, o + n) for o, n in zip(piece.offset, piece.tensor.shape, strict=True)
+                        slice(o, o + n)
+                        for o, n in zip(piece.offset, piece.tensor.shape, strict=True)
                     )
                     if piece.share is not None:
                         assert (seen[place] == -1).all(), entry.name

@@ -72,14 +72,14 @@ def test_engines_limit_the_layouts() -> None:
         *((1, 2, 4), (1, 4, 2), (2, 2, 2), (2, 4, 1), (4, 2, 1)),
     }
     layouts = list(possible_layouts(SEVEN, 8, "vllm", like=Layout(shard_optimizer=True)))
-    assert len(layouts) == 6 and all(layout.shard_optimizer for layout in layouts)
+    assert len(layouts) == 9 and all(layout.shard_optimizer for layout in layouts)
 
 
 def test_how_a_layout_is_written() -> None:
     assert str(Layout(tensor=2, data=4)) == "tensor 2, pipeline 1, data 4"
-    everything = Layout(2, 2, 2, 4, shard_optimizer=True, sequence=True, recompute=True)
+    everything = Layout(2, 2, 2, 4, shard_optimizer=True, sequence=True, recompute="full")
     assert str(everything) == (
-        "tensor 2, pipeline 2, context 2, data 4, sharded optimizer, sequence, recompute"
+        "tensor 2, pipeline 2, context 2, data 4, sharded optimizer, sequence, full recomputation"
     )
     # One rank has nothing to share.
     assert str(Layout(shard_optimizer=True, sequence=True)) == "tensor 1, pipeline 1, data 1"

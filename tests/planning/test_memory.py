@@ -7,6 +7,7 @@ import gc
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,27 +72,47 @@ def test_a_layer_keeps_inputs_of_its_products() -> None:
     """H 3584, K 512, F 18944, a quarter of what is split."""
     numbers = layer_numbers(SEVEN, Layout(tensor=4))
     inside = 3 * 3584 + 3 * 512 + 3 * 18_944
-    assert numbers.inputs == 3584 and numbers.whole == 4 * 3584 + inside / 4
+    assert numbers.kept == 4 * 3584 + inside / 4 and numbers.again == 0
     shared = layer_numbers(SEVEN, Layout(tensor=4, sequence=True))
-    assert shared.inputs == 896 and shared.whole == 3584 + inside / 4
+    assert shared.kept == 3584 + inside / 4
     on_host = layer_numbers(SEVEN, Layout(tensor=4), on_host=True)
-    assert on_host.whole == numbers.whole + 3584 / 4
+    assert on_host.kept == numbers.kept + 3584 / 4
+    # The activation's product and what attention made of the queries are made again.
+    selective = layer_numbers(SEVEN, Layout(tensor=4, recompute="selective"))
+    assert selective.kept == 4 * 3584 + inside * 2 / 3 / 4 and selective.again == 18_944 / 4
+    full = layer_numbers(SEVEN, Layout(tensor=4, recompute="full"))
+    assert full.kept == 3584 and full.kept + full.again == numbers.kept
+    # Keys and values of both ranks.
+    context = layer_numbers(SEVEN, Layout(context=2))
+    assert context.kept == layer_numbers(SEVEN, Layout()).kept + 2 * 2 * 512
 
 
 def test_recomputation_and_stages_of_a_pipeline() -> None:
-    how = {"size": 2, "on_host": False}
-    kept = kept_bytes(SEVEN, Layout(recompute=True), 1000, **how)
+    how: Any = {"size": 2, "on_host": False}
+    kept = kept_bytes(SEVEN, Layout(recompute="full"), 1000, **how)
     assert kept == 2 * 1000 * 28 * 3584
     # Half of the layers, of the microbatches of two stages; on the last stage of one.
-    split = Layout(pipeline=2, recompute=True)
+    split = Layout(pipeline=2, recompute="full")
     assert kept_bytes(SEVEN, split, 1000, **how) == kept
     assert kept_bytes(SEVEN, split, 1000, stage=1, **how) == kept / 2
-    assert kept_bytes(SEVEN, Layout(context=2, recompute=True), 1000, **how) == kept / 2
+    # Two chunks: five of a quarter on the first stage, three on the last.
+    turns = replace(split, chunks=2)
+    assert kept_bytes(SEVEN, turns, 1000, **how) == kept * 5 / 4
+    assert kept_bytes(SEVEN, turns, 1000, stage=1, **how) == kept * 3 / 4
+    assert kept_bytes(SEVEN, Layout(context=2, recompute="full"), 1000, **how) == kept / 2
+
+
+def test_a_backward_pass_adds_gradients_and_what_is_made_again() -> None:
+    how: Any = {"size": 2, "on_host": False}
     plain = backward_bytes(SEVEN, Layout(), 1000, **how)
     assert plain == 2 * 1000 * (3584 + 2 * 18_944)
-    numbers = layer_numbers(SEVEN, Layout())
-    again = backward_bytes(SEVEN, Layout(recompute=True), 1000, **how)
-    assert again - plain == 2 * 1000 * (numbers.whole - 3584)
+    again = backward_bytes(SEVEN, Layout(recompute="full"), 1000, **how)
+    assert again - plain == 2 * 1000 * layer_numbers(SEVEN, Layout(recompute="full")).again
+    # 2 F / t is 9472 numbers, more than the gathered hidden states and their gradient.
+    shared = backward_bytes(SEVEN, Layout(tensor=4, sequence=True), 1000, **how)
+    assert shared == 2 * 1000 * (3584 / 4 + 2 * 18_944 / 4)
+    seventy = backward_bytes(KNOWN["qwen2.5-72b"], Layout(tensor=8, sequence=True), 1000, **how)
+    assert seventy == 2 * 1000 * (8192 / 8 + 2 * 8192)
 
 
 def test_the_head_has_no_logits_of_all_tokens() -> None:
@@ -99,6 +120,9 @@ def test_the_head_has_no_logits_of_all_tokens() -> None:
     found = head_bytes(SEVEN, Layout(), 32_768, size=2, on_host=False)
     states = 3 * 2 * 32_768 * 3584
     assert found - states == 4 * 152_064 * 3584 + 1344 * 2**20
+    shared = head_bytes(SEVEN, Layout(tensor=4, sequence=True), 1000, size=2, on_host=False)
+    # Of so few tokens the logits are smaller than the gradient in bfloat16.
+    assert shared == 2 * 1000 * 3584 * 2.5 + (4 + 2) * 152_064 / 4 * 3584
     # 2.37 GiB there, less what a chunk's rows of hidden states take.
     assert (found - states) / 2**30 == pytest.approx(2.37 + 1.02 - 0.05, abs=0.02)
 
@@ -120,7 +144,7 @@ def test_keys_and_values() -> None:
 
 def test_phases_of_a_stage() -> None:
     """7B under PPO on tensor 4: models of 69.6 GB; vLLM's 24 GB beside them, but not in updates."""
-    layout = Layout(tensor=4, data=2, recompute=True)
+    layout = Layout(tensor=4, data=2, recompute="full")
     found = stage_memory(job(), PPO, layout, H100)
     rollout, update = found.phases["rollout"], found.phases["update"]
     names = ("policy weights", "critic weights", "reward weights", "gradients", "optimizer")

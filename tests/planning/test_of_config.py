@@ -98,7 +98,7 @@ def test_a_fresh_model_has_the_vocabulary_of_its_tokenizer(kind: str, tmp_path: 
 
 def test_the_layout_is_that_of_the_config() -> None:
     layout = layout_of(load_config(EIGHT))
-    assert (layout.tensor, layout.pipeline, layout.context, layout.recompute) == (4, 1, 1, True)
+    assert (layout.tensor, layout.pipeline, layout.context, layout.recompute) == (4, 1, 1, "full")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.planning.test_planner import PPO, job, plan
 
 
 def test_lines_and_json_have_the_same_numbers() -> None:
-    found = plan(job(), Layout(tensor=4, recompute=True), 8, "h200")
+    found = plan(job(), Layout(tensor=4, recompute="full"), 8, "h200")
     lines = lines_of(found)
     assert (
         lines[0] == "qwen2.5-7b: qwen2.5-7b, 7.616 B parameters in bfloat16, on 8 x h200 (141 GB)"

@@ -33,27 +33,27 @@ def plan(planned: Job, layout: Layout, num_gpus: int, gpu: str = "h100") -> Plan
 
 def test_layouts_that_fit_come_fastest_first() -> None:
     """141 GB do not hold 7B under grpo alone (137 GB, and vLLM's 42); half of it they do."""
-    found = plan(job(), Layout(tensor=4, recompute=True), 8, "h200")
+    found = plan(job(), Layout(tensor=4, recompute="full"), 8, "h200")
     assert found.asked.fits and found.advice == ()
     assert [each.layout.tensor for each in found.fitting] == [2, 4]
     assert [each.layout.data for each in found.fitting] == [4, 2]
     speeds = [each.time.tokens_per_s for each in found.fitting]
     assert speeds == sorted(speeds, reverse=True)
     # Where activations fit they are kept, which is faster.
-    assert not found.fitting[0].layout.recompute
+    assert found.fitting[0].layout.recompute == "none"
     assert all(each.fullest.peak <= 141e9 for each in found.fitting)
 
 
 def test_what_does_not_fit_is_told_what_would() -> None:
     """PPO of 7B on 8 GPUs of 80 GB: 69.6 GB of models, and vLLM; without the critic 37.8 GB."""
-    found = plan(job(PPO), Layout(tensor=4, recompute=True), 8)
+    found = plan(job(PPO), Layout(tensor=4, recompute="full"), 8)
     assert found.asked.lacking is not None
     assert found.asked.lacking.endswith("GB are needed in reinforce, 80.0 are there")
     assert found.fitting == ()
     changes = [each.changes for each in found.advice]
     assert ('reinforce.recipe = "grpo"',) in changes
     # Shared by two ranks, the optimizer leaves 22 GB more to each.
-    sharing = replace(job(PPO), can_shard=True)
+    sharing = replace(job(PPO))
     changes = [each.changes for each in plan(sharing, Layout(tensor=4), 8).advice]
     assert ("parallel.shard_optimizer = true",) in changes
     shared = plan(sharing, Layout(tensor=4, shard_optimizer=True), 8)
@@ -70,7 +70,7 @@ def test_a_layout_that_fits_is_the_first_advice() -> None:
 def test_changes_add_up_until_it_fits() -> None:
     """14B under PPO, awake engine: no single setting is enough on 8 GPUs of 80 GB."""
     awake = replace(VLLM, sleeps=False, share=0.5)
-    planned = replace(job(PPO, "qwen2.5-14b", awake), can_shard=True)
+    planned = replace(job(PPO, "qwen2.5-14b", awake))
     found = plan(planned, Layout(tensor=8), 8)
     (advice,) = found.advice
     assert advice.changes[:2] == ("another layout", "rollout.sleep = true")
@@ -79,7 +79,7 @@ def test_changes_add_up_until_it_fits() -> None:
 
 def test_more_gpus_are_the_last_resort() -> None:
     servers = EnginePlan("server", 256, share=0.9, num_gpus=8, tensor=8)
-    planned = replace(job(GRPO, "qwen2.5-72b", servers), can_shard=True)
+    planned = replace(job(GRPO, "qwen2.5-72b", servers))
     found = plan(planned, Layout(tensor=8), 16)
     (advice,) = found.advice
     assert advice.changes[-1].startswith("--gpus ")
@@ -89,7 +89,7 @@ def test_more_gpus_are_the_last_resort() -> None:
 def test_an_engine_needs_room_for_its_weights() -> None:
     """72B split over 8 GPUs is 18.2 GB of weights, more than a tenth of 141 GB."""
     engine = replace(VLLM, share=0.1)
-    shared = Layout(tensor=8, shard_optimizer=True, recompute=True)
+    shared = Layout(tensor=8, shard_optimizer=True, recompute="full")
     found = plan(job(GRPO, "qwen2.5-72b", engine), shared, 256, "h200")
     assert found.asked.lacking == (
         "rollout.gpu_memory_share = 0.1 is 14.1 GB, and the engine's weights and one sequence take "
