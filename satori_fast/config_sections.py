@@ -113,6 +113,15 @@ class ParallelConfig(Section):
     grace_s: float = Field(default=60.0, gt=0)
     """seconds after SIGTERM to finish the step and save; torchrun's --shutdown-timeout: as long"""
 
+    @model_validator(mode="after")
+    def _chunks_of_a_pipeline(self) -> Self:
+        if self.chunks > 1 and self.pipeline == 1:
+            raise ValueError(
+                f"parallel.chunks = {self.chunks} needs a pipeline: raise parallel.pipeline, or "
+                "set chunks = 1"
+            )
+        return self
+
 
 class PackingConfig(Section):
     max_tokens_per_microbatch: int = Field(default=8192, gt=0)

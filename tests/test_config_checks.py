@@ -159,7 +159,7 @@ CONTRADICTORY = [
         "--rollout.engine vllm --parallel.pipeline 2",
         "set parallel.pipeline = 1, or choose engine =",
     ),
-    ("--parallel.context 2", "parallel.context = 2: packed attention stays on one rank"),
+    ("--parallel.chunks 2", "parallel.chunks = 2 needs a pipeline: raise parallel.pipeline"),
     # The loss and its schedule.
     (
         "--reinforce.importance_low 3.0 --reinforce.importance_high 2.0",

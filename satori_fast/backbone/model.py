@@ -64,7 +64,8 @@ class PolicyHead(Protocol):
 
     hidden [T, H], weight [V / tensor-parallel size, H]: rows are the tokens from `vocab_start` on;
     rows at or beyond `vocab_size` are padding. Ranks of a context all get all tokens. `group` is
-    the tensor-parallel group, None when it has one rank. The head returns the FULL gradient of `hidden`, already summed over `group`.
+    the tensor-parallel group, None when it has one rank. The head returns the FULL gradient of
+    `hidden`, already summed over `group`.
     """
 
     def __call__(

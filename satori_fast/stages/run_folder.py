@@ -366,8 +366,8 @@ class RunFolder:
         self._saver.begin(place, learners, extra, in_background=self._saves_in_background)
 
     def settle(self, stage: str, *, wait: bool) -> None:
-        """Complete the checkpoint that was begun, and keep the newest ones. Every rank must call it,
-        after each step; wait: also for one that is still being written."""
+        """Complete the checkpoint that was begun, and keep the newest ones. Every rank must call
+        it, after each step; wait: also for one that is still being written."""
         if self._saver.finish() if wait else self._saver.finish_if_written():
             folder = self.checkpoints(stage)
             kept = self._checkpoints_kept

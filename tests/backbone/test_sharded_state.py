@@ -49,7 +49,7 @@ def test_a_range_of_a_matrix_is_at_most_three_rectangles(
 def test_flat_ranges_of_all_ranks_tile_every_tensor(
     name: str, tensor: int, one_process: ParallelState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the distributed optimizer cuts: ranges that know no row. Numbers are those of the whole."""
+    """As the distributed optimizer cuts: ranges know no rows. Numbers are those of the whole."""
     config = tiny_model(name).config
     geometry = Geometry.of(config, tensor)
     for entry in table(config, "policy"):
@@ -64,15 +64,13 @@ def test_flat_ranges_of_all_ranks_tile_every_tensor(
             monkeypatch.setattr(sharded_state, "parallel_state", lambda state=state: state)
             local = entry.layout.shard(padded, tensor, rank)
             third = -(-local.numel() // 3)
-            for begin in range(0, local.numel(), third):
-                held = range(begin, min(begin + third, local.numel()))
+            for start in range(0, local.numel(), third):
+                held = range(start, min(start + third, local.numel()))
                 flat = local.reshape(-1)[held.start : held.stop]
                 for piece in _of_range("model", entry, flat, held, local.shape, is_alone=True):
                     assert piece.whole == tuple(full.shape)
-                    place = tuple(
-                        slice(o, o + n)
-                        for o, n in zip(piece.offset, piece.tensor.shape, strict=True)
-                    )
+                    sizes = zip(piece.offset, piece.tensor.shape, strict=True)
+                    place = tuple(slice(begin, begin + size) for begin, size in sizes)
                     if piece.share is not None:
                         assert (seen[place] == -1).all(), entry.name
                         seen[place] = piece.tensor
