@@ -7,11 +7,13 @@ longest response.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from satori_fast.config import Config, ConfigError, ImitationConfig, ReinforceConfig
 from satori_fast.planning.devices import Device
 from satori_fast.planning.job import EnginePlan, Job, Lengths, Role, Stage
 from satori_fast.planning.layouts import Layout
-from satori_fast.planning.planner import Plan, make_plan
+from satori_fast.planning.planner import Plan, make_plan, with_servers
 from satori_fast.planning.sizes import ModelSizes, sizes_of
 from satori_fast.profiling.data_sheets import data_sheet_named
 from satori_fast.profiling.flops import ModelShape
@@ -30,7 +32,7 @@ def plan_config(config: Config, *, num_gpus: int, gpu: str) -> Plan:
         raise ConfigError(f"command line: --gpus {num_gpus}: take at least 1")
     try:
         device = device_of(gpu, config.model.dtype)
-        job = job_of(config)
+        job = job_of(config, device)
         return make_plan(job, layout_of(config), device, num_gpus)
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -75,20 +77,21 @@ def layout_of(config: Config) -> Layout:
     )
 
 
-def job_of(config: Config) -> Job:
-    """The job of a config. ConfigError where no stage trains a model."""
+def job_of(config: Config, device: Device) -> Job:
+    """The job of a config on devices of this kind. ConfigError where no stage trains a model."""
     stages = tuple(stage for name in config.stages for stage in _stages(config, name))
     if not stages:
         raise ConfigError(
             f"stages = {list(config.stages)} train no model: nothing is to be planned"
         )
+    sizes = model_sizes(config)
     return Job(
         name=config.name,
         model=config.model.path or f"a fresh {config.model.architecture}",
-        sizes=model_sizes(config),
+        sizes=sizes,
         dtype=config.model.dtype,
         microbatch=config.packing.max_tokens_per_microbatch,
-        engine=engine_of(config),
+        engine=engine_of(config, sizes, device),
         stages=stages,
     )
 
@@ -126,24 +129,25 @@ def _vocabulary(config: Config) -> int:
     return len(word_ids(words_of(config.data.source, formats), special_tokens))
 
 
-def engine_of(config: Config) -> EnginePlan:
-    """The engine of a config."""
+def engine_of(config: Config, sizes: ModelSizes, device: Device) -> EnginePlan:
+    """The engine of a config. Servers that run elsewhere are assumed to have nine tenths of as many
+    GPUs each as the weights need."""
     rollout = config.rollout
     if rollout.engine == "embedded":
         return EnginePlan("embedded", rollout.max_slots)
-    tensor = _tensor_of(rollout.server_args) if rollout.engine == "server" else 1
-    num_gpus = len(rollout.server_url) * tensor
-    if rollout.server_devices is not None:
-        num_gpus = len(rollout.server_devices.split(","))
-    return EnginePlan(
+    plan = EnginePlan(
         rollout.engine,
         rollout.max_slots,
         share=rollout.gpu_memory_share,
         sleeps=rollout.sleep,
-        num_gpus=num_gpus,
-        tensor=tensor,
         bucket_bytes=rollout.sync_bucket_mib * 2**20,
     )
+    if rollout.server_url:
+        weights = sizes.num_parameters() * (2 if config.model.dtype == "bfloat16" else 4)
+        return with_servers(plan, len(rollout.server_url), weights, device)
+    tensor = _tensor_of(rollout.server_args)
+    devices = rollout.server_devices.split(",") if rollout.server_devices else []
+    return replace(plan, tensor=tensor, num_gpus=len(devices))
 
 
 def _tensor_of(flags: tuple[str, ...]) -> int:

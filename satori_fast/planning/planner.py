@@ -11,17 +11,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from satori_fast.planning.devices import Device
-from satori_fast.planning.job import Job, Stage
-from satori_fast.planning.layouts import Layout, check_layout, possible_layouts, with_data
+from satori_fast.planning.job import EnginePlan, Job, Stage
+from satori_fast.planning.layouts import (
+    GPUS_PER_MACHINE,
+    Layout,
+    check_layout,
+    possible_layouts,
+    with_data,
+)
 from satori_fast.planning.memory import (
     StageMemory,
     cache_bytes,
     stage_memory,
 )
 from satori_fast.planning.timing import StepTime, step_time
+from satori_fast.profiling.data_sheets import DATA_SHEETS
 
 # Advice doubles the number of ranks up to here.
 MAX_RANKS = 1024
+# Of the memory of its own GPUs a server fills so much, at most this part of it with weights.
+SERVER_SHARE, _WEIGHTS_SHARE = 0.9, 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,20 @@ def fitting_layouts(job: Job, like: Layout, device: Device) -> list[Candidate]:
     return sorted(found.values(), key=lambda each: -each.time.tokens_per_s)
 
 
+def with_servers(engine: EnginePlan, number: int, weights: float, device: Device) -> EnginePlan:
+    """So many servers, each with as many GPUs of its own as `weights`, in bytes, need."""
+    room = _WEIGHTS_SHARE * SERVER_SHARE * device.memory_bytes
+    tensor = next((t for t in (1, 2, 4) if weights / t <= room), GPUS_PER_MACHINE)
+    return replace(
+        engine,
+        kind="server",
+        share=SERVER_SHARE,
+        sleeps=False,
+        tensor=tensor,
+        num_gpus=number * tensor,
+    )
+
+
 # -- advice ---------------------------------------------------------------------------------------
 
 _Case = tuple[Job, Layout]
@@ -138,26 +161,47 @@ _Change = tuple[str, Callable[[_Case], _Case]]
 def advise(job: Job, layout: Layout, device: Device, num_gpus: int) -> tuple[Advice, ...]:
     """Changes after which some layout of as many GPUs fits: those that do alone; else all of them,
     one after the other until it fits; else more GPUs."""
-    changes = list(_changes(job, layout))
+    changes = _changes(job, layout, device)
     found: list[Advice] = []
     for name, change in changes:
         if (best := _best(*change((job, layout)), device)) is not None:
             found.append(Advice((name,), best))
-    if found:
-        return tuple(found)
+    found = found or _all_changes(job, layout, device, num_gpus)
+    return (*found, *_larger_devices(job, layout, device))
+
+
+def _all_changes(job: Job, layout: Layout, device: Device, num_gpus: int) -> list[Advice]:
     case: _Case = (job, layout)
     names: list[str] = []
-    for name, change in changes:
+    for name, change in _changes(job, layout, device):
         case = change(case)
         names.append(name)
         if (best := _best(*case, device)) is not None:
-            return (Advice(tuple(names), best),)
+            return [Advice(tuple(names), best)]
     while (num_gpus := 2 * num_gpus) <= MAX_RANKS:
-        ranks = num_gpus - job.engine.num_gpus
-        alone = replace(case[1], tensor=1, pipeline=1, context=1, data=ranks)
+        alone = _alone(case[1], num_gpus - case[0].engine.num_gpus)
         if (best := _best(case[0], alone, device)) is not None:
-            return (Advice((*names, f"--gpus {num_gpus}"), best),)
-    return ()
+            return [Advice((*names, f"--gpus {num_gpus}"), best)]
+    return []
+
+
+def _larger_devices(job: Job, layout: Layout, device: Device) -> list[Advice]:
+    """The smallest GPU with more memory, connected as well, on which it fits as it is."""
+    if device.kind == "cpu":
+        return []
+    for sheet in sorted(DATA_SHEETS, key=lambda sheet: sheet.memory_gb):
+        larger = Device.of_sheet(sheet)
+        is_slower = larger.network_bytes_per_s < device.network_bytes_per_s
+        if larger.memory_bytes <= device.memory_bytes or is_slower:
+            continue
+        if (best := _best(job, layout, larger)) is not None:
+            return [Advice((f"--gpu {sheet.name}",), best)]
+    return []
+
+
+def _alone(layout: Layout, num_ranks: int) -> Layout:
+    """As many ranks, nothing split."""
+    return replace(layout, tensor=1, pipeline=1, context=1, chunks=1, data=num_ranks)
 
 
 def _best(job: Job, layout: Layout, device: Device) -> Layout | None:
@@ -165,7 +209,7 @@ def _best(job: Job, layout: Layout, device: Device) -> Layout | None:
     return fitting[0].layout if fitting else None
 
 
-def _changes(job: Job, layout: Layout) -> list[_Change]:
+def _changes(job: Job, layout: Layout, device: Device) -> list[_Change]:
     """Settings that make a rank's share smaller, the cheapest first."""
     engine = job.engine
     found: list[_Change] = [("another layout", lambda case: case)]
@@ -186,11 +230,27 @@ def _changes(job: Job, layout: Layout) -> list[_Change]:
     if not layout.shard_optimizer and layout.num_sharers > 1:
         name = "parallel.shard_optimizer = true"
         found.append((name, lambda case: (case[0], replace(case[1], shard_optimizer=True))))
+    if engine.kind == "vllm" and layout.num_ranks >= 2 * GPUS_PER_MACHINE:
+        found.append(_to_servers(job, layout, device))
     if any(role.name == "critic" for stage in job.stages for role in stage.roles):
         of_job('reinforce.recipe = "grpo"', _without_critic)
     if job.dtype == "float32":
         of_job('model.dtype = "bfloat16"', lambda job: replace(job, dtype="bfloat16"))
     return found
+
+
+def _to_servers(job: Job, layout: Layout, device: Device) -> _Change:
+    """A quarter of the GPUs samples, the others train, in pipelines too."""
+    weights = job.sizes.num_parameters() * job.element_bytes
+    each = with_servers(job.engine, 1, weights, device).num_gpus
+    number = layout.num_ranks // 4 // each
+
+    def change(case: _Case) -> _Case:
+        engine = with_servers(case[0].engine, number, weights, device)
+        left = case[1].num_ranks - engine.num_gpus
+        return replace(case[0], engine=engine), _alone(case[1], left)
+
+    return f'rollout.engine = "server", {number} servers of {each} GPUs each', change
 
 
 def _with_engine(job: Job, **values: object) -> Job:

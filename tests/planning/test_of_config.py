@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from satori_fast.config import ConfigError, load_config
-from satori_fast.planning.of_config import job_of, layout_of, plan_config
+from satori_fast.planning.of_config import device_of, job_of, layout_of, plan_config
 from satori_fast.stages.setup import write_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +16,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 EIGHT = str(ROOT / "configs/satori/7b_8gpu.toml")
 QUICKSTART = str(ROOT / "configs/quickstart.toml")
 # Those that train nothing, and what the others say that they were made for.
+H100 = device_of("h100", "bfloat16")
 WITHOUT_TRAINING = {"curate.toml", "synthesize.toml"}
 MADE_FOR = {
     "1.5b_1gpu.toml": (1, "h100"),
@@ -51,7 +52,7 @@ def test_every_shipped_config_fits_what_it_was_made_for_and_more(path: Path) -> 
 
 
 def test_models_of_a_stage() -> None:
-    ppo = {stage.name: stage for stage in job_of(load_config(EIGHT)).stages}
+    ppo = {stage.name: stage for stage in job_of(load_config(EIGHT), H100).stages}
     assert list(ppo) == ["supervised", "preference", "reinforce", "distill_2", "reinforce_2"]
     roles = [(role.name, role.kind, role.trained) for role in ppo["reinforce"].roles]
     assert roles == [
@@ -62,23 +63,29 @@ def test_models_of_a_stage() -> None:
     assert ppo["reinforce"].num_sequences == 256 and ppo["reinforce_2"].num_sequences == 2048
     assert [role.kind for role in ppo["preference"].roles] == ["scalar"]
     assert ppo["preference"].num_sequences == 256  # pairs
-    s2r = job_of(load_config(ROOT / "configs/s2r/qwen2.5-math-7b.toml")).stages
+    s2r = job_of(load_config(ROOT / "configs/s2r/qwen2.5-math-7b.toml"), H100).stages
     assert [[role.name for role in stage.roles] for stage in s2r] == [["policy", "reference"]] * 2
     assert s2r[0].keeps_start_hidden and not s2r[1].keeps_start_hidden
 
 
 def test_lengths_that_a_config_does_not_tell_are_assumed() -> None:
-    lengths = job_of(load_config(EIGHT)).main.lengths
+    lengths = job_of(load_config(EIGHT), H100).main.lengths
     assert (lengths.prompt, lengths.response, lengths.longest) == (2048, 2048, 4096)
     assert (lengths.expected_prompt, lengths.expected_response) == (512, 1024)
 
 
 def test_servers_have_gpus_of_their_own() -> None:
-    servers = job_of(load_config(ROOT / "configs/satori/7b_32gpu.toml")).engine
+    servers = job_of(load_config(ROOT / "configs/satori/7b_32gpu.toml"), H100).engine
     assert servers.kind == "server" and servers.num_gpus == 8
+    # 72B is 145 GB of weights: each server needs four GPUs.
+    large = ["--model.path", "Qwen/Qwen2.5-72B"]
+    assert (
+        job_of(load_config(ROOT / "configs/satori/7b_32gpu.toml", large), H100).engine.num_gpus
+        == 32
+    )
     two = ["--rollout.server_url", "", "--rollout.server_devices", "'0,1'"]
     two += ["--rollout.server_args", '["--tensor-parallel-size", "2"]']
-    engine = job_of(load_config(ROOT / "configs/satori/7b_32gpu.toml", two)).engine
+    engine = job_of(load_config(ROOT / "configs/satori/7b_32gpu.toml", two), H100).engine
     assert (engine.num_gpus, engine.tensor) == (2, 2)
 
 
@@ -93,7 +100,7 @@ def test_a_fresh_model_has_the_vocabulary_of_its_tokenizer(kind: str, tmp_path: 
     )
     write_tokenizer(config, tmp_path / "tokenizer")
     vocabulary = len(load_tokenizer(tmp_path / "tokenizer"))
-    assert job_of(config).sizes.shape.num_logits == vocabulary
+    assert job_of(config, H100).sizes.shape.num_logits == vocabulary
 
 
 def test_the_layout_is_that_of_the_config() -> None:

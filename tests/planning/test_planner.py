@@ -67,21 +67,30 @@ def test_a_layout_that_fits_is_the_first_advice() -> None:
     assert found.advice[0].layout == found.fitting[0].layout
 
 
+def test_servers_and_larger_gpus_are_advice() -> None:
+    """72B on 256 GPUs of 80 GB: 58 GB of models on each, and no room for its weights once more."""
+    shared = Layout(tensor=8, shard_optimizer=True, sequence=True)
+    found = plan(job(GRPO, "qwen2.5-72b"), shared, 256)
+    advice = {each.changes[0]: each.layout for each in found.advice}
+    servers = advice['rollout.engine = "server", 16 servers of 4 GPUs each']
+    assert servers.num_ranks == 192 and servers.pipeline > 1
+    assert advice["--gpu h200"].num_ranks == 256
+
+
 def test_changes_add_up_until_it_fits() -> None:
     """14B under PPO, awake engine: no single setting is enough on 8 GPUs of 80 GB."""
     awake = replace(VLLM, sleeps=False, share=0.5)
     planned = replace(job(PPO, "qwen2.5-14b", awake))
-    found = plan(planned, Layout(tensor=8), 8)
-    (advice,) = found.advice
+    advice, larger = plan(planned, Layout(tensor=8), 8).advice
+    assert larger.changes == ("--gpu b200",)
     assert advice.changes[:2] == ("another layout", "rollout.sleep = true")
     assert len(advice.changes) > 2 and advice.layout.num_ranks == 8
 
 
 def test_more_gpus_are_the_last_resort() -> None:
+    """72B beside servers: a copy of 1,309 GB does not fit into 8 GPUs of any kind."""
     servers = EnginePlan("server", 256, share=0.9, num_gpus=8, tensor=8)
-    planned = replace(job(GRPO, "qwen2.5-72b", servers))
-    found = plan(planned, Layout(tensor=8), 16)
-    (advice,) = found.advice
+    (advice,) = plan(job(GRPO, "qwen2.5-72b", servers), Layout(tensor=8), 16).advice
     assert advice.changes[-1].startswith("--gpus ")
     assert advice.layout.num_ranks + 8 == int(advice.changes[-1].split()[-1])
 
