@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from satori_fast.planning.devices import Device
-from satori_fast.planning.job import Dtype, Job, Role, Stage
+from satori_fast.planning.job import Job, Role, Stage
 from satori_fast.planning.layouts import Layout
 from satori_fast.planning.sizes import ModelSizes
 
 # "step" is the optimizer's.
-Phase = Literal["rollout", "annotate", "update", "step", "sync"]
+Phase = Literal["rollout", "annotate", "update", "step", "sync", "evaluate"]
 
 # Of the output head on a GPU: `kernels.triton.products` has the same, which a test compares.
 HEAD_CHUNK_BYTES = 1344 * 2**20
@@ -53,7 +53,7 @@ class ParameterBytes:
         return self.weight + self.gradient + self.optimizer
 
 
-def parameter_bytes(dtype: Dtype, layout: Layout | None = None) -> ParameterBytes:
+def parameter_bytes(dtype: str, layout: Layout | None = None) -> ParameterBytes:
     """Bytes of a trained parameter: weight, gradient in float32, the optimizer's copy in float32 of
     a weight in bfloat16, and two moments. Sharded, copy and moments are divided by the ranks that
     share them: 6 + 12 / data bytes in bfloat16."""
@@ -204,13 +204,15 @@ class _RankMemory:
             phases["rollout"] = {**resting, "engine": self._engine()}
         elif self.stage.sampling == "before":
             phases["rollout"] = {**self._frozen(), "engine": self._engine()}
-        awake = {} if self.job.engine.sleeps else self._resident_engine()
+        awake = self._resident_engine() if self._has_engine_awake() else {}
         if self.stage.learns_from_samples:
             phases["annotate"] = {**resting, **awake, "head": self._scoring()}
         phases["update"] = {**resting, **awake, **self._update()}
         phases["step"] = {**resting, **awake, "optimizer's work": self._optimizer_work()}
         if self.stage.learns_from_samples and self.job.engine.kind != "embedded":
             phases["sync"] = {**resting, **self._resident_engine(), "sync": self._sync()}
+        elif self.stage.roles[0].name == "policy" and self._engine_share():
+            phases["evaluate"] = {**resting, **self._resident_engine()}
         return StageMemory(self.stage.name, phases, self.at)
 
     def _resting(self) -> dict[str, float]:
@@ -307,6 +309,12 @@ class _RankMemory:
         cache = cache_bytes(sizes, slots * stage.lengths.longest, size=size)
         logits = 2 * 4 * slots * sizes.shape.num_logits
         return cache + logits
+
+    def _has_engine_awake(self) -> bool:
+        """Whether the engine keeps its memory in updates: it is made for the first samples, those
+        of an evaluation at the end of a stage too."""
+        is_made = self.stage.sampling != "never" or self.stage is not self.job.stages[0]
+        return is_made and not self.job.engine.sleeps
 
     def _resident_engine(self) -> dict[str, float]:
         return {"engine": self._engine_share()} if self._engine_share() else {}

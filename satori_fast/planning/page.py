@@ -47,7 +47,8 @@ def _memory(asked: Candidate, device: Device) -> Iterator[str]:
     fullest = asked.fullest
     yield f"GB on the fullest rank, in {fullest.stage}; {asked.layout}"
     phases = list(fullest.phases)
-    names = list(dict.fromkeys(name for parts in fullest.phases.values() for name in parts))
+    held = [(name, each) for parts in fullest.phases.values() for name, each in parts.items()]
+    names = list(dict.fromkeys(name for name, each in held if each))
     rows = [
         [name, *(_gigabytes(fullest.phases[phase].get(name, 0.0)) for phase in phases)]
         for name in names

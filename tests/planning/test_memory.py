@@ -65,7 +65,7 @@ def job(stage: Stage = PPO, engine: EnginePlan = VLLM) -> Job:
 )
 def test_a_trained_parameter(dtype: str, data: int, shards: bool, expected: float) -> None:
     layout = Layout(data=data, shard_optimizer=shards)
-    assert parameter_bytes(dtype, layout).total == expected  # type: ignore[arg-type]
+    assert parameter_bytes(dtype, layout).total == expected
 
 
 def test_a_layer_keeps_inputs_of_its_products() -> None:
@@ -173,7 +173,18 @@ def test_who_samples_before_training_holds_the_policy_alone() -> None:
     tuned = replace(PPO, name="initialise", sampling="before", roles=(POLICY,))
     found = stage_memory(job(tuned), tuned, Layout(tensor=4), H100)
     assert set(found.phases["rollout"]) == {"policy weights", "engine"}
-    assert "sync" not in found.phases
+    assert "sync" not in found.phases and found.phases["evaluate"]["engine"] == 24e9
+
+
+def test_an_engine_that_never_sleeps_is_there_from_the_first_samples_on() -> None:
+    awake = replace(VLLM, sleeps=False)
+    first = replace(PPO, name="supervised", sampling="never", roles=(POLICY,))
+    second = replace(first, name="distill")
+    both = replace(job(first, awake), stages=(first, second))
+    updates = [
+        stage_memory(both, stage, Layout(tensor=4), H100).phases["update"] for stage in both.stages
+    ]
+    assert "engine" not in updates[0] and updates[1]["engine"] == 24e9
 
 
 # --- against real runs ---------------------------------------------------------------------------
