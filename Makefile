@@ -18,7 +18,8 @@ VLLM_ON_CPU := $(if $(HAS_GPU),,$(if $(filter Linux,$(shell uname -s)),setup-vll
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	$(if $(DATA_DIR),--data-dir=$(DATA_DIR)) $(ARGS)
 
-.PHONY: setup setup-vllm real-model quickstart test test-all drill lint wheel-check bench race ablations clean
+.PHONY: setup setup-vllm real-model quickstart test test-all test-megatron drill lint wheel-check bench race \
+	ablations clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +29,7 @@ help:
 	@echo "make quickstart  train a tiny reasoner end to end (minutes, 2 CPU cores)"
 	@echo "make test        run the tests that take minutes in all (DATA_DIR=folder adds real data)"
 	@echo "make test-all    run every test: long ones, many processes, vLLM, a browser, small drills"
+	@echo "make test-megatron  backbone and invariants against both supported releases of Megatron"
 	@echo "make drill       kill, damage, starve and crowd real runs; prints a table (15 minutes)"
 	@echo "make lint        ruff, formatting, types"
 	@echo "make wheel-check build the wheel and use it in a fresh environment (gigabytes, minutes)"
@@ -81,6 +83,19 @@ test-all: setup $(VLLM_ON_CPU)
 	@echo "== test-all"
 	-$(BIN)/python -m tests.real_model
 	$(PYTEST)
+
+# The newest Megatron is built for Python 3.12, and its modules that are used here are plain Python:
+# unpacked, they are tested beside the release that 3.11 has.
+NEW_MEGATRON := $(VENV)/megatron
+test-megatron: setup
+	@echo "== test-megatron"
+	$(PYTEST) tests/backbone tests/invariants -m "not (slow or vllm or real_model)"
+	rm -rf $(NEW_MEGATRON)
+	$(BIN)/pip download -q --no-deps --python-version 3.12 --only-binary=:all: -d $(NEW_MEGATRON) \
+	"megatron-core==0.19.*"
+	$(BIN)/python -m zipfile -e $(NEW_MEGATRON)/*.whl $(NEW_MEGATRON)
+	PYTHONPATH=$(NEW_MEGATRON) $(PYTEST) tests/backbone tests/invariants \
+	-m "not (slow or vllm or real_model)"
 
 drill: setup
 	@echo "== drill"

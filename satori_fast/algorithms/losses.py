@@ -275,8 +275,8 @@ def imitation_loss(
 
     sums: "nll" and "entropy", weighted by w.
     """
-    # Prompts are often most of a batch: the output layer runs on the predicted rows only.
-    rows = batch.loss_mask.nonzero().squeeze(1)
+    # Prompts are often most of a batch: the output layer runs on the rows with a loss only.
+    rows = batch.loss_weights.nonzero().squeeze(1)
     weights = batch.loss_weights[rows]
     logprobs, entropies = linear_logprob(
         hidden.index_select(0, rows),

@@ -12,6 +12,6 @@ with warnings.catch_warnings():
     # them is the design here, so the warnings would only teach people to ignore warnings.
     warnings.simplefilter("ignore")
     import megatron.core.distributed
-    import megatron.core.models.gpt
+    import megatron.core.models.common.language_module.language_module
     import megatron.core.optimizer
     import megatron.core.pipeline_parallel  # noqa: F401

@@ -234,8 +234,10 @@ class PackedSelfAttention(SelfAttention):
         rows = rows.unflatten(1, (groups, -1, self.hidden_size_per_attention_head))
         # Per group: its query heads, then its key, then its value.
         query, key, value = rows.split([rows.shape[2] - 2, 1, 1], dim=2)
-        query = rope(self.q_layernorm(query), plan.cos, plan.sin).flatten(1, 2)
-        key = rope(self.k_layernorm(key), plan.cos, plan.sin).flatten(1, 2)
+        if self.config.qk_layernorm:
+            query, key = self.q_layernorm(query), self.k_layernorm(key)
+        query = rope(query, plan.cos, plan.sin).flatten(1, 2)
+        key = rope(key, plan.cos, plan.sin).flatten(1, 2)
         out = self.core_attention(query, key, value.flatten(1, 2), plan)
         if plan.slots is not None:
             out = _FromSlots.apply(out, plan.slots)

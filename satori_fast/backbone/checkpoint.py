@@ -138,7 +138,7 @@ class _Writing:
         self._folder = parallel_state().from_main(lambda: begin_folder(target))
         self._written: dict[str, Written] = {}
         self._digests: dict[str, str] = {}
-        self._failure: str | None = None
+        self._error: Exception | None = None
         self.thread = threading.Thread(target=lambda: None)
 
     def start(self, learners: Mapping[str, Learner], *, in_background: bool) -> None:
@@ -164,19 +164,22 @@ class _Writing:
             ]
             self._digests = digests(self._folder, names)
         except Exception as error:
-            self._failure = f"rank {parallel_state().rank}: {type(error).__name__}: {error}"
+            self._error = error  # said in the main thread, to all ranks
 
     def publish(self) -> None:
         """Complete the folder, once all ranks have written, and put it in its place."""
         if self.thread.ident is not None:
             self.thread.join()
-        parts = _on_all((self._written, self._digests, self._failure))
-        failures = [failure for _, _, failure in parts if failure is not None]
+        error = self._error
+        failure = None if error is None else f"{type(error).__name__}: {error}"
+        parts = _on_all((self._written, self._digests, failure))
+        failures = [f"rank {rank}: {said}" for rank, (_, _, said) in enumerate(parts) if said]
         if failures:
-            raise RuntimeError(f"checkpoint {self._target} was not written: {'; '.join(failures)}")
+            message = f"checkpoint {self._target} was not written: {'; '.join(failures)}"
+            raise RuntimeError(message) from error
         _on_main(lambda: self._complete(parts))
 
-    def _complete(self, parts: Sequence[tuple[dict[str, Written], dict[str, str], None]]) -> None:
+    def _complete(self, parts: Sequence[tuple[dict[str, Written], dict[str, str], Any]]) -> None:
         for name in self._written:
             write_index(self._folder / name, [written[name] for written, _, _ in parts])
         (self._folder / _EXTRA).write_text(self._extra)

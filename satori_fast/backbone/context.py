@@ -109,24 +109,6 @@ class _AllRows(torch.autograd.Function):
         return own, None, None
 
 
-class _Divided(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, count: int) -> Tensor:
-        ctx.count = count
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad / ctx.count, None
-
-
-def shared_by_ranks(weight: Tensor) -> Tensor:
-    """`weight`, for a product that every rank of the context makes of all tokens: each has the
-    whole gradient, and their sum is to be one."""
-    divided: Any = _Divided.apply(weight, parallel_state().context_size)
-    return divided
-
-
 def attend_to_all(
     query: Tensor, key: Tensor, value: Tensor, plan: ContextPlan, scale: float | None
 ) -> Tensor:

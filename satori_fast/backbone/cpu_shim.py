@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches that let megatron-core 0.16.1 run where there is no CUDA; never installed elsewhere.
+"""Patches that let megatron-core (0.16 and 0.19) run where no CUDA is; never installed elsewhere.
 
 Megatron names the device in literals (`device="cuda"`), asks `torch.cuda.current_device()` and
 keeps its random state on the GPU. Three kinds of patches answer that: one device query, one
@@ -97,6 +97,8 @@ def _patch_device_queries() -> None:
     cpu = torch.device("cpu")
     torch.cuda.current_device = lambda: cpu  # type: ignore[assignment]
     torch.cuda.synchronize = lambda device=None: None
+    # 0.19 has gradients wait for CUDA graphs, of which there are none.
+    torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment]
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     assert torch.empty(0, device=torch.cuda.current_device()).cuda().device == cpu
 

@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
@@ -24,11 +25,12 @@ from megatron.core.tensor_parallel import (
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.attention import SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.enums import AttnMaskType, ModelType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
     TransformerBlockSubmodules,
     get_num_layers_to_build,
 )
@@ -50,7 +52,7 @@ from satori_fast.backbone.attention import (
     plan_attention,
     rotary_frequencies,
 )
-from satori_fast.backbone.context import ContextPlan, shared_by_ranks
+from satori_fast.backbone.context import ContextPlan
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.weights import Source, initialize, load_hf, with_true_ties
 from satori_fast.kernels import rms_norm, swiglu
@@ -82,8 +84,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=device)
         )
-        # Its gradient is then a part, and the sum over tensor-parallel ranks is made at the end.
-        self.weight.sequence_parallel = config.sequence_parallel
+        _sum_over_parts(self.weight, config)
         self.eps = eps
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
@@ -158,7 +159,6 @@ class VocabularyHead(ColumnParallelLinear):
             input_ = _all_tokens(input_)
         if context is not None:
             input_ = context.all_rows(input_, is_shared=False)
-            weight = shared_by_ranks(weight)
         size, rank = self.tp_group.size(), self.tp_group.rank()
         return head(
             input_.flatten(0, 1),
@@ -186,7 +186,7 @@ class ScalarHead(nn.Linear):
             config.hidden_size, 1, bias=False, dtype=config.params_dtype, device=device
         )
         nn.init.zeros_(self.weight)
-        self.weight.sequence_parallel = config.sequence_parallel
+        _sum_over_parts(self.weight, config)
         self.statistics, self.config = statistics, config
 
     def forward(self, hidden: Tensor, context: ContextPlan | None = None) -> Tensor:
@@ -200,7 +200,7 @@ class ScalarHead(nn.Linear):
         return values.flatten()
 
 
-class PackedModel(GPTModel):
+class PackedModel(LanguageModule):
     """The trunk shared by both kinds: embedding, layers and final norm over a packed batch.
 
     hf_config:  what it was built from, its ties as its weights have them.
@@ -218,21 +218,43 @@ class PackedModel(GPTModel):
     def __init__(
         self, config: TransformerConfig, hf_config: Any, *, tied: bool, chunk: int | None
     ) -> None:
-        tensor_size = config.tensor_model_parallel_size
-        super().__init__(
+        super().__init__(config)
+        self.hf_config, self.num_tokens = hf_config, hf_config.vocab_size
+        # By these names Megatron's schedule and its sums of gradients know a stage.
+        self.pre_process = mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=chunk)
+        self.post_process = mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=chunk)
+        self.vp_stage, self.model_type = chunk, ModelType.encoder_or_decoder
+        self.share_embeddings_and_output_weights = tied
+        if self.pre_process:
+            self.embedding = LanguageModelEmbedding(
+                config,
+                _padded_vocabulary(config, hf_config),
+                max_sequence_length=hf_config.max_position_embeddings,
+                position_embedding_type="none",  # the AttentionPlan carries the rotary embedding
+                tp_group=_tensor_group(),
+            )
+        self.decoder = TransformerBlock(
             config,
             _block_spec(config, chunk),
-            vocab_size=-(-hf_config.vocab_size // tensor_size) * tensor_size,
-            max_sequence_length=hf_config.max_position_embeddings,
-            pre_process=mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=chunk),
-            post_process=mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=chunk),
+            pre_process=self.pre_process,
+            post_process=self.post_process,
             vp_stage=chunk,
-            position_embedding_type="none",  # the AttentionPlan carries the rotary embedding
-            share_embeddings_and_output_weights=tied,
         )
-        self.hf_config, self.num_tokens = hf_config, hf_config.vocab_size
+        if self.post_process:
+            self.output_layer = self.head()
+        if self.pre_process or self.post_process:
+            self.setup_embeddings_and_output_layer()
         frequencies = rotary_frequencies(head_dim(hf_config), rope_parameters(hf_config))
         self.register_buffer("rotary_frequencies", frequencies, persistent=False)
+
+    def head(self) -> Any:
+        """The module that follows the trunk on the last stage."""
+        raise NotImplementedError
+
+    def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
+        """Take over what the stage before sent; Megatron's schedule calls it."""
+        (received,) = input_tensor
+        self.decoder.set_input_tensor(received)
 
     def trunk(self, batch: PackedBatch, plan: AttentionPlan) -> Tensor:
         """Hidden states [T, 1, H] after this stage's layers (and the final norm on the last); with
@@ -289,11 +311,22 @@ class PolicyModel(PackedModel):
     def __init__(self, config: TransformerConfig, hf_config: Any, chunk: int | None = None) -> None:
         tied = bool(hf_config.tie_word_embeddings)
         super().__init__(config, hf_config, tied=tied, chunk=chunk)
-        if self.post_process:
-            # GPTModel builds the projection itself; only its class changes, so the parameter, its
-            # tensor-parallel attributes and the embedding tie stay as Megatron made them.
-            self.output_layer.__class__ = VocabularyHead
-            self.output_layer.vocab_size = hf_config.vocab_size
+
+    def head(self) -> VocabularyHead:
+        """The output projection, which has no weight where it shares the embedding here."""
+        layer = VocabularyHead(
+            self.config.hidden_size,
+            _padded_vocabulary(self.config, self.hf_config),
+            config=self.config,
+            init_method=self.config.init_method,
+            bias=False,
+            gather_output=False,
+            skip_weight_param_allocation=self.pre_process
+            and self.share_embeddings_and_output_weights,
+            tp_group=_tensor_group(),
+        )
+        layer.vocab_size = self.num_tokens
+        return layer
 
     @property
     def head_weight(self) -> Tensor | None:
@@ -344,8 +377,10 @@ class ScalarModel(PackedModel):
 
     def __init__(self, config: TransformerConfig, hf_config: Any, chunk: int | None = None) -> None:
         super().__init__(config, hf_config, tied=False, chunk=chunk)
-        if self.post_process:
-            self.output_layer = ScalarHead(config, score_statistics(hf_config))
+
+    def head(self) -> ScalarHead:
+        """One number for each token."""
+        return ScalarHead(self.config, score_statistics(self.hf_config))
 
     def forward(self, batch: PackedBatch, head: Callable[[Tensor], Any] | None = None) -> Any:  # type: ignore[override]
         """Values fp32 [T], or what `head` makes of them, on the last pipeline stage."""
@@ -390,10 +425,22 @@ def build_model(
     return model
 
 
+def _sum_over_parts(weight: Tensor, config: TransformerConfig) -> None:
+    """Tell Megatron that with sequence parallelism each tensor-parallel rank has a part of the
+    gradient of a replicated weight: the sum is made at the end of a step."""
+    mark: Any = weight
+    mark.sequence_parallel = config.sequence_parallel
+
+
 def _all_tokens(part: Tensor) -> Tensor:
     """All tokens' rows from those of this rank. What reads them gives every rank the full gradient,
     of which each takes its own rows."""
     return gather_from_sequence_parallel_region(part, tensor_parallel_output_grad=False)
+
+
+def _padded_vocabulary(config: TransformerConfig, hf_config: Any) -> int:
+    size = config.tensor_model_parallel_size
+    return -(-hf_config.vocab_size // size) * size
 
 
 def _tensor_group() -> Any:

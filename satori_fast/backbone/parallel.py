@@ -264,6 +264,9 @@ def _join(sizes: dict[str, int], options: ParallelOptions, limits: Limits) -> Pa
             f"{' * '.join(map(str, sizes.values()))} = {model_size}: "
             "start that many processes with torchrun, or lower a size"
         )
+    if sizes["tensor"] > 1:
+        # Before CUDA begins: its queues then keep the order of sums and products that overlap.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = _device()
     _start_process_group(device, world_size, limits)
     mpu.initialize_model_parallel(

@@ -23,9 +23,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from satori_fast.backbone.architecture import Recompute
+from satori_fast.backbone.context import plan_context
 from satori_fast.backbone.model import Kind, PolicyModel, ScalarModel, Source, build_model
 from satori_fast.backbone.optimizer import Optimizer, OptimizerSettings, wrap_for_training
-from satori_fast.backbone.parallel import parallel_state
+from satori_fast.backbone.parallel import ParallelState, parallel_state
 from satori_fast.backbone.weights import VOCABULARY, iter_hf
 from satori_fast.kernels import linear_logprob
 from satori_fast.types import Advantages, LossOutput, PackedBatch
@@ -148,10 +149,14 @@ def score(learner: Learner, batches: Sequence[PackedBatch], *, temperature: floa
     """Log-probability [T] of each target of each batch; nats, fp32, no gradient."""
 
     def head(batch: PackedBatch) -> Callable[..., Tensor]:
+        context = plan_context(batch.cu_seqlens)
+
         def logprob(hidden: Tensor, weight: Tensor, **shard: Any) -> Tensor:
-            return linear_logprob(hidden, weight, batch.targets, temperature=temperature, **shard)[
-                0
-            ]
+            targets = batch.targets
+            if context is not None:
+                hidden, targets = hidden[context.own], targets[context.own]
+            found, _ = linear_logprob(hidden, weight, targets, temperature=temperature, **shard)
+            return found if context is None else context.all_rows(found, is_shared=False)
 
         return logprob
 
@@ -302,7 +307,10 @@ def _minibatch_step(
         return _schedule_output(output, partial(_divided_loss, num_tokens=num_tokens))
 
     outputs = _run_schedule(learner, _in_turns(minibatch), forward_step, forward_only=False)
-    sums, maxes = _reduced(outputs, num_tokens)
+    state = parallel_state()
+    # Of a policy's loss each rank of a context has a part, of a scalar model's all of it.
+    has_all = isinstance(learner.module, ScalarModel)
+    sums, maxes = _reduced(outputs, num_tokens, state if has_all else state.copies())
     norm, stepped = optimizer.step(is_finite=math.isfinite(sums["loss"]))
     num_skipped = optimizer.num_skipped_in_a_row
     if num_skipped > optimizer.settings.max_skipped_updates:
@@ -320,7 +328,21 @@ def _loss_head(
 ) -> Callable[..., LossOutput]:
     if isinstance(module, ScalarModel):
         return lambda values: terms(values, batch, advantages)
-    return lambda hidden, weight, **shard: terms(hidden, weight, batch, advantages, **shard)
+    own = _with_own_loss(batch)
+    return lambda hidden, weight, **shard: terms(hidden, weight, own, advantages, **shard)
+
+
+def _with_own_loss(batch: PackedBatch) -> PackedBatch:
+    """The batch with a loss on this rank's tokens alone, where ranks of a context share them.
+
+    Ratios and sums over units still see all tokens; the output projection runs on these.
+    """
+    context = plan_context(batch.cu_seqlens)
+    if context is None:
+        return batch
+    weights = torch.zeros_like(batch.loss_weights)
+    weights[context.own] = batch.loss_weights[context.own]
+    return replace(batch, loss_weights=weights)
 
 
 def _divided_loss(output: LossOutput, *, num_tokens: int) -> tuple[Tensor, Tensor, LossOutput]:
@@ -432,10 +454,9 @@ def _forward(
 
 
 def _reduced(
-    outputs: list[LossOutput], num_tokens: int
+    outputs: list[LossOutput], num_tokens: int, state: ParallelState
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Sums per loss token and maxes, over microbatches, data-parallel ranks and pipeline stages."""
-    state = parallel_state()
     reduced: list[dict[str, float]] = [{}, {}]
     if outputs:
         columns = [{"loss": output.loss, **output.sums} for output in outputs]

@@ -35,7 +35,7 @@ def test_other_sizes_need_a_shutdown_first() -> None:
 
 def test_world_that_the_sizes_do_not_divide_is_refused_by_name() -> None:
     shutdown_parallel()
-    with pytest.raises(ValueError, match=r"world size 1 .*parallel\.tensor.*2 \* 1 = 2"):
+    with pytest.raises(ValueError, match=r"world size 1 .*parallel\.tensor.*2 \* 1 \* 1 = 2"):
         initialize_parallel(tensor=2)
     with pytest.raises(ValueError, match=r"parallel\.pipeline = 0"):
         initialize_parallel(pipeline=0)

@@ -64,3 +64,49 @@ def test_two_processes_equal_one(
     torch.testing.assert_close(one["logprobs"], two["logprobs"], atol=5e-5, rtol=1e-4)
     torch.testing.assert_close(one["scores"], two["scores"], atol=5e-5, rtol=1e-4)
     torch.testing.assert_close(one["values"], two["values"], atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", sorted({case.model for case in CASES.values()}))
+def test_one_process_goes_on_from_the_last_layout(
+    model: str, alone: dict[str, Any], together: dict[str, dict[str, Any]]
+) -> None:
+    assert together
+    shutdown_parallel()
+    again = session(Case(model), alone["folder"] / model)
+    shutdown_parallel()
+    for tensor_name, tensor in alone[model]["weights"].items():
+        assert (tensor - again["weights"][tensor_name]).abs().max() < 1e-5, tensor_name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world_size", "tensor"), [(2, 1), (4, 2)])
+def test_a_rank_killed_while_it_saves_costs_nothing(
+    world_size: int, tensor: int, tmp_path: Path
+) -> None:
+    """Fresh processes go on from what was whole, to the bits of a training left alone."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert _survivors(whole, world_size, tensor) == [0] * world_size
+    assert all(_survivors(killed, world_size, tensor, dies_in=3))
+    assert _survivors(killed, world_size, tensor) == [0] * world_size
+    expected, found = (torch.load(folder / "weights.pt") for folder in (whole, killed))
+    assert expected.pop("begin") == 0 and 0 < found.pop("begin") <= 4
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def _survivors(folder: Path, world_size: int, tensor: int, *, dies_in: int = -1) -> list[int]:
+    """Exit codes of all ranks; the last one dies in a step."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"store-{dies_in}").unlink(missing_ok=True)
+    worker = [sys.executable, "-W", "ignore", "-m", "tests.backbone.survivor_worker"]
+    ranks = [
+        subprocess.Popen(
+            [*worker, str(rank), str(world_size), str(tensor), str(folder), str(dies_in)],
+            cwd=Path(__file__).parents[2],
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        return [process.wait(timeout=600) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()

@@ -145,7 +145,7 @@ def _packing(state: ParallelState, seed: int) -> PackingSpec:
 def _experience(recipe: str, step: int) -> Experience:
     made = _trajectories(step)
     credits = effective_recipe(recipe, temperature=0.9).credit().assign(made)
-    return Experience(tuple(made), tuple(credits), tuple(made))
+    return Experience(tuple(made), tuple(credits))
 
 
 def _trajectories(seed: int) -> list[Trajectory]:
