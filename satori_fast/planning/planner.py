@@ -139,7 +139,7 @@ def fitting_layouts(job: Job, like: Layout, device: Device) -> list[Candidate]:
 
 
 def with_servers(engine: EnginePlan, number: int, weights: float, device: Device) -> EnginePlan:
-    """The engine as `number` servers, each with as many GPUs of its own as `weights` (bytes) need."""
+    """The engine as so many servers, each on as many GPUs as `weights`, in bytes, need."""
     room = _WEIGHTS_SHARE * SERVER_SHARE * device.memory_bytes
     tensor = next((t for t in (1, 2, 4) if weights / t <= room), GPUS_PER_MACHINE)
     return replace(
