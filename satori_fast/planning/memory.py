@@ -96,7 +96,8 @@ def layer_numbers(sizes: ModelSizes, layout: Layout, *, on_host: bool = False) -
         return LayerNumbers(outside / 4, whole - outside / 4)
     if layout.recompute == "selective":
         inside = 2 * sizes.query_size + 2 * sizes.key_size + 2 * shape.intermediate_size
-        return LayerNumbers(outside + inside / t, shape.intermediate_size / t)
+        # The product beside its gradient, which otherwise takes its place.
+        return LayerNumbers(outside + inside / t, 2 * shape.intermediate_size / t)
     return LayerNumbers(whole)
 
 
