@@ -26,7 +26,7 @@ from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor, nn
 
-from satori_fast.backbone.context import ContextPlan, attend_to_all, plan_context
+from satori_fast.backbone.context import ContextPlan, attend_in_pieces, plan_context
 from satori_fast.kernels import rope
 
 # A rectangle may hold this many slots per real token; 1.25 keeps the calls few and the waste small.
@@ -183,9 +183,11 @@ class PackedCoreAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
         if plan.context is not None:
-            return attend_to_all(query, key, value, plan.context, self.scale)
+            return _attend_to_all(query, key, value, plan.context, self.scale)
         if not plan.rectangles:
-            return _varlen_attention(query, key, value, plan, self.scale).flatten(1)
+            cuts = plan.cu_seqlens, plan.cu_seqlens
+            longest = plan.max_seqlen, plan.max_seqlen
+            return _varlen_attention(query, key, value, cuts, longest, self.scale).flatten(1)
         grouped = query.shape[1] != key.shape[1]
         outputs, offset = [], 0
         for count, length in plan.rectangles:
@@ -253,10 +255,29 @@ def _uses_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in _HALF
 
 
-def _varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float | None
+def _attend_to_all(
+    query: Tensor, key: Tensor, value: Tensor, context: ContextPlan, scale: float | None
 ) -> Tensor:
-    cu_seqlens, longest = plan.cu_seqlens, plan.max_seqlen
+    """Attention of a rank's tokens to keys and values of all ranks of its context."""
+    both = context.all_rows(torch.cat([key, value], dim=1), is_shared=True)
+    key, value = both.split(key.shape[1], dim=1)
+    if not _uses_varlen(query.device, query.dtype):
+        return attend_in_pieces(query, key, value, context, scale)
+    # Of a causal mask these kernels align the last query with the last key.
+    key, value = key.index_select(0, context.keys), value.index_select(0, context.keys)
+    cuts = (context.cu_queries, context.cu_keys)
+    return _varlen_attention(query, key, value, cuts, context.longest, scale).flatten(1)
+
+
+def _varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cuts: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    scale: float | None,
+) -> Tensor:
+    """cuts: int32 [N + 1] of queries and of keys. longest: of these sequences, tokens."""
     if _has_flash_attn():
         from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
@@ -264,10 +285,8 @@ def _varlen_attention(
             query,
             key,
             value,
-            cu_seqlens,
-            cu_seqlens,
-            longest,
-            longest,
+            *cuts,
+            *longest,
             softmax_scale=scale,
             causal=True,
         )
@@ -277,10 +296,8 @@ def _varlen_attention(
         query,
         key,
         value,
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
+        *cuts,
+        *longest,
         scale=scale,
         window_size=(-1, 0),
         enable_gqa=query.shape[1] != key.shape[1],

@@ -43,13 +43,19 @@ class ContextPlan:
 
     own:    int64 [T / n], the tokens of this rank, in order.
     order:  int64 [T], the tokens of all ranks, rank after rank. places: undoes it.
-    pieces: what this rank attends from and to.
+    pieces: what this rank attends from and to. In the words of varlen kernels: `keys`, int64, the
+            tokens that the pieces see, piece after piece; `cu_queries` and `cu_keys`, int32
+            [pieces + 1]; `longest`: most queries and most keys of a piece.
     """
 
     own: Tensor
     order: Tensor
     places: Tensor
     pieces: tuple[Piece, ...]
+    keys: Tensor
+    cu_queries: Tensor
+    cu_keys: Tensor
+    longest: tuple[int, int]
 
     def all_rows(self, rows: Tensor, *, is_shared: bool) -> Tensor:
         """Rows [T, ...] of all tokens from those of this rank, [T / n, ...].
@@ -71,11 +77,17 @@ def plan_context(cu_seqlens: Tensor) -> ContextPlan | None:
     chunks = np.arange(ends[-1]).reshape(2 * size, -1)
     shares = [np.concatenate([chunks[k], chunks[2 * size - 1 - k]]) for k in range(size)]
     order = np.concatenate(shares)
-    own, order, places = (
+    pieces = _pieces(shares[rank], ends)
+    keys = np.concatenate([np.arange(*piece.keys) for piece in pieces])
+    num_queries = [end - begin for begin, end in (piece.queries for piece in pieces)]
+    num_keys = [end - begin for begin, end in (piece.keys for piece in pieces)]
+    cuts = [np.cumsum([0, *counts]).astype(np.int32) for counts in (num_queries, num_keys)]
+    own, order, places, keys, cu_queries, cu_keys = (
         torch.from_numpy(indices).to(cu_seqlens.device)
-        for indices in (shares[rank], order, np.argsort(order))
+        for indices in (shares[rank], order, np.argsort(order), keys, *cuts)
     )
-    return ContextPlan(own, order, places, tuple(_pieces(shares[rank], ends)))
+    longest = max(num_queries), max(num_keys)
+    return ContextPlan(own, order, places, tuple(pieces), keys, cu_queries, cu_keys, longest)
 
 
 def _pieces(own: np.ndarray, ends: np.ndarray) -> list[Piece]:
@@ -109,16 +121,13 @@ class _AllRows(torch.autograd.Function):
         return own, None, None
 
 
-def attend_to_all(
+def attend_in_pieces(
     query: Tensor, key: Tensor, value: Tensor, plan: ContextPlan, scale: float | None
 ) -> Tensor:
     """softmax(q k^T / sqrt(d)) v of this rank's tokens, each over its sequence up to itself.
 
-    query [T / n, heads, d], key and value [T / n, groups, d] -> [T / n, heads * d].
+    query [T / n, heads, d], key and value of all tokens [T, groups, d] -> [T / n, heads * d].
     """
-    groups = key.shape[1]
-    both = plan.all_rows(torch.cat([key, value], dim=1), is_shared=True)
-    key, value = both.split(groups, dim=1)
     outputs: list[Tensor] = []
     for piece in plan.pieces:
         q, k, v = (
@@ -135,7 +144,7 @@ def attend_to_all(
             v,
             attn_mask=_up_to_itself(q.shape[2], k.shape[2], q.device),
             scale=scale,
-            enable_gqa=query.shape[1] != groups,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         outputs.append(out[0].transpose(0, 1).flatten(1))
     return torch.cat(outputs)

@@ -251,7 +251,7 @@ class PackedModel(LanguageModule):
         """The module that follows the trunk on the last stage."""
         raise NotImplementedError
 
-    def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
+    def set_input_tensor(self, input_tensor: list[Any]) -> None:
         """Take over what the stage before sent; Megatron's schedule calls it."""
         (received,) = input_tensor
         self.decoder.set_input_tensor(received)
@@ -314,11 +314,12 @@ class PolicyModel(PackedModel):
 
     def head(self) -> VocabularyHead:
         """The output projection, which has no weight where it shares the embedding here."""
+        init_method: Any = self.config.init_method
         layer = VocabularyHead(
             self.config.hidden_size,
             _padded_vocabulary(self.config, self.hf_config),
             config=self.config,
-            init_method=self.config.init_method,
+            init_method=init_method,
             bias=False,
             gather_output=False,
             skip_weight_param_allocation=self.pre_process

@@ -273,10 +273,9 @@ def _train(
     ordered = sorted(work, key=lambda pair: pair[0].minibatch)
     minibatches = [list(group) for _, group in groupby(ordered, key=lambda pair: pair[0].minibatch)]
     results = [_minibatch_step(learner, minibatch, terms, name) for minibatch in minibatches]
-    if learner.optimizer is not None:
-        learner.optimizer.gather_parameters()
-    metrics = {f"{name}/{key}": number for key, number in _summary(results).items()}
     assert learner.optimizer is not None
+    learner.optimizer.gather_parameters()
+    metrics = {f"{name}/{key}": number for key, number in _summary(results).items()}
     return metrics | {f"{name}/learning_rate": learner.optimizer.learning_rate}
 
 
@@ -368,6 +367,9 @@ def _schedule_output(output: Any, to_loss: Callable[[Any], Any]) -> tuple[Tensor
 def _in_turns(work: list[_Work]) -> list[_Work]:
     """The microbatches of a step, and where parts of a model take turns so many without a loss that
     the stages share them evenly."""
+    num_missing = _num_missing(len(work))
+    if not num_missing:
+        return work
     batch, advantages = min(work, key=lambda pair: pair[0].num_tokens)
     nothing = torch.zeros_like(batch.loss_mask)
     idle = replace(
@@ -378,7 +380,7 @@ def _in_turns(work: list[_Work]) -> list[_Work]:
         source=torch.full_like(batch.source, -1),
         start_hidden=None if batch.start_hidden is None else batch.start_hidden[:0],
     )
-    return [*work, *[(idle, advantages)] * _num_missing(len(work))]
+    return [*work, *[(idle, advantages)] * num_missing]
 
 
 def _num_missing(count: int) -> int:

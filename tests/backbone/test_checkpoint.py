@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from satori_fast.backbone import checkpoint
 from satori_fast.backbone.checkpoint import (
+    Saver,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
@@ -107,6 +110,46 @@ def test_saving_that_dies_leaves_the_previous_checkpoint(tmp_path: Path) -> None
     assert load_checkpoint(tmp_path / "step-1", learners) == {"step": 1}
     save_checkpoint(tmp_path / "step-1", learners, {"step": 5})  # over the old and the debris
     assert load_checkpoint(tmp_path / "step-1", learners) == {"step": 5}
+
+
+def test_what_is_written_in_the_background_is_of_its_step(tmp_path: Path) -> None:
+    """Training goes on under it, and nothing has the name of a checkpoint before it is whole."""
+    learners = {"policy": _learners(seed=0)["policy"]}
+    _train_policy(learners["policy"], 1)
+    expected = _weights(learners)
+    saver = Saver()
+    assert not saver.finish() and not saver.finish_if_written()
+    saver.begin(tmp_path / "step-1", learners, {"step": 1}, in_background=True)
+    assert latest_checkpoint(tmp_path) is None
+    _train_policy(learners["policy"], 2)
+    saver.begin(tmp_path / "step-2", learners, {"step": 2}, in_background=True)  # ends the first
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-1"
+    assert saver.finish() and not saver.finish()
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-2"
+    assert load_checkpoint(tmp_path / "step-1", learners) == {"step": 1}
+    assert all(torch.equal(t, expected[n]) for n, t in _weights(learners).items())
+
+
+def test_writing_that_fails_in_the_background_is_said_in_the_foreground(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_pieces", full)
+    saver = Saver()
+    learners = {"policy": build_learner(tiny_model("qwen2", num_hidden_layers=1).config)}
+    saver.begin(tmp_path / "step-1", learners, {}, in_background=True)
+    with pytest.raises(RuntimeError, match=r"step-1 was not written: rank 0: OSError.*No space"):
+        saver.finish()
+    assert latest_checkpoint(tmp_path) is None
+    saver.begin(tmp_path / "step-2", {}, {}, in_background=True)  # and it is not said again
+    assert saver.finish()
+
+
+def _train_policy(policy: Learner, seed: int) -> None:
+    batches = [random_batch([12, 7], seed)]
+    update(policy, None, batches, ones(batches), ImitationLoss())
 
 
 def test_latest_is_the_highest_number_and_none_without_one(tmp_path: Path) -> None:

@@ -40,6 +40,10 @@ def test_a_rank_has_a_chunk_from_the_front_and_one_from_the_back(
     assert first.pieces == (Piece((0, 3), (0, 3)), Piece((3, 6), (5, 12)))
     # The second sequence begins inside what the second rank has.
     assert second.pieces == (Piece((0, 2), (0, 5)), Piece((2, 6), (5, 9)))
+    # The same for kernels that take lengths.
+    assert second.keys.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert second.cu_queries.tolist() == [0, 2, 6] and second.cu_keys.tolist() == [0, 5, 9]
+    assert second.longest == (4, 5) and first.longest == (3, 7)
     assert torch.equal(first.order, torch.cat([first.own, second.own]))
     assert first.order[first.places].tolist() == list(range(12))
 

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from satori_fast.backbone.parallel import (
+    ParallelOptions,
     ParallelState,
     initialize_parallel,
     parallel_state,
@@ -41,6 +44,22 @@ def test_world_that_the_sizes_do_not_divide_is_refused_by_name() -> None:
         initialize_parallel(pipeline=0)
     with pytest.raises(ValueError, match="initialize_parallel"):
         parallel_state()
+
+
+def test_options_that_differ_or_do_not_fit_are_refused(one_process: ParallelState) -> None:
+    with pytest.raises(ValueError, match=r"parallel\.chunks = 2 needs a pipeline"):
+        initialize_parallel(options=ParallelOptions(chunks=2))
+    with pytest.raises(ValueError, match=r"overlap=False.*"):
+        initialize_parallel(options=ParallelOptions(overlap=False))
+    assert initialize_parallel(options=ParallelOptions()) is one_process
+
+
+def test_ranks_share_tokens_evenly(one_process: ParallelState) -> None:
+    assert one_process.copies() is one_process
+    sizes = [(1, 1), (2, 1), (1, 2), (4, 2)]
+    found = [replace(one_process, tensor_size=t, context_size=c).token_multiple for t, c in sizes]
+    # A rank of a context has two chunks, which its tensor-parallel ranks share.
+    assert found == [1, 2, 4, 16]
 
 
 def test_shutdown_may_be_repeated_and_undone() -> None:
