@@ -18,7 +18,8 @@ VLLM_ON_CPU := $(if $(HAS_GPU),,$(if $(filter Linux,$(shell uname -s)),setup-vll
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	$(if $(DATA_DIR),--data-dir=$(DATA_DIR)) $(ARGS)
 
-.PHONY: setup setup-vllm real-model quickstart test test-all test-megatron drill lint bench race ablations clean
+.PHONY: setup setup-vllm real-model quickstart test test-all test-megatron drill lint wheel-check bench race \
+	ablations clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +32,7 @@ help:
 	@echo "make test-megatron  backbone and invariants against both supported releases of Megatron"
 	@echo "make drill       kill, damage, starve and crowd real runs; prints a table (15 minutes)"
 	@echo "make lint        ruff, formatting, types"
+	@echo "make wheel-check build the wheel and use it in a fresh environment (gigabytes, minutes)"
 	@echo "make bench       every figure of speed and memory: kernels, engines, steps, the race (an hour)"
 	@echo "make race        whole steps against TRL's, and the charts"
 	@echo "make ablations   every table of accuracy (hours; goes on where it was stopped)"
@@ -104,6 +106,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+wheel-check: setup
+	@echo "== wheel-check"
+	$(BIN)/python -m tests.wheel_check --torch "$(if $(HAS_GPU),torch>=2.11,$(TORCH))"
 
 bench: setup $(VLLM_ON_CPU)
 	@echo "== bench"

@@ -71,8 +71,8 @@ def _failed(error: Exception) -> int:
         from satori_fast.backbone.parallel import tell_peers
 
         instead = tell_peers(line, is_of_peers=is_of_peers)
-    elif code == failures.USER and _environment_rank("LOCAL_RANK"):
-        return code  # each rank makes the same mistake before they meet: one of them tells
+    elif code == failures.USER and _environment_rank("LOCAL_RANK") and failures.shares_log():
+        return code  # each rank makes the same mistake before they meet: one a log tells
     else:
         instead = None
     failures.tell_launcher(instead or line, came_later=instead is not None)
@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "--kernels", action="store_true", help="which implementation each op uses here"
     )
     show.add_argument("--recipe", action="store_true", help="the first recipe that runs, as JSON")
+    _add_plan_options(verb("plan", _plan, "memory, time and layouts of a config on any GPUs"))
     explain = verb("explain", _explain, "why the tokens of given responses get their signal")
     explain.add_argument("config", type=Path)
     explain.add_argument(
@@ -159,6 +160,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("destination", type=Path)
     export.add_argument("--stage", default=None, help="default: the last one")
     return parser
+
+
+def _add_plan_options(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("config", type=Path)
+    plan.add_argument("--gpus", type=int, required=True, metavar="N", help="in all")
+    plan.add_argument(
+        "--gpu", required=True, metavar="NAME", help="h100, h200, a100, ...; cpu: this host"
+    )
+    plan.add_argument("--json", action="store_true", help="numbers in full")
 
 
 def _add_eval_options(evaluate: argparse.ArgumentParser) -> None:
@@ -358,6 +368,16 @@ def _recipe_that_runs(config: Config) -> dict[str, Any]:
     if recipe.weighting == "fixed":
         described["fixed_length"] = settings.fixed_length or rollout.max_new_tokens
     return described
+
+
+def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(options.config, overrides)
+    from satori_fast.planning import page
+    from satori_fast.planning.of_config import plan_config
+
+    plan = plan_config(config, num_gpus=options.gpus, gpu=options.gpu)
+    text = json.dumps(page.json_of(plan)) if options.json else "\n".join(page.lines_of(plan))
+    print(text)  # noqa: T201
 
 
 def _explain(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -109,6 +109,16 @@ def write_log(error: BaseException, rank: int) -> Path | None:
     return path
 
 
+def shares_log() -> bool:
+    """Whether stderr is that of the process that started this one, as torchrun's ranks have it
+    unless each has a log of its own (`--redirects`, `--tee`)."""
+    own, launchers = (Path(f"/proc/{pid}/fd/2") for pid in ("self", os.getppid()))
+    try:
+        return own.readlink() == launchers.readlink()
+    except OSError:  # no Linux, or the launcher is gone
+        return True
+
+
 def tell_launcher(line: str, *, came_later: bool) -> None:
     """Have the summary of torchrun show `line`; the earliest of all ranks is its root cause."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")

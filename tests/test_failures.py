@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +155,21 @@ def test_an_error_of_another_rank_is_told_in_short(
     error.failed_rank = 0  # pyright: ignore[reportAttributeAccessIssue]
     assert run(monkeypatch, error, None) == 2
     assert capsys.readouterr().err == "satori-fast: rank 1: stopped because rank 0 failed\n"
+
+
+@pytest.mark.parametrize(("own", "num_lines"), [(False, 0), (True, 1)])
+def test_a_mistake_of_all_ranks_is_one_line_in_every_log(
+    own: bool, num_lines: int, tmp_path: Path
+) -> None:
+    """Ranks of a launcher that share its stderr leave it to the first; one with a log of its own
+    (torchrun's --redirects) says it there."""
+    rank = [sys.executable, "-m", "satori_fast", "run", str(tmp_path / "none.toml")]
+    log = f", stderr=open({str(tmp_path / 'rank1.log')!r}, 'w')" if own else ""
+    program = f"import subprocess; raise SystemExit(subprocess.run({rank!r}{log}).returncode)"
+    environment = {**os.environ, "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    launcher = [sys.executable, "-c", program]
+    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr == ""
+    lines = (tmp_path / "rank1.log").read_text().splitlines() if own else []
+    assert len(lines) == num_lines
+    assert all(line.startswith("satori-fast: rank 1: config file ") for line in lines)

@@ -18,6 +18,7 @@ from satori_fast.data import arithmetic, chains, word_actions, word_problems
 from satori_fast.data.chain_actions import slip_counts
 from satori_fast.data.drawn_problems import DrawnProblems
 from satori_fast.data.formats.coat import COAT
+from satori_fast.data.formats.format import ResponseFormat
 from satori_fast.data.steps import ExpertStep
 from satori_fast.data.stories import parse_story
 from satori_fast.types import Demonstration, Problem
@@ -131,3 +132,12 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
         ),
     }
 )
+
+
+def words_of(source: str, formats: Iterable[ResponseFormat | None]) -> list[str]:
+    """Each word of a built-in domain (of arithmetic, where `source` is none) and of the formats of
+    its responses, once: what a tokenizer of words has to know."""
+    domain = DOMAINS.get(source, DOMAINS[ARITHMETIC])
+    assert domain.words is not None  # a config with such a tokenizer was refused
+    words = [*domain.words(), *(word for each in formats if each for word in each.words)]
+    return list(dict.fromkeys(words))

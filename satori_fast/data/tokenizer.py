@@ -40,6 +40,14 @@ def build_word_tokenizer(
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
+    vocabulary = word_ids(words, special_tokens)
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    return _wrap(tokenizer, special_tokens, unk_token=UNKNOWN)
+
+
+def word_ids(words: Iterable[str], special_tokens: Sequence[str]) -> dict[str, int]:
+    """The ids of `build_word_tokenizer`, and its errors."""
     vocabulary: dict[str, int] = {}
     for word in [END_OF_TEXT, UNKNOWN, *special_tokens, *words]:
         if word.split() != [word]:
@@ -47,9 +55,7 @@ def build_word_tokenizer(
         if word in vocabulary:
             raise ValueError(f"word {word!r} occurs twice in the vocabulary")
         vocabulary[word] = len(vocabulary)
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    return _wrap(tokenizer, special_tokens, unk_token=UNKNOWN)
+    return vocabulary
 
 
 def train_tokenizer(

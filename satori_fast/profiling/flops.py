@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from satori_fast.profiling.peaks import DevicePeaks
-from satori_fast.profiling.spans import StepTimes
+if TYPE_CHECKING:
+    from satori_fast.profiling.peaks import DevicePeaks
+    from satori_fast.profiling.spans import StepTimes
 
 # A backward pass makes two products for each one of the forward pass: a gradient for each factor.
 TRAINING_PASSES = 3

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peaks of a device: the denominators of MFU and of the share of memory bandwidth.
 
-Data sheets for known GPUs, a short measurement for everything else. Not for: what was done
-(`flops`), or for judging a kernel (`benchmarks/measure.py` measures its floors beside it).
+Those of data sheets (`data_sheets`) for known GPUs, a short measurement for everything else. Not
+for: what was done (`flops`), or for judging a kernel (`benchmarks/measure.py` measures its floors
+beside it).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+
+from satori_fast.profiling.data_sheets import data_sheet_of
 
 _BUDGET_S = 0.08  # for each measurement
 _MATRIX_SIZE = 512
@@ -29,31 +32,6 @@ class DevicePeaks:
 
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
-
-
-# (part of CUDA's device name, dense bfloat16 TFLOP/s, GB/s), the first that fits. NVIDIA's data
-# sheets often print twice the TFLOP/s, with 2:4 sparsity: these are without.
-_DATA_SHEETS: tuple[tuple[str, float, float], ...] = (
-    # NVIDIA DGX B200 data sheet: 36 PFLOPS dense FP8 of 8 GPUs, half in bfloat16; 64 TB/s of 8.
-    ("B200", 2250.0, 8000.0),
-    # NVIDIA H200 Tensor Core GPU data sheet: NVL 1671 with sparsity, SXM 1979; 4.8 TB/s.
-    ("H200 NVL", 835.5, 4800.0),
-    ("H200", 989.4, 4800.0),
-    # NVIDIA H100 Tensor Core GPU data sheet: NVL 1671 with sparsity and 3.9 TB/s,
-    # PCIe 1513 with sparsity and 2 TB/s, SXM 1979 with sparsity and 3.35 TB/s.
-    ("H100 NVL", 835.5, 3900.0),
-    ("H100 PCIe", 756.0, 2000.0),
-    ("H100", 989.4, 3350.0),
-    # NVIDIA A100 data sheet: 312 without sparsity; 40 GB 1555 GB/s, 80 GB PCIe 1935, SXM 2039.
-    ("A100-PCIE-40GB", 312.0, 1555.0),
-    ("A100-SXM4-40GB", 312.0, 1555.0),
-    ("A100 80GB PCIe", 312.0, 1935.0),
-    ("A100-SXM4-80GB", 312.0, 2039.0),
-    # NVIDIA L40S data sheet: 362.05 without sparsity, 864 GB/s.
-    ("L40S", 362.05, 864.0),
-    # NVIDIA Ada GPU architecture white paper, appendix A: bfloat16 with float32 accumulation 165.2.
-    ("RTX 4090", 165.2, 1008.0),
-)
 
 
 def device_peaks(
@@ -93,13 +71,8 @@ def peaks_of(name: str) -> DevicePeaks | None:
 
     Example: ``peaks_of("NVIDIA H100 80GB HBM3")`` is 989.4e12 FLOP/s and 3.35e12 bytes/s.
     """
-    # A slice (MIG) is a part of the GPU that its name begins with.
-    if "MIG" in name.split():
-        return None
-    for part, tflops, gigabytes in _DATA_SHEETS:
-        if f" {part}" in f" {name}":  # a GH200 is no H200
-            return DevicePeaks(tflops * 1e12, gigabytes * 1e9)
-    return None
+    sheet = data_sheet_of(name)
+    return sheet and DevicePeaks(sheet.tflops * 1e12, sheet.bandwidth_gbs * 1e9)
 
 
 @cache

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from satori_fast.planning.layouts import Layout
+from satori_fast.planning.memory import cache_bytes, layer_numbers, parameter_bytes
+from satori_fast.planning.sizes import ModelSizes
 from satori_fast.profiling.flops import TRAINING_PASSES, forward_flops
 from satori_fast.profiling.summary import duration
 from satori_fast.stages.init_look import DataLook, Machine, ModelLook
@@ -175,20 +178,18 @@ def _memory(model: ModelLook, sizes: _Sizes, machine: Machine) -> tuple[int, boo
     """(tokens of a microbatch, whether activations are recomputed, bytes at the peak): the first
     that fits into four fifths of the memory, else the smallest.
 
-    A trained parameter takes 18 bytes in bfloat16, 16 in float32; an activation what
-    docs/layout_and_engine.md says; keys and values of the engine come on top.
+    The parts are those of `planning.memory`; keys and values of the engine come on top.
     """
-    shape, size = model.shape, _bytes_of(sizes.dtype)
-    trained = model.num_parameters * (18 if sizes.dtype == "bfloat16" else 16)
-    keys = shape.num_kv_heads * shape.head_dim
+    shape, size = ModelSizes(model.shape, tied=True), _bytes_of(sizes.dtype)
+    trained = model.num_parameters * parameter_bytes(sizes.dtype).total
     slots = sizes.problems * _SAMPLES
-    cache = slots * sizes.seqlen * shape.num_layers * 2 * keys * size
-    of_layer = 6 * shape.hidden_size + 2 * keys + 3 * shape.intermediate_size
+    cache = cache_bytes(shape, slots * sizes.seqlen, size=size)
     capacity = max(sizes.seqlen, 4096 if machine.kind == "cpu" else 16384)
     needed = 0.0
     for tokens, recompute in ((capacity, False), (sizes.seqlen, False), (sizes.seqlen, True)):
-        kept = shape.num_layers * shape.hidden_size + of_layer
-        kept = kept if recompute else shape.num_layers * of_layer
+        layout = Layout(recompute="full" if recompute else "none")
+        layer = layer_numbers(shape, layout, on_host=machine.kind == "cpu")
+        kept = model.shape.num_layers * layer.kept + layer.again
         needed = trained + cache + tokens * kept * size
         capacity = tokens
         if needed <= 0.8 * machine.memory_bytes:

@@ -20,7 +20,7 @@ from satori_fast.backbone.meeting import Limits
 from satori_fast.backbone.parallel import ParallelOptions, ParallelState, initialize_parallel
 from satori_fast.config import Config, ConfigError, DataConfig
 from satori_fast.data.collection import joined
-from satori_fast.data.domains import ARITHMETIC, DOMAINS, Domain
+from satori_fast.data.domains import DOMAINS, Domain, words_of
 from satori_fast.data.formats.steps import PAPER_SYSTEM, Steps
 from satori_fast.data.problem_file import keep_problems, read_problems
 from satori_fast.data.problem_split import fitting, split_problems
@@ -145,11 +145,7 @@ def write_tokenizer(config: Config, saved: Path) -> None:
 
 def _words(config: Config) -> list[str]:
     """Each word of the built-in domain and of the formats, once."""
-    domain = DOMAINS.get(config.data.source, DOMAINS[ARITHMETIC])
-    format, steps = config.response_format, config.step_format
-    assert domain.words is not None  # `check_inputs`
-    words = (*domain.words(), *format.words, *(steps.words if steps else ()))
-    return list(dict.fromkeys(words))
+    return words_of(config.data.source, (config.response_format, config.step_format))
 
 
 def check_kind(config: Config, model: Path) -> bool:

@@ -24,7 +24,8 @@ import runpy
 import shutil
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ from satori_fast.backbone.step import build_learner
 from satori_fast.config import Config, describe, load_config, to_toml
 from satori_fast.data.prompts import SATORI_TEMPLATE
 from satori_fast.grading import GradingPool
+from satori_fast.planning.layouts import Layout
+from satori_fast.planning.memory import layer_numbers, parameter_bytes
+from satori_fast.planning.sizes import KNOWN
 from satori_fast.rewards.outcome import OutcomeReward
 from satori_fast.rewards.terms import score
 from satori_fast.rewards.worker import checked_values
@@ -381,30 +385,23 @@ def test_every_metric_exists(document: Path, small_run: SmallRun) -> None:
 
 # --- figures that are arithmetic -----------------------------------------------------------------
 
-QWEN_1_5B = {
-    "vocab_size": 151_936,
-    "hidden_size": 1536,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "intermediate_size": 8960,
-    "tie_word_embeddings": True,
-}
-QWEN_7B = {
-    "vocab_size": 152_064,
-    "hidden_size": 3584,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "intermediate_size": 18_944,
-    "tie_word_embeddings": False,
-}
+PLANS = [command for command in COMMANDS if command.words[:2] == ("satori-fast", "plan")]
+LAYOUTS = ROOT / "docs" / "layout_and_engine.md"
+
+
+def rows_of(document: Path) -> list[list[str]]:
+    """Cells of every row of the tables of a document."""
+    lines = document.read_text(encoding="utf-8").splitlines()
+    return [[c.strip() for c in x.strip("|").split("|")] for x in lines if x.startswith("| ")]
 
 
 @pytest.mark.parametrize(("dtype", "num_bytes"), [(torch.bfloat16, 18), (torch.float32, 16)])
 def test_bytes_of_a_trained_parameter(dtype: torch.dtype, num_bytes: int) -> None:
     """What the page on layouts counts with: weight, gradient, the optimizer's copy, two moments."""
     initialize_parallel()
-    sizes = {**QWEN_1_5B, "vocab_size": 256, "hidden_size": 48, "intermediate_size": 96}
-    hf_config = AutoConfig.for_model("qwen2", num_hidden_layers=2, **sizes)
+    sizes = {"vocab_size": 256, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    hf_config = AutoConfig.for_model("qwen2", **sizes, **heads)
     learner = build_learner(hf_config, optimizer=OptimizerSettings(1e-3), dtype=dtype)
     parameters = list(learner.module.parameters())
     for parameter in parameters:
@@ -422,34 +419,119 @@ def test_bytes_of_a_trained_parameter(dtype: torch.dtype, num_bytes: int) -> Non
     assert total / sum(p.numel() for p in parameters) == pytest.approx(num_bytes, rel=2e-2)
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes", "tensor"), [("1.5B", QWEN_1_5B, 1), ("7B", QWEN_7B, 4)], ids=["1.5B", "7B"]
-)
-def test_memory_tables(name: str, sizes: dict[str, Any], tensor: int) -> None:
-    hf_config = AutoConfig.for_model("qwen2", num_hidden_layers=28, **sizes)
+@pytest.mark.parametrize("name", ["qwen2.5-1.5b", "qwen2.5-7b"])
+def test_plans_count_the_parameters_of_transformers(name: str) -> None:
+    sizes = KNOWN[name]
+    hf_config = AutoConfig.for_model(
+        "qwen2",
+        vocab_size=sizes.shape.num_logits,
+        hidden_size=sizes.shape.hidden_size,
+        num_hidden_layers=sizes.shape.num_layers,
+        num_attention_heads=sizes.shape.num_heads,
+        num_key_value_heads=sizes.shape.num_kv_heads,
+        intermediate_size=sizes.shape.intermediate_size,
+        tie_word_embeddings=sizes.tied,
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf_config)
     model.tie_weights()
-    num_policy = sum(p.numel() for p in model.parameters())
-    head = 0 if hf_config.tie_word_embeddings else sizes["vocab_size"] * sizes["hidden_size"]
-    parts = [18 * num_policy, 18 * (num_policy - head), 2 * (num_policy - head)]
-    gigabytes = [part / 1e9 for part in (*parts, sum(parts), sum(parts) / tensor)]
-    text = (ROOT / "docs/layout_and_engine.md").read_text(encoding="utf-8")
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text.splitlines()
-        if line.startswith(f"| Qwen2.5-{name}")
+    assert sizes.num_parameters() == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-1.5B", "Qwen2.5-7B"])
+def test_memory_of_models(name: str) -> None:
+    """Bytes of a trained and of a frozen parameter, by `planning`."""
+    sizes = KNOWN[name.lower()]
+    policy, critic = sizes.num_parameters(), sizes.num_parameters("scalar")
+    trained, frozen = parameter_bytes("bfloat16").total, parameter_bytes("bfloat16").weight
+    rows = [row for row in rows_of(LAYOUTS) if row[0] == name and len(row) == 8]
+    parts = [trained * policy, trained * critic, frozen * critic]
+    assert rows[0][1] == f"{policy / 1e9:.3f} B"
+    assert rows[0][2:6] == [f"{x / 1e9:.1f} GB" for x in (*parts, sum(parts))]
+    layouts = {
+        "1": Layout(),
+        "tensor 2": Layout(tensor=2),
+        "tensor 4": Layout(tensor=4),
+        "tensor 4, data 2": Layout(tensor=4, data=2, shard_optimizer=True),
+        "tensor 4, pipeline 2": Layout(tensor=4, pipeline=2),
+    }
+    for row in rows:
+        layout = layouts[row[6]]
+        each = parameter_bytes("bfloat16", layout).total
+        total = each * (policy + critic) + frozen * critic
+        assert row[7] == f"{total / layout.model_size / 1e9:.1f} GB"
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "layout"),
+    [
+        ("Qwen2.5-1.5B", "one GPU", Layout()),
+        ("Qwen2.5-7B", "tensor 4", Layout(tensor=4, sequence=True)),
+    ],
+)
+def test_memory_of_activations(name: str, where: str, layout: Layout) -> None:
+    (row,) = [row for row in rows_of(LAYOUTS) if row[0] == f"{name}, {where}"]
+    sizes = KNOWN[name.lower()]
+    layers, megabytes, gigabytes = sizes.shape.num_layers, [], []
+    for recompute in ("none", "selective", "full"):
+        numbers = layer_numbers(sizes, replace(layout, recompute=recompute))
+        kept, again = 2 * layers * numbers.kept, 2 * numbers.again
+        shown = f"{kept / 1e6:.3f} MB and {again / 1e6:.3f} MB of a layer"
+        megabytes.append(shown if recompute == "full" else f"{kept / 1e6:.2f} MB")
+        # What "selective" makes again is there when the rest is gone.
+        whole = kept + again if recompute == "full" else kept
+        gigabytes.append(f"{16.384 * whole / 1e6:.1f} GB")
+    assert row[1:] == [*megabytes, *gigabytes]
+
+
+def printed(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def test_a_plan_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    command, shown = next(
+        (block, after)
+        for block, after in pairwise(blocks(LAYOUTS))
+        if block.text.startswith("satori-fast plan ") and after.language == "text"
+    )
+    assert printed(tuple(command.text.split()[1:]), capsys) == shown.text
+
+
+def test_layouts_of_three_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = {tuple(c.words[1:]): None for c in PLANS if c.place.startswith("docs/layout")}
+    plans = [
+        json.loads(printed((*words, "--json"), capsys)) for words in commands if "--gpus" in words
     ]
-    (row,) = [row for row in rows if row[0] == f"Qwen2.5-{name}" and row[1]]
-    assert row[1] == f"{num_policy / 1e9:.3f} B"
-    assert [row[column] for column in (2, 3, 4, 5, 7)] == [f"{x:.1f} GB" for x in gigabytes]
-    hidden, width = sizes["hidden_size"], sizes["intermediate_size"]
-    keys = hidden // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
-    layer = 2 * (4 * hidden + (2 * hidden + 2 * keys + 3 * width) / tensor) / 1e6
-    inputs = 28 * 2 * hidden / 1e6
-    (row,) = [row for row in rows if row[0].startswith(f"Qwen2.5-{name}, ") and "MB" in row[1]]
-    assert row[1:3] == [f"{28 * layer:.2f} MB", f"{inputs:.3f} MB and {layer:.3f} MB of a layer"]
-    assert row[3:] == [f"{16.384 * x:.1f} GB" for x in (28 * layer, inputs + layer)]
+    text = LAYOUTS.read_text(encoding="utf-8")
+    assert [plan["num_gpus"] for plan in plans] == [8, 64, 256]
+    assert all(plan["asked"]["fits"] and row_of_plan(plan) in text for plan in plans)
+
+
+def row_of_plan(plan: dict[str, Any]) -> str:
+    """A row of the table of layouts, from a plan's JSON."""
+
+    def sizes(candidate: dict[str, Any]) -> str:
+        layout = candidate["layout"]
+        split = "-".join(str(layout[name]) for name in ("tensor", "pipeline", "data"))
+        assert layout["shard_optimizer"] and layout["sequence"]
+        return split if layout["recompute"] == "none" else f"{split}, {layout['recompute']}"
+
+    asked, best = plan["asked"], plan["fitting"][0]
+    layout = asked["layout"]
+    trainers = layout["tensor"] * layout["pipeline"] * layout["data"]
+    seconds = sum(part["seconds"] for part in asked["step"].values())
+    cells = [
+        f"{plan['num_parameters'] / 1e9:.1f} B",
+        f"{trainers} + {plan['num_gpus'] - trainers}",
+        sizes(asked),
+        f"{asked['peak_bytes'] / 1e9:.1f} GB",
+        f"{seconds:.0f} s",
+        f"{asked['tokens_per_s']:,.0f}",
+        sizes(best),
+        f"{best['tokens_per_s']:,.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 # --- the reader of documents itself --------------------------------------------------------------

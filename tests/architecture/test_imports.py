@@ -34,6 +34,7 @@ EVERYTHING_BELOW_STAGES = (
         "evaluation",
         # Above the rooms whose tables of names it looks into.
         "config",
+        "planning",
     }
 )
 ALLOWED: dict[str, set[str]] = {
@@ -89,6 +90,14 @@ ALLOWED: dict[str, set[str]] = {
     "grading": set(),
     "kernels": set(),
     "profiling": {"types", "storage", "redaction"},
+    # Numbers of a config and of data sheets: it holds no model.
+    "planning": {
+        "config",
+        "config_checks",
+        "profiling",
+        "data.domains",
+        "data.tokenizer",
+    },
     "data": LOWER | {"grading"},
     "algorithms": {"types", "kernels"},
     "backbone": LOWER | {"processes", "termination"},
@@ -125,6 +134,7 @@ LAZY_IN = {
     "data": {"datasets", "tokenizers", "transformers", "pyarrow"},
     "grading": {"math_verify", "latex2sympy2_extended", "sympy", "mpmath"},
     "cli": {"torch", "rich"},
+    "planning": {"torch"},
     "synthesis": {"openai", "jinja2"},
     "profiling": {"jinja2", "plotly"},
 }
@@ -153,6 +163,7 @@ OUTSIDE = {
     "rewards": {"numpy"},
     "synthesis": {"numpy", "openai", "jinja2"},
     "evaluation": {"numpy"},
+    "planning": {"torch"},
 }
 
 
@@ -304,6 +315,8 @@ def test_listed_rooms_use_only_the_listed_libraries() -> None:
         ("satori_fast.config", ("torch", "transformers", "rich")),
         ("satori_fast.grading", ("torch", "sympy", "math_verify")),
         ("satori_fast.cli", ("torch", "transformers", "rich")),
+        ("satori_fast.planning.page", ("torch", "transformers", "numpy")),
+        ("satori_fast.planning.of_config", ("torch", "transformers", "numpy")),
         ("satori_fast.kernels", ("triton",)),
         ("satori_fast.data.sources", ("datasets", "transformers", "pyarrow", "megatron")),
         ("satori_fast.data.tokenizer", ("tokenizers", "transformers", "megatron")),
