@@ -195,7 +195,7 @@ class Entry:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole Megatron tensor, without the rows that pad a vocabulary."""
+        """Shape of the whole Megatron tensor, without the rows that pad a vocabulary."""
         return sum(shape[0] for _, shape in self.hf), *self.hf[0][1][1:]
 
 
