@@ -10,6 +10,7 @@ Not here: weights (`weights.py`), what the heads compute (`kernels`, `algorithms
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
@@ -247,9 +248,9 @@ class PackedModel(LanguageModule):
         frequencies = rotary_frequencies(head_dim(hf_config), rope_parameters(hf_config))
         self.register_buffer("rotary_frequencies", frequencies, persistent=False)
 
+    @abstractmethod
     def head(self) -> Any:
         """The module that follows the trunk on the last stage."""
-        raise NotImplementedError
 
     def set_input_tensor(self, input_tensor: list[Any]) -> None:
         """Take over what the stage before sent; Megatron's schedule calls it."""
