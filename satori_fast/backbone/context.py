@@ -39,7 +39,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ContextPlan:
-    """Shares that ranks have of the tokens of one packed batch.
+    """Shares of the tokens of one packed batch.
 
     own:    int64 [T / n], the tokens of this rank, in order.
     order:  int64 [T], the tokens of all ranks, rank after rank. places: undoes it.

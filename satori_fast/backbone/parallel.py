@@ -37,7 +37,7 @@ _acting = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class ParallelOptions:
-    """Manner in which ranks share the work, beside the sizes.
+    """Ways in which ranks share the work, beside the sizes.
 
     chunks:          parts of the model in each pipeline stage, which take turns (an interleaved
                      pipeline waits that many times less).

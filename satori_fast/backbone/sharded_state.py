@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rectangles of the whole model's tensors, as which a rank holds a learner; files of them.
+"""Parts of a learner that a rank holds, as rectangles of the whole model's tensors; files of them.
 
 A checkpoint knows whole tensors by name and no layout: a parameter that tensor parallelism cut, or
 a moment of which the distributed optimizer holds a flat range, is a few rectangles of one. Torch's
