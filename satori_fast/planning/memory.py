@@ -141,7 +141,8 @@ def head_bytes(
     weight in float32, and a chunk of logits in float32 or, when that is gone, the gradient in the
     weight's type.
 
-    The chunk of a CPU is not torch's: `host_chunk_bytes`.
+    On a CPU that gradient is made of the tokens with a loss first, what all ranks have is copied
+    once more, and the chunk is not torch's: `host_chunk_bytes`.
     """
     hidden = sizes.shape.hidden_size
     elements = -(-sizes.shape.num_logits // layout.tensor) * hidden
@@ -149,7 +150,7 @@ def head_bytes(
     chunk = 0.0 if on_host else min(HEAD_CHUNK_BYTES, 4.0 * elements / hidden * tokens)
     own = 2.0 / layout.context / (layout.tensor if layout.shares_tokens else 1)
     gathers = layout.shares_tokens or layout.context > 1
-    states = own + (2 if gathers else 1)
+    states = own + (2 if gathers else 1) * (2 if on_host else 1)
     return size * tokens * hidden * states + 4.0 * elements + max(chunk, result)
 
 
