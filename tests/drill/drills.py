@@ -40,7 +40,6 @@ DAMAGES: dict[str, tuple[str, ...]] = {
     "checkpoints/reinforce/step-4/extra.json": ("flip", "empty", "remove"),
     "checkpoints/reinforce/step-4/policy/__0_0.distcp": ALL,
     "checkpoints/reinforce/step-4/policy/.metadata": ("flip", "cut", "remove"),
-    "checkpoints/reinforce/step-4/policy/common.pt": ("flip", "remove"),
     "checkpoints/reinforce/step-4/critic/__0_0.distcp": ("flip", "cut"),
 }
 
