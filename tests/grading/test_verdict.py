@@ -195,3 +195,12 @@ def test_real_golds_equal_themselves(
     record_property("readable_share", readable / total)
     assert total == 2979
     assert readable / total >= 0.997  # measured 2972 of 2979
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "same"),
+    [("12", "12", True), ("012", "12", True), ("12", "21", False), ("1" * 20, "1" * 20, True)],
+)
+def test_integers_are_decided_as_numbers_are(answer: str, gold: str, same: bool) -> None:
+    assert decided_cheaply(answer, gold) is same
+    assert (decided_cheaply(f"{answer}.0", gold) is True) == same
