@@ -11,8 +11,9 @@
                   correct.
 
 The level is the number of steps; levels 4 and 5 are those of 2 and 3 steps with an aside, a number
-that nothing follows from. Whoever solves them slips in three ways: takes the wrong operation, takes
-the wrong number of the story, or calculates wrongly (`slips`).
+that nothing follows from, and levels 6 to 8 those of 1 to 3 steps with numbers up to 20, which a
+model of 100 M parameters can still calculate with. Whoever solves them slips in three ways: takes
+the wrong operation, takes the wrong number of the story, or calculates wrongly (`slips`).
 
 What is written in a step beside its equation is for the reader: an equation is all that is looked
 at. Stories and their sentences are `stories`; drawing, splitting and numbering problems is
@@ -56,7 +57,7 @@ _INVERSE: Mapping[Kind, Kind] = MappingProxyType(
     {"add": "subtract", "subtract": "add", "multiply": "divide", "divide": "multiply"}
 )
 _EQUATION = re.compile(r"([0-9]+) ([-+*/]) ([0-9]+) = ([0-9]+)")
-_LARGEST_START, _LARGEST_CHANGE, _LARGEST = 60, 60, 150
+_LARGEST_START, _LARGEST_CHANGE, _LARGEST, _SMALL = 60, 60, 150, 20
 _LARGEST_FACTOR, _LARGEST_DIVISOR, _LARGEST_ASIDE = 6, 9, 40
 _LARGEST_START_OF_PACKS = 20
 _LARGEST_WRONG = 300  # a pupil sees that 18 dollars do not become 756
@@ -68,10 +69,12 @@ _OTHER_ERRORS = tuple(range(-2 * _LARGEST_DIVISOR, 2 * _LARGEST_DIVISOR + 1))
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A difficulty: how many steps, and whether there is a number that nothing follows from."""
+    """A difficulty: how many steps, whether there is a number that nothing follows from, and the
+    largest quantity."""
 
     num_steps: int
     has_aside: bool = False
+    largest: int = _LARGEST
 
 
 LEVELS = {
@@ -80,6 +83,9 @@ LEVELS = {
     3: Level(3),
     4: Level(2, has_aside=True),
     5: Level(3, has_aside=True),
+    6: Level(1, largest=_SMALL),
+    7: Level(2, largest=_SMALL),
+    8: Level(3, largest=_SMALL),
 }
 
 
@@ -297,10 +303,14 @@ def _capital(text: str) -> str:
 
 def draw_story(level: Level, rng: np.random.Generator) -> Story:
     """A story whose theme, wordings and numbers are all equally likely, as far as they fit: at most
-    one multiplication and one division, and the quantity between 2 and 150."""
+    one multiplication and one division, and the quantity between 2 and the level's largest."""
     name = _one_of(tuple(THEMES), rng)
     theme = THEMES[name]
-    largest = _LARGEST_START if theme.first is None else _LARGEST_START_OF_PACKS
+    largest = (
+        min(_LARGEST_START, level.largest)
+        if theme.first is None
+        else min(_LARGEST_START_OF_PACKS, level.largest // SMALLEST)
+    )
     places: list[int] = rng.permutation(len(NAMES))[:2].tolist()
     person, other = (NAMES[place] for place in places)
     story = Story(
@@ -315,7 +325,7 @@ def draw_story(level: Level, rng: np.random.Generator) -> Story:
         ask=int(rng.integers(len(theme.ask))),
     )
     for _ in range(level.num_steps):
-        event = _draw_event(theme, story, rng)
+        event = _draw_event(theme, story, level.largest, rng)
         story = replace(story, events=(*story.events, event))
     if level.has_aside:
         number = int(rng.integers(SMALLEST, _LARGEST_ASIDE + 1))
@@ -325,7 +335,7 @@ def draw_story(level: Level, rng: np.random.Generator) -> Story:
     return said(story)
 
 
-def _draw_event(theme: Theme, story: Story, rng: np.random.Generator) -> Event:
+def _draw_event(theme: Theme, story: Story, most: int, rng: np.random.Generator) -> Event:
     value, told = story.values[-1], {event.kind for event in story.events}
     said_before = {(event.kind, event.wording) for event in story.events}
     possible: dict[Kind, list[tuple[int, list[int]]]] = {}
@@ -334,7 +344,7 @@ def _draw_event(theme: Theme, story: Story, rng: np.random.Generator) -> Event:
             continue
         for wording in range(len(theme.wordings(kind))):
             fixed = theme.fixed_number(kind, wording)
-            numbers = [n for n in _numbers(value, kind) if fixed in (None, n)]
+            numbers = [n for n in _numbers(value, kind, most) if fixed in (None, n)]
             if numbers and (kind, wording) not in said_before:
                 possible.setdefault(kind, []).append((wording, numbers))
     kind = _one_of(tuple(possible), rng)
@@ -345,12 +355,12 @@ def _draw_event(theme: Theme, story: Story, rng: np.random.Generator) -> Event:
     return Event(kind, number, wording, opener, named=bool(is_named))
 
 
-def _numbers(value: int, kind: Kind) -> Iterator[int]:
-    """The numbers with which an event of a kind leaves a quantity within bounds."""
+def _numbers(value: int, kind: Kind, most: int) -> Iterator[int]:
+    """The numbers with which an event of a kind leaves a quantity from `SMALLEST` to `most`."""
     largest = {
-        "add": min(_LARGEST_CHANGE, _LARGEST - value),
+        "add": min(_LARGEST_CHANGE, most - value),
         "subtract": min(_LARGEST_CHANGE, value - SMALLEST),
-        "multiply": min(_LARGEST_FACTOR, _LARGEST // value),
+        "multiply": min(_LARGEST_FACTOR, most // value),
         "divide": min(_LARGEST_DIVISOR, value // SMALLEST),
     }[kind]
     for number in range(SMALLEST, largest + 1):

@@ -41,6 +41,7 @@ from satori_fast.rollout.weight_sync import (
     TensorRecord,
     rows_of,
 )
+from satori_fast.rollout.weight_transfer import Backend, TransferRoute, backend_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class ServerSettings:
 
     max_slots:     requests in flight at each server.
     request_seeds: every request has a stream of its own; the server must not cut prompts then.
-    route:         way of the weights; auto: "memory" on this machine, else "broadcast".
+    route:         way of the weights; auto: "memory" on this machine or GPU, else "broadcast".
     sync_folder:   of the file route, seen by all; None: the memory of this machine.
     device:        where the trainer's weights are.
     has_peers:     the trainer has other processes, and making the weights is collective: an error
@@ -242,26 +243,40 @@ class ServerEngine(Engine):
         return self._route
 
     def _choose_route(self) -> Route:
-        settings = self._settings
+        settings, name = self._settings, self._settings.route
         is_here = all(is_loopback(client.host) for client in self._clients)
-        name = settings.route
-        if name == "auto":
-            name = "memory" if is_here else "broadcast"
-        if name == "memory":
-            if not is_here:
+        if name == "file":
+            if not is_here and settings.sync_folder is None:
                 raise ValueError(
-                    'rollout.sync_route = "memory" reaches servers of this machine only: set '
-                    '"broadcast", or "file" with rollout.sync_folder'
+                    'rollout.sync_route = "file" to another machine needs rollout.sync_folder, a '
+                    "folder that both machines see under the same path"
                 )
-            return MemoryRoute(settings.device)
-        if name == "broadcast":
-            return BroadcastRoute(settings.device, settings.timeout_s)
-        if not is_here and settings.sync_folder is None:
+            return FileRoute(settings.sync_folder)
+        if name == "memory" and not is_here:
             raise ValueError(
-                'rollout.sync_route = "file" to another machine needs rollout.sync_folder, a '
-                "folder that both machines see under the same path"
+                'rollout.sync_route = "memory" reaches servers of this machine only: set '
+                '"broadcast", or "file" with rollout.sync_folder'
             )
-        return FileRoute(settings.sync_folder)
+        for client in self._clients:
+            check_same_kind(settings.device, client)
+        if settings.device.type != "cpu":
+            return self._between_gpus(name)
+        if name == "memory" or (name == "auto" and is_here):
+            return MemoryRoute()
+        return BroadcastRoute(settings.timeout_s)
+
+    def _between_gpus(self, name: RouteName) -> TransferRoute:
+        """vLLM's way; "memory" is of one GPU, and of a trainer that is one process."""
+        settings = self._settings
+        alone = not settings.has_peers
+        if name == "memory" and not alone:
+            raise ValueError(
+                'rollout.sync_route = "memory" between GPUs is for a trainer of one process: set '
+                '"broadcast", or rollout.engine = "vllm"'
+            )
+        backends: dict[RouteName, Backend] = {"memory": "ipc", "broadcast": "nccl"}
+        backend = backends.get(name) or backend_of(settings.device, self._clients, alone=alone)
+        return TransferRoute(backend, settings.device, settings.timeout_s)
 
     def _close_route(self) -> None:
         route, self._route = self._route, None
@@ -364,6 +379,16 @@ class IdleEngine(Engine):
     def wake(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def check_same_kind(device: torch.device, client: ServerClient) -> None:
+    """ValueError where a server's weights lie on another kind of device than the trainer's."""
+    theirs = client.message("describe")[0]["device"]
+    if theirs != device.type:
+        raise ValueError(
+            f"weights are on {device.type} here and on {theirs} at {client.url}, which only files "
+            'can bridge: set rollout.sync_route = "file"'
+        )
 
 
 def check_server(client: ServerClient, settings: ServerSettings) -> None:

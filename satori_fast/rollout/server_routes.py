@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways of a bucket of weights from the trainer to the workers of servers.
 
-A block of memory that both sides map (CUDA IPC between processes on GPUs of one machine), files in
-a folder that both see, or a broadcast into the workers' memory. Checks and versions are not here:
-all ways carry the same records.
+A block of host memory that both sides map, files in a folder that both see, or a broadcast into the
+workers' memory. Between GPUs memory and broadcast are vLLM's (`weight_transfer`). Checks and
+versions are not here: all ways carry the same records.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -47,22 +46,14 @@ class Route(Protocol):
 
 
 class MemoryRoute:
-    """One block that the workers map once and that every bucket of a sync passes through.
+    """One block that the workers map once and that every bucket of a sync passes through."""
 
-    device: of the block; workers on other GPUs of the machine copy across.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._block: SharedBlock | None = None
         self._clients: Sequence[ServerClient] = ()
 
     def open(self, clients: Sequence[ServerClient]) -> None:
         self._clients = clients
-        for client in clients:
-            theirs = client.message("describe")[0]["device"]
-            if theirs != self._device.type:
-                raise ValueError(_between_devices(self._device, theirs, client))
 
     def send(self, records: Sequence[TensorRecord], tensors: Sequence[Tensor]) -> None:
         block = self._block_of(num_bytes_of(records))
@@ -74,7 +65,7 @@ class MemoryRoute:
         """The block, made anew and mapped when it is too small."""
         if self._block is None or self._block.data.numel() < num_bytes:
             self.close()
-            self._block = SharedBlock(num_bytes, self._device)
+            self._block = SharedBlock(num_bytes)
             for client in self._clients:
                 client.message("map", handle=self._block.handle)
         return self._block
@@ -124,13 +115,9 @@ class FileRoute:
 
 
 class BroadcastRoute:
-    """A process group with the workers of each server, this process its rank 0.
+    """A process group of hosts with the workers of each server, this process its rank 0."""
 
-    device: of the tensors on both sides.
-    """
-
-    def __init__(self, device: torch.device, timeout_s: float) -> None:
-        self._device = device
+    def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._groups: list[tuple[ServerClient, WeightGroup]] = []
         self._num_opened = 0
@@ -142,8 +129,6 @@ class BroadcastRoute:
 
     def _meet(self, client: ServerClient) -> WeightGroup:
         answers = client.message("describe")
-        if answers[0]["device"] != self._device.type:
-            raise ValueError(_between_devices(self._device, answers[0]["device"], client))
         address = address_towards(client.host)
         store = open_store(address, self._timeout_s)
         self._num_opened += 1
@@ -158,7 +143,7 @@ class BroadcastRoute:
         shared = {name: value for name, value in asdict(config).items() if name != "rank"}
         joining = self._calls.submit(client.message, "join", config=shared)
         try:
-            group = WeightGroup(config, self._device, store=store)
+            group = WeightGroup(config, store=store)
         except SyncError as error:
             raise self._cause(joining, error) from error
         joining.result()
@@ -190,13 +175,6 @@ class BroadcastRoute:
         for _, group in self._groups:
             group.close()
         self._groups = []
-
-
-def _between_devices(ours: torch.device, theirs: str, client: ServerClient) -> str:
-    return (
-        f"weights are on {ours.type} here and on {theirs} at {client.url}, which only files can "
-        'bridge: set rollout.sync_route = "file"'
-    )
 
 
 def has_failed(call: Future[Any]) -> bool:

@@ -3,8 +3,8 @@
 
 Messages are JSON, because vLLM's HTTP route passes nothing but text on. An error is answered, not
 raised: raised in one worker of several, it would leave vLLM's answer queues out of step. Tensors
-come through shared memory, as files or by broadcast; loading and checking them is
-`vllm_worker.Receiver`'s.
+come through shared memory, as files, by broadcast, or from GPU to GPU by vLLM's own engines
+(`weight_transfer`); loading and checking them is `vllm_worker.Receiver`'s.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from satori_fast.rollout.server_owner import Tenancy
-from satori_fast.rollout.shared_memory import map_block, views, wait_for
+from satori_fast.rollout.shared_memory import map_block, views
 from satori_fast.rollout.vllm_worker import SyncExtension
 from satori_fast.rollout.weight_group import GroupConfig, WeightGroup
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord, records_of
+from satori_fast.rollout.weight_transfer import TransferReceiver, gpu_name
 
 
 class ServerExtension(SyncExtension):
@@ -35,6 +36,7 @@ class ServerExtension(SyncExtension):
     _satori_weights: str = ""
     _satori_group: WeightGroup | None = None
     _satori_block: Tensor | None = None
+    _satori_transfer: TransferReceiver | None = None
 
     @cached_property
     def _satori_tenancy(self) -> Tenancy:
@@ -50,6 +52,7 @@ class ServerExtension(SyncExtension):
             "release": lambda _: self._satori_tenancy.release(),
             "join": self._satori_join,
             "map": self._satori_map,
+            "transfer": self._satori_open_transfer,
             "begin": self._satori_begin,
             "receive": self._satori_load,
             "finish": lambda m: self.satori_finish(records_of(m["records"])),
@@ -73,22 +76,35 @@ class ServerExtension(SyncExtension):
             "chunked_prefill": config.scheduler_config.enable_chunked_prefill,
             "replicas": config.parallel_config.data_parallel_size,
             "device": self.device.type,
+            "gpu": gpu_name(self.device),
         }
 
     def _satori_join(self, message: dict[str, Any]) -> None:
         self._satori_leave()
         config = GroupConfig(**message["config"], rank=1 + self.rank)
-        self._satori_group = WeightGroup(config, self.device)
+        self._satori_group = WeightGroup(config)
 
     def _satori_map(self, message: dict[str, Any]) -> None:
         self._satori_block = None  # the old one can go before the new one comes
         self._satori_block = map_block(message["handle"])
 
+    def _satori_open_transfer(self, message: dict[str, Any]) -> None:
+        self._satori_leave()
+        self._satori_transfer = TransferReceiver(
+            message["backend"],
+            message["info"],
+            vllm_config=self.vllm_config,
+            device=self.device,
+            load=self.satori_receive,
+        )
+
     def _satori_leave(self) -> None:
         self._satori_block = None
-        group, self._satori_group = self._satori_group, None
-        if group is not None:
-            group.close()
+        ways = (self._satori_group, self._satori_transfer)
+        self._satori_group = self._satori_transfer = None
+        for way in ways:
+            if way is not None:
+                way.close()
 
     def _satori_begin(self, _: dict[str, Any]) -> None:
         self._satori_weights = ""
@@ -96,14 +112,17 @@ class ServerExtension(SyncExtension):
 
     def _satori_load(self, message: dict[str, Any]) -> None:
         records = records_of(message["records"])
+        if message["via"] == "transfer":
+            if self._satori_transfer is None:
+                raise SyncError("weight sync: a bucket came before this worker met the trainer")
+            self._satori_transfer.receive(records, message["info"])
+            return
         ways: dict[str, Callable[[], list[Tensor]]] = {
             "memory": lambda: self._satori_receive_shm(records),
             "file": lambda: read_bucket(message["path"], records),
             "broadcast": lambda: self._satori_receive_broadcast(records),
         }
         self.satori_receive(records, ways[message["via"]]())
-        # The answer lets the sender write over a shared block: nothing may still be reading it.
-        wait_for(self.device)
 
     def _satori_receive_shm(self, records: list[TensorRecord]) -> list[Tensor]:
         if self._satori_block is None:
@@ -113,9 +132,7 @@ class ServerExtension(SyncExtension):
     def _satori_receive_broadcast(self, records: list[TensorRecord]) -> list[Tensor]:
         if self._satori_group is None:
             raise SyncError("weight sync: a broadcast came before this worker joined the group")
-        tensors = [
-            torch.empty(r.shape, dtype=getattr(torch, r.dtype), device=self.device) for r in records
-        ]
+        tensors = [torch.empty(r.shape, dtype=getattr(torch, r.dtype)) for r in records]
         try:
             self._satori_group.broadcast(tensors, [record.name for record in records])
         except SyncError:

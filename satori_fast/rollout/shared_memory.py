@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block of memory that two processes of one machine see: on a GPU by CUDA IPC, else on the host.
+"""A block of host memory that two processes of one machine see.
 
 The trainer owns a `SharedBlock`, fills it and tells its handle, which is JSON; a worker maps it by
 `map_block` and reads. Nothing here waits for the other side: messages do that (`server_routes`).
+A GPU's memory is lent by vLLM (`weight_transfer`).
+
 Files in memory lie in an `OwnedFolder`, whose name says whose it is: what a killed trainer leaves
 there, the next one removes.
 """
 
 from __future__ import annotations
 
-import base64
 import logging
 import re
 import shutil
@@ -22,11 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 from satori_fast import termination
 from satori_fast.processes import ProcessId, this_process
-from satori_fast.rollout.weight_sync import SyncError, TensorRecord
+from satori_fast.rollout.weight_sync import TensorRecord
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +34,6 @@ _OWNED = re.compile(r"satori-(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-
 _MEMORY = Path("/dev/shm")
 # Every tensor starts at a multiple: any dtype can be viewed there.
 _ALIGNMENT = 64
-# What CUDA needs to open a block again, by its place in the arguments of `rebuild_cuda_tensor`.
-_CUDA_FIELDS = {
-    7: "handle",
-    8: "storage_bytes",
-    9: "storage_offset",
-    11: "counter_handle",
-    12: "counter_offset",
-    13: "event_handle",
-    14: "must_wait",
-}
 
 
 def memory_folder() -> Path:
@@ -84,50 +74,34 @@ def remove_orphans(parent: Path) -> None:
 
 
 class SharedBlock:
-    """Memory of `num_bytes` on `device` that other processes of this machine can map.
+    """Memory of `num_bytes` of the host that other processes of this machine can map.
 
     data: uint8 [num_bytes]. handle: what `map_block` needs, as JSON values.
     """
 
-    def __init__(self, num_bytes: int, device: torch.device) -> None:
-        self._folder: OwnedFolder | None = None
-        self.data: Tensor
-        self.handle: dict[str, Any]
-        if device.type == "cuda":
-            self.data = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-            self.handle = _export(self.data)
-        else:
-            self._folder = OwnedFolder(memory_folder())
-            self.handle = {"path": str(self._folder.path / "weights"), "num_bytes": num_bytes}
-            self.data = _open_file(self.handle)
+    def __init__(self, num_bytes: int) -> None:
+        self._folder = OwnedFolder(memory_folder())
+        self.handle: dict[str, Any] = {
+            "path": str(self._folder.path / "weights"),
+            "num_bytes": num_bytes,
+        }
+        self.data = map_block(self.handle)
 
     def write(self, records: Sequence[TensorRecord], tensors: Sequence[Tensor]) -> None:
-        """Copy `tensors` to where `views` finds them; they are there when this returns."""
+        """Copy `tensors` to where `views` finds them."""
         for place, tensor in zip(views(self.data, records), tensors, strict=True):
             place.copy_(tensor.detach())
-        wait_for(self.data.device)
 
     def close(self) -> None:
         """Let go; memory that a worker still maps lives until it lets go too."""
         self.data = torch.empty(0, dtype=torch.uint8)
-        if self._folder is not None:
-            self._folder.close()
-        elif torch.cuda.is_initialized():
-            torch.cuda.ipc_collect()
+        self._folder.close()
 
 
 def map_block(handle: dict[str, Any]) -> Tensor:
-    """uint8 [num_bytes]: the memory of a `SharedBlock` of another process of this machine.
-
-    SyncError when this process does not see the GPU that it lies on.
-    """
-    return _open_file(handle) if "path" in handle else _import(handle)
-
-
-def wait_for(device: torch.device) -> None:
-    """Return when all that was started on `device` is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """uint8 [num_bytes]: the memory of a `SharedBlock` of another process of this machine."""
+    size = handle["num_bytes"]
+    return torch.from_file(handle["path"], shared=True, size=size, dtype=torch.uint8)
 
 
 def num_bytes_of(records: Sequence[TensorRecord]) -> int:
@@ -155,53 +129,3 @@ def _num_bytes(record: TensorRecord) -> int:
 
 def _dtype(record: TensorRecord) -> torch.dtype:
     return getattr(torch, record.dtype)
-
-
-def _open_file(handle: dict[str, Any]) -> Tensor:
-    size = handle["num_bytes"]
-    return torch.from_file(handle["path"], shared=True, size=size, dtype=torch.uint8)
-
-
-def _export(data: Tensor) -> dict[str, Any]:
-    _, arguments = reduce_tensor(data)
-    values = {name: arguments[place] for place, name in _CUDA_FIELDS.items()}
-    coded = {
-        name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
-        for name, value in values.items()
-    }
-    gpu = str(torch.cuda.get_device_properties(data.device).uuid)
-    return {"gpu": gpu, "num_bytes": data.numel(), "offset": data.storage_offset(), **coded}
-
-
-def _import(handle: dict[str, Any]) -> Tensor:
-    visible = {
-        str(torch.cuda.get_device_properties(index).uuid): index
-        for index in range(torch.cuda.device_count())
-    }
-    index = visible.get(handle["gpu"])
-    if index is None:
-        raise SyncError(
-            f"weight sync: this worker does not see the trainer's GPU {handle['gpu']}: set "
-            'rollout.sync_route = "broadcast", or give it that GPU too (rollout.server_devices)'
-        )
-    coded = {
-        name: base64.b64decode(handle[name]) if name.endswith("handle") else handle[name]
-        for name in _CUDA_FIELDS.values()
-    }
-    return rebuild_cuda_tensor(
-        Tensor,
-        (handle["num_bytes"],),
-        (1,),
-        handle["offset"],
-        torch.storage.TypedStorage,
-        torch.uint8,
-        index,
-        coded["handle"],
-        coded["storage_bytes"],
-        coded["storage_offset"],
-        False,  # requires_grad
-        coded["counter_handle"],
-        coded["counter_offset"],
-        coded["event_handle"],
-        coded["must_wait"],
-    )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process group of the trainer and the workers of one engine, to broadcast weights through.
 
-It stands apart from torch's default group, which neither side may touch: the trainer is rank 0, the
-workers are the ranks above it. gloo carries host tensors, NCCL those of a GPU. Every wait has an
-end, and the error says which tensor did not come.
+For host memory, by gloo; between GPUs vLLM's own groups do it (`weight_transfer`). It stands apart
+from torch's default group, which neither side may touch: the trainer is rank 0, the workers are the
+ranks above it. Every wait has an end, and the error says which tensor did not come.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class GroupConfig:
 class WeightGroup:
     """One broadcast at a time from rank 0. After an error the group is of no use: `close` it."""
 
-    def __init__(self, config: GroupConfig, device: torch.device, *, store: Any = None) -> None:
+    def __init__(self, config: GroupConfig, *, store: Any = None) -> None:
         """Blocks until all have come; SyncError when somebody does not come in time."""
         self.rank = config.rank
         self._group: Any = None
@@ -52,7 +52,7 @@ class WeightGroup:
         try:
             store = store or _connect(config)
             shared = c10d.PrefixStore(config.name, store)
-            self._group = _backend(shared, config, device)
+            self._group = _gloo(shared, config)
         except (RuntimeError, ValueError) as error:
             raise SyncError(
                 f"weight sync: rank {config.rank} of {config.size} could not meet the others "
@@ -67,7 +67,7 @@ class WeightGroup:
         *,
         give_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Send `tensors` (rank 0) or fill them (the others), in order; contiguous, on the device.
+        """Send `tensors` (rank 0) or fill them (the others), in order; contiguous, on the host.
 
         give_up is asked while waiting: when it says yes, the group is closed and SyncError raised.
         """
@@ -93,7 +93,7 @@ class WeightGroup:
                 ) from error
 
     def _wait(self, work: Any, deadline: float, give_up: Callable[[], bool]) -> None:
-        # Polled, because a wait on NCCL has no end of its own.
+        # Polled, because a wait that has begun cannot be given up.
         while not work.is_completed():
             if give_up():
                 raise RuntimeError("the other side gave up")
@@ -144,15 +144,9 @@ def address_towards(host: str) -> str:
         return probe.getsockname()[0]
 
 
-def _backend(store: Any, config: GroupConfig, device: torch.device) -> Any:
-    timeout = timedelta(seconds=config.timeout_s)
-    if device.type == "cuda":
-        options = c10d.ProcessGroupNCCL.Options()
-        # The process group's own watchdog ends the process: it must come after our time-out.
-        options._timeout = 2 * timeout
-        return c10d.ProcessGroupNCCL(store, config.rank, config.size, options)
+def _gloo(store: Any, config: GroupConfig) -> Any:
     options = c10d.ProcessGroupGloo._Options()
-    options._timeout = timeout
+    options._timeout = timedelta(seconds=config.timeout_s)
     own = address_towards(config.address)
     options._devices = [c10d.ProcessGroupGloo.create_device(hostname=own)]
     options._threads = 1

@@ -20,8 +20,6 @@ from satori_fast.rollout.shared_memory import map_block, views
 from satori_fast.rollout.weight_group import GroupConfig, WeightGroup
 from satori_fast.rollout.weight_sync import SyncError, describe, records_of
 
-HOST, CUDA = torch.device("cpu"), torch.device("cuda")
-
 
 class Worker:
     """Stands where a `ServerClient` stands, and does what a worker of its server would.
@@ -41,7 +39,7 @@ class Worker:
 
     def message(self, do: str, **fields: Any) -> list[dict[str, Any]]:
         if do == "join":
-            self.group = WeightGroup(GroupConfig(**fields["config"], rank=1), HOST)
+            self.group = WeightGroup(GroupConfig(**fields["config"], rank=1))
         elif do == "receive" and self.failing is not None:
             raise self.failing
         elif do == "map":
@@ -80,9 +78,9 @@ def send(route: Route, *workers: Worker) -> None:
 @pytest.mark.parametrize("name", ["memory", "file", "broadcast"])
 def test_a_bucket_reaches_every_server(name: str, num_servers: int, tmp_path: Path) -> None:
     routes: dict[str, Callable[[], Route]] = {
-        "memory": lambda: MemoryRoute(HOST),
+        "memory": lambda: MemoryRoute(),
         "file": lambda: FileRoute(tmp_path),
-        "broadcast": lambda: BroadcastRoute(HOST, 30.0),
+        "broadcast": lambda: BroadcastRoute(30.0),
     }
     route = routes[name]()
     workers = [Worker() for _ in range(num_servers)]
@@ -111,7 +109,7 @@ def test_files_are_gone_when_they_are_loaded_and_the_folder_at_the_end(tmp_path:
 
 
 def test_a_block_is_mapped_once_until_a_bucket_outgrows_it() -> None:
-    route, worker = MemoryRoute(HOST), Worker()
+    route, worker = MemoryRoute(), Worker()
     route.open([worker])  # pyright: ignore[reportArgumentType]
     for size, num_mapped in ((100, 1), (40, 1), (100, 1), (300, 2), (200, 2)):
         sent = torch.randn(size)
@@ -122,7 +120,7 @@ def test_a_block_is_mapped_once_until_a_bucket_outgrows_it() -> None:
 
 @pytest.mark.parametrize("problem", [SyncError("tensor 'q' is bad"), EngineDied("gone")])
 def test_a_broadcast_that_nobody_hears_tells_the_workers_reason(problem: Exception) -> None:
-    route, worker = BroadcastRoute(HOST, 30.0), Worker()
+    route, worker = BroadcastRoute(30.0), Worker()
     send(route, worker)
     worker.failing = problem
     with ThreadPoolExecutor(1) as pool:
@@ -130,9 +128,3 @@ def test_a_broadcast_that_nobody_hears_tells_the_workers_reason(problem: Excepti
         with pytest.raises(type(problem), match=str(problem)):
             sending.result(timeout=20)
     route.close()
-
-
-@pytest.mark.parametrize("route", [MemoryRoute(CUDA), BroadcastRoute(CUDA, 5.0)])
-def test_only_files_bridge_devices(route: Route) -> None:
-    with pytest.raises(ValueError, match=r'rollout\.sync_route = "file"'):
-        route.open([Worker()])  # pyright: ignore[reportArgumentType]

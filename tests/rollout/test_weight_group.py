@@ -15,7 +15,6 @@ from satori_fast.rollout import weight_group
 from satori_fast.rollout.weight_group import GroupConfig, WeightGroup, address_towards, open_store
 from satori_fast.rollout.weight_sync import SyncError
 
-HOST = torch.device("cpu")
 NAMES = ["a", "b", "c"]
 
 
@@ -24,8 +23,8 @@ def meet(timeout_s: float = 30.0) -> tuple[WeightGroup, WeightGroup]:
     store = open_store("127.0.0.1", timeout_s)
     config = GroupConfig("127.0.0.1", store.port, "test", size=2, rank=0, timeout_s=timeout_s)
     with ThreadPoolExecutor() as pool:
-        other = pool.submit(WeightGroup, replace(config, rank=1), HOST)
-        return WeightGroup(config, HOST, store=store), other.result()
+        other = pool.submit(WeightGroup, replace(config, rank=1))
+        return WeightGroup(config, store=store), other.result()
 
 
 def weights() -> list[Tensor]:
@@ -68,7 +67,7 @@ def test_a_member_that_never_comes_is_an_error_and_no_hang() -> None:
     store = open_store("127.0.0.1", 1.0)
     config = GroupConfig("127.0.0.1", store.port, "alone", size=2, rank=0, timeout_s=1.0)
     with pytest.raises(SyncError, match="rank 0 of 2 could not meet the others"):
-        WeightGroup(config, HOST, store=store)
+        WeightGroup(config, store=store)
 
 
 def test_address_towards_this_machine_is_loopback() -> None:

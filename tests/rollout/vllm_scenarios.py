@@ -25,15 +25,18 @@ from satori_fast.backbone.parallel import initialize_parallel, parallel_state
 from satori_fast.backbone.step import Learner, build_learner
 from satori_fast.data.prompts import PromptRenderer
 from satori_fast.data.tokenizer import load_tokenizer
-from satori_fast.rollout import weight_sync
+from satori_fast.rollout import vllm_engine, weight_sync
 from satori_fast.rollout.engine import Completion, Request, SamplingParams
 from satori_fast.rollout.vllm_engine import VllmEngine, VllmSettings
 from satori_fast.rollout.weight_sync import SyncError, push_weights
+from satori_fast.rollout.weight_transfer import Backend, TransferRoute
 from satori_fast.stages.engines import write_engine_folder
+from tests.rollout.cuda_stand_in import cuda_on_the_host
 from tests.rollout.held_clock import HeldClock
 
 GREEDY = SamplingParams(temperature=0)
 MAX_SEQLEN = 96
+SCENARIOS = ("synced", "fresh", "failures", "sampling", "padded", "transferred")
 
 
 def requests(new_tokens: int = 24) -> list[Request]:
@@ -204,6 +207,64 @@ def padded(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def transferred(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Syncs by each of vLLM's own engines, through the workers of a server."""
+    vllm_engine.EXTENSION = "satori_fast.rollout.server_worker.ServerExtension"
+    engine, old, new = start(folder, options)
+    nccl = transferred_by("nccl", InProcess(engine, "another GPU"), engine, old, new)
+    ipc = transferred_by("ipc", InProcess(engine, ""), engine, old, new)
+    engine.close()
+    return {"nccl": nccl, "ipc": ipc}
+
+
+def transferred_by(
+    backend: Backend, client: Any, engine: VllmEngine, old: Learner, new: Learner
+) -> dict[str, Any]:
+    """A good sync, one with a changed tensor, and greedy tokens after another good one."""
+    route = TransferRoute(backend, torch.device("cpu"), 60.0)
+    changed = "model.layers.1.self_attn.k_proj.weight"
+
+    def receive(records: Any, tensors: Any) -> None:
+        route.open([client])
+        route.send(records, tensors)
+
+    def corrupting(records: Any, tensors: Any) -> None:
+        numbers = [r.fingerprint + (r.name == changed) for r in records]
+        wrong = [replace(r, fingerprint=n) for r, n in zip(records, numbers, strict=True)]
+        receive(wrong, tensors)
+
+    with cuda_on_the_host():
+        engine.receive = receive  # type: ignore[method-assign]
+        push_weights(old.hf_weights(), engine, version=1)
+        engine.receive = corrupting  # type: ignore[method-assign]
+        corrupted = error_of(lambda: push_weights(new.hf_weights(), engine, version=2))
+        refuses = error_of(lambda: next(engine.generate(requests(), GREEDY)))
+        engine.receive = receive  # type: ignore[method-assign]
+        push_weights(new.hf_weights(), engine, version=3)
+    route.close()
+    return {"corrupted": corrupted, "refuses": refuses, "tokens": tokens_of(engine)}
+
+
+class InProcess:
+    """Stands where a `ServerClient` stands: messages go to the workers of an engine of this
+    process. gpu: what they say they are on; "" is the trainer's."""
+
+    url, host = "http://127.0.0.1:1", "127.0.0.1"
+
+    def __init__(self, engine: VllmEngine, gpu: str) -> None:
+        self._llm = engine._llm
+        self.gpu = gpu
+
+    def message(self, do: str, **fields: Any) -> list[dict[str, Any]]:
+        text = json.dumps({"do": do, **fields})
+        answers = self._llm.collective_rpc("satori_message", args=(text,))
+        for answer in answers:
+            if answer["error"] is not None:
+                raise SyncError(answer["error"])
+            answer["gpu"] = self.gpu
+        return answers
+
+
 def error_of(action: Callable[[], object]) -> str:
     try:
         action()
@@ -214,7 +275,7 @@ def error_of(action: Callable[[], object]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("scenario", choices=("synced", "fresh", "failures", "sampling", "padded"))
+    parser.add_argument("scenario", choices=SCENARIOS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--tensor", type=int, default=1)
