@@ -104,6 +104,9 @@ class ParallelConfig(Section):
     """data-parallel copies share the optimizer: 6 + 12 / copies bytes a parameter, else 18"""
     overlap: bool = True
     """sum gradients during the backward pass, gather stepped weights during the next forward"""
+    offload: bool = False
+    """between updates the host holds optimizer state and frozen models: more memory for a sampler
+    on the same GPU, for copies in every step"""
     num_threads: int | None = Field(default=None, gt=0)
     """CPU threads of a process; None: torch's default"""
     timeout_s: float = Field(default=600.0, gt=0)

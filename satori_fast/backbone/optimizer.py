@@ -13,7 +13,7 @@ count of steps, which then counts each of them. `sharded_state.py` reads and wri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
 from satori_fast.backbone.parallel import parallel_state
+from satori_fast.backbone.parking import Parking
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Optimizer:
 
     num_skipped_in_a_row: steps that were refused since the last one that was taken; the same on
     every rank.
+    parking: of its state and the gradients, which are fetched by whoever asks for them.
     """
 
     def __init__(
@@ -93,6 +95,9 @@ class Optimizer:
         self.num_skipped_in_a_row = 0
         self._models = models
         self._sharing: DistributedDataParallelConfig = models[0].ddp_config
+        self.parking = Parking(
+            self._state, dropped=self._gradients, staying=lambda: _parameters(models)
+        )
         min_learning_rate = settings.learning_rate * settings.min_learning_rate_ratio
         config = OptimizerConfig(
             optimizer="adam",
@@ -140,6 +145,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget all gradients, before the first microbatch of a step."""
+        self.parking.fetch()
         for model in self._models:
             model.zero_grad_buffer()
         self.megatron.zero_grad()
@@ -183,6 +189,7 @@ class Optimizer:
         parameter's shape, "exp_avg" and "exp_avg_sq", and "param", the fp32 copy of a parameter in
         half precision. They may be written to.
         """
+        self.parking.fetch()
         for part in self.megatron.chained_optimizers:
             _complete(part)
             for parameter, held, main in _held(part, self._models):
@@ -194,12 +201,31 @@ class Optimizer:
     def take_steps(self, num_steps: int) -> None:
         """Have taken `num_steps` steps: Adam's corrections and the schedule go on from there. Rates
         and coefficients stay those of `settings`."""
+        self.parking.fetch()
         for part in self.megatron.chained_optimizers:
             _complete(part)
             for state in part.optimizer.state.values():
                 state["step"] = torch.tensor(float(num_steps))  # one each: Adam counts in place
         self.scheduler.num_steps = 0
         self.scheduler.step(num_steps)
+
+    def _state(self) -> Iterator[Tensor]:
+        """Moments and fp32 copies, as far as there are any."""
+        for part in self.megatron.chained_optimizers:
+            for group in part.optimizer.param_groups:
+                yield from group["params"]
+            for tensors in part.optimizer.state.values():
+                yield from (tensor for name, tensor in tensors.items() if name != "step")
+
+    def _gradients(self) -> Iterator[Tensor]:
+        for model in self._models:
+            buffers: Any = model.buffers  # Megatron's list, not torch's method
+            yield from (buffer.grad_data for buffer in buffers)
+
+
+def _parameters(models: Iterable[nn.Module]) -> Iterator[Tensor]:
+    for model in models:
+        yield from model.parameters()
 
 
 def _complete(part: Any) -> None:

@@ -45,6 +45,7 @@ class ParallelOptions:
     shard_optimizer: each data-parallel rank holds, steps and sends out a part of the optimizer.
     overlap:         gradients are summed during the backward pass, and stepped parameters gathered
                      during the next forward pass.
+    offload:         the host holds optimizer state and frozen models while nobody needs them.
     bucket_size:     parameters that are sent together where that overlaps; None: Megatron's choice.
     """
 
@@ -52,6 +53,7 @@ class ParallelOptions:
     sequence: bool = True
     shard_optimizer: bool = True
     overlap: bool = True
+    offload: bool = False
     bucket_size: int | None = None
 
 

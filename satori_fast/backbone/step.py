@@ -27,6 +27,7 @@ from satori_fast.backbone.context import plan_context
 from satori_fast.backbone.model import Kind, PolicyModel, ScalarModel, Source, build_model
 from satori_fast.backbone.optimizer import Optimizer, OptimizerSettings, wrap_for_training
 from satori_fast.backbone.parallel import ParallelState, parallel_state
+from satori_fast.backbone.parking import Parking
 from satori_fast.backbone.weights import VOCABULARY, iter_hf
 from satori_fast.kernels import linear_logprob
 from satori_fast.types import Advantages, LossOutput, PackedBatch
@@ -58,6 +59,13 @@ class Learner:
     hf_config: Any
     models: tuple[nn.Module, ...]
     optimizer: Optimizer | None = None
+    parking: Parking | None = None
+
+    def rest(self) -> None:
+        """Let the host hold what sampling does not need (`parallel.offload`): the state of what
+        trains it, or a frozen model whole. Whoever needs it fetches it."""
+        if self.parking is not None and parallel_state().options.offload:
+            self.parking.park()
 
     @property
     def module(self) -> PolicyModel | ScalarModel:
@@ -140,9 +148,11 @@ def build_learner(
     hf_config = modules[0].hf_config
     if optimizer is None:
         frozen = tuple(module.requires_grad_(False) for module in modules)
-        return Learner(frozen, hf_config, frozen)
+        whole = Parking(lambda: (held for module in frozen for held in module.parameters()))
+        return Learner(frozen, hf_config, frozen, parking=whole)
     models = wrap_for_training(modules)
-    return Learner(modules, hf_config, models, Optimizer(models, optimizer))
+    trained = Optimizer(models, optimizer)
+    return Learner(modules, hf_config, models, trained, trained.parking)
 
 
 def score(learner: Learner, batches: Sequence[PackedBatch], *, temperature: float) -> list[Tensor]:
@@ -397,6 +407,8 @@ def _run_schedule(
     forward_only: bool,
 ) -> list[Any]:
     """Megatron's schedule over `work`; the data of each microbatch, on the last stage only."""
+    if learner.optimizer is None and learner.parking is not None:
+        learner.parking.fetch()
     # The bare modules: hooks of the training wrapper have nothing to do without gradients.
     models = learner.modules if forward_only else learner.models
     iterators = [iter(work) for _ in models]

@@ -35,6 +35,7 @@ _ON_GPUS: Mapping[str, Efficiency] = MappingProxyType(
         ),
         "link": Efficiency(0.7, "assumed", "bandwidth within a machine; NCCL, large messages"),
         "network": Efficiency(0.7, "assumed", "bandwidth between machines; NCCL, large messages"),
+        "host": Efficiency(0.7, "assumed", "bandwidth to the host; pinned memory"),
     }
 )
 _STEP = "FLOP/s; benchmarks/results/step.json, W1, over the ceiling of linear_policy_loss.json"
@@ -45,6 +46,7 @@ _ON_CPUS: Mapping[str, Efficiency] = MappingProxyType(
         "update": Efficiency(0.67, "measured", _STEP),
         "link": Efficiency(0.7, "assumed", "bandwidth; gloo through the loopback"),
         "network": Efficiency(0.7, "assumed", "bandwidth; gloo"),
+        "host": Efficiency(0.7, "assumed", "bandwidth; copies"),
     }
 )
 
@@ -54,8 +56,8 @@ class Device:
     """A GPU, or the share of a host that a process has.
 
     memory_bytes: that can be filled. flops_per_s: of dense products of the run's type, bytes_per_s:
-    of its memory. link_bytes_per_s, network_bytes_per_s: one way, to a rank of the same machine and
-    of another one.
+    of its memory. link_bytes_per_s, network_bytes_per_s, host_bytes_per_s: one way, to a rank of
+    the same machine and of another one, and to the memory of the host.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Device:
     bytes_per_s: float
     link_bytes_per_s: float
     network_bytes_per_s: float
+    host_bytes_per_s: float
 
     @classmethod
     def of_sheet(cls, sheet: DataSheet) -> Device:
@@ -77,13 +80,15 @@ class Device:
             sheet.bandwidth_gbs * _GIGA,
             sheet.link_gbs * _GIGA,
             sheet.network_gbs * _GIGA,
+            sheet.host_gbs * _GIGA,
         )
 
     @classmethod
     def of_host(cls, *, memory_bytes: float, flops_per_s: float, bytes_per_s: float) -> Device:
         """Processes on the CPUs of a machine. What they send goes through its memory; the network
         has 10 Gb/s, an assumption."""
-        return cls("cpu", "cpu", memory_bytes, flops_per_s, bytes_per_s, bytes_per_s / 4, 1.25e9)
+        own = bytes_per_s / 4
+        return cls("cpu", "cpu", memory_bytes, flops_per_s, bytes_per_s, own, 1.25e9, own)
 
     def slower(self, share: float) -> Device:
         """The same with this share of its products in a second."""
@@ -91,7 +96,8 @@ class Device:
 
     @property
     def efficiencies(self) -> Mapping[str, Efficiency]:
-        """Efficiencies by the part of a step: "decode", "forward", "update", "link", "network"."""
+        """Efficiencies by what a step does: compute ("decode", "forward", "update"), or send
+        ("link", "network", "host")."""
         return _ON_GPUS if self.kind == "cuda" else _ON_CPUS
 
     def rate(self, part: str) -> float:
@@ -102,5 +108,6 @@ class Device:
             "update": self.flops_per_s,
             "link": self.link_bytes_per_s,
             "network": self.network_bytes_per_s,
+            "host": self.host_bytes_per_s,
         }
         return peaks[part] * self.efficiencies[part].share

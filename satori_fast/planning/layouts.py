@@ -27,6 +27,7 @@ class Layout:
     shard_optimizer: data-parallel ranks share the optimizer's state. overlap: they send gradients
                      and weights while they compute.
     sequence:        tensor-parallel ranks share what lies between the products of a layer.
+    offload:         between updates the host holds the optimizer, and frozen models.
     recompute:       what the backward pass computes again: "none", "selective" (attention,
                      activation) or "full" (all but the input of a layer).
     """
@@ -39,6 +40,7 @@ class Layout:
     shard_optimizer: bool = False
     overlap: bool = False
     sequence: bool = False
+    offload: bool = False
     recompute: Recompute = "none"
 
     @property
@@ -69,6 +71,7 @@ class Layout:
             f"{self.chunks} chunks": self.chunks > 1,
             "sharded optimizer": self.shard_optimizer and self.num_sharers > 1,
             "sequence": self.shares_tokens,
+            "offload": self.offload,
             f"{self.recompute} recomputation": self.recompute != "none",
         }
         return ", ".join([*sizes, *(name for name, is_set in flags.items() if is_set)])

@@ -35,6 +35,8 @@ PROGRAM_BYTES = 640e6
 ALLOCATOR_SHARE = 0.3
 # Parts of a host that are no tensors.
 HOST_PARTS = ("program", "allocator", "head's chunk")
+# Of a rank at rest, what training alone needs.
+_TRAINING_PARTS = {"gradients", "optimizer"}
 # Ids, positions, targets, masks, weights, log-probs and advantages of a token on the device.
 _TOKEN_BYTES = 64
 
@@ -201,21 +203,33 @@ class _RankMemory:
 
     def memory(self) -> StageMemory:
         phases: dict[Phase, Mapping[str, float]] = {}
-        resting = self._resting()
+        at_work = self._present(training=True)
         if self.stage.learns_from_samples:
-            phases["rollout"] = {**resting, "engine": self._engine()}
+            phases["rollout"] = {**self._present("reward"), "engine": self._engine()}
         elif self.stage.sampling == "before":
             phases["rollout"] = {**self._frozen(), "engine": self._engine()}
         awake = self._resident_engine() if self._has_engine_awake() else {}
         if self.stage.learns_from_samples:
-            phases["annotate"] = {**resting, **awake, "head": self._scoring()}
-        phases["update"] = {**resting, **awake, **self._update()}
-        phases["step"] = {**resting, **awake, "optimizer's work": self._optimizer_work()}
+            scorers = self._present("reference")
+            phases["annotate"] = {**scorers, **awake, "head": self._scoring()}
+        phases["update"] = {**at_work, **awake, **self._update()}
+        phases["step"] = {**at_work, **awake, "optimizer's work": self._optimizer_work()}
         if self.stage.learns_from_samples and self.job.engine.kind != "embedded":
-            phases["sync"] = {**resting, **self._resident_engine(), "sync": self._sync()}
+            phases["sync"] = {**self._present(), **self._resident_engine(), "sync": self._sync()}
         elif self.stage.roles[0].name == "policy" and self._engine_share():
-            phases["evaluate"] = {**resting, **self._resident_engine()}
+            phases["evaluate"] = {**at_work, **self._resident_engine()}
         return StageMemory(self.stage.name, phases, self.at)
+
+    def _present(self, scorer: str = "", *, training: bool = False) -> dict[str, float]:
+        """What is here beside the work itself. With `offload`, where a stage samples, the host
+        holds frozen models but the `scorer` at work, and what training adds unless it is on."""
+        parts = self._resting()
+        if self.layout.offload and self.stage.learns_from_samples:
+            frozen = {role.name for role in self.stage.roles if not role.trained}
+            away = {f"{name} weights" for name in frozen - {scorer}}
+            away |= set() if training else _TRAINING_PARTS
+            parts = {name: size for name, size in parts.items() if name not in away}
+        return parts
 
     def _resting(self) -> dict[str, float]:
         """Weights of all models, and what training adds to those that are trained."""

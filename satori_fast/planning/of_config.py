@@ -73,6 +73,7 @@ def layout_of(config: Config) -> Layout:
         shard_optimizer=parallel.shard_optimizer,
         overlap=parallel.overlap,
         sequence=parallel.sequence,
+        offload=parallel.offload,
         recompute=config.model.recompute,
     )
 

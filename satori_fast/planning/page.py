@@ -80,6 +80,8 @@ def _time(plan: Plan) -> Iterator[str]:
     yield from _table(["", "seconds", "of them sending", "GB sent by a rank"], rows)
     yield f"{time.tokens_per_s:,.0f} tokens per second on all ranks"
     for name, each in device.efficiencies.items():
+        if name == "host" and not plan.asked.layout.offload:
+            continue
         yield f"{name}: {each.share:g} of the peak, {each.origin} ({each.source})"
 
 

@@ -219,6 +219,8 @@ def _changes(job: Job, layout: Layout, device: Device) -> list[_Change]:
 
     if engine.kind == "vllm" and not engine.sleeps:
         of_job("rollout.sleep = true", lambda job: _with_engine(job, sleeps=True))
+    if engine.kind == "vllm" and not layout.offload and job.main.learns_from_samples:
+        found.append(("parallel.offload = true", lambda c: (c[0], replace(c[1], offload=True))))
     smallest = _smallest_microbatch(job)
     if smallest < job.microbatch:
         name = f"packing.max_tokens_per_microbatch = {smallest}"

@@ -14,7 +14,7 @@ from typing import Literal
 from satori_fast.planning.devices import Device
 from satori_fast.planning.job import Job, Role, Stage
 from satori_fast.planning.layouts import GPUS_PER_MACHINE, Layout
-from satori_fast.planning.memory import cache_bytes
+from satori_fast.planning.memory import cache_bytes, parameter_bytes
 from satori_fast.profiling.flops import TRAINING_PASSES, ModelShape, forward_flops
 
 Part = Literal["rollout", "annotate", "update", "sync"]
@@ -124,7 +124,18 @@ class _Clock:
             sent += of_gradients
             link = self._link(self.layout.tensor, self.layout.num_sharers)
             sending += max(0.0, of_gradients / link - hidden)
-        return PartTime(seconds + sending, sending, sent)
+        return PartTime(seconds + sending + self._fetching(), sending, sent)
+
+    def _fetching(self) -> float:
+        """Seconds in which optimizer state and frozen models come from the host and go back."""
+        if not (self.layout.offload and self.stage.learns_from_samples):
+            return 0.0
+        each = parameter_bytes(self.job.dtype, self.layout)
+        moved = 0.0
+        for role in self.stage.roles:
+            number = self.job.sizes.rank_parameters(self.layout, kind=role.kind)
+            moved += 2 * number * (each.optimizer if role.trained else each.weight)
+        return moved / self.device.rate("host")
 
     def sync(self) -> PartTime:
         """Weights on their way to the engine: none where it reads the trainer's own."""

@@ -7,7 +7,8 @@ with the `engine` folder of the run and any further flag of vLLM:
 
     python -m satori_fast.rollout.vllm_server FOLDER --host 10.0.0.7 --port 8000 --allow-public
 
-Not for talking to a server: `server_engine`.
+`--show` prints the same as a line of `vllm serve`, for those who start servers their own way; this
+package has to be installed there too. Not for talking to a server: `server_engine`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import ctypes
 import os
 import runpy
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -33,10 +35,10 @@ _ENVIRONMENT = {
 _PR_SET_PDEATHSIG = 1
 
 
-def vllm_flags(folder: str, host: str, port: int, further: Sequence[str]) -> list[str]:
-    """The command line of vLLM's server. `further` comes last and may override."""
+def vllm_flags(host: str, port: int, further: Sequence[str]) -> list[str]:
+    """The flags of `vllm serve FOLDER`. `further` comes last and may override."""
     return [
-        *("--model", folder, "--host", host, "--port", str(port)),
+        *("--host", host, "--port", str(port)),
         *("--load-format", "dummy"),  # the first sync brings the weights
         "--skip-tokenizer-init",
         *("--generation-config", "vllm"),  # no sampling defaults of a checkpoint
@@ -47,23 +49,34 @@ def vllm_flags(folder: str, host: str, port: int, further: Sequence[str]) -> lis
     ]
 
 
+def serve_line(folder: str, flags: Sequence[str]) -> str:
+    """A line for a shell that starts the same server by `vllm serve`."""
+    variables = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
+    return shlex.join([*variables, "vllm", "serve", folder, *flags])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", help="config and tokenizer, as a run writes them to its `engine`")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--allow-public", action="store_true", help="listen beyond this machine")
+    parser.add_argument("--show", action="store_true", help="print it as a line of `vllm serve`")
     parser.add_argument("--parent", type=int, help="end when this process does")
     options, further = parser.parse_known_args(arguments)
     try:
         check_address(options.host, allowed=options.allow_public, flag="--allow-public")
     except ValueError as error:
         parser.error(str(error))
+    flags = vllm_flags(options.host, options.port, further)
+    if options.show:
+        print(serve_line(options.folder, flags))  # noqa: T201
+        return
     if options.parent is not None:
         _end_with(options.parent)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    sys.argv = ["vllm", *vllm_flags(options.folder, options.host, options.port, further)]
+    sys.argv = ["vllm", "--model", options.folder, *flags]
     # `vllm serve` looks up a package name that the CPU build does not have.
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
 

@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 
 def reinforce_step(learner: Trainer, source: ExperienceSource, step: int) -> StepResult:
     """One step: experience, its log-probs and values, its advantages, an update, a sync."""
+    learner.rest()
     experience = source.next(step)
     with learner.span("pack"):
         batches = learner.pack(experience, step)
@@ -77,6 +78,7 @@ def reinforce_step(learner: Trainer, source: ExperienceSource, step: int) -> Ste
         advantages, weighted = learner.advantages(batches)
     with learner.span("update"):
         stats = learner.update(batches, advantages, step)
+    learner.rest()
     with learner.span("sync"):
         synced = source.sync(learner.policy, version=step + 1)
     trained = learner.trained(step)

@@ -49,6 +49,7 @@ READ_BY: dict[str, frozenset[str]] = {
     "save_in_background": frozenset(),
     "checkpoints_kept": frozenset(),
     # How work is spread over time and machines, and when it gives up; not what is computed.
+    "parallel.offload": frozenset(),
     "parallel.timeout_s": frozenset(),
     "parallel.main_timeout_s": frozenset(),
     "parallel.grace_s": frozenset(),

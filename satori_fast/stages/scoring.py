@@ -92,9 +92,11 @@ class ScoringModel:
         scored with the end of text in its last place."""
         ended = [finished(trajectory, self.eos_id) for trajectory in trajectories]
         self.spans.count("reward_model", sum(len(t.tokens) for t in ended))
-        return score_trajectories(
+        scores = score_trajectories(
             self.learner, ended, packing=self.packing, parallel=self.parallel, name=self.name
         )
+        self.learner.rest()
+        return scores
 
 
 def load_reward_model(

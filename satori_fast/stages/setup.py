@@ -83,7 +83,13 @@ def join_ranks(config: Config) -> ParallelState:
         sizes.pipeline,
         config.seed,
         context=sizes.context,
-        options=ParallelOptions(sizes.chunks, sizes.sequence, sizes.shard_optimizer, sizes.overlap),
+        options=ParallelOptions(
+            sizes.chunks,
+            sizes.sequence,
+            sizes.shard_optimizer,
+            sizes.overlap,
+            sizes.offload,
+        ),
         limits=Limits(sizes.timeout_s, sizes.main_timeout_s),
     )
 

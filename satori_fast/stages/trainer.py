@@ -86,6 +86,12 @@ class Trainer:
             return self.learners
         return {"critic": self.critic}
 
+    def rest(self) -> None:
+        """Leave the device to the sampler, where `parallel.offload` says so."""
+        for learner in (*self.learners.values(), self.reference):
+            if learner is not None:
+                learner.rest()
+
     def pack(self, experience: Experience, step: int) -> list[PackedBatch]:
         """Microbatches of this rank, on its device."""
         packed = pack(

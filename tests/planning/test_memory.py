@@ -167,6 +167,28 @@ def test_phases_of_a_stage() -> None:
     assert awake.phases["update"]["engine"] == 24e9
 
 
+def test_offloaded_is_what_a_phase_does_not_need() -> None:
+    layout = Layout(tensor=4, data=2, recompute="full", offload=True)
+    reference = Role("reference", "policy", trained=False)
+    stage = replace(PPO, roles=(*PPO.roles, reference))
+    found = stage_memory(job(stage), stage, layout, H100)
+    trained = {"policy weights", "critic weights"}
+    present = {
+        phase: {name for name in parts if "weights" in name or name in ("gradients", "optimizer")}
+        for phase, parts in found.phases.items()
+    }
+    assert present == {
+        "rollout": trained | {"reward weights"},
+        "annotate": trained | {"reference weights"},
+        "update": trained | {"gradients", "optimizer"},
+        "step": trained | {"gradients", "optimizer"},
+        "sync": trained,
+    }
+    tuning = replace(stage, name="supervised", sampling="never")
+    kept = stage_memory(job(tuning), tuning, layout, H100).phases["update"]
+    assert {"reference weights", "optimizer"} <= set(kept)
+
+
 def test_the_fuller_end_of_a_pipeline_counts() -> None:
     """The first stage keeps two microbatches and the embedding, the last one and the head."""
     servers = EnginePlan("server", 512, share=0.9, num_gpus=8)

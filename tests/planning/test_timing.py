@@ -106,6 +106,19 @@ def test_a_sync_costs_what_the_weights_weigh() -> None:
     assert sync.seconds == pytest.approx(num_bytes / (0.7 * 50e9))
 
 
+def test_what_is_offloaded_comes_and_goes_once_a_step() -> None:
+    """12 bytes of state a parameter, and twice that, over 0.7 of PCIe's 64 GB/s."""
+    plain, away = (
+        step_time(JOB, GRPO, Layout(offload=offload), H100).parts["update"].seconds
+        for offload in (False, True)
+    )
+    assert away - plain == pytest.approx(24 * SEVEN.num_parameters() / (0.7 * 64e9), rel=1e-3)
+    tuning = replace(GRPO, name="supervised", sampling="never")
+    assert step_time(JOB, tuning, Layout(offload=True), H100).seconds == (
+        step_time(JOB, tuning, Layout(), H100).seconds
+    )
+
+
 def test_imitation_has_updates_alone() -> None:
     tuning = replace(GRPO, name="supervised", sampling="never")
     assert list(step_time(JOB, tuning, Layout(), H100).parts) == ["update"]
