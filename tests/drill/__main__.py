@@ -22,6 +22,7 @@ DRILLS: dict[str, Drill] = {
     "signals": drills.signals,
     "numbers": numbers.numbers,
     "ranks": processes.ranks,
+    "layouts": processes.layouts,
     "servers": processes.servers,
 }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.drill.raising import REASON
 from tests.drill.scene import Outcome, Scene
 from tests.drill.victim import Ending
 
@@ -45,6 +46,76 @@ def ranks(scene: Scene, *, small: bool) -> Iterator[Outcome]:
                 yield Outcome("a rank lost, then resumed", case, judgement, detail)
 
 
+def layouts(scene: Scene, *, small: bool) -> Iterator[Outcome]:
+    """Four ranks, two by two, that share the optimizer and save in the background, with a server to
+    sample from: one is killed, stopped, or raises, or a checkpoint is damaged; then resumed."""
+    if small or importlib.util.find_spec("vllm") is None:
+        return
+    with scene.place("layouts-undisturbed") as undisturbed:
+        ending = _launched(scene, undisturbed, *_TWO_BY_TWO, num_ranks=4).wait()
+        if ending.code:
+            yield Outcome("layouts", "undisturbed", "FAILED", ending.stderr[-300:])
+            return
+        alone = scene.beside(undisturbed / "drill")
+        for case, lose in _LOSSES.items():
+            with alone.place("layouts") as place:
+                launch = lose(alone, place)
+                ending = launch.wait()
+                judgement, detail = _judged_ranks(ending, stopped="stopped" in case), ""
+                if case == "rank 1 raises" and REASON not in ending.last_line:
+                    judgement = "REASON NOT TOLD"
+                if judgement == "told in one line":
+                    more = (*_TWO_BY_TWO, "--resume")
+                    resumed = _launched(alone, place, *more, num_ranks=4).wait()
+                    judgement, detail = alone.judge(place, resumed)
+                yield Outcome(
+                    "TP2 x DP2, then resumed", case, judgement, detail or ending.last_line
+                )
+
+
+def _signalled(number: signal.Signals) -> Callable[[Scene, Path], _Launch]:
+    """A launch whose rank 1 gets a signal when there is a checkpoint."""
+
+    def lose(scene: Scene, place: Path) -> _Launch:
+        launch = _launched(scene, place, *_TWO_BY_TWO, num_ranks=4)
+        launch.when(place / "drill" / "checkpoints" / "reinforce" / "step-2")
+        os.kill(launch.rank(1), number)
+        return launch
+
+    return lose
+
+
+def _raising(scene: Scene, place: Path) -> _Launch:
+    return _launched(scene, place, *_TWO_BY_TWO, num_ranks=4, module="tests.drill.raising")
+
+
+def _damaged(scene: Scene, place: Path) -> _Launch:
+    """A launch that is killed behind its second checkpoint, which then loses a shard's second half:
+    the one before it is left."""
+    launch = _launched(scene, place, *_TWO_BY_TWO, num_ranks=4)
+    newest = place / "drill" / "checkpoints" / "reinforce" / "step-4"
+    launch.when(newest)
+    os.kill(launch.rank(3), signal.SIGKILL)
+    shard = newest / "policy" / "__3_0.distcp"
+    if shard.exists():
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    return launch
+
+
+_TWO_BY_TWO = (
+    *("--stages", '["synthesize", "supervised", "reinforce"]', "--reward.preference_weight", "0.0"),
+    *("--model.hidden_size", "64", "--model.num_attention_heads", "2"),
+    *("--model.num_key_value_heads", "2", "--parallel.tensor", "2"),
+    *("--rollout.engine", "server", "--rollout.sync_timeout_s", "60.0"),
+)
+_LOSSES: dict[str, Callable[[Scene, Path], _Launch]] = {
+    "rank 1 killed": _signalled(signal.SIGKILL),
+    "rank 1 stopped": _signalled(signal.SIGSTOP),
+    "rank 1 raises": _raising,
+    "a shard damaged": _damaged,
+}
+
+
 def _judged_ranks(ending: Ending, *, stopped: bool) -> str:
     if ending.code == 0:
         return "NOT NOTICED"
@@ -59,12 +130,12 @@ def _judged_ranks(ending: Ending, *, stopped: bool) -> str:
 class _Launch:
     """A run under torchrun, with short waits."""
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    def __init__(self, arguments: list[str], log: Path, *, num_ranks: int, module: str) -> None:
         self._log = log
-        module = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, *module, "-m", "satori_fast", *arguments],
+                [sys.executable, *launcher, str(num_ranks), "-m", module, *arguments],
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -97,9 +168,13 @@ class _Launch:
         return Ending(self.process.wait() if code is None else code, self._log.read_text())
 
 
-def _launched(scene: Scene, place: Path, *more: str) -> _Launch:
+def _launched(
+    scene: Scene, place: Path, *more: str, num_ranks: int = 2, module: str = "satori_fast"
+) -> _Launch:
     limits = ("--parallel.timeout_s", "60.0", "--parallel.main_timeout_s", "60.0")
-    return _Launch(scene.arguments(place, *limits, *more), place / f"{time.monotonic_ns()}.log")
+    log = place / f"{time.monotonic_ns()}.log"
+    arguments = scene.arguments(place, *limits, *more)
+    return _Launch(arguments, log, num_ranks=num_ranks, module=module)
 
 
 def servers(scene: Scene, *, small: bool) -> Iterator[Outcome]:
