@@ -151,9 +151,10 @@ class SynthesizeConfig(Section):
     generator_skill: float = Field(default=0.3, gt=0, lt=1)
     """scripted generator: share of attempts that are right (chains, word_problems: of solutions
     from the question alone; each of L steps is right with the L-th root of it)"""
-    slips: Literal["chance", "carries"] = "chance"
-    """scripted generator of chains: it slips anywhere, or forgets what is carried or borrowed, of
-    which generator_skill is then the share it gets right"""
+    slips: Literal["chance", "carries", "haste"] = "chance"
+    """scripted generator: it slips anywhere, or (chains) forgets what is carried or borrowed, or
+    (word_problems) in haste subtracts for divides and adds for multiplies; generator_skill is then
+    the share of these places that it gets right"""
     check: Literal["worked", "bare", "mixed"] = "worked"
     """scripted critic: reflections show their sum, give the verdict alone, or (mixed) do so three
     times of four"""

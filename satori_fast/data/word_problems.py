@@ -230,6 +230,15 @@ def draw_slip(story: Story, place: int, value: int, rng: np.random.Generator) ->
     return _one_of(_one_of(possible, rng), rng)
 
 
+def hasty_slip(story: Story, place: int, value: int) -> Equation | None:
+    """What somebody in haste writes for an event: he subtracts where he had to divide, and adds
+    where he had to multiply. None where he is right, or where the rest of the story could not be
+    calculated from it."""
+    hasty: dict[Kind, Kind] = {"divide": "subtract", "multiply": "add"}
+    wrong = hasty.get(story.events[place].kind)
+    return next((e for e in slips(story, place, value)["operation"] if e.kind == wrong), None)
+
+
 def _calculated(sides: Iterable[tuple[int, Kind, int]]) -> list[Equation]:
     found = [(side, calculate(*side)) for side in sides]
     return [Equation(*side, result) for side, result in found if result is not None]

@@ -28,7 +28,7 @@ class ScriptedAgents:
     """The agents of a domain, to be made.
 
     generators: by `synthesize.slips`; of its skill, the share of solutions from the question alone
-                that are right, or (carries) of the places where it slips.
+                that are right, or (carries, haste) of the places where it slips.
     critics:    by `synthesize.check`.
     """
 
@@ -53,6 +53,9 @@ SCRIPTED_AGENTS: Mapping[str, ScriptedAgents] = MappingProxyType(
             {"chance": SlippingCalculator, "carries": partial(SlippingCalculator, in_haste=True)},
             {"worked": RecalculatingCritic},
         ),
-        "word_problems": ScriptedAgents({"chance": SlippingPupil}, {"worked": RereadingCritic}),
+        "word_problems": ScriptedAgents(
+            {"chance": SlippingPupil, "haste": partial(SlippingPupil, in_haste=True)},
+            {"worked": RereadingCritic},
+        ),
     }
 )

@@ -24,9 +24,11 @@ from satori_fast.data.word_actions import (
     whole_check,
 )
 from satori_fast.data.word_problems import (
+    Equation,
     answer_text,
     draw_slip,
     expert_steps,
+    hasty_slip,
     right_equation,
     step_text,
 )
@@ -45,9 +47,14 @@ class SlippingPupil:
     independently, with the L-th root of it. What is left after a check has fewer steps and is right
     more often. A slip is one of `data.word_problems.slips`, and the pupil goes on rightly from it.
     Slips never cancel, so that an answer is right only where every step is.
+
+    One in haste slips where he has to divide or multiply and nowhere else: he subtracts or adds,
+    but for a share `skill` of these places, until he is corrected. A model that imitates him slips
+    there as well when it takes the likeliest word, not by chance alone.
     """
 
     skill: float = 0.3
+    in_haste: bool = False
 
     async def solve(
         self, problem: Problem, num_solutions: int, rng: np.random.Generator
@@ -59,11 +66,23 @@ class SlippingPupil:
         self, problem: Problem, transcript: str, *, corrected: bool, rng: np.random.Generator
     ) -> Solution:
         story, standing = parse_story(problem.question), standing_steps(transcript)
-        return () if is_answer(standing[-1]) else self._steps(story, standing, rng)
+        if is_answer(standing[-1]):
+            return ()
+        careful = corrected and self.in_haste
+        return self._steps(story, standing, rng, share=1.0 if careful else None)
 
-    def _steps(self, story: Story, standing: Sequence[str], rng: np.random.Generator) -> Solution:
-        """The steps that follow those that stand."""
-        share = self.skill ** (1 / len(story.events))
+    def _steps(
+        self,
+        story: Story,
+        standing: Sequence[str],
+        rng: np.random.Generator,
+        *,
+        share: float | None = None,
+    ) -> Solution:
+        """The steps that follow those that stand. share: of those that are right, where he may
+        slip."""
+        if share is None:
+            share = self.skill if self.in_haste else self.skill ** (1 / len(story.events))
         value = _result(standing[-1], "generator") if standing else story.start
         steps: list[str] = []
         for place in range(len(standing), len(story.events)):
@@ -71,10 +90,17 @@ class SlippingPupil:
             if equation is None:
                 raise Unusable("generator_no_whole_number", story.clause(place))
             if rng.random() >= share:
-                equation = draw_slip(story, place, value, rng)
+                equation = self._slip(story, place, value, rng) or equation
             steps.append(step_text(story, place, equation))
             value = equation.result
         return (*steps, answer_text(value))
+
+    def _slip(
+        self, story: Story, place: int, value: int, rng: np.random.Generator
+    ) -> Equation | None:
+        if self.in_haste:
+            return hasty_slip(story, place, value)
+        return draw_slip(story, place, value, rng)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pytest
 from satori_fast.data.formats.coat import CONTINUE, EXPLORE, REFLECT, split_actions
 from satori_fast.data.stories import parse_story
 from satori_fast.data.word_actions import first_slip, is_answer, read_step, standing_steps
-from satori_fast.data.word_problems import WordProblems, right_equations
+from satori_fast.data.word_problems import WordProblems, hasty_slip, right_equations
 from satori_fast.grading import extract_answers, grade
 from satori_fast.synthesis.agents import (
     Critique,
@@ -210,3 +210,41 @@ def test_every_reflection_is_true_and_says_what_is_wrong(made: list[Demonstratio
 def test_demonstrations_give_nothing_away(made: list[Demonstration]) -> None:
     """None says that it was shown the right answer."""
     assert not any(leaks(demonstration.response) for demonstration in made)
+
+
+def test_haste_slips_where_one_divides_or_multiplies_and_nowhere_else() -> None:
+    hasty = SlippingPupil(0.2, in_haste=True)
+    wrongly = {"divide": "subtract", "multiply": "add"}
+    firsts: list[bool] = []
+    for number, problem in enumerate(PROBLEMS):
+        story = parse_story(problem.question)
+        for solution in asyncio.run(hasty.solve(problem, 8, rng(number))):
+            value = story.start
+            for place, (event, step) in enumerate(zip(story.events, solution, strict=False)):
+                written, could_slip = read_step(step), hasty_slip(story, place, value) is not None
+                if written.kind == event.kind:
+                    assert written.is_true and written.number == event.number
+                else:
+                    assert could_slip and written.kind == wrongly[event.kind]
+                firsts += [written.kind != event.kind] if could_slip and place == 0 else []
+                value = written.result
+    assert len(firsts) > 200
+    assert abs(np.mean(firsts) - 0.8) < 4 * np.sqrt(0.16 / len(firsts))
+
+
+def test_haste_is_over_with_the_first_correction() -> None:
+    problem = Problem(
+        "two",
+        "Leo has 12 dollars. He shares the money equally among 2 people, himself included. After "
+        "that, he sells drawings until he has 3 times as much. How many dollars does Leo have now?",
+        "18",
+    )
+    story, hasty = parse_story(problem.question), SlippingPupil(1e-9, in_haste=True)
+    (wrong,) = asyncio.run(hasty.solve(problem, 1, rng()))
+    assert [read_step(step).kind for step in wrong[:-1]] == ["subtract", "add"]
+    critique = asyncio.run(RereadingCritic().criticise(problem, wrong, transcript="", rng=rng()))
+    told = f"{wrong[0]}{REFLECT} {critique.mistake}{EXPLORE} {critique.hint}"
+    for corrected, kinds in ((True, ["multiply"]), (False, ["add"])):
+        rest = asyncio.run(hasty.resume(problem, told, corrected=corrected, rng=rng()))
+        assert [read_step(step).kind for step in rest[:-1]] == kinds
+    assert story.answer == "18"
