@@ -67,6 +67,8 @@ def parser(
     made.add_argument("--arms", nargs="+", choices=arms, default=list(arms))
     made.add_argument("--folder", type=Path, default=Path(folder))
     made.add_argument("--output", type=Path, default=Path(output))
+    text = "keep what the output has of other seeds and arms"
+    made.add_argument("--extend", action="store_true", help=text)
     made.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
     if repeats is not None:
         text = "runs of an arm from the models of a tuning, with other seeds"

@@ -147,6 +147,7 @@ def main() -> None:
         rows | arms,
         arms=ROWS,
         seeds=options.seeds,
+        extend=options.extend,
     )
 
 

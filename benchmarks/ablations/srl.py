@@ -130,6 +130,7 @@ def main() -> None:
         {"warm_up": [[entry] for entry in begun], **arms},
         arms=ROWS,
         seeds=options.seeds,
+        extend=options.extend,
         fields=FIELDS,
         again={"srl_again": "srl"},
     )

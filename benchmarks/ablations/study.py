@@ -122,5 +122,6 @@ class Study:
             rows | arms,
             arms=self.said,
             seeds=options.seeds,
+            extend=options.extend,
             fields=self.fields,
         )

@@ -36,6 +36,8 @@ FIELDS = (
     "reflections_per_answer",
     "mean_response_tokens",
 )
+# The entries of a row, tuning by tuning.
+BySeed = dict[int, Sequence[Entry]]
 # Compared pair by pair; shares.
 ACCURACIES = ("late_accuracy", "accuracy")
 # Two runs agree in a gradient up to rounding.
@@ -51,6 +53,7 @@ def write_table(
     seeds: Sequence[int],
     fields: Sequence[str] = FIELDS,
     again: Mapping[str, str] | None = None,
+    extend: bool = False,
 ) -> None:
     """The result file and the printed table.
 
@@ -58,15 +61,22 @@ def write_table(
     arms:   what is said of a row; one may be missing.
     fields: of an entry, a column each; None where a row has none.
     again:  rows that repeat another one with other random numbers: their pairs are noise as well.
+    extend: keep what the file has of other rows and other seeds.
     """
-    table = {name: _row(name, rows, arms.get(name, Arm()), fields) for name in rows}
+    found: dict[str, BySeed] = {
+        name: dict(zip(seeds, groups, strict=True)) for name, groups in rows.items()
+    }
+    num_problems = next(iter(rows.values()))[0][0]["num_problems"]
+    if extend and path.exists():
+        found = _extended(json.loads(path.read_text()), found, num_problems)
+    table = {name: _row(name, found, arms.get(name, Arm()), fields) for name in found}
     result = {
         "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
         "device": describe_device(),
         "version": __version__,
-        "num_problems": next(iter(rows.values()))[0][0]["num_problems"],
-        "seeds": list(seeds),
-        "noise_of_a_run": _noise(rows, fields, again or {}),
+        "num_problems": num_problems,
+        "seeds": sorted({seed for by_seed in found.values() for seed in by_seed}),
+        "noise_of_a_run": _noise(found, fields, again or {}),
         "arms": table,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +86,31 @@ def write_table(
     noise = {name: value for name, value in result["noise_of_a_run"].items() if name in ACCURACIES}
     for name, value in noise.items():
         print(f"standard deviation of a repeated run, {name}: {points(value)} points")
+
+
+def _extended(
+    record: Mapping[str, Any], found: Mapping[str, BySeed], num_problems: int
+) -> dict[str, BySeed]:
+    """Rows of an earlier record, and of now where both have a seed. What a record does not keep of
+    a run, its gradients, is missing. ValueError for one of other problems."""
+    if record["num_problems"] != num_problems:
+        raise ValueError(
+            f"the record has {record['num_problems']} problems, these runs {num_problems}: name "
+            "another --output"
+        )
+    rows: dict[str, BySeed] = {}
+    for name, row in record["arms"].items():
+        cells = {field: cell["values"] for field, cell in row.items() if "values" in (cell or ())}
+        rows[name] = {
+            seed: [
+                {field: values[place][run] for field, values in cells.items()}
+                for run in range(len(next(iter(cells.values()))[place]))
+            ]
+            for place, seed in enumerate(row.get("seeds", record["seeds"]))
+        }
+    for name, by_seed in found.items():
+        rows[name] = dict(sorted({**rows.get(name, {}), **by_seed}.items()))
+    return rows
 
 
 def first_difference(ours: Entry, theirs: Entry) -> int | None:
@@ -102,15 +137,16 @@ def _values(groups: Groups, field: str) -> list[list[float | None]]:
     return [[entry[field] for entry in group] for group in groups]
 
 
-def _row(name: str, rows: Mapping[str, Groups], arm: Arm, fields: Sequence[str]) -> dict[str, Any]:
-    groups = rows[name]
-    row: dict[str, Any] = {"prediction": arm.prediction}
+def _row(name: str, rows: Mapping[str, BySeed], arm: Arm, fields: Sequence[str]) -> dict[str, Any]:
+    groups = list(rows[name].values())
+    row: dict[str, Any] = {"prediction": arm.prediction, "seeds": list(rows[name])}
     for field in fields:
         values = _values(groups, field)
         noise = {"noise_of_a_run": noise_of_a_run(values), "values": values}
         row[field] = asdict(estimate(group_means(values))) | noise
-    others = rows.get(arm.against or "", ())
-    if len(others) == len(groups):
+    against = rows.get(arm.against or "", {})
+    if against and against.keys() >= rows[name].keys():
+        others = [against[seed] for seed in rows[name]]
         row["against"] = arm.against
         row["difference"] = {
             field: asdict(paired_estimate(_values(groups, field), _values(others, field)))
@@ -129,23 +165,27 @@ def _first_differences(groups: Groups, others: Groups) -> list[int | None] | Non
         for ours, theirs in zip(groups, others, strict=True)
         for pair in zip(ours, theirs, strict=False)  # one may have been run once
     ]
-    if not all(a.get("gradients") and a["stage"] == b["stage"] for a, b in pairs):
+    kept = all(a.get("gradients") and b.get("gradients") for a, b in pairs)
+    if not kept or any(a["stage"] != b["stage"] for a, b in pairs):
         return None
     return [first_difference(a, b) for a, b in pairs]
 
 
 def _noise(
-    rows: Mapping[str, Groups], fields: Sequence[str], again: Mapping[str, str]
+    rows: Mapping[str, BySeed], fields: Sequence[str], again: Mapping[str, str]
 ) -> dict[str, float | None]:
     """Noise of a run in each field, over all rows."""
     groups = [group for name in rows if name not in again for group in _pooled(name, rows, again)]
     return {field: noise_of_a_run(_values(groups, field)) for field in fields}
 
 
-def _pooled(name: str, rows: Mapping[str, Groups], again: Mapping[str, str]) -> Groups:
+def _pooled(name: str, rows: Mapping[str, BySeed], again: Mapping[str, str]) -> Groups:
     """Groups of a row, with the runs of the rows that repeat it."""
     twins = [rows[twin] for twin, of in again.items() if of == name and twin in rows]
-    return [list(chain(*groups)) for groups in zip(rows[name], *twins, strict=True)]
+    return [
+        [*group, *chain(*(twin.get(seed, ()) for twin in twins))]
+        for seed, group in rows[name].items()
+    ]
 
 
 def _lines(name: str, row: Mapping[str, Any]) -> list[str]:

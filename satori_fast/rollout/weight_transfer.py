@@ -51,12 +51,13 @@ class TransferRoute:
     def open(self, clients: Sequence[ServerClient]) -> None:
         """Meet the workers. SyncError when they do not come in time; ValueError for a worker that
         this way does not reach."""
-        if not self._senders:
-            for client in clients:
-                check_reach(self._backend, self._device, client)
-            self._senders = [
-                Sender(client, self._backend, self._device, self._timeout_s) for client in clients
-            ]
+        if self._senders:
+            return
+        for client in clients:
+            check_reach(self._backend, self._device, client)
+        for client in clients:  # one by one: what was opened is closed when a later one fails
+            sender = Sender(client, self._backend, self._device, self._timeout_s)
+            self._senders.append(sender)
 
     def send(self, records: Sequence[TensorRecord], tensors: Sequence[Tensor]) -> None:
         for sender in self._senders:

@@ -115,6 +115,30 @@ def test_finished_runs_are_not_repeated_and_errors_are_over_tunings(
     assert "standard deviation of a repeated run, accuracy: " in printed
 
 
+def test_a_record_is_extended_by_seeds_and_arms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, full in enumerate((0.5, 0.6)):
+        finish(tmp_path, f"full-{seed}", supervised=0.2, reinforce=full, reinforce_2=0.8)
+        finish(tmp_path, f"no_bonus-{seed}", reinforce=full + 0.1 * seed)
+    once = ["--repeats", "1", "--extend", "--seeds"]
+    table_of(satori, tmp_path, monkeypatch, *once, "0", "--arms", "full")
+    both = table_of(satori, tmp_path, monkeypatch, *once, "1", "--arms", "full", "no_bonus")
+    arms = both["arms"]
+    assert both["seeds"] == [0, 1] and arms["full"]["accuracy"]["values"] == [[0.5], [0.6]]
+    assert (arms["no_bonus"]["seeds"], arms["no_bonus"]["accuracy"]["n"]) == ([1], 1)
+    assert arms["no_bonus"]["difference"]["accuracy"]["mean"] == pytest.approx(0.1)
+    whole = table_of(satori, tmp_path, monkeypatch, *once, "0", "--arms", "no_bonus")["arms"]
+    assert whole["no_bonus"]["accuracy"]["values"] == [[0.5], [pytest.approx(0.7)]]
+    assert whole["full"]["accuracy"] == arms["full"]["accuracy"]
+    at_once = [*once[:-2], "--seeds", "0", "1", "--arms", "full", "no_bonus"]
+    (tmp_path / "table.json").unlink()
+    expected = table_of(satori, tmp_path, monkeypatch, *at_once)["arms"]
+    for name, row in expected.items():
+        for field in (*FIELDS, "difference"):
+            assert row.get(field) == whole[name].get(field), (name, field)
+
+
 def test_arms_that_change_the_tuning_are_paired_by_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
