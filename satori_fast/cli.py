@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.act(options, overrides)
             sys.stdout.flush()
     except termination.Terminated as error:
+        if _is_told_by_another():  # by a launcher, whose first rank made a mistake
+            return termination.EXIT_CODE
         return _ended(str(error), termination.EXIT_CODE)
     except KeyboardInterrupt:
         return _ended("interrupted; --resume continues the run", failures.INTERRUPTED)
@@ -71,12 +73,18 @@ def _failed(error: Exception) -> int:
         from satori_fast.backbone.parallel import tell_peers
 
         instead = tell_peers(line, is_of_peers=is_of_peers)
-    elif code == failures.USER and _environment_rank("LOCAL_RANK") and failures.shares_log():
-        return code  # each rank makes the same mistake before they meet: one a log tells
+    elif code == failures.USER and _is_told_by_another():
+        return code  # each rank makes the same mistake
     else:
         instead = None
     failures.tell_launcher(instead or line, came_later=instead is not None)
     return _ended(instead or line, code)
+
+
+def _is_told_by_another() -> bool:
+    """Whether the first rank of this machine speaks for this one: before they meet, in one log."""
+    have_met = "satori_fast.backbone.parallel" in sys.modules
+    return not have_met and _environment_rank("LOCAL_RANK") > 0 and failures.shares_log()
 
 
 def _ended(line: str, code: int) -> int:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.parking import Parking
+from satori_fast.types import Advantages, PackedBatch
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,32 @@ class OptimizerSettings:
                 f"optimizer.decay_steps = {self.decay_steps} must exceed warmup_steps = "
                 f"{self.warmup_steps} for the {self.schedule} schedule"
             )
+
+
+class NonFiniteUpdate(RuntimeError):
+    """More updates in a row than `max_skipped_updates` had a loss or gradient that is not finite.
+
+    learner:    "update" (the policy), or the name of another one as in the metrics.
+    num_skipped: updates in a row. loss, grad_norm: of the last one.
+    microbatches: what this rank computed it from, with the advantages where it has any.
+    """
+
+    def __init__(
+        self,
+        learner: str,
+        num_skipped: int,
+        *,
+        loss: float,
+        grad_norm: float,
+        microbatches: Sequence[tuple[PackedBatch, Advantages | None]],
+    ) -> None:
+        super().__init__(
+            f"{num_skipped} updates in a row of {learner!r} were not finite: loss {loss:g}, "
+            f"gradient norm {grad_norm:g}"
+        )
+        self.learner, self.num_skipped = learner, num_skipped
+        self.loss, self.grad_norm = loss, grad_norm
+        self.microbatches = microbatches
 
 
 class Optimizer:

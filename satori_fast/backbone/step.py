@@ -25,7 +25,12 @@ from torch import Tensor, nn
 from satori_fast.backbone.architecture import Recompute
 from satori_fast.backbone.context import plan_context
 from satori_fast.backbone.model import Kind, PolicyModel, ScalarModel, Source, build_model
-from satori_fast.backbone.optimizer import Optimizer, OptimizerSettings, wrap_for_training
+from satori_fast.backbone.optimizer import (
+    NonFiniteUpdate,
+    Optimizer,
+    OptimizerSettings,
+    wrap_for_training,
+)
 from satori_fast.backbone.parallel import ParallelState, parallel_state
 from satori_fast.backbone.parking import Parking
 from satori_fast.backbone.weights import VOCABULARY, iter_hf
@@ -90,32 +95,6 @@ class Learner:
 
 # A microbatch and what its loss needs beside it.
 _Work = tuple[PackedBatch, Advantages | None]
-
-
-class NonFiniteUpdate(RuntimeError):
-    """More updates in a row than `max_skipped_updates` had a loss or gradient that is not finite.
-
-    learner:    "update" (the policy), or the name of another one as in the metrics.
-    num_skipped: updates in a row. loss, grad_norm: of the last one.
-    microbatches: what this rank computed it from, with the advantages where it has any.
-    """
-
-    def __init__(
-        self,
-        learner: str,
-        num_skipped: int,
-        *,
-        loss: float,
-        grad_norm: float,
-        microbatches: Sequence[_Work],
-    ) -> None:
-        super().__init__(
-            f"{num_skipped} updates in a row of {learner!r} were not finite: loss {loss:g}, "
-            f"gradient norm {grad_norm:g}"
-        )
-        self.learner, self.num_skipped = learner, num_skipped
-        self.loss, self.grad_norm = loss, grad_norm
-        self.microbatches = microbatches
 
 
 def build_learner(

@@ -231,7 +231,7 @@ def draw_slip(story: Story, place: int, value: int, rng: np.random.Generator) ->
 
 
 def hasty_slip(story: Story, place: int, value: int) -> Equation | None:
-    """What somebody in haste writes for an event: he subtracts where he had to divide, and adds
+    """The slip of somebody in haste in an event: he subtracts where he had to divide, and adds
     where he had to multiply. None where he is right, or where the rest of the story could not be
     calculated from it."""
     hasty: dict[Kind, Kind] = {"divide": "subtract", "multiply": "add"}

@@ -265,7 +265,7 @@ class TransferReceiver:
 
 
 class Inbox(torch.nn.Module):
-    """Where vLLM's worker end believes the model to be."""
+    """The model, as vLLM's worker end believes."""
 
     def __init__(self, load: Load) -> None:
         super().__init__()

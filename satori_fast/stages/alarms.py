@@ -21,8 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from satori_fast.algorithms.credit import CreditRule
+from satori_fast.backbone.optimizer import NonFiniteUpdate
 from satori_fast.backbone.parallel import ParallelState
-from satori_fast.backbone.step import NonFiniteUpdate
 from satori_fast.config import ReinforceConfig, RewardConfig
 from satori_fast.experience.source import num_groups
 from satori_fast.storage import write_atomically

@@ -24,8 +24,9 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 
 from satori_fast import termination
+from satori_fast.backbone.optimizer import NonFiniteUpdate
 from satori_fast.backbone.parallel import parallel_state
-from satori_fast.backbone.step import Learner, NonFiniteUpdate
+from satori_fast.backbone.step import Learner
 from satori_fast.profiling.metrics import ProgressReporter, progress
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.alarms import SkippedUpdates

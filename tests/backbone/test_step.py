@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from satori_fast.backbone.model import PolicyModel
-from satori_fast.backbone.optimizer import OptimizerSettings
+from satori_fast.backbone.optimizer import NonFiniteUpdate, OptimizerSettings
 from satori_fast.backbone.step import (
     Learner,
-    NonFiniteUpdate,
     annotate,
     build_learner,
     score,

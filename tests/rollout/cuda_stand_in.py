@@ -7,11 +7,11 @@ from __future__ import annotations
 import queue
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, ClassVar
-from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -87,7 +87,7 @@ def cuda_on_the_host() -> Iterator[None]:
         (torch.accelerator, "synchronize"): lambda: None,
         (torch.multiprocessing.reductions, "rebuild_cuda_tensor"): lambda *args: lent[args[7]],
     }
-    with ExitStack() as stack:
+    with pytest.MonkeyPatch.context() as patch:
         for (place, name), value in replaced.items():
-            stack.enter_context(patch.object(place, name, value))
+            patch.setattr(place, name, value)
         yield

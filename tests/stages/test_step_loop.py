@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from satori_fast.backbone.step import Learner, NonFiniteUpdate
+from satori_fast.backbone.optimizer import NonFiniteUpdate
+from satori_fast.backbone.step import Learner
 from satori_fast.cli import main
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.stages.alarms import TrainingStopped
