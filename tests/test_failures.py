@@ -173,3 +173,23 @@ def test_a_mistake_of_all_ranks_is_one_line_in_every_log(
     lines = (tmp_path / "rank1.log").read_text().splitlines() if own else []
     assert len(lines) == num_lines
     assert all(line.startswith("satori-fast: rank 1: config file ") for line in lines)
+
+
+@pytest.mark.parametrize(("local_rank", "num_lines"), [(0, 1), (1, 0)])
+def test_a_launcher_that_ends_ranks_before_they_meet_hears_the_first_alone(
+    local_rank: int, num_lines: int
+) -> None:
+    rank = (
+        "import os, signal, sys; from satori_fast import cli; "
+        "cli.load_config = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        "sys.exit(cli.main(['show', 'any.toml']))"
+    )
+    command = [sys.executable, "-c", rank]
+    program = f"import subprocess; raise SystemExit(subprocess.run({command!r}).returncode)"
+    place = {"RANK": str(local_rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": "2"}
+    launcher = [sys.executable, "-c", program]
+    environment = {**os.environ, **place}
+    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 143
+    lines = [line for line in done.stderr.splitlines() if line.startswith("satori-fast: ")]
+    assert len(lines) == num_lines
