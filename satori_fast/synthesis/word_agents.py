@@ -82,7 +82,8 @@ class SlippingPupil:
         """The steps that follow those that stand. share: of those that are right, where he may
         slip."""
         if share is None:
-            share = self.skill if self.in_haste else self.skill ** (1 / len(story.events))
+            exponent = 1.0 if self.in_haste else 1 / len(story.events)
+            share = float(self.skill**exponent)
         value = _result(standing[-1], "generator") if standing else story.start
         steps: list[str] = []
         for place in range(len(standing), len(story.events)):
