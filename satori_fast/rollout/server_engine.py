@@ -186,7 +186,11 @@ class ServerEngine(Engine):
             self._tell_all("greet")  # a server that was taken over is left alone
             for client in self._clients:
                 client.drain()
-            self._open_route().open(self._clients)
+            route = self._open_route()
+            if not isinstance(route, FileRoute):
+                for client in self._clients:
+                    check_same_kind(self._settings.device, client)
+            route.open(self._clients)
             self._tell_all("begin")
 
         self._keep_failure(act)
@@ -257,8 +261,6 @@ class ServerEngine(Engine):
                 'rollout.sync_route = "memory" reaches servers of this machine only: set '
                 '"broadcast", or "file" with rollout.sync_folder'
             )
-        for client in self._clients:
-            check_same_kind(settings.device, client)
         if settings.device.type != "cpu":
             return self._between_gpus(name)
         if name == "memory" or (name == "auto" and is_here):

@@ -25,11 +25,17 @@ from satori_fast.experience.partial import PartialRollouts
 from satori_fast.rollout import weight_sync
 from satori_fast.rollout.engine import Completion, EngineDied, Request, SamplingParams
 from satori_fast.rollout.server_client import ServerClient
-from satori_fast.rollout.server_engine import IdleEngine, ServerEngine, ServerSettings
+from satori_fast.rollout.server_engine import (
+    IdleEngine,
+    ServerEngine,
+    ServerSettings,
+    check_same_kind,
+)
 from satori_fast.rollout.server_owner import SECRET_VARIABLE
 from satori_fast.rollout.server_process import ServerCommand, ServerProcess
 from satori_fast.rollout.server_routes import BroadcastRoute, FileRoute, MemoryRoute, Route
 from satori_fast.rollout.weight_sync import SyncError, TensorRecord, push_weights
+from satori_fast.rollout.weight_transfer import TransferRoute
 from satori_fast.stages.engines import server_flags, write_engine_folder
 from satori_fast.types import Problem
 from tests.rollout.held_clock import HeldClock
@@ -371,3 +377,33 @@ def test_an_idle_engine_takes_every_weight_and_sends_none() -> None:
     assert seen == ["a", "b", "c"] and engine.policy_version == 4
     with pytest.raises(RuntimeError, match="main process"):
         engine.generate([], GREEDY)
+
+
+class OnAnotherDevice:
+    """A client whose server's workers are on GPUs."""
+
+    url = "http://127.0.0.1:1"
+
+    def message(self, do: str) -> list[dict[str, Any]]:
+        assert do == "describe"
+        return [{"device": "cuda"}]
+
+
+def test_only_files_bridge_devices() -> None:
+    client: Any = OnAnotherDevice()
+    check_same_kind(torch.device("cuda"), client)
+    with pytest.raises(ValueError, match=r'on cpu here and on cuda.*rollout\.sync_route = "file"'):
+        check_same_kind(torch.device("cpu"), client)
+
+
+def test_between_gpus_memory_is_for_a_trainer_of_one_process() -> None:
+    def route(name: Any, *, has_peers: bool) -> Route:
+        settings = ServerSettings(route=name, has_peers=has_peers, device=torch.device("cuda"))
+        engine = ServerEngine([], settings, renderer=renderer())
+        engine._clients = [ServerClient("http://127.0.0.1:8000", 1.0)]
+        return engine._choose_route()
+
+    assert isinstance(route("memory", has_peers=False), TransferRoute)
+    assert isinstance(route("broadcast", has_peers=True), TransferRoute)
+    with pytest.raises(ValueError, match='is for a trainer of one process: set "broadcast"'):
+        route("memory", has_peers=True)
