@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -122,9 +123,6 @@ class Optimizer:
         self.num_skipped_in_a_row = 0
         self._models = models
         self._sharing: DistributedDataParallelConfig = models[0].ddp_config
-        self.parking = Parking(
-            self._state, dropped=self._gradients, staying=lambda: _parameters(models)
-        )
         min_learning_rate = settings.learning_rate * settings.min_learning_rate_ratio
         config = OptimizerConfig(
             optimizer="adam",
@@ -140,6 +138,12 @@ class Optimizer:
             overlap_param_gather=self._sharing.overlap_param_gather,
         )
         self.megatron: Any = get_megatron_optimizer(config, list(models))
+        # Of its parts, not of itself: memory must go with the last reference, not with a cycle.
+        self.parking = Parking(
+            partial(_state, self.megatron),
+            dropped=partial(_gradients, models),
+            staying=partial(_parameters, models),
+        )
         self.scheduler = OptimizerParamScheduler(
             self.megatron,
             init_lr=0.0,
@@ -236,18 +240,20 @@ class Optimizer:
         self.scheduler.num_steps = 0
         self.scheduler.step(num_steps)
 
-    def _state(self) -> Iterator[Tensor]:
-        """Moments and fp32 copies, as far as there are any."""
-        for part in self.megatron.chained_optimizers:
-            for group in part.optimizer.param_groups:
-                yield from group["params"]
-            for tensors in part.optimizer.state.values():
-                yield from (tensor for name, tensor in tensors.items() if name != "step")
 
-    def _gradients(self) -> Iterator[Tensor]:
-        for model in self._models:
-            buffers: Any = model.buffers  # Megatron's list, not torch's method
-            yield from (buffer.grad_data for buffer in buffers)
+def _state(megatron: Any) -> Iterator[Tensor]:
+    """Moments and fp32 copies, as far as there are any."""
+    for part in megatron.chained_optimizers:
+        for group in part.optimizer.param_groups:
+            yield from group["params"]
+        for tensors in part.optimizer.state.values():
+            yield from (tensor for name, tensor in tensors.items() if name != "step")
+
+
+def _gradients(models: Iterable[nn.Module]) -> Iterator[Tensor]:
+    for model in models:
+        buffers: Any = model.buffers  # Megatron's list, not torch's method
+        yield from (buffer.grad_data for buffer in buffers)
 
 
 def _parameters(models: Iterable[nn.Module]) -> Iterator[Tensor]:
