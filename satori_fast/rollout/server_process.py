@@ -107,7 +107,7 @@ class ServerProcess:
             self.stop()
             begin = self.command.log.stat().st_size if self.command.log.exists() else 0
             try:
-                self._start_at(_free_port())
+                self._start_at(free_port())
                 return
             except EngineDied:
                 # Somebody took the port between our look and the server's bind.
@@ -216,7 +216,9 @@ def is_healthy(url: str, timeout_s: float = 10.0) -> bool:
         return False
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
+def free_port(address: str = _LOOPBACK) -> int:
+    """A port of this machine that nobody listens on at `address`."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((address, 0))
         return probe.getsockname()[1]

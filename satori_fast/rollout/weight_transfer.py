@@ -13,7 +13,6 @@ contract that a new release has to pass. Between hosts: `server_routes`.
 from __future__ import annotations
 
 import base64
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from satori_fast.rollout.server_client import ServerClient
+from satori_fast.rollout.server_process import free_port
 from satori_fast.rollout.weight_group import address_towards
 from satori_fast.rollout.weight_sync import NamedTensor, SyncError, TensorRecord, rows_of
 
@@ -331,14 +331,6 @@ def decoded(value: Any) -> Any:
         if kind in kinds:
             return kinds[kind](held)
     return {name: decoded(held) for name, held in value.items()}
-
-
-def free_port(address: str) -> int:
-    """A port of this machine that nobody listens on at `address`."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]
 
 
 def _finish(device: torch.device) -> None:

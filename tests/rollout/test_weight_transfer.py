@@ -32,7 +32,6 @@ from satori_fast.rollout.weight_transfer import (
     check_reach,
     coded,
     decoded,
-    free_port,
 )
 from tests.rollout.cuda_stand_in import PATIENCE_S, cuda_on_the_host
 from tests.rollout.test_vllm_engine import checkpoints, run_scenario
@@ -197,7 +196,3 @@ def test_the_way_follows_from_whose_gpu_it_is(monkeypatch: pytest.MonkeyPatch) -
         check_reach("nccl", HOST, clients[0])
     with pytest.raises(ValueError, match=r'not on the trainer\'s GPU.*set "broadcast"'):
         check_reach("ipc", HOST, clients[1])
-
-
-def test_a_free_port_can_be_listened_on() -> None:
-    assert 0 < free_port("127.0.0.1") < 2**16
