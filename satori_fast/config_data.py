@@ -88,7 +88,7 @@ class DataConfig(Section):
     levels: tuple[int, ...] = Field(default=(3,), strict=False)  # TOML lists
     """levels of difficulty of the built-in domain (arithmetic: 1 to 5, chains: 4 to 16 operations,
     word_problems: 1 to 3 steps, 4 and 5 with a number too many, 6 to 8 as 1 to 3 with numbers up to
-    20), mixed evenly"""
+    20, 9 to 11 up to 10), mixed evenly"""
     num_train: int | None = Field(default=None, gt=0)
     """training problems to use; None: all (built-in domain: needed)"""
     eval_source: str | None = None

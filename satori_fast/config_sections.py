@@ -129,6 +129,9 @@ class ParallelConfig(Section):
 class PackingConfig(Section):
     max_tokens_per_microbatch: int = Field(default=8192, gt=0)
     """tokens in a packed microbatch, prompt and response; one trajectory must fit"""
+    share_prefixes: bool = True
+    """compute what sequences of a microbatch begin with alike (the prompt of one problem's samples)
+    once for all of them; not with context parallelism"""
 
 
 class OptimizerConfig(Section):

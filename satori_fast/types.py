@@ -317,6 +317,29 @@ class Experience:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedRows:
+    """Rows that a model computes once for all sequences of a batch that begin alike.
+
+    tokens:  int64 [R], the first token that each row stands for.
+    rows:    int64 [T], the row of each token.
+    repeats: rows that stand for k > 1 tokens, by k: (rows int64 [S], their tokens int64 [S, k]).
+    """
+
+    tokens: Tensor
+    rows: Tensor
+    repeats: tuple[tuple[Tensor, Tensor], ...]
+
+    def to(self, device: torch.device | str) -> SharedRows:
+        """The same on `device`."""
+        tokens, rows = (x.to(device, non_blocking=True) for x in (self.tokens, self.rows))
+        repeats = tuple(
+            (rows.to(device, non_blocking=True), tokens.to(device, non_blocking=True))
+            for rows, tokens in self.repeats
+        )
+        return SharedRows(tokens, rows, repeats)
+
+
+@dataclass(frozen=True, slots=True)
 class PackedBatch:
     """One microbatch: sequences laid end to end (THD), label-aligned. Device type.
 
@@ -345,6 +368,8 @@ class PackedBatch:
                       credit says `Credit.goes_on`; None where there is none.
     start_hidden:     [loss tokens, H], hidden states of the starting model where `loss_mask` is
                       True, in order; None until `backbone.step.with_start_hidden`.
+    shared:           rows of the trunk, fewer than T, where sequences begin alike; None: one row
+                      for each token.
     """
 
     tokens: Tensor
@@ -365,10 +390,17 @@ class PackedBatch:
     values: Tensor | None = None
     goes_on: Tensor | None = None
     start_hidden: Tensor | None = None
+    shared: SharedRows | None = None
 
     @property
     def num_tokens(self) -> int:
         return self.tokens.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the layers of a model compute: a token that follows the same tokens in several
+        sequences has one."""
+        return self.num_tokens if self.shared is None else self.shared.tokens.shape[0]
 
     @property
     def last_tokens(self) -> Tensor:
@@ -413,7 +445,8 @@ class PackedBatch:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor) and f.name != "source"
         }
-        return replace(self, **moved)
+        shared = None if self.shared is None else self.shared.to(device)
+        return replace(self, **moved, shared=shared)
 
 
 @dataclass(frozen=True, slots=True)

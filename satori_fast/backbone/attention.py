@@ -4,7 +4,8 @@
 Three ways, one result. On CUDA in half precision: flash-attn's varlen kernel, or PyTorch's.
 Elsewhere sequences of similar length are laid into right-padded rectangles, and each rectangle is
 one call of `scaled_dot_product_attention`: under a causal mask no real token looks at the padding
-to its right.
+to its right. Where sequences begin alike (`PackedBatch.shared`) the layers have one row for what
+they have in common; attention alone sees it once for each of them.
 
 Everything that depends on lengths only is worked out once per batch (`AttentionPlan`), not once per
 layer, and rotary embeddings read the same plan. Not for decoding with a cache: that is
@@ -27,7 +28,9 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor, nn
 
 from satori_fast.backbone.context import ContextPlan, attend_in_pieces, plan_context
+from satori_fast.backbone.spread import Spread, gathered, spread
 from satori_fast.kernels import rope
+from satori_fast.types import SharedRows
 
 # A rectangle may hold this many slots per real token; 1.25 keeps the calls few and the waste small.
 _MAX_SLOTS_PER_TOKEN = 1.25
@@ -59,15 +62,17 @@ def rotary_frequencies(head_dim: int, rope: dict[str, Any]) -> Tensor:
 class AttentionPlan:
     """Layout of one packed batch for the attention of every layer.
 
-    Rows: T tokens in batch order on the varlen path; P >= T slots of the rectangles otherwise; with
-    context parallelism this rank's tokens.
+    The layers compute R rows (`PackedBatch.num_rows`), with context parallelism those of this
+    rank's tokens. Attention runs on P slots: the T tokens in batch order on the varlen path, P >= T
+    slots of the rectangles otherwise.
 
     cu_seqlens: int32 [N + 1] and max_seqlen describe the sequences.
-    cos, sin:   [rows, head_dim / 2] of each row's position.
+    cos, sin:   [P, head_dim / 2] of each slot's position.
     rectangles: (number of sequences, length) of each, in slot order; empty on the varlen path.
-    tokens:     int64 [P], the token in each slot; a padding slot repeats its sequence's last token.
-    slots:      int64 [T], the slot of each token.
+    slots:      the row in each slot, a padding slot repeating its sequence's last one; None where
+                slots are rows.
     context:    how ranks share the tokens; None where one has all of them.
+    shared:     `PackedBatch.shared`.
     """
 
     cu_seqlens: Tensor
@@ -75,9 +80,25 @@ class AttentionPlan:
     cos: Tensor
     sin: Tensor
     rectangles: tuple[tuple[int, int], ...] = ()
-    tokens: Tensor | None = None
-    slots: Tensor | None = None
+    slots: Spread | None = None
     context: ContextPlan | None = None
+    shared: SharedRows | None = None
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The token of each row that this rank computes; None where it computes all, in order."""
+        if self.context is not None:
+            return self.context.own
+        return None if self.shared is None else self.shared.tokens
+
+    def of_tokens(self, rows: Tensor) -> Tensor:
+        """Rows [T, ...] of all tokens from those that this rank computed, at the end of the trunk:
+        what reads them gives every rank of a context the full gradient."""
+        if self.context is not None:
+            return self.context.all_rows(rows, is_shared=False)
+        if self.shared is None:
+            return rows
+        return spread(rows, Spread(self.shared.rows, self.shared.tokens, self.shared.repeats))
 
 
 def plan_attention(
@@ -87,23 +108,26 @@ def plan_attention(
     positions: Tensor,
     frequencies: Tensor,
     dtype: torch.dtype,
+    shared: SharedRows | None = None,
 ) -> AttentionPlan:
-    """The plan of a batch. positions: int64 [T]; frequencies: see `rotary_frequencies`.
+    """The plan of a batch. positions: int64 [T]; frequencies: see `rotary_frequencies`; shared:
+    `PackedBatch.shared`, which ranks of a context cannot use (ValueError).
 
     The rectangle path reads the lengths on the host (one device sync per batch, none per layer).
     """
     context = plan_context(cu_seqlens)
-    layout: dict[str, Any] = {"context": context}
+    layout: dict[str, Any] = {"context": context, "shared": shared}
     if context is not None:
+        if shared is not None:
+            raise ValueError("context parallelism shares no rows: pack with share_prefixes = False")
         positions = positions.index_select(0, context.own)
     elif not _uses_varlen(positions.device, dtype):
-        rectangles, tokens, slots = _rectangles(cu_seqlens.cpu().numpy())
-        layout |= {
-            "rectangles": rectangles,
-            "tokens": torch.from_numpy(tokens).to(positions.device),
-            "slots": torch.from_numpy(slots).to(positions.device),
-        }
-        positions = positions.index_select(0, layout["tokens"])
+        rectangles, *places = _rectangles(cu_seqlens.cpu().numpy())
+        tokens, slots = (torch.from_numpy(each).to(positions.device) for each in places)
+        layout |= {"rectangles": rectangles, "slots": _in_slots(tokens, slots, shared)}
+        positions = positions.index_select(0, tokens)
+    elif shared is not None:
+        layout["slots"] = Spread(shared.rows, shared.tokens, shared.repeats)
     angles = torch.outer(positions.float(), frequencies.to(positions.device))
     return AttentionPlan(
         cu_seqlens, max_seqlen, cos=angles.cos().to(dtype), sin=angles.sin().to(dtype), **layout
@@ -137,38 +161,12 @@ def _rectangles(
     return tuple(rectangles), np.concatenate(tokens), slots
 
 
-class _ToSlots(torch.autograd.Function):
-    """Rows of tokens [T, C] -> rows of slots [P, C].
-
-    A plain gather would scatter-add in its backward. Padding slots receive no gradient (nothing
-    real reads them), so the backward is a gather too.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, tokens: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
-        return rows.index_select(0, tokens)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (slots,) = ctx.saved_tensors
-        return grad.index_select(0, slots), None, None
-
-
-class _FromSlots(torch.autograd.Function):
-    """Rows of slots [P, C] -> rows of tokens [T, C]; padding slots are dropped."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
-        ctx.num_slots = rows.shape[0]
-        return rows.index_select(0, slots)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (slots,) = ctx.saved_tensors
-        padded = grad.new_zeros(ctx.num_slots, grad.shape[1])
-        return padded.index_copy_(0, slots, grad), None
+def _in_slots(tokens: Tensor, slots: Tensor, shared: SharedRows | None) -> Spread:
+    """tokens: int64 [P], the token in each slot; slots: int64 [T], the slot of each token."""
+    if shared is None:
+        return Spread(tokens, slots)
+    repeats = tuple((rows, slots[places]) for rows, places in shared.repeats)
+    return Spread(shared.rows[tokens], slots[shared.tokens], repeats)
 
 
 class PackedCoreAttention(nn.Module):
@@ -230,8 +228,8 @@ class PackedSelfAttention(SelfAttention):
     def _attend(self, mixed: Tensor, plan: AttentionPlan) -> Tensor:
         """Queries, keys and values [T, 1, C] of this rank's heads -> what they attend to."""
         rows = mixed.squeeze(1)
-        if plan.tokens is not None:
-            rows = _ToSlots.apply(rows, plan.tokens, plan.slots)
+        if plan.slots is not None:
+            rows = spread(rows, plan.slots)
         groups = self.num_query_groups_per_partition
         rows = rows.unflatten(1, (groups, -1, self.hidden_size_per_attention_head))
         # Per group: its query heads, then its key, then its value.
@@ -241,9 +239,7 @@ class PackedSelfAttention(SelfAttention):
         query = rope(query, plan.cos, plan.sin).flatten(1, 2)
         key = rope(key, plan.cos, plan.sin).flatten(1, 2)
         out = self.core_attention(query, key, value.flatten(1, 2), plan)
-        if plan.slots is not None:
-            out = _FromSlots.apply(out, plan.slots)
-        return out
+        return out if plan.slots is None else gathered(out, plan.slots)
 
 
 @cache

@@ -53,7 +53,6 @@ from satori_fast.backbone.attention import (
     plan_attention,
     rotary_frequencies,
 )
-from satori_fast.backbone.context import ContextPlan
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.weights import Source, initialize, load_hf, with_true_ties
 from satori_fast.kernels import rms_norm, swiglu
@@ -150,7 +149,7 @@ class VocabularyHead(ColumnParallelLinear):
         runtime_gather_output: bool | None = None,
         *,
         head: PolicyHead | None = None,
-        context: ContextPlan | None = None,
+        plan: AttentionPlan | None = None,
     ) -> Any:
         if head is None:
             return super().forward(input_, weight, runtime_gather_output)
@@ -158,8 +157,8 @@ class VocabularyHead(ColumnParallelLinear):
         assert weight is not None
         if self.config.sequence_parallel:
             input_ = _all_tokens(input_)
-        if context is not None:
-            input_ = context.all_rows(input_, is_shared=False)
+        if plan is not None:
+            input_ = plan.of_tokens(input_)
         size, rank = self.tp_group.size(), self.tp_group.rank()
         return head(
             input_.flatten(0, 1),
@@ -190,14 +189,14 @@ class ScalarHead(nn.Linear):
         _sum_over_parts(self.weight, config)
         self.statistics, self.config = statistics, config
 
-    def forward(self, hidden: Tensor, context: ContextPlan | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, plan: AttentionPlan | None = None) -> Tensor:
         values = F.linear(hidden.float(), self.weight.float())
         if self.statistics is not None:
             values = (values - self.statistics.mean) / self.statistics.std
         if self.config.sequence_parallel:
             values = _all_tokens(values)
-        if context is not None:
-            values = context.all_rows(values, is_shared=False)
+        if plan is not None:
+            values = plan.of_tokens(values)
         return values.flatten()
 
 
@@ -258,22 +257,23 @@ class PackedModel(LanguageModule):
         self.decoder.set_input_tensor(received)
 
     def trunk(self, batch: PackedBatch, plan: AttentionPlan) -> Tensor:
-        """Hidden states [T, 1, H] after this stage's layers (and the final norm on the last); with
+        """Hidden states [R, 1, H] after this stage's layers (and the final norm on the last); with
         sequence or context parallelism this rank's part of them.
 
-        ValueError where ranks cannot share the tokens evenly.
+        ValueError where ranks cannot share the rows evenly.
         """
         multiple = parallel_state().token_multiple
-        if batch.num_tokens % multiple:
+        if batch.num_rows % multiple:
             raise ValueError(
-                f"a microbatch has {batch.num_tokens} tokens, and its ranks share multiples of "
+                f"a microbatch has {batch.num_rows} rows, and its ranks share multiples of "
                 f"{multiple}: pack it with pad_to_multiple = {multiple}"
             )
         embedded = None
         if self.pre_process:
             tokens, positions = batch.tokens, batch.positions
-            if plan.context is not None:
-                tokens, positions = tokens[plan.context.own], positions[plan.context.own]
+            own = plan.rows
+            if own is not None:
+                tokens, positions = tokens[own], positions[own]
             embedded = self.embedding(tokens[None], positions[None])
         elif self.num_sent is not None:
             received = self.decoder.input_tensor
@@ -287,7 +287,7 @@ class PackedModel(LanguageModule):
     def _num_rows(self, batch: PackedBatch) -> int:
         """Rows of hidden states that this rank has of a batch."""
         size = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
-        return batch.num_tokens // (size * self.config.context_parallel_size)
+        return batch.num_rows // (size * self.config.context_parallel_size)
 
     def send_padded(self, batches: Sequence[PackedBatch]) -> None:
         """Have stages of a pipeline send each other equally many rows of each of `batches`."""
@@ -301,6 +301,7 @@ class PackedModel(LanguageModule):
             positions=batch.positions,
             frequencies=self.rotary_frequencies,
             dtype=self.config.params_dtype,
+            shared=batch.shared,
         )
 
 
@@ -361,10 +362,9 @@ class PolicyModel(PackedModel):
         weight = self.shared_embedding_or_output_weight() if tied else None
         # Calling the module, and not reading its weight here, lets a hook gather the weight first.
         if head is not None:
-            return self.output_layer(hidden, weight, head=head, context=plan.context)
+            return self.output_layer(hidden, weight, head=head, plan=plan)
         shard, _ = self.output_layer(hidden, weight)
-        if plan.context is not None:
-            shard = plan.context.all_rows(shard, is_shared=False)
+        shard = plan.of_tokens(shard)
         logits = gather_from_tensor_model_parallel_region(shard, group=self.output_layer.tp_group)
         return logits.squeeze(1)[:, : self.output_layer.vocab_size].float()
 
@@ -390,7 +390,7 @@ class ScalarModel(PackedModel):
         hidden = self.trunk(batch, plan)
         if not self.post_process:
             return hidden
-        values = self.output_layer(hidden, plan.context)
+        values = self.output_layer(hidden, plan)
         return values if head is None else head(values)
 
 

@@ -135,17 +135,25 @@ def build_learner(
 
 
 def score(learner: Learner, batches: Sequence[PackedBatch], *, temperature: float) -> list[Tensor]:
-    """Log-probability [T] of each target of each batch; nats, fp32, no gradient."""
+    """Log-probability [T] of each target with a loss of each batch, 0 of the others, prompts above
+    all; nats, fp32, no gradient."""
 
     def head(batch: PackedBatch) -> Callable[..., Tensor]:
         context = plan_context(batch.cu_seqlens)
 
         def logprob(hidden: Tensor, weight: Tensor, **shard: Any) -> Tensor:
-            targets = batch.targets
+            # Ranks of a context exchange equally many rows: all that each has.
+            rows = batch.loss_mask.nonzero().squeeze(1) if context is None else context.own
+            found, _ = linear_logprob(
+                hidden.index_select(0, rows),
+                weight,
+                batch.targets.index_select(0, rows),
+                temperature=temperature,
+                **shard,
+            )
             if context is not None:
-                hidden, targets = hidden[context.own], targets[context.own]
-            found, _ = linear_logprob(hidden, weight, targets, temperature=temperature, **shard)
-            return found if context is None else context.all_rows(found, is_shared=False)
+                return torch.where(batch.loss_mask, context.all_rows(found, is_shared=False), 0.0)
+            return found.new_zeros(batch.num_tokens).index_copy(0, rows, found)
 
         return logprob
 
@@ -401,7 +409,7 @@ def _run_schedule(
         model=list(models),
         num_microbatches=len(work),
         # Where parts take turns; else stages exchange the true shapes.
-        seq_length=max(batch.num_tokens for batch in batches),
+        seq_length=max(batch.num_rows for batch in batches),
         micro_batch_size=1,
         forward_only=forward_only,
     )

@@ -10,7 +10,7 @@ Not for credit (`algorithms.credit`), nor for anything that needs a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -18,14 +18,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from satori_fast.data.shared_prefixes import lexicographic, shared_lengths, shared_rows
 from satori_fast.kernels import pack_bins
-from satori_fast.types import Credit, PackedBatch, PreferencePair, Trajectory, Weighting
+from satori_fast.types import (
+    Credit,
+    PackedBatch,
+    PreferencePair,
+    SharedRows,
+    Trajectory,
+    Weighting,
+)
 
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 
 # The search for even microbatches stops this close to a perfectly even split.
 _BALANCE_TOLERANCE = 0.02
+# Of the rows of full microbatches, what those of neighbours may have.
+_WORTH_MORE_BINS = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,7 @@ class PackingSpec:
     max_seqlen:          context limit of the model in tokens, None for no limit.
     seed:                of the shuffle before the split into minibatches; use a new one every step.
     fixed_length:        tokens, the constant divisor of weighting "fixed" (Dr.GRPO).
+    share_prefixes:      lay sequences that begin alike side by side, and compute that once.
     """
 
     max_tokens_per_microbatch: int
@@ -49,6 +60,7 @@ class PackingSpec:
     max_seqlen: int | None = None
     seed: int = 0
     fixed_length: int | None = None
+    share_prefixes: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_minibatches", "data_parallel_size", "pad_to_multiple"):
@@ -118,14 +130,15 @@ def pack(
             fixed_length=packing.fixed_length,
             weighting=weighting,
         )
-        for rows in _own_microbatches(lengths[members], packing):
+        tokens = [trajectories[int(i)].tokens for i in members] if packing.share_prefixes else None
+        for rows in _own_microbatches(lengths[members], packing, tokens):
             source = members[rows]
             batch = _build_batch(
                 [trajectories[int(i)] for i in source],
                 None if credits is None else [credits[int(i)] for i in source],
                 source=source,
                 weights=[weights[int(i)] for i in rows],
-                pad_to_multiple=packing.pad_to_multiple,
+                packing=packing,
                 minibatch=minibatch,
                 num_minibatch_tokens=num_tokens,
             )
@@ -157,7 +170,7 @@ def pack_pairs(pairs: Sequence[PreferencePair], packing: PackingSpec) -> list[Pa
                     None,
                     source=source,
                     weights=[np.ones(len(solutions[int(i)].segments)) for i in source],
-                    pad_to_multiple=packing.pad_to_multiple,
+                    packing=packing,
                     minibatch=minibatch,
                     num_minibatch_tokens=len(members),
                 )
@@ -268,42 +281,90 @@ def _segment_lengths(trajectory: Trajectory) -> Indices:
     return np.array([s.stop - s.start for s in trajectory.segments], dtype=np.int64)
 
 
-def _own_microbatches(lengths: Indices, packing: PackingSpec) -> list[Indices]:
-    """The microbatches of one minibatch that belong to this rank: positions in `lengths`."""
+def _own_microbatches(
+    lengths: Indices, packing: PackingSpec, tokens: Sequence[np.ndarray] | None = None
+) -> list[Indices]:
+    """The microbatches of one minibatch that belong to this rank: positions in `lengths`.
+
+    tokens: of each sequence, where those that begin alike are to share rows.
+    """
     num_ranks = packing.data_parallel_size
-    bins = pack_bins(lengths, packing.capacity)
-    per_rank = -(-(int(bins.max()) + 1) // num_ranks)
-    num_bins = per_rank * num_ranks
-    bins = _even_bins(lengths, bins, num_bins)
-    loads = np.bincount(bins, weights=lengths, minlength=num_bins)
+    bins = _even_bins(lengths, packing, pack_bins)
+    loads = [float(lengths[members].sum()) for members in bins]
+    if tokens is not None:
+        bins, loads = _bins_that_share(lengths, packing, tokens, bins)
+    per_rank = -(-len(bins) // num_ranks)
+    nothing = np.zeros(0, dtype=np.int64)
+    bins += [nothing] * (per_rank * num_ranks - len(bins))
+    loads += [0.0] * (len(bins) - len(loads))
     # Heaviest first to the rank with the fewest tokens among those that still take one: ranks wait
     # for each other only at the end of a minibatch, so its total is what must be even.
     rank_loads = np.zeros(num_ranks)
     owned: list[list[int]] = [[] for _ in range(num_ranks)]
-    for heaviest in np.argsort(-loads, kind="stable"):
+    for heaviest in np.argsort(-np.array(loads), kind="stable"):
         open_ranks = [r for r in range(num_ranks) if len(owned[r]) < per_rank]
         rank = min(open_ranks, key=lambda r: (rank_loads[r], r))
         owned[rank].append(int(heaviest))
         rank_loads[rank] += loads[heaviest]
-    return [np.flatnonzero(bins == i) for i in owned[packing.data_parallel_rank]]
+    return [bins[i] for i in owned[packing.data_parallel_rank]]
 
 
-def _even_bins(lengths: Indices, bins: Indices, num_bins: int) -> Indices:
-    """Spread `bins` over up to `num_bins` of even load: bisect the capacity (Coffman's MULTIFIT).
+def _bins_that_share(
+    lengths: Indices, packing: PackingSpec, tokens: Sequence[np.ndarray], bins: list[Indices]
+) -> tuple[list[Indices], list[float]]:
+    """Bins whose sequences lie in lexicographic order, and the rows of each.
+
+    Of `bins`, which are full, and of bins that hold neighbours in that order, those with fewer rows
+    in all; neighbours have to save a tenth, as they may need more bins.
+    """
+    order = lexicographic(tokens)
+    ranks = np.argsort(order)
+    full = [members[np.argsort(ranks[members])] for members in bins]
+    in_order = _even_bins(lengths[order], packing, _bins_in_order)
+    alike = [order[places] for places in in_order]
+
+    def rows(bins: list[Indices]) -> list[float]:
+        shared = [shared_lengths([tokens[int(i)] for i in members]) for members in bins]
+        return [float(lengths[m].sum() - s.sum()) for m, s in zip(bins, shared, strict=True)]
+
+    of_full, of_alike = rows(full), rows(alike)
+    if sum(of_alike) < _WORTH_MORE_BINS * sum(of_full):
+        return alike, of_alike
+    return full, of_full
+
+
+def _bins_in_order(lengths: Indices, capacity: int) -> Indices:
+    """The bin of each sequence where all stay in their order (next fit)."""
+    bins, room, current = np.empty_like(lengths), capacity, 0
+    for place, length in enumerate(lengths.tolist()):
+        if length > room:
+            room, current = capacity, current + 1
+        bins[place], room = current, room - length
+    return bins
+
+
+def _even_bins(
+    lengths: Indices, packing: PackingSpec, fit: Callable[[Indices, int], Indices]
+) -> list[Indices]:
+    """The sequences of each bin: as few bins of even load as `fit` finds, or fewer where ranks
+    would get unequally many: bisect the capacity (Coffman's MULTIFIT).
 
     Best fit fills bins to the brim and leaves a small rest, which would be one rank's whole share.
     """
+    bins = fit(lengths, packing.capacity)
+    num_ranks = packing.data_parallel_size
+    num_bins = -(-(int(bins.max()) + 1) // num_ranks) * num_ranks
     ideal = max(int(lengths.max()), -(-int(lengths.sum()) // num_bins))
     low, high = ideal, int(np.bincount(bins, weights=lengths).max())
     candidate = low
     while high > ideal * (1 + _BALANCE_TOLERANCE) and low < high:
-        trial = pack_bins(lengths, candidate)
+        trial = fit(lengths, candidate)
         if trial.max() < num_bins:
             bins, high = trial, candidate
         else:
             low = candidate + 1
         candidate = (low + high) // 2
-    return bins
+    return [np.flatnonzero(bins == i) for i in range(num_bins)]
 
 
 def _build_batch(
@@ -312,16 +373,17 @@ def _build_batch(
     *,
     source: Indices,
     weights: Sequence[Weights],
-    pad_to_multiple: int,
+    packing: PackingSpec,
     minibatch: int,
     num_minibatch_tokens: int,
 ) -> PackedBatch:
     """Lay sequences end to end, label-aligned as `PackedBatch` documents."""
+    multiple = packing.pad_to_multiple
     lengths = np.array([len(t.tokens) for t in trajectories], dtype=np.int64)
     prompts = np.array([t.prompt_len for t in trajectories], dtype=np.int64)
     num_real = int(lengths.sum())
     # A microbatch without trajectories still needs a token: every rank must run its collectives.
-    padding = -num_real % pad_to_multiple if num_real else pad_to_multiple
+    padding = -num_real % multiple if num_real else multiple
     if padding:  # all prompt, hence masked
         lengths, prompts = np.append(lengths, padding), np.append(prompts, padding)
         source = np.append(source, -1)
@@ -365,7 +427,17 @@ def _build_batch(
         goes_on=_cuts(credits or (), ends),
         minibatch=minibatch,
         num_minibatch_tokens=num_minibatch_tokens,
+        shared=_shared(trajectories, lengths, multiple) if packing.share_prefixes else None,
     )
+
+
+def _shared(
+    trajectories: Sequence[Trajectory], lengths: Indices, multiple: int
+) -> SharedRows | None:
+    """Field `shared` of a batch. lengths: of the trajectories, and of a padding after them."""
+    shared = np.zeros(len(lengths), dtype=np.int64)
+    shared[: len(trajectories)] = shared_lengths([t.tokens for t in trajectories])
+    return shared_rows(lengths, shared, multiple=multiple)
 
 
 def _cuts(credits: Sequence[Credit], ends: Indices) -> torch.Tensor | None:

@@ -11,8 +11,8 @@
                   correct.
 
 The level is the number of steps; levels 4 and 5 are those of 2 and 3 steps with an aside, a number
-that nothing follows from, and levels 6 to 8 those of 1 to 3 steps with numbers up to 20, which a
-model of 100 M parameters can still calculate with. Whoever solves them slips in three ways: takes
+that nothing follows from, and levels 6 to 8 those of 1 to 3 steps with numbers up to 20, levels 9
+to 11 with numbers up to 10, which a model of 100 M parameters can calculate with. Whoever solves them slips in three ways: takes
 the wrong operation, takes the wrong number of the story, or calculates wrongly (`slips`).
 
 What is written in a step beside its equation is for the reader: an equation is all that is looked
@@ -57,7 +57,7 @@ _INVERSE: Mapping[Kind, Kind] = MappingProxyType(
     {"add": "subtract", "subtract": "add", "multiply": "divide", "divide": "multiply"}
 )
 _EQUATION = re.compile(r"([0-9]+) ([-+*/]) ([0-9]+) = ([0-9]+)")
-_LARGEST_START, _LARGEST_CHANGE, _LARGEST, _SMALL = 60, 60, 150, 20
+_LARGEST_START, _LARGEST_CHANGE, _LARGEST, _SMALL, _TINY = 60, 60, 150, 20, 10
 _LARGEST_FACTOR, _LARGEST_DIVISOR, _LARGEST_ASIDE = 6, 9, 40
 _LARGEST_START_OF_PACKS = 20
 _LARGEST_WRONG = 300  # a pupil sees that 18 dollars do not become 756
@@ -86,6 +86,9 @@ LEVELS = {
     6: Level(1, largest=_SMALL),
     7: Level(2, largest=_SMALL),
     8: Level(3, largest=_SMALL),
+    9: Level(1, largest=_TINY),
+    10: Level(2, largest=_TINY),
+    11: Level(3, largest=_TINY),
 }
 
 

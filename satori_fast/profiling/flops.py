@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from satori_fast.profiling.peaks import DevicePeaks
@@ -56,30 +56,34 @@ class ModelShape:
 
 
 def forward_flops(
-    shape: ModelShape, lengths: Sequence[int], *, num_head_tokens: int | None = None
+    shape: ModelShape,
+    lengths: Sequence[int],
+    *,
+    num_head_tokens: int | None = None,
+    row_share: float = 1.0,
 ) -> float:
     """FLOPs of one forward pass over packed sequences of these lengths, in tokens.
 
-        2 layers layer_weights T + 2 head_weights T_head + 4 layers num_heads head_dim P
+        2 layers layer_weights R + 2 head_weights T_head + 4 layers num_heads head_dim P
 
-    T is the sum of the lengths; P the query-key pairs under the causal mask, the sum of
-    L (L + 1) / 2, each of which costs a multiply-add in the scores and one in their sum of values.
-    num_head_tokens: T_head, tokens that need logits; None: all.
+    R is the number of rows, `row_share` of the sum of the lengths T: what sequences begin with
+    alike may be computed once (`PackedBatch.shared`). P: the query-key pairs under the causal mask,
+    the sum of L (L + 1) / 2, each of which costs a multiply-add in the scores and one in their sum
+    of values. num_head_tokens: T_head, tokens that need logits; None: all T.
     """
     num_tokens = sum(lengths)
     head_tokens = num_tokens if num_head_tokens is None else num_head_tokens
     num_pairs = sum(length * (length + 1) // 2 for length in lengths)
-    products = shape.num_layers * shape.layer_weights * num_tokens
+    products = shape.num_layers * shape.layer_weights * num_tokens * row_share
     products += shape.head_weights * head_tokens
     products += 2 * shape.num_layers * shape.num_heads * shape.head_dim * num_pairs
     return 2.0 * products
 
 
-def training_flops(
-    shape: ModelShape, lengths: Sequence[int], *, num_head_tokens: int | None = None
-) -> float:
-    """FLOPs of forward and backward; `num_head_tokens` are those with a loss."""
-    return TRAINING_PASSES * forward_flops(shape, lengths, num_head_tokens=num_head_tokens)
+def training_flops(shape: ModelShape, lengths: Sequence[int], **counted: Any) -> float:
+    """FLOPs of forward and backward; keywords of `forward_flops`, the logits being those of tokens
+    with a loss."""
+    return TRAINING_PASSES * forward_flops(shape, lengths, **counted)
 
 
 def utilisation(times: StepTimes, peaks: DevicePeaks, *, num_devices: int = 1) -> dict[str, float]:

@@ -24,7 +24,7 @@ from satori_fast.profiling.monitor import StepMonitor
 from satori_fast.profiling.spans import SpanRecorder, StepTimes
 from satori_fast.stages.step_metrics import advantage_metrics, experience_metrics, update_metrics
 from satori_fast.stages.trainer import StepResult, Trainer
-from satori_fast.types import Problem, SegmentSignal, StepReport, Trajectory
+from satori_fast.types import PackedBatch, Problem, SegmentSignal, StepReport, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +173,9 @@ class Books:
         self.count_decoding(
             trainer.policy, int(stats.get("passes", 0)), trainer.parallel.tensor_size
         )
-        self.count_scoring("logprob", trainer.scorers, kept)
-        self.count_training(result.trained.values(), kept)
+        row_share = _row_share(result.batches)
+        self.count_scoring("logprob", trainer.scorers, kept, row_share=row_share)
+        self.count_training(result.trained.values(), kept, row_share=row_share)
         samples = evenly_spread(experience.sampled, num_samples)
         self.record_samples(step, samples, signals=_signals_of(samples, result, trainer))
         all_reduce_sum = trainer.parallel.all_reduce_sum
@@ -186,6 +187,7 @@ class Books:
             ),
             **advantage_metrics(result.batches, result.advantages, kept, all_reduce_sum),
             **update_metrics(result.stats),
+            "update/row_share": row_share,
         }
         if result.synced is not None:
             metrics["sync/bytes"] = float(result.synced.num_bytes)
@@ -198,25 +200,41 @@ class Books:
         num_loss_tokens = sum(loss_tokens.values())
         self.spans.count("update", experience.num_tokens)
         self.spans.count("step", experience.num_tokens)
+        row_share = _row_share(result.batches)
         self.count_training(
-            result.trained.values(), experience.trajectories, num_loss_tokens=num_loss_tokens
+            result.trained.values(),
+            experience.trajectories,
+            num_loss_tokens=num_loss_tokens,
+            row_share=row_share,
         )
         if start is not None:
             # Its layers are a pass of their own, its logits a part of the loss.
             shape, lengths = shape_of(start), [len(t.tokens) for t in experience.trajectories]
             self.spans.count("logprob", experience.num_tokens)
-            self.spans.count_flops("logprob", forward_flops(shape, lengths, num_head_tokens=0))
+            layers = forward_flops(shape, lengths, num_head_tokens=0, row_share=row_share)
+            self.spans.count_flops("logprob", layers)
             logits = forward_flops(shape, (), num_head_tokens=num_loss_tokens)
             self.spans.count_flops("update", logits)
         return dict(result.stats)
 
     def count_scoring(
-        self, span: str, learners: Iterable[Learner], trajectories: Sequence[Trajectory]
+        self,
+        span: str,
+        learners: Iterable[Learner],
+        trajectories: Sequence[Trajectory],
+        *,
+        row_share: float = 1.0,
     ) -> None:
-        """Count a forward pass of each learner over whole trajectories, with all outputs."""
+        """Count a forward pass of each learner over whole trajectories; a policy makes logits of
+        the responses."""
         lengths = [len(t.tokens) for t in trajectories]
+        num_response_tokens = sum(t.num_response_tokens for t in trajectories)
         for learner in learners:
-            self.spans.count_flops(span, forward_flops(shape_of(learner), lengths))
+            head = num_response_tokens if learner.module.kind == "policy" else None
+            flops = forward_flops(
+                shape_of(learner), lengths, num_head_tokens=head, row_share=row_share
+            )
+            self.spans.count_flops(span, flops)
 
     def count_training(
         self,
@@ -224,15 +242,19 @@ class Books:
         trajectories: Sequence[Trajectory],
         *,
         num_loss_tokens: int | None = None,
+        row_share: float = 1.0,
     ) -> None:
         """Count forward and backward of each learner, span "update"; a policy needs logits of
-        tokens with a loss only. num_loss_tokens: None: all of the responses."""
+        tokens with a loss only. num_loss_tokens: None: all of the responses. row_share: see
+        `forward_flops`."""
         lengths = [len(t.tokens) for t in trajectories]
         if num_loss_tokens is None:
             num_loss_tokens = sum(t.num_response_tokens for t in trajectories)
         for learner in learners:
             head = num_loss_tokens if learner.module.kind == "policy" else None
-            flops = training_flops(shape_of(learner), lengths, num_head_tokens=head)
+            flops = training_flops(
+                shape_of(learner), lengths, num_head_tokens=head, row_share=row_share
+            )
             self.spans.count_flops("update", flops)
 
     def count_decoding(self, policy: Learner, num_passes: int, tensor_size: int) -> None:
@@ -242,6 +264,12 @@ class Books:
             num_bytes = next(policy.module.parameters()).element_size()
             num_bytes *= shape_of(policy).num_weights_read / tensor_size
             self.spans.count_bytes("rollout", num_passes * num_bytes)
+
+
+def _row_share(batches: Sequence[PackedBatch]) -> float:
+    """Rows that a model computes for each token of the batches of this rank."""
+    num_tokens = sum(batch.num_tokens for batch in batches)
+    return sum(batch.num_rows for batch in batches) / num_tokens if num_tokens else 1.0
 
 
 def _signals_of(

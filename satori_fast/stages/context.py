@@ -167,4 +167,5 @@ class Context:
             max_seqlen=config.rollout.max_seqlen,
             seed=seed,
             fixed_length=config.reinforce.fixed_length or config.rollout.max_new_tokens,
+            share_prefixes=config.packing.share_prefixes and parallel.context_size == 1,
         )

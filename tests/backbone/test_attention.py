@@ -43,14 +43,15 @@ def _plan(lengths: list[int], head_dim: int = 8) -> AttentionPlan:
 def test_plan_holds_every_token_once_in_a_rectangle_of_its_sequence(lengths: list[int]) -> None:
     plan = _plan(lengths)
     num_tokens = sum(lengths)
-    assert plan.tokens is not None and plan.slots is not None
-    assert torch.equal(plan.tokens[plan.slots], torch.arange(num_tokens))
-    assert sum(count * length for count, length in plan.rectangles) == len(plan.tokens)
-    assert len(plan.tokens) <= 1.25 * num_tokens
+    assert plan.slots is not None
+    tokens = plan.slots.rows
+    assert torch.equal(tokens[plan.slots.places], torch.arange(num_tokens))
+    assert sum(count * length for count, length in plan.rectangles) == len(tokens)
+    assert len(tokens) <= 1.25 * num_tokens
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     offset = 0
     for count, length in plan.rectangles:
-        rows = owner[plan.tokens[offset : offset + count * length]].view(count, length)
+        rows = owner[tokens[offset : offset + count * length]].view(count, length)
         assert (rows == rows[:, :1]).all()
         offset += count * length
 
@@ -71,21 +72,23 @@ def _dense_attention(query: Tensor, key: Tensor, value: Tensor, lengths: list[in
 def test_packed_attention_equals_a_dense_mask_in_fp64(lengths: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     plan = _plan(lengths)
+    assert plan.slots is not None
+    slots = plan.slots
     shapes = [(sum(lengths), heads, 8) for heads in (4, 2, 2)]
     dense = [
         torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
         for shape in shapes
     ]
-    packed = [x.detach().float()[plan.tokens].requires_grad_() for x in dense]
+    packed = [x.detach().float()[slots.rows].requires_grad_() for x in dense]
     expected = _dense_attention(*dense, lengths)
-    actual = PackedCoreAttention(None)(*packed, plan)[plan.slots]
+    actual = PackedCoreAttention(None)(*packed, plan)[slots.places]
     torch.testing.assert_close(actual.double(), expected, atol=2e-6, rtol=1e-5)
     upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     expected.backward(upstream)
     actual.backward(upstream.float())
     for mine, theirs in zip(packed, dense, strict=True):
         torch.testing.assert_close(
-            mine.grad[plan.slots].double(), theirs.grad, atol=5e-6, rtol=1e-4
+            mine.grad[slots.places].double(), theirs.grad, atol=5e-6, rtol=1e-4
         )
 
 

@@ -355,6 +355,64 @@ def test_ranks_are_even_where_microbatches_cannot_be() -> None:
     assert [sorted(b.num_tokens for b in rank) for rank in ranks] == [[17, 30], [18, 28]]
 
 
+def make_siblings(num_groups: int, num_samples: int, prompt_len: int) -> list[Trajectory]:
+    """Groups of responses of 4 to 30 tokens to one prompt each; a group is spread over the list."""
+    made = [make_trajectory(prompt_len, [4 + (7 * i) % 27], i) for i in range(num_groups)]
+    rng = np.random.default_rng(0)
+    siblings = []
+    for _ in range(num_samples):
+        for first in made:
+            response = rng.integers(1, 1000, first.num_response_tokens, dtype=np.int32)
+            tokens = np.concatenate([first.tokens[:prompt_len], response])
+            siblings.append(replace(first, tokens=tokens))
+    return siblings
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_sequences_that_begin_alike_lie_together_and_share_rows(num_ranks: int) -> None:
+    trajectories = make_siblings(6, 8, prompt_len=40)
+    spec = PackingSpec(640, 1, data_parallel_size=num_ranks, pad_to_multiple=4, share_prefixes=True)
+    ranks = pack_all_ranks(trajectories, spec)
+    batches = [batch for rank in ranks for batch in rank]
+    assert sorted(i for b in batches for i in b.source.tolist() if i >= 0) == list(range(48))
+    for batch in batches:
+        check_batch(batch, trajectories)
+        assert batch.num_tokens <= 640 and batch.num_rows % 4 == 0
+        assert batch.shared is not None
+        # A row is a token after the same tokens.
+        positions = batch.positions[batch.shared.tokens]
+        assert batch.tokens.equal(batch.tokens[batch.shared.tokens][batch.shared.rows])
+        assert batch.positions.equal(positions[batch.shared.rows])
+    # 48 prompts of 40 tokens; of those in one microbatch each but the first is free.
+    num_tokens = sum(batch.num_tokens for batch in batches)
+    num_rows = sum(batch.num_rows for batch in batches)
+    assert num_tokens - num_rows > 0.8 * 40 * (48 - 6)
+    loads = [sum(batch.num_rows for batch in rank) for rank in ranks]
+    assert max(loads) / min(loads) < 1.25
+    plain = pack_all_ranks(trajectories, replace(spec, share_prefixes=False))
+    assert all(batch.shared is None for rank in plain for batch in rank)
+
+
+def test_without_common_beginnings_microbatches_are_the_full_ones() -> None:
+    rng = np.random.default_rng(2)
+    trajectories = [make_trajectory(4, [int(rng.integers(4, 60))], i) for i in range(40)]
+    spec = PackingSpec(128, 1)
+    for alike in (trajectories, make_siblings(20, 2, prompt_len=2)):  # too little to share
+        plain, sharing = (
+            pack_all_ranks(alike, replace(spec, share_prefixes=shares))[0]
+            for shares in (False, True)
+        )
+        sources = [sorted(sorted(b.source.tolist()) for b in each) for each in (plain, sharing)]
+        assert sources[0] == sources[1]
+
+
+def test_a_pair_shares_its_question() -> None:
+    chosen, rejected = make_siblings(1, 2, prompt_len=9)
+    (batch,) = pack_pairs([PreferencePair(chosen, rejected)], replace(SPEC, share_prefixes=True))
+    assert batch.source.tolist() == [0, 1]
+    assert batch.num_rows == batch.num_tokens - 9
+
+
 def test_no_minibatch_is_empty_beside_a_very_long_trajectory() -> None:
     trajectories = [make_trajectory(2, [n], n) for n in (28, 1, 2, 3, 4)]
     for seed in range(20):  # the shuffle puts it first, last and in between

@@ -32,7 +32,7 @@ from satori_fast.backbone.step import Learner, build_learner, update_one
 from satori_fast.data.packing import PackingSpec, pack, pack_pairs
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.profiling.spans import SpanRecorder
-from satori_fast.stages.trainer import Trainer
+from satori_fast.stages.trainer import Packing, Trainer
 from satori_fast.types import (
     Experience,
     PreferencePair,
@@ -51,7 +51,8 @@ _SETTINGS = OptimizerSettings(learning_rate=1e-3, weight_decay=0.1, epsilon=1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """A layout: what is left of the world is data parallel."""
+    """A layout: what is left of the world is data parallel. Rows of what sequences begin with alike
+    are shared, but for one process whose steps all others are to take."""
 
     world: int = 2
     tensor: int = 1
@@ -59,18 +60,20 @@ class Case:
     context: int = 1
     # So small that a model has several, and their sums overlap with the backward pass.
     options: ParallelOptions = ParallelOptions(bucket_size=10_000)  # noqa: RUF009
+    shares: bool = True
 
 
-ALONE = Case(world=1)
+ALONE = Case(world=1, shares=False)
 CASES = {
+    "one": Case(world=1),
     "tensor": Case(tensor=2, options=ParallelOptions(sequence=False)),
     "sequence": Case(tensor=2),
     "pipeline": Case(pipeline=2),
     "interleaved": Case(pipeline=2, options=ParallelOptions(chunks=2)),
     "data": Case(),
-    "context": Case(context=2),
+    "context": Case(context=2, shares=False),
     "tensor x data": Case(4, tensor=2),
-    "tensor x context": Case(4, tensor=2, context=2),
+    "tensor x context": Case(4, tensor=2, context=2, shares=False),
     "pipeline x data": Case(4, pipeline=2),
 }
 
@@ -80,13 +83,14 @@ def session(case: Case, recipe: str) -> dict[str, Any]:
     state = initialize_parallel(
         case.tensor, case.pipeline, context=case.context, options=case.options
     )
-    trainer = _trainer(recipe, state)
+    packing = partial(_packing, state, shares=case.shares)
+    trainer = _trainer(recipe, state, packing)
     stats: list[dict[str, float]] = []
     for step in range(3):
         batches = trainer.annotate(trainer.pack(_experience(recipe, step), step))
         advantages, metrics = trainer.advantages(batches)
         stats.append({**metrics, **trainer.update(batches, advantages, step)})
-    spec = _packing(state, 9)
+    spec = packing(9)
     solutions = _trajectories(3)
     imitated = pack(solutions, None, spec, "token")
     stats.append(update_one(trainer.policy, imitated, imitation_loss))
@@ -103,7 +107,7 @@ def session(case: Case, recipe: str) -> dict[str, Any]:
     return {"stats": stats, "weights": weights}
 
 
-def _trainer(name: str, state: ParallelState) -> Trainer:
+def _trainer(name: str, state: ParallelState, packing: Packing) -> Trainer:
     recipe = effective_recipe(name, temperature=0.9)
     return Trainer(
         recipe,
@@ -111,7 +115,7 @@ def _trainer(name: str, state: ParallelState) -> Trainer:
         _learner(scalar=True) if "critic" in recipe.needs else None,
         _learner(trained=False) if "reference" in recipe.needs else None,
         state,
-        partial(_packing, state),
+        packing,
         SpanRecorder().span,
         build_word_tokenizer(["a"]),
     )
@@ -131,7 +135,7 @@ def _learner(*, scalar: bool = False, trained: bool = True) -> Learner:
     )
 
 
-def _packing(state: ParallelState, seed: int) -> PackingSpec:
+def _packing(state: ParallelState, seed: int, *, shares: bool = False) -> PackingSpec:
     return PackingSpec(
         max_tokens_per_microbatch=56,
         num_minibatches=2,
@@ -139,6 +143,7 @@ def _packing(state: ParallelState, seed: int) -> PackingSpec:
         data_parallel_rank=state.data_rank,
         pad_to_multiple=state.token_multiple,
         seed=seed,
+        share_prefixes=shares,
     )
 
 
@@ -149,17 +154,22 @@ def _experience(recipe: str, step: int) -> Experience:
 
 
 def _trajectories(seed: int) -> list[Trajectory]:
-    """Four problems, three responses to each of two segments; prompts of 3 tokens."""
+    """Four problems, three responses to each of two segments; prompts of 3 tokens, of which all
+    have the first and those of a problem all. Two responses to it begin alike."""
     rng = np.random.default_rng(seed)
     made: list[Trajectory] = []
+    tokens = np.zeros(0, dtype=np.int32)
     for number in range(12):
         first, second = (int(length) for length in rng.integers(2, 12, 2))
         length = first + second
+        alike = tokens[: (1, 3, 5)[number % 3]]
+        rest = rng.integers(0, VOCAB_SIZE, 3 + length - len(alike), dtype=np.int32)
+        tokens = np.concatenate([alike, rest])
         made.append(
             Trajectory(
                 problem=Problem(f"p{number // 3}", "q", "a"),
                 group_id=number // 3,
-                tokens=rng.integers(0, VOCAB_SIZE, 3 + length, dtype=np.int32),
+                tokens=tokens,
                 prompt_len=3,
                 logprobs=np.full(length, -4.0, dtype=np.float32),
                 policy_version=0,

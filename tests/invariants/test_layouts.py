@@ -14,7 +14,14 @@ import pytest
 import torch
 
 from satori_fast.backbone.parallel import shutdown_parallel
-from tests.invariants.layout_worker import ALONE, CASES, RECIPES, bytes_per_parameter, session
+from tests.invariants.layout_worker import (
+    ALONE,
+    CASES,
+    RECIPES,
+    Case,
+    bytes_per_parameter,
+    session,
+)
 
 pytestmark = pytest.mark.ranks
 
@@ -28,8 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def alone(recipe: str) -> dict[str, Any]:
+    return in_this_process(ALONE, recipe)
+
+
+def in_this_process(case: Case, recipe: str) -> dict[str, Any]:
     shutdown_parallel()
-    result = session(ALONE, recipe)
+    result = session(case, recipe)
     shutdown_parallel()
     return result
 
@@ -56,7 +67,11 @@ def together(world_size: int, folder: Path) -> dict[Any, Any]:
     "name", [pytest.param(n, marks=pytest.mark.slow if n in _SLOW else ()) for n in CASES]
 )
 def test_a_layout_takes_the_steps_of_one_process(name: str, recipe: str, folder: Path) -> None:
-    one, many = alone(recipe), together(CASES[name].world, folder)[name, recipe]
+    one, case = alone(recipe), CASES[name]
+    if case.world == 1:
+        many = in_this_process(case, recipe)
+    else:
+        many = together(case.world, folder)[name, recipe]
     for step_one, step_many in zip(one["stats"], many["stats"], strict=True):
         assert step_many == pytest.approx(step_one, rel=1e-5, abs=1e-5)
     assert one["weights"].keys() == many["weights"].keys()

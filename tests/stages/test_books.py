@@ -46,25 +46,33 @@ def test_a_step_counts_what_its_models_compute(tmp_path: Path) -> None:
         num_response_tokens = sum(t.num_response_tokens for t in trajectories)
         # A layer: 2 x 32 x 16 x 3 of the attention, 3 x 32 x 64 of the MLP.
         layer, pairs = 2 * 32 * 16 * 3 + 3 * 32 * 64, sum(n * (n + 1) // 2 for n in lengths)
-        trunk = 2 * 2 * layer * sum(lengths) + 4 * 2 * 2 * 16 * pairs
+        attention = 4 * 2 * 2 * 16 * pairs
+        trunk = 2 * 2 * layer * sum(lengths) + attention
+        # What both begin with, the prompt at least, is computed once.
+        beginnings = {
+            t.tokens[: end + 1].tobytes() for t in trajectories for end in range(len(t.tokens))
+        }
+        assert len(beginnings) < sum(lengths)
+        shared = 2 * 2 * layer * len(beginnings) + attention
 
         source = DemonstrationSource(trajectories, batch_size=2, seed=0)
         span, packing = books.spans.span, context.packing()
         options = {"packing": packing, "span": span}
         books.training(supervised_step(policy, source, 0, imitation=Imitation(), **options))
         head = 2 * 32 * vocab_size * num_response_tokens
-        assert books.spans.end_step().flops == {"update": 3 * (trunk + head)}
+        flops = books.spans.end_step().flops
+        assert flops == pytest.approx({"update": 3 * (shared + head)}, rel=1e-12)
         # A starting model reads the tokens, and its head makes the logits of the loss.
         imitation = Imitation(start=models.policy(start), kl_coefficient=0.1)
         books.training(supervised_step(policy, source, 1, imitation=imitation, **options))
-        flops = {"logprob": trunk, "update": 3 * (trunk + head) + head}
-        assert books.spans.end_step().flops == flops
+        flops = {"logprob": shared, "update": 3 * (shared + head) + head}
+        assert books.spans.end_step().flops == pytest.approx(flops, rel=1e-12)
 
         books.count_scoring("logprob", [policy, critic], trajectories)
         books.count_training([critic], trajectories)
         books.count_decoding(policy, 5, 1)
         times = books.spans.end_step()
-        heads = 2 * 32 * (vocab_size + 1) * sum(lengths)
+        heads = 2 * 32 * (vocab_size * num_response_tokens + sum(lengths))
         assert times.flops["logprob"] == 2 * trunk + heads
         assert times.flops["update"] == 3 * (trunk + 2 * 32 * sum(lengths))
         # Five passes over all matrices but the embedding, which is the head here; 4 bytes each.
