@@ -331,12 +331,8 @@ class SharedRows:
 
     def to(self, device: torch.device | str) -> SharedRows:
         """The same on `device`."""
-        tokens, rows = (x.to(device, non_blocking=True) for x in (self.tokens, self.rows))
-        repeats = tuple(
-            (rows.to(device, non_blocking=True), tokens.to(device, non_blocking=True))
-            for rows, tokens in self.repeats
-        )
-        return SharedRows(tokens, rows, repeats)
+        repeats = tuple((rows.to(device), tokens.to(device)) for rows, tokens in self.repeats)
+        return SharedRows(self.tokens.to(device), self.rows.to(device), repeats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,8 +364,7 @@ class PackedBatch:
                       credit says `Credit.goes_on`; None where there is none.
     start_hidden:     [loss tokens, H], hidden states of the starting model where `loss_mask` is
                       True, in order; None until `backbone.step.with_start_hidden`.
-    shared:           rows of the trunk, fewer than T, where sequences begin alike; None: one row
-                      for each token.
+    shared:           rows of the trunk where sequences begin alike; None: one for each token.
     """
 
     tokens: Tensor
@@ -398,8 +393,7 @@ class PackedBatch:
 
     @property
     def num_rows(self) -> int:
-        """Rows that the layers of a model compute: a token that follows the same tokens in several
-        sequences has one."""
+        """Rows that the layers of a model compute for the tokens."""
         return self.num_tokens if self.shared is None else self.shared.tokens.shape[0]
 
     @property
@@ -445,8 +439,7 @@ class PackedBatch:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor) and f.name != "source"
         }
-        shared = None if self.shared is None else self.shared.to(device)
-        return replace(self, **moved, shared=shared)
+        return replace(self, **moved, shared=self.shared and self.shared.to(device))
 
 
 @dataclass(frozen=True, slots=True)

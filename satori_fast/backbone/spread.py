@@ -31,13 +31,13 @@ class Spread:
 
 
 def spread(rows: Tensor, layout: Spread) -> Tensor:
-    """Rows [R, ...] -> what is in each place, [P, ...]."""
+    """Copy rows [R, ...] to their places, [P, ...]."""
     copied: Any = _Spread.apply(rows, layout)
     return copied
 
 
 def gathered(values: Tensor, layout: Spread) -> Tensor:
-    """What is in each place [P, ...] -> that of each row [R, ...], read at `Spread.places`."""
+    """Read the rows [R, ...] back from the places [P, ...] that `Spread.places` names."""
     read: Any = _Gathered.apply(values, layout)
     return read
 

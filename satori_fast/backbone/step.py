@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -31,10 +31,11 @@ from satori_fast.backbone.optimizer import (
     OptimizerSettings,
     wrap_for_training,
 )
-from satori_fast.backbone.parallel import ParallelState, parallel_state
+from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.parking import Parking
+from satori_fast.backbone.scoring import LateScores, LateScoring, logprob_head
+from satori_fast.backbone.step_sums import MinibatchSums, reduced, summary
 from satori_fast.backbone.weights import VOCABULARY, iter_hf
-from satori_fast.kernels import linear_logprob
 from satori_fast.types import Advantages, LossOutput, PackedBatch
 
 
@@ -138,26 +139,7 @@ def score(learner: Learner, batches: Sequence[PackedBatch], *, temperature: floa
     """Log-probability [T] of each target with a loss of each batch, 0 of the others, prompts above
     all; nats, fp32, no gradient."""
 
-    def head(batch: PackedBatch) -> Callable[..., Tensor]:
-        context = plan_context(batch.cu_seqlens)
-
-        def logprob(hidden: Tensor, weight: Tensor, **shard: Any) -> Tensor:
-            # Ranks of a context exchange equally many rows: all that each has.
-            rows = batch.loss_mask.nonzero().squeeze(1) if context is None else context.own
-            found, _ = linear_logprob(
-                hidden.index_select(0, rows),
-                weight,
-                batch.targets.index_select(0, rows),
-                temperature=temperature,
-                **shard,
-            )
-            if context is not None:
-                return torch.where(batch.loss_mask, context.all_rows(found, is_shared=False), 0.0)
-            return found.new_zeros(batch.num_tokens).index_copy(0, rows, found)
-
-        return logprob
-
-    return _forward(learner, batches, head)
+    return _forward(learner, batches, partial(logprob_head, temperature=temperature))
 
 
 def value(learner: Learner, batches: Sequence[PackedBatch]) -> list[Tensor]:
@@ -168,18 +150,21 @@ def value(learner: Learner, batches: Sequence[PackedBatch]) -> list[Tensor]:
 
 def annotate(
     batches: Sequence[PackedBatch],
-    policy: Learner,
+    policy: Learner | None,
     reference: Learner | None = None,
     critic: Learner | None = None,
     *,
     temperature: float,
 ) -> list[PackedBatch]:
-    """The batches with `old_logprobs` and, where a model is given, `ref_logprobs` and `values`."""
-    scores = score(policy, batches, temperature=temperature)
-    annotated = [
-        batch.annotated(old_logprobs=logprobs)
-        for batch, logprobs in zip(batches, scores, strict=True)
-    ]
+    """The batches with what the models that are given say of them: `old_logprobs`, `ref_logprobs`
+    and `values`."""
+    annotated = list(batches)
+    if policy is not None:
+        scores = score(policy, batches, temperature=temperature)
+        annotated = [
+            batch.annotated(old_logprobs=logprobs)
+            for batch, logprobs in zip(annotated, scores, strict=True)
+        ]
     if reference is not None:
         scores = score(reference, batches, temperature=temperature)
         annotated = [
@@ -217,13 +202,15 @@ def update(
     loss: Loss,
     *,
     policy_enabled: bool = True,
+    late: LateScoring | None = None,
 ) -> dict[str, float]:
     """One optimizer step per minibatch for each learner given; what happened, under full names.
 
     batches: this rank's microbatches; equal `minibatch` numbers make one step, lowest first, and
     every data-parallel rank must hold the same number of microbatches in each.
     policy_enabled: False warms the critic up and leaves the policy alone. No batches, no step: the
-    result is empty.
+    result is empty. late: scores those of the first minibatch that have no `old_logprobs`; there
+    must be one pipeline stage.
 
     Result: "update/loss", "update/<name>" of the loss's sums per loss token (mean over minibatches)
     and maxes (maximum), "update/grad_norm" before clipping (mean over finite ones),
@@ -238,7 +225,7 @@ def update(
     if critic is not None:
         metrics |= _train(critic, work, loss.value, "critic")
     if policy is not None and policy_enabled:
-        metrics |= _train(policy, work, loss.policy, "update")
+        metrics |= _train(policy, work, loss.policy, "update", late)
     return metrics
 
 
@@ -262,26 +249,25 @@ def update_one(
 
 
 def _train(
-    learner: Learner, work: Sequence[_Work], terms: Callable[..., LossOutput], name: str
+    learner: Learner,
+    work: Sequence[_Work],
+    terms: Callable[..., LossOutput],
+    name: str,
+    late: LateScoring | None = None,
 ) -> dict[str, float]:
     """One step for each minibatch of `work`; what happened, under "<name>/"."""
     if not work:
         return {}
     ordered = sorted(work, key=lambda pair: pair[0].minibatch)
     minibatches = [list(group) for _, group in groupby(ordered, key=lambda pair: pair[0].minibatch)]
-    results = [_minibatch_step(learner, minibatch, terms, name) for minibatch in minibatches]
+    first, *others = minibatches
+    scores = None if late is None else LateScores(late, [batch for batch, _ in work])
+    results = [_minibatch_step(learner, first, terms, name, scores)]
+    results += [_minibatch_step(learner, minibatch, terms, name) for minibatch in others]
     assert learner.optimizer is not None
     learner.optimizer.gather_parameters()
-    metrics = {f"{name}/{key}": number for key, number in _summary(results).items()}
+    metrics = {f"{name}/{key}": number for key, number in summary(results).items()}
     return metrics | {f"{name}/learning_rate": learner.optimizer.learning_rate}
-
-
-@dataclass(frozen=True)
-class _StepResult:
-    sums: dict[str, float]  # per loss token of the minibatch, over all ranks; "loss" among them
-    maxes: dict[str, float]
-    grad_norm: float
-    stepped: bool
 
 
 def _minibatch_step(
@@ -289,7 +275,8 @@ def _minibatch_step(
     minibatch: list[_Work],
     terms: Callable[..., LossOutput],
     name: str,
-) -> _StepResult:
+    scores: LateScores | None = None,
+) -> MinibatchSums:
     optimizer = learner.optimizer
     if optimizer is None:
         raise ValueError("update() got a frozen learner: build it with optimizer settings")
@@ -299,21 +286,23 @@ def _minibatch_step(
 
     def forward_step(work: Iterator[_Work], model: nn.Module) -> Any:
         batch, advantages = next(work)
-        output = model(batch, _loss_head(learner.module, terms, batch, advantages))
+        output = model(batch, _loss_head(learner.module, terms, batch, advantages, scores))
         return _schedule_output(output, partial(_divided_loss, num_tokens=num_tokens))
 
     outputs = _run_schedule(learner, _in_turns(minibatch), forward_step, forward_only=False)
     state = parallel_state()
     # Of a policy's loss each rank of a context has a part, of a scalar model's all of it.
     has_all = isinstance(learner.module, ScalarModel)
-    sums, maxes = _reduced(outputs, num_tokens, state if has_all else state.copies())
+    sums, maxes = reduced(outputs, num_tokens, state if has_all else state.copies())
+    if scores is not None:
+        scores.hand_over()
     norm, stepped = optimizer.step(is_finite=math.isfinite(sums["loss"]))
     num_skipped = optimizer.num_skipped_in_a_row
     if num_skipped > optimizer.settings.max_skipped_updates:
         raise NonFiniteUpdate(
             name, num_skipped, loss=sums["loss"], grad_norm=norm, microbatches=minibatch
         )
-    return _StepResult(sums, maxes, norm, stepped)
+    return MinibatchSums(sums, maxes, norm, stepped)
 
 
 def _loss_head(
@@ -321,11 +310,16 @@ def _loss_head(
     terms: Callable[..., LossOutput],
     batch: PackedBatch,
     advantages: Advantages | None,
+    scores: LateScores | None,
 ) -> Callable[..., LossOutput]:
     if isinstance(module, ScalarModel):
         return lambda values: terms(values, batch, advantages)
-    own = _with_own_loss(batch)
-    return lambda hidden, weight, **shard: terms(hidden, weight, own, advantages, **shard)
+
+    def loss(hidden: Tensor, weight: Tensor, **shard: Any) -> LossOutput:
+        scored = batch if scores is None else scores.complete(batch, hidden, weight, **shard)
+        return terms(hidden, weight, _with_own_loss(scored), advantages, **shard)
+
+    return loss
 
 
 def _with_own_loss(batch: PackedBatch) -> PackedBatch:
@@ -452,44 +446,3 @@ def _forward(
     for output in outputs:
         dist.broadcast(output, src=last, group=group)
     return outputs
-
-
-def _reduced(
-    outputs: list[LossOutput], num_tokens: int, state: ParallelState
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Sums per loss token and maxes, over microbatches, data-parallel ranks and pipeline stages."""
-    reduced: list[dict[str, float]] = [{}, {}]
-    if outputs:
-        columns = [{"loss": output.loss, **output.sums} for output in outputs]
-        sums = state.all_reduce_sum(_table(columns).sum(0)) / num_tokens
-        reduced[0] = dict(zip(columns[0], sums.tolist(), strict=True))
-        if outputs[0].maxes:
-            peaks = state.all_reduce_max(_table([output.maxes for output in outputs]).amax(0))
-            reduced[1] = dict(zip(outputs[0].maxes, peaks.tolist(), strict=True))
-    if state.pipeline_size > 1:
-        group: Any = mpu.get_pipeline_model_parallel_group()
-        dist.broadcast_object_list(
-            reduced, src=mpu.get_pipeline_model_parallel_last_rank(), group=group
-        )
-    return reduced[0], reduced[1]
-
-
-def _table(rows: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """[microbatches, names] in fp64, so that sums do not depend on the number of microbatches."""
-    return torch.stack([torch.stack([x.double() for x in row.values()]) for row in rows])
-
-
-def _summary(results: list[_StepResult]) -> dict[str, float]:
-    metrics = {name: _mean([r.sums[name] for r in results]) for name in results[0].sums}
-    for name in results[0].maxes:
-        metrics[name] = max(result.maxes[name] for result in results)
-    norms = [result.grad_norm for result in results if math.isfinite(result.grad_norm)]
-    metrics["grad_norm"] = _mean(norms) if norms else math.nan
-    metrics["num_skipped"] = float(sum(not result.stepped for result in results))
-    return metrics
-
-
-def _mean(numbers: Sequence[float]) -> float:
-    # fsum raises where infinities of both signs meet.
-    total = math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
-    return total / len(numbers)

@@ -114,7 +114,7 @@ def pack(
     Raises ValueError for a trajectory that fits neither a microbatch nor the context, and for
     weighting "fixed" without `packing.fixed_length`.
     """
-    assert credits is None or len(trajectories) == len(credits), (len(trajectories), len(credits))
+    assert credits is None or len(trajectories) == len(credits)
     if not trajectories:
         return []
     lengths = np.array([len(t.tokens) for t in trajectories], dtype=np.int64)
@@ -124,17 +124,14 @@ def pack(
     batches: list[PackedBatch] = []
     for minibatch, members in enumerate(_split_minibatches(lengths, packing)):
         num_tokens = _num_loss_tokens(trajectories, trained, members)
+        together = [trajectories[int(i)] for i in members]
         weights = _segment_weights(
-            [trajectories[int(i)] for i in members],
-            response_lengths[members],
-            fixed_length=packing.fixed_length,
-            weighting=weighting,
+            together, response_lengths[members], packing.fixed_length, weighting
         )
-        tokens = [trajectories[int(i)].tokens for i in members] if packing.share_prefixes else None
-        for rows in _own_microbatches(lengths[members], packing, tokens):
+        for rows in _own_microbatches(lengths[members], packing, [t.tokens for t in together]):
             source = members[rows]
             batch = _build_batch(
-                [trajectories[int(i)] for i in source],
+                [together[int(i)] for i in rows],
                 None if credits is None else [credits[int(i)] for i in source],
                 source=source,
                 weights=[weights[int(i)] for i in rows],
@@ -222,7 +219,6 @@ def _split_minibatches(lengths: Indices, packing: PackingSpec) -> list[Indices]:
 def _segment_weights(
     trajectories: Sequence[Trajectory],
     response_lengths: Indices,
-    *,
     fixed_length: int | None,
     weighting: Weighting,
 ) -> list[Weights]:
@@ -286,12 +282,12 @@ def _own_microbatches(
 ) -> list[Indices]:
     """The microbatches of one minibatch that belong to this rank: positions in `lengths`.
 
-    tokens: of each sequence, where those that begin alike are to share rows.
+    tokens: of each sequence; None: no sequence may go to the microbatch that suits its beginning.
     """
     num_ranks = packing.data_parallel_size
     bins = _even_bins(lengths, packing, pack_bins)
     loads = [float(lengths[members].sum()) for members in bins]
-    if tokens is not None:
+    if tokens is not None and packing.share_prefixes:
         bins, loads = _bins_that_share(lengths, packing, tokens, bins)
     per_rank = -(-len(bins) // num_ranks)
     nothing = np.zeros(0, dtype=np.int64)
@@ -378,18 +374,16 @@ def _build_batch(
     num_minibatch_tokens: int,
 ) -> PackedBatch:
     """Lay sequences end to end, label-aligned as `PackedBatch` documents."""
-    multiple = packing.pad_to_multiple
     lengths = np.array([len(t.tokens) for t in trajectories], dtype=np.int64)
     prompts = np.array([t.prompt_len for t in trajectories], dtype=np.int64)
     num_real = int(lengths.sum())
     # A microbatch without trajectories still needs a token: every rank must run its collectives.
-    padding = -num_real % multiple if num_real else multiple
+    padding = -num_real % packing.pad_to_multiple if num_real else packing.pad_to_multiple
     if padding:  # all prompt, hence masked
         lengths, prompts = np.append(lengths, padding), np.append(prompts, padding)
         source = np.append(source, -1)
     ends = np.cumsum(lengths)
     total = int(ends[-1])
-
     tokens = np.zeros(total, dtype=np.int64)
     if trajectories:
         np.concatenate([t.tokens for t in trajectories], out=tokens[:num_real])
@@ -427,17 +421,19 @@ def _build_batch(
         goes_on=_cuts(credits or (), ends),
         minibatch=minibatch,
         num_minibatch_tokens=num_minibatch_tokens,
-        shared=_shared(trajectories, lengths, multiple) if packing.share_prefixes else None,
+        shared=_shared(trajectories, lengths, packing),
     )
 
 
 def _shared(
-    trajectories: Sequence[Trajectory], lengths: Indices, multiple: int
+    trajectories: Sequence[Trajectory], lengths: Indices, packing: PackingSpec
 ) -> SharedRows | None:
     """Field `shared` of a batch. lengths: of the trajectories, and of a padding after them."""
+    if not packing.share_prefixes:
+        return None
     shared = np.zeros(len(lengths), dtype=np.int64)
     shared[: len(trajectories)] = shared_lengths([t.tokens for t in trajectories])
-    return shared_rows(lengths, shared, multiple=multiple)
+    return shared_rows(lengths, shared, multiple=packing.pad_to_multiple)
 
 
 def _cuts(credits: Sequence[Credit], ends: Indices) -> torch.Tensor | None:

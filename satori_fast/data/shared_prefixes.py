@@ -34,7 +34,7 @@ def lexicographic(sequences: Sequence[np.ndarray]) -> Indices:
 
 
 def shared_lengths(sequences: Sequence[np.ndarray]) -> Indices:
-    """How many tokens each sequence begins with that the one before it begins with too, int64 [N].
+    """Tokens that each sequence begins with and the one before it too: numbers, int64 [N].
 
     >>> shared_lengths([np.array([5, 6, 7]), np.array([5, 6, 8, 9]), np.array([5])])
     array([0, 2, 1])

@@ -11,9 +11,10 @@
                   correct.
 
 The level is the number of steps; levels 4 and 5 are those of 2 and 3 steps with an aside, a number
-that nothing follows from, and levels 6 to 8 those of 1 to 3 steps with numbers up to 20, levels 9
-to 11 with numbers up to 10, which a model of 100 M parameters can calculate with. Whoever solves them slips in three ways: takes
-the wrong operation, takes the wrong number of the story, or calculates wrongly (`slips`).
+that nothing follows from, levels 6 to 8 those of 1 to 3 steps with numbers up to 20, and levels 9
+to 11 with numbers up to 10, which a model of 100 M parameters can calculate with. Whoever solves
+them slips in three ways: takes the wrong operation, takes the wrong number of the story, or
+calculates wrongly (`slips`).
 
 What is written in a step beside its equation is for the reader: an equation is all that is looked
 at. Stories and their sentences are `stories`; drawing, splitting and numbering problems is

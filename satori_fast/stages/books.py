@@ -167,14 +167,19 @@ class Books:
             int(stats.get(f"{kind}_tokens", 0)) for kind in ("generated", "prompt")
         )
         spans.count("rollout", generated)
-        spans.count("logprob", experience.num_tokens)
+        has_others = len(trainer.scorers) > 1  # than the policy
+        share = 1.0 if has_others else result.scored
+        spans.count("logprob", round(share * experience.num_tokens))
         spans.count("update", experience.num_tokens)
         spans.count("step", prompts + generated)
         self.count_decoding(
             trainer.policy, int(stats.get("passes", 0)), trainer.parallel.tensor_size
         )
         row_share = _row_share(result.batches)
-        self.count_scoring("logprob", trainer.scorers, kept, row_share=row_share)
+        policy, *others = trainer.scorers
+        counted = {"trajectories": kept, "row_share": row_share}
+        self.count_scoring("logprob", [policy], **counted, share=result.scored)
+        self.count_scoring("logprob", others, **counted)
         self.count_training(result.trained.values(), kept, row_share=row_share)
         samples = evenly_spread(experience.sampled, num_samples)
         self.record_samples(step, samples, signals=_signals_of(samples, result, trainer))
@@ -224,9 +229,10 @@ class Books:
         trajectories: Sequence[Trajectory],
         *,
         row_share: float = 1.0,
+        share: float = 1.0,
     ) -> None:
-        """Count a forward pass of each learner over whole trajectories; a policy makes logits of
-        the responses."""
+        """Count a forward pass of each learner over a share of whole trajectories; a policy makes
+        logits of the responses."""
         lengths = [len(t.tokens) for t in trajectories]
         num_response_tokens = sum(t.num_response_tokens for t in trajectories)
         for learner in learners:
@@ -234,7 +240,7 @@ class Books:
             flops = forward_flops(
                 shape_of(learner), lengths, num_head_tokens=head, row_share=row_share
             )
-            self.spans.count_flops(span, flops)
+            self.spans.count_flops(span, share * flops)
 
     def count_training(
         self,

@@ -53,8 +53,8 @@ from satori_fast.stages.rewards import build_rewards, cut_policy, length_penalty
 from satori_fast.stages.run_folder import RunFolder, StageProgress
 from satori_fast.stages.scoring import load_critic, load_reward_model
 from satori_fast.stages.step_loop import StepLoop
-from satori_fast.stages.trainer import StepResult, Trainer
-from satori_fast.types import Problem, Trajectory
+from satori_fast.stages.trainer import StepResult, Trainer, scored_share
+from satori_fast.types import PackedBatch, Problem, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -62,27 +62,41 @@ logger = logging.getLogger(__name__)
 def reinforce_step(learner: Trainer, source: ExperienceSource, step: int) -> StepResult:
     """One step: experience, its log-probs and values, its advantages, an update, a sync."""
     learner.rest()
-    experience = source.next(step)
+    experience, late = source.next(step), learner.scores_late(step)
+    scored: list[PackedBatch] = []
+
+    def compare(batches: list[PackedBatch]) -> None:
+        scored.extend(batches)
+        check_logprobs(
+            batches,
+            experience,
+            limit=learner.max_logprob_diff,
+            parallel=learner.parallel,
+            tokenizer=learner.tokenizer,
+        )
+
     with learner.span("pack"):
         batches = learner.pack(experience, step)
     with learner.span("logprob"):
-        batches = learner.annotate(batches)
-    check_logprobs(
-        batches,
-        experience,
-        limit=learner.max_logprob_diff,
-        parallel=learner.parallel,
-        tokenizer=learner.tokenizer,
-    )
+        batches = learner.annotate(batches, late=late)
+    if not late:
+        compare(batches)
     with learner.span("advantage"):
         advantages, weighted = learner.advantages(batches)
     with learner.span("update"):
-        stats = learner.update(batches, advantages, step)
+        stats = learner.update(batches, advantages, step, scored=compare if late else None)
     learner.rest()
     with learner.span("sync"):
         synced = source.sync(learner.policy, version=step + 1)
-    trained = learner.trained(step)
-    return StepResult(experience, batches, advantages, {**stats, **weighted}, trained, synced)
+    return StepResult(
+        experience,
+        scored,
+        advantages,
+        {**stats, **weighted},
+        learner.trained(step),
+        synced,
+        scored=scored_share(batches),
+    )
 
 
 def reinforce(context: Context, folder: RunFolder, books: Books) -> StageOutcome:

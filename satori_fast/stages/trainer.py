@@ -15,6 +15,7 @@ from satori_fast.algorithms.advantages import estimate_advantages, reference_kl
 from satori_fast.algorithms.importance import weigh_sequences
 from satori_fast.algorithms.recipe import Recipe
 from satori_fast.backbone.parallel import ParallelState
+from satori_fast.backbone.scoring import LateScoring
 from satori_fast.backbone.step import Learner, annotate, update
 from satori_fast.data.packing import PackingSpec, pack
 from satori_fast.experience.source import Span
@@ -35,6 +36,7 @@ class StepResult:
     batches, advantages: this rank's share, in the order of its microbatches.
     stats:   of the update, under metric names.
     trained: the learners that were updated, by role.
+    scored:  share of the loss tokens that the policy scored before the update.
     start:   the frozen model that an imitation's KL is to, which read the batches too.
     """
 
@@ -45,6 +47,7 @@ class StepResult:
     trained: Mapping[str, Learner]
     synced: SyncReport | None = None
     start: Learner | None = None
+    scored: float = 1.0
 
 
 @dataclass
@@ -102,10 +105,24 @@ class Trainer:
         )
         return [batch.to(self.parallel.device) for batch in packed]
 
-    def annotate(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
-        """The batches with the log-probs and values of the models of now."""
-        temperature = self.recipe.loss.temperature
-        return annotate(batches, self.policy, self.reference, self.critic, temperature=temperature)
+    def scores_late(self, step: int) -> bool:
+        """Whether a step takes the policy's log-probs of its first minibatch from the update, whose
+        forward pass makes them anyway: where nothing asks for them before."""
+        loss = self.recipe.loss
+        weighs_sequences = loss.importance_level == "sequence" and loss.terms.importance != "none"
+        asked = weighs_sequences or bool(self.recipe.advantage.kl_coefficient)
+        return "policy" in self.trained(step) and not asked and self.parallel.pipeline_size == 1
+
+    def annotate(self, batches: Sequence[PackedBatch], *, late: bool = False) -> list[PackedBatch]:
+        """The batches with the log-probs and values of the models of now. late: without those of
+        the policy for the first minibatch (`scores_late`)."""
+        first = [batch for batch in batches if late and batch.minibatch == batches[0].minibatch]
+        others = batches[len(first) :]  # they come in the order of their minibatches
+        models, temperature = (self.reference, self.critic), self.recipe.loss.temperature
+        return [
+            *annotate(first, None, *models, temperature=temperature),
+            *annotate(others, self.policy, *models, temperature=temperature),
+        ]
 
     def advantages(
         self, batches: Sequence[PackedBatch]
@@ -123,17 +140,33 @@ class Trainer:
         return weighed, metrics
 
     def update(
-        self, batches: Sequence[PackedBatch], advantages: Sequence[Advantages], step: int
+        self,
+        batches: Sequence[PackedBatch],
+        advantages: Sequence[Advantages],
+        step: int,
+        *,
+        scored: Callable[[list[PackedBatch]], None] | None = None,
     ) -> dict[str, float]:
         """One optimizer step per minibatch for each learner of this step; its metrics, without a
-        KL to the reference where there is none."""
+        KL to the reference where there is none. scored: gets the batches that `annotate` left
+        without log-probs before the policy's first step (`LateScoring.done`)."""
+        late = scored and LateScoring(self.recipe.loss.temperature, scored)
         metrics = update(
             self.trained(step).get("policy"),
             self.critic,
             batches,
             advantages,
             self.recipe.loss,
+            late=late,
         )
         if self.reference is None:
             metrics.pop("update/kl", None)
         return metrics
+
+
+def scored_share(batches: Sequence[PackedBatch]) -> float:
+    """Share of the loss tokens, over all ranks, of the minibatches that have log-probs."""
+    num_tokens = {batch.minibatch: batch.num_minibatch_tokens for batch in batches}
+    scored = {batch.minibatch for batch in batches if batch.old_logprobs is not None}
+    total = sum(num_tokens.values())
+    return sum(num_tokens[each] for each in scored) / total if total else 1.0

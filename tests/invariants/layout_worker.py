@@ -35,6 +35,7 @@ from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.stages.trainer import Packing, Trainer
 from satori_fast.types import (
     Experience,
+    PackedBatch,
     PreferencePair,
     Problem,
     RewardBreakdown,
@@ -52,7 +53,8 @@ _SETTINGS = OptimizerSettings(learning_rate=1e-3, weight_decay=0.1, epsilon=1e-5
 @dataclass(frozen=True)
 class Case:
     """A layout: what is left of the world is data parallel. Rows of what sequences begin with alike
-    are shared, but for one process whose steps all others are to take."""
+    are shared, and log-probs are those of the update's own pass, but for one process whose steps
+    all others are to take."""
 
     world: int = 2
     tensor: int = 1
@@ -87,9 +89,14 @@ def session(case: Case, recipe: str) -> dict[str, Any]:
     trainer = _trainer(recipe, state, packing)
     stats: list[dict[str, float]] = []
     for step in range(3):
-        batches = trainer.annotate(trainer.pack(_experience(recipe, step), step))
+        late = case is not ALONE and trainer.scores_late(step)
+        batches = trainer.annotate(trainer.pack(_experience(recipe, step), step), late=late)
         advantages, metrics = trainer.advantages(batches)
-        stats.append({**metrics, **trainer.update(batches, advantages, step)})
+        scored: list[PackedBatch] = []
+        done = scored.extend if late else None
+        stats.append({**metrics, **trainer.update(batches, advantages, step, scored=done)})
+        assert all(batch.old_logprobs is not None for batch in scored)
+        assert len(scored) == len(batches) * late
     spec = packing(9)
     solutions = _trajectories(3)
     imitated = pack(solutions, None, spec, "token")

@@ -18,8 +18,8 @@ from satori_fast.data.packing import PackingSpec
 from satori_fast.data.tokenizer import build_word_tokenizer
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.stages.models import optimizer_settings
-from satori_fast.stages.trainer import Trainer
-from satori_fast.types import Experience, RewardBreakdown, Trajectory
+from satori_fast.stages.trainer import Trainer, scored_share
+from satori_fast.types import Experience, PackedBatch, RewardBreakdown, Trajectory
 from tests.algorithms.test_advantages import make_trajectory
 from tests.tiny_models import reference_logits, tiny_model
 
@@ -40,7 +40,9 @@ def learner(*, trained: bool = True, scalar: bool = False) -> Learner:
     return made
 
 
-def trainer(name: str = "grpo", *, warmup: int = 0, **overrides: object) -> Trainer:
+def trainer(
+    name: str = "grpo", *, warmup: int = 0, minibatches: int = 1, **overrides: object
+) -> Trainer:
     recipe = effective_recipe(name, temperature=0.7, **overrides)
     return Trainer(
         recipe,
@@ -48,7 +50,7 @@ def trainer(name: str = "grpo", *, warmup: int = 0, **overrides: object) -> Trai
         learner(scalar=True) if "critic" in recipe.needs else None,
         learner(trained=False) if "reference" in recipe.needs else None,
         initialize_parallel(seed=0),
-        lambda step: PackingSpec(64, num_minibatches=1, seed=step, fixed_length=10),
+        lambda step: PackingSpec(64, minibatches, seed=step, fixed_length=10),
         SpanRecorder().span,
         build_word_tokenizer(["a"]),
         critic_warmup_steps=warmup,
@@ -104,6 +106,42 @@ def test_a_step_annotates_at_the_samplers_temperature_and_updates(name: str) -> 
     before = {name: w.clone() for name, w in made.policy.hf_weights()}
     assert np.isfinite(made.update(batches, estimates, 0)["update/loss"])
     assert any(not torch.equal(before[name], w) for name, w in made.policy.hf_weights())
+
+
+@pytest.mark.parametrize(("name", "minibatches"), [("grpo", 1), ("grpo", 2), ("ppo", 1)])
+def test_log_probs_of_the_first_minibatch_come_from_its_update(name: str, minibatches: int) -> None:
+    before, during = (trainer(name, minibatches=minibatches) for _ in range(2))
+    assert during.scores_late(0)
+    batches = before.annotate(before.pack(experience(), 0))
+    expected = before.update(batches, before.advantages(batches)[0], 0)
+    left = during.annotate(during.pack(experience(), 0), late=True)
+    for batch in left:
+        assert (batch.old_logprobs is None) == (batch.minibatch == 0)
+        assert (batch.values is None) == (name != "ppo")
+    share = 1 - left[0].num_minibatch_tokens / sum(
+        {batch.minibatch: batch.num_minibatch_tokens for batch in left}.values()
+    )
+    assert scored_share(left) == pytest.approx(share)
+    weights = {key: w.clone() for key, w in during.policy.hf_weights()}
+    scored: list[PackedBatch] = []
+
+    def done(batches: list[PackedBatch]) -> None:
+        scored.extend(batches)
+        assert all(torch.equal(weights[key], w) for key, w in during.policy.hf_weights())
+
+    stats = during.update(left, during.advantages(left)[0], 0, scored=done)
+    assert stats == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for one, other in zip(batches, scored, strict=True):
+        found, known = one.require("old_logprobs"), other.require("old_logprobs")
+        torch.testing.assert_close(found, known, atol=1e-6, rtol=1e-6)
+    assert scored_share(scored) == 1.0 == scored_share([])
+
+
+def test_log_probs_come_first_where_something_asks_for_them() -> None:
+    assert not trainer(importance="mask", importance_level="sequence").scores_late(0)
+    assert trainer(importance="truncate", importance_level="token").scores_late(0)
+    warming = trainer("ppo", warmup=1)
+    assert [warming.scores_late(step) for step in (0, 1)] == [False, True]
 
 
 def test_weights_of_sequences_are_counted() -> None:
