@@ -342,8 +342,8 @@ def _bins_in_order(lengths: Indices, capacity: int) -> Indices:
 def _even_bins(
     lengths: Indices, packing: PackingSpec, fit: Callable[[Indices, int], Indices]
 ) -> list[Indices]:
-    """The sequences of each bin: as few bins of even load as `fit` finds, or fewer where ranks
-    would get unequally many: bisect the capacity (Coffman's MULTIFIT).
+    """The sequences of each bin: as many bins of even load as `fit` needs, equally many for each
+    rank; bisect the capacity (Coffman's MULTIFIT).
 
     Best fit fills bins to the brim and leaves a small rest, which would be one rank's whole share.
     """
