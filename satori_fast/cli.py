@@ -78,13 +78,19 @@ def _failed(error: Exception) -> int:
     else:
         instead = None
     failures.tell_launcher(instead or line, came_later=instead is not None)
+    if instead is not None and _is_told_by_another():
+        return code
     return _ended(instead or line, code)
 
 
 def _is_told_by_another() -> bool:
-    """Whether the first rank of this machine speaks for this one: before they meet, in one log."""
-    have_met = "satori_fast.backbone.parallel" in sys.modules
-    return not have_met and _environment_rank("LOCAL_RANK") > 0 and failures.shares_log()
+    """Whether another rank of this machine speaks for this one in a log of both: the first of them
+    before they meet, and then the first that has something to say."""
+    if "satori_fast.backbone.parallel" not in sys.modules:
+        return _environment_rank("LOCAL_RANK") > 0 and failures.shares_log()
+    from satori_fast.backbone.parallel import speaks_for_machine
+
+    return not speaks_for_machine()
 
 
 def _ended(line: str, code: int) -> int:

@@ -33,6 +33,7 @@ _asked = threading.Event()
 _num_deferrals = 0
 _clean_ups: list[CleanUp] = []
 _hopeless: Callable[[], str | None] = lambda: None  # noqa: E731
+_speaks: Callable[[], bool] = lambda: True  # noqa: E731
 
 
 class Terminated(SystemExit):
@@ -70,10 +71,15 @@ def forget(clean_up: CleanUp) -> None:
         _clean_ups.remove(clean_up)
 
 
-def ask_whether_hopeless(question: Callable[[], str | None]) -> None:
-    """Have `question` asked during a grace period: a text says why the step can never end."""
-    global _hopeless
-    _hopeless = question
+def ask_whether_hopeless(
+    question: Callable[[], str | None], speaks: Callable[[], bool] = lambda: True
+) -> None:
+    """Have `question` asked during a grace period: a text says why the step can never end.
+
+    speaks: whether this process is to say so, and not another one to the same log.
+    """
+    global _hopeless, _speaks
+    _hopeless, _speaks = question, speaks
 
 
 @contextmanager
@@ -139,18 +145,20 @@ def _watch(reader: socket.socket) -> None:
         if time.monotonic() > first + _grace_s:
             _end_now(f"terminated: the step did not end within parallel.grace_s = {_grace_s:g}")
         if (reason := _hopeless()) is not None:
-            _end_now(reason)
+            _end_now(reason if _speaks() else None)
 
 
 def _same_request_s() -> float:
     return _SAME_REQUEST_S if "TORCHELASTIC_RUN_ID" in os.environ else _SAME_REQUEST_ALONE_S
 
 
-def _end_now(reason: str) -> NoReturn:
+def _end_now(reason: str | None) -> NoReturn:
+    """End the process; None: without a word."""
     for clean_up in list(_clean_ups):
         with suppress(Exception):
             clean_up()
-    with suppress(OSError):
-        text = f"satori-fast: {reason}; --resume continues from the last checkpoint\n"
-        os.write(2, text.encode(errors="backslashreplace"))
+    if reason is not None:
+        with suppress(OSError):
+            text = f"satori-fast: {reason}; --resume continues from the last checkpoint\n"
+            os.write(2, text.encode(errors="backslashreplace"))
     os._exit(EXIT_CODE)

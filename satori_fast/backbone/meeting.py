@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from satori_fast import termination
-from satori_fast.processes import ProcessId, this_process
+from satori_fast.failures import shares_log
+from satori_fast.processes import ProcessId, place, this_process
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Meeting:
         store.set(f"pulse/{rank}", "0")
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
         self._thread.start()
-        termination.ask_whether_hopeless(self.reason)
+        termination.ask_whether_hopeless(self.reason, self.speaks)
 
     def close(self) -> None:
         """End the pulse."""
@@ -134,10 +135,24 @@ class Meeting:
             gone = [rank for rank in self._others() if self._is_gone(rank)]
         except Exception:  # the store is gone with the rank that kept it
             return "the process that keeps the ranks together is gone"
-        if gone:
-            who = ", ".join(map(self._described, gone))
-            return f"{who} is gone without a word: killed, maybe for memory (the kernel's log says)"
-        return None
+        if not gone:
+            return None
+        who = ", ".join(map(self._described, gone))
+        line = f"{who} is gone without a word: killed, maybe for memory (the kernel's log says)"
+        # The ranks that end for it are soon gone too: all tell what was found first.
+        return self._found(_FAILURE, line)
+
+    def speaks(self) -> bool:
+        """Whether this rank is the first of its machine to say why the run ends, or has a log of
+        its own: of ranks that write to one, one line is enough."""
+        return not shares_log() or self._found(f"told/{place()}", str(self.rank)) == str(self.rank)
+
+    def _found(self, key: str, value: str) -> str:
+        """What the first rank put at `key`: `value`, where that is this one."""
+        try:
+            return self._store.compare_set(key, "", value).decode()
+        except Exception:  # the store is gone
+            return value
 
     def report(self, line: str, *, is_of_peers: bool) -> str | None:
         """Tell all ranks what went wrong here; what this rank prints, None for `line` itself.
@@ -146,8 +161,9 @@ class Meeting:
         """
         try:
             if not is_of_peers:
+                self.speaks()  # before the others know
                 own = f"rank {self.rank} failed first: {line}"
-                first = self._store.compare_set(_FAILURE, "", own).decode()
+                first = self._found(_FAILURE, own)
                 return None if first == own else f"stopped because {first}"
             return self._explained(line)
         except Exception:

@@ -305,6 +305,11 @@ def tell_peers(line: str, *, is_of_peers: bool) -> str | None:
     return _state.meeting.report(line, is_of_peers=is_of_peers)
 
 
+def speaks_for_machine() -> bool:
+    """Whether this rank is the one of its machine that says why the run ends."""
+    return _state is None or _state.meeting is None or _state.meeting.speaks()
+
+
 def _meet(limits: Limits) -> Meeting | None:
     global _num_meetings
     if dist.get_world_size() == 1:

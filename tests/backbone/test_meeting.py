@@ -112,6 +112,36 @@ def test_a_process_that_is_gone_is_named(meetings: list[Meeting], store: Any) ->
     assert told.startswith(f"stopped because rank 1 on node7 (pid {ended.pid}) is gone ")
 
 
+def test_what_was_found_first_is_what_all_tell(meetings: list[Meeting], store: Any) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    gone = replace(this_process(), pid=ended.pid, host="node7")
+    store.set("who/1", json.dumps(asdict(gone)))
+    found = meetings[0].reason()
+    assert found is not None and found.startswith("rank 1 on node7")
+    # Rank 0 ends for it, and is gone too when rank 1, restarted say, looks.
+    store.set("who/0", json.dumps(asdict(gone)))
+    assert meetings[1].reason() == found
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_one_rank_of_a_machine_speaks_to_a_log_of_all(
+    shared: bool, meetings: list[Meeting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("satori_fast.backbone.meeting.shares_log", lambda: shared)
+    first, second = meetings
+    assert [second.speaks(), first.speaks(), second.speaks()] == [True, not shared, True]
+
+
+def test_the_rank_that_fails_first_speaks(
+    meetings: list[Meeting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("satori_fast.backbone.meeting.shares_log", lambda: True)
+    first, second = meetings
+    second.report("no such tensor", is_of_peers=False)
+    assert second.speaks() and not first.speaks()
+
+
 def test_the_first_failure_is_what_everybody_says(meetings: list[Meeting]) -> None:
     first, second = meetings
     assert second.report("no such tensor", is_of_peers=False) is None

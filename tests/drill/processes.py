@@ -171,7 +171,7 @@ class _Launch:
 def _launched(
     scene: Scene, place: Path, *more: str, num_ranks: int = 2, module: str = "satori_fast"
 ) -> _Launch:
-    limits = ("--parallel.timeout_s", "60.0", "--parallel.main_timeout_s", "60.0")
+    limits = ("--parallel.timeout_s", "60.0", "--parallel.main_timeout_s", "200.0")
     log = place / f"{time.monotonic_ns()}.log"
     arguments = scene.arguments(place, *limits, *more)
     return _Launch(arguments, log, num_ranks=num_ranks, module=module)
