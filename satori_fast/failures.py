@@ -109,6 +109,18 @@ def write_log(error: BaseException, rank: int) -> Path | None:
     return path
 
 
+def write_stacks(text: str, rank: int) -> Path | None:
+    """Leave stacks of a rank that is waited for; their path, None where there is no run folder."""
+    if _folder is None or not _folder.is_dir():
+        return None
+    path = _folder / f"stacks-rank{rank}.log"
+    try:
+        path.write_text(redacted(text), encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return None
+    return path
+
+
 def shares_log() -> bool:
     """Whether stderr is that of the process that started this one, as torchrun's ranks have it
     unless each has a log of its own (`--redirects`, `--tee`)."""

@@ -20,9 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from satori_fast import termination
-from satori_fast.failures import shares_log
-from satori_fast.processes import ProcessId, place, this_process
+from satori_fast import failures, termination
+from satori_fast.backbone.stacks import place, stacks
+from satori_fast.processes import ProcessId, this_process
+from satori_fast.processes import place as machine
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,9 @@ class Meeting:
     def speaks(self) -> bool:
         """Whether this rank is the first of its machine to say why the run ends, or has a log of
         its own: of ranks that write to one, one line is enough."""
-        return not shares_log() or self._found(f"told/{place()}", str(self.rank)) == str(self.rank)
+        return not failures.shares_log() or self._found(f"told/{machine()}", str(self.rank)) == str(
+            self.rank
+        )
 
     def _found(self, key: str, value: str) -> str:
         """What the first rank put at `key`: `value`, where that is this one."""
@@ -226,7 +229,23 @@ class Meeting:
 
     def _last_of(self, rank: int) -> str:
         name = self._at(rank)[1]
-        return f"rank {rank} was last at {name}" if name else ""
+        told = [f"rank {rank} was last at {name}"] if name else []
+        if (answer := self._asked_for_stacks(rank)) is not None:
+            place, text = answer
+            path = failures.write_stacks(text, rank)
+            told.append(f"now at {place}{f', {path} has its stacks' if path else ''}")
+        return ", ".join(told)
+
+    def _asked_for_stacks(self, rank: int) -> tuple[str, str] | None:
+        """Place and stacks of a rank that lives, whatever its main thread waits for."""
+        self._store.set(f"asked/{rank}", "1")
+        deadline = time.monotonic() + 2 * self._pulse_s + _GLANCE_S
+        while time.monotonic() < deadline:
+            if self._store.check([f"stacks/{rank}"]):
+                place, text = json.loads(self._store.get(f"stacks/{rank}"))
+                return place, text
+            time.sleep(_LONGEST_S)
+        return None
 
     # -- the pulse ----------------------------------------------------------------------------
 
@@ -241,6 +260,8 @@ class Meeting:
                 return
             try:
                 self._store.set(f"pulse/{self.rank}", str(beat))
+                if self._store.check([f"asked/{self.rank}"]):
+                    self._store.set(f"stacks/{self.rank}", json.dumps([place(), stacks()]))
                 theirs = self._pulse_of(neighbour)
             except Exception:  # the store is gone: the main thread will find out
                 return

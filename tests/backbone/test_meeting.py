@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from satori_fast import termination
+from satori_fast import failures, termination
 from satori_fast.backbone.meeting import Limits, Meeting, RankLost, caller
 from satori_fast.processes import this_process
 
@@ -77,7 +77,24 @@ def test_a_rank_that_is_too_late_is_named_with_where_it_was(meetings: list[Meeti
         first.await_opening(number, "the rollout", limit_s=0.2)
     text = str(caught.value)
     assert text.startswith("rank 1 on ") and "did not come to the rollout within" in text
-    assert "parallel.main_timeout_s = 0.2 s (rank 1 was last at elsewhere)" in text
+    assert "parallel.main_timeout_s = 0.2 s (rank 1 was last at elsewhere, now at " in text
+
+
+def test_a_rank_that_lives_and_does_not_come_shows_its_stacks(
+    meetings: list[Meeting], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = meetings
+    monkeypatch.setattr(failures, "_folder", tmp_path)
+    second.at("elsewhere")
+    first.at("elsewhere")
+    first.at("the rollout")
+    told = first.report("Timed out waiting 1000ms for recv", is_of_peers=True)
+    assert told is not None and "rank 1 on " in told and "did not come" in told
+    path = tmp_path / "stacks-rank1.log"
+    assert "meeting.py:" in told and f"{path} has its stacks" in told
+    text = path.read_text()
+    assert text.startswith("MainThread:\n") and "\npulse:\n" in text
+    assert "test_a_rank_that_lives_and_does_not_come_shows_its_stacks" in text
 
 
 @pytest.mark.parametrize("meetings", [Limits(collective_s=0.4, main_s=600.0)], indirect=True)
@@ -128,7 +145,7 @@ def test_what_was_found_first_is_what_all_tell(meetings: list[Meeting], store: A
 def test_one_rank_of_a_machine_speaks_to_a_log_of_all(
     shared: bool, meetings: list[Meeting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("satori_fast.backbone.meeting.shares_log", lambda: shared)
+    monkeypatch.setattr("satori_fast.failures.shares_log", lambda: shared)
     first, second = meetings
     assert [second.speaks(), first.speaks(), second.speaks()] == [True, not shared, True]
 
@@ -136,7 +153,7 @@ def test_one_rank_of_a_machine_speaks_to_a_log_of_all(
 def test_the_rank_that_fails_first_speaks(
     meetings: list[Meeting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("satori_fast.backbone.meeting.shares_log", lambda: True)
+    monkeypatch.setattr("satori_fast.failures.shares_log", lambda: True)
     first, second = meetings
     second.report("no such tensor", is_of_peers=False)
     assert second.speaks() and not first.speaks()
