@@ -56,7 +56,7 @@ class LateScoring:
 
 
 class LateScores:
-    """What `LateScoring` finds while a minibatch is at work."""
+    """The log-probs that `LateScoring` finds while a minibatch is at work."""
 
     def __init__(self, late: LateScoring, batches: Sequence[PackedBatch]) -> None:
         assert parallel_state().pipeline_size == 1  # other stages would not know the numbers

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the threads of this process are, for a rank that waits for it in vain."""
+"""Stacks of the threads of this process, for a rank that waits for it in vain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def stacks() -> str:
 
 
 def place() -> str:
-    """Where the main thread is: the innermost line of this package, or the innermost of all."""
+    """Line at which the main thread is: the innermost of this package, or of all."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     innermost = frame
     while frame is not None and not frame.f_code.co_filename.startswith(_PACKAGE):

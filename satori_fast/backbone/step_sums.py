@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step was, over microbatches, ranks and minibatches: sums, maxes and their metrics."""
+"""Sums and maxes of a step over microbatches, ranks and minibatches, and their metrics."""
 
 from __future__ import annotations
 

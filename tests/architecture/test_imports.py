@@ -100,7 +100,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "data": LOWER | {"grading"},
     "algorithms": {"types", "kernels"},
-    "backbone": LOWER | {"processes", "termination"},
+    "backbone": LOWER | {"processes", "termination", "failures"},
     "rewards": {"types", "grading", "kernels", "data.formats", "data.prompts"},
     "rollout": {"types", "storage", "data", "profiling", *PROCESS},
     "experience": {"types", "storage", "data", "profiling", "algorithms", "rewards", "rollout"},
