@@ -79,8 +79,9 @@ def parser(
 def run(config: str, name: str, folder: Path, *overrides: str) -> Stages:
     """One run on one thread, which is at work once whoever asks for it; entries of its stages.
 
-    An entry is that of summary.json with `late_accuracy`, the mean of the last `late_evaluations`
-    (five, or as many as there are), and `gradients`: by step, the norms of `GRADIENTS`.
+    An entry is that of summary.json with what else the last evaluation measured, `late_accuracy`,
+    the mean of the last `late_evaluations` (five, or as many as there are), and `gradients`: by
+    step, the norms of `GRADIENTS`.
     """
     summary = folder / name / "summary.json"
     command = [sys.executable, "-m", "satori_fast", "run", config, "--name", name]
@@ -94,7 +95,23 @@ def run(config: str, name: str, folder: Path, *overrides: str) -> Stages:
                 subprocess.run(command, check=True, stdout=log, stderr=log)
     entries = json.loads(summary.read_text())["stages"]
     lines = read_metrics(folder / name / "metrics.jsonl")
-    return {entry["stage"]: entry | _from_lines(entry["stage"], lines) for entry in entries}
+    return {
+        stage: _last_evaluation(stage, lines) | entry | _from_lines(stage, lines)
+        for entry in entries
+        if (stage := entry["stage"])
+    }
+
+
+def _last_evaluation(stage: str, lines: Sequence[Mapping[str, Any]]) -> Entry:
+    last: Mapping[str, Any] = {}
+    for line in lines:
+        if line["stage"] == stage and "eval/accuracy" in line:
+            last = line
+    return {
+        name.removeprefix("eval/"): value
+        for name, value in last.items()
+        if name.startswith("eval/")
+    }
 
 
 def _from_lines(stage: str, lines: Sequence[Mapping[str, Any]]) -> Entry:

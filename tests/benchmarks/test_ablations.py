@@ -115,6 +115,24 @@ def test_finished_runs_are_not_repeated_and_errors_are_over_tunings(
     assert "standard deviation of a repeated run, accuracy: " in printed
 
 
+def test_what_a_summary_leaves_out_comes_from_the_last_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(tmp_path, "tuned-0", supervised=0.4)
+    for arm, slips in (("no_restart", 0.2), ("middle", 0.6)):
+        finish(tmp_path, f"{arm}-0-0", reinforce=0.5)
+        last = {"stage": "reinforce", "step": 20, "eval/accuracy": 0.5, "eval/slips": slips}
+        last |= {"eval/slips_mended": 0.0, "eval/wrong_to_right": 0.7}
+        with (tmp_path / f"{arm}-0-0" / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(last) + "\n")
+    options = ["--seeds", "0", "--repeats", "1", "--arms", "no_restart", "middle"]
+    table = table_of(chains, tmp_path, monkeypatch, *options)["arms"]
+    assert [table[arm]["slips"]["values"] for arm in ("no_restart", "middle")] == [[[0.2]], [[0.6]]]
+    # A figure of both is the summary's.
+    assert table["middle"]["wrong_to_right"]["values"] == [[1.0]]
+    assert table["format_tuning"]["slips"]["values"] == [[None]]
+
+
 def test_a_record_is_extended_by_seeds_and_arms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
