@@ -94,6 +94,7 @@ def test_siblings(race: Any, prompt_len: int) -> None:
             "apart": one_update(learner, packed[False]),
         },
         targets={"apart": 0.8 * LENGTH * len(made) / rows},  # what is left beside the layers
+        repeats=3,
         judged_by="cpu",
         extra={"row_share": rows / (LENGTH * len(made))},
     )
