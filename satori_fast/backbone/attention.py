@@ -98,7 +98,7 @@ class AttentionPlan:
             return self.context.all_rows(rows, is_shared=False)
         if self.shared is None:
             return rows
-        return spread(rows, Spread(self.shared.rows, self.shared.tokens, self.shared.repeats))
+        return spread(rows, _at_tokens(self.shared))
 
 
 def plan_attention(
@@ -127,7 +127,7 @@ def plan_attention(
         layout |= {"rectangles": rectangles, "slots": _in_slots(tokens, slots, shared)}
         positions = positions.index_select(0, tokens)
     elif shared is not None:
-        layout["slots"] = Spread(shared.rows, shared.tokens, shared.repeats)
+        layout["slots"] = _at_tokens(shared)
     angles = torch.outer(positions.float(), frequencies.to(positions.device))
     return AttentionPlan(
         cu_seqlens, max_seqlen, cos=angles.cos().to(dtype), sin=angles.sin().to(dtype), **layout
@@ -159,6 +159,10 @@ def _rectangles(
         rectangles.append((count, length))
         first, offset = first + count, offset + count * length
     return tuple(rectangles), np.concatenate(tokens), slots
+
+
+def _at_tokens(shared: SharedRows) -> Spread:
+    return Spread(shared.rows, shared.tokens, shared.repeats)
 
 
 def _in_slots(tokens: Tensor, slots: Tensor, shared: SharedRows | None) -> Spread:

@@ -61,7 +61,7 @@ class LateScores:
     def __init__(self, late: LateScoring, batches: Sequence[PackedBatch]) -> None:
         assert parallel_state().pipeline_size == 1  # other stages would not know the numbers
         self._late, self._batches = late, batches
-        self._found: dict[int, Tensor] = {}
+        self._scored: dict[int, PackedBatch] = {}
 
     @torch.no_grad()
     def complete(
@@ -71,17 +71,10 @@ class LateScores:
         if batch.old_logprobs is not None:
             return batch
         logprob = logprob_head(batch, temperature=self._late.temperature)
-        found = logprob(hidden.detach(), weight.detach(), **shard)
-        self._found[id(batch)] = found
-        return batch.annotated(old_logprobs=found)
+        scored = batch.annotated(old_logprobs=logprob(hidden.detach(), weight.detach(), **shard))
+        self._scored[id(batch)] = scored
+        return scored
 
     def hand_over(self) -> None:
         """Give all batches to `LateScoring.done`."""
-        self._late.done(
-            [
-                batch.annotated(old_logprobs=self._found[id(batch)])
-                if id(batch) in self._found
-                else batch
-                for batch in self._batches
-            ]
-        )
+        self._late.done([self._scored.get(id(batch), batch) for batch in self._batches])
