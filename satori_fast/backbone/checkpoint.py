@@ -90,9 +90,11 @@ def save_checkpoint(
 class Saver:
     """Writes checkpoints while training goes on, one at a time.
 
-    `begin` waits for copies in host memory alone. A checkpoint is there after `finish`, or a
-    `finish_if_written` that found it written: until then it has its temporary name, and the one
-    before it is what a killed run goes on from. Every rank must call each of them.
+    In the background, a thread copies what is written to host memory first; sampling goes on
+    beside it, and the next thing that changes a learner (`Learner.is_copied`) waits for it. A
+    checkpoint is there after `finish`, or a `finish_if_written` that found it written: until then
+    it has its temporary name, and the one before it is what a killed run goes on from. Every rank
+    must call each of them.
     """
 
     def __init__(self) -> None:
@@ -107,7 +109,7 @@ class Saver:
         in_background: bool = False,
     ) -> None:
         """Write `learners` and `extra` to `folder`; one that is still being written is finished
-        first. in_background: return as soon as what is written has been copied."""
+        first. in_background: return at once."""
         self.finish()
         self._writing = _Writing(Path(folder), json.dumps(extra))
         self._writing.start(learners, in_background=in_background)
@@ -142,18 +144,24 @@ class _Writing:
         self.thread = threading.Thread(target=lambda: None)
 
     def start(self, learners: Mapping[str, Learner], *, in_background: bool) -> None:
-        """Copy what this rank writes, and write it."""
+        """Write what this rank writes."""
         _on_main(lambda: [(self._folder / name).mkdir() for name in learners])
-        own = {name: _own_pieces(learner, copy=in_background) for name, learner in learners.items()}
+        own = {name: _own_pieces(learner) for name, learner in learners.items()}
+        if not in_background:
+            self._write(own, {})
+            return
+        for learner in learners.values():
+            learner.is_copied.clear()
         # Not a daemon's: a process that ends well writes to the end.
-        self.thread = threading.Thread(target=self._write, args=(own,), name="checkpoint")
-        if in_background:
-            self.thread.start()
-        else:
-            self._write(own)
+        self.thread = threading.Thread(target=self._write, args=(own, learners), name="checkpoint")
+        self.thread.start()
 
-    def _write(self, own: Mapping[str, list[Piece]]) -> None:
+    def _write(self, own: dict[str, list[Piece]], training: Mapping[str, Learner]) -> None:
+        """Write pieces, those of learners that are `training` from copies."""
         try:
+            for name, learner in training.items():
+                own[name] = [replace(each, tensor=_copied(each.tensor)) for each in own[name]]
+                learner.is_copied.set()
             for name, pieces_of_learner in own.items():
                 self._written[name] = write_pieces(self._folder / name, pieces_of_learner)
             rank = parallel_state().rank
@@ -165,6 +173,9 @@ class _Writing:
             self._digests = digests(self._folder, names)
         except Exception as error:
             self._error = error  # said in the main thread, to all ranks
+        finally:
+            for learner in training.values():
+                learner.is_copied.set()
 
     def publish(self) -> None:
         """Complete the folder, once all ranks have written, and put it in its place."""
@@ -191,11 +202,10 @@ class _Writing:
         finish_folder(self._target)
 
 
-def _own_pieces(learner: Learner, *, copy: bool) -> list[Piece]:
-    """What this rank writes of a learner; with `copy` in memory that no step changes."""
+def _own_pieces(learner: Learner) -> list[Piece]:
+    """What this rank writes of a learner."""
     shares = [piece.written() for piece in pieces(learner)]
-    own = [share for share in shares if share is not None]
-    return [replace(piece, tensor=_copied(piece.tensor)) for piece in own] if copy else own
+    return [share for share in shares if share is not None]
 
 
 def _copied(tensor: Tensor) -> Tensor:

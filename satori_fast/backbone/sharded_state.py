@@ -270,6 +270,7 @@ def load_pieces(folder: str | os.PathLike[str], learner: Learner) -> None:
 
     ValueError, naming the tensor, for a checkpoint of another model.
     """
+    learner.is_copied.wait()
     wanted = pieces(learner)
     reader, planner = FileSystemReader(folder), _Reader(wanted)
     metadata = reader.read_metadata()

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
@@ -53,12 +54,20 @@ class Loss(Protocol):
     def value(self) -> Callable[..., LossOutput]: ...
 
 
+def _set() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
 @dataclass(frozen=True)
 class Learner:
     """A model, and its optimizer where it is trained; without one it is frozen.
 
     modules: the model itself, its parts on this rank, of which an interleaved pipeline has several;
     models: the same, wrapped for training when there is an optimizer.
+    is_copied: cleared while another thread copies what a checkpoint holds: whoever changes or parks
+    the learner waits for it first.
     """
 
     modules: tuple[PolicyModel | ScalarModel, ...]
@@ -66,11 +75,13 @@ class Learner:
     models: tuple[nn.Module, ...]
     optimizer: Optimizer | None = None
     parking: Parking | None = None
+    is_copied: threading.Event = field(default_factory=_set)
 
     def rest(self) -> None:
         """Let the host hold what sampling does not need (`parallel.offload`): the state of what
         trains it, or a frozen model whole. Whoever needs it fetches it."""
         if self.parking is not None and parallel_state().options.offload:
+            self.is_copied.wait()
             self.parking.park()
 
     @property
@@ -296,6 +307,7 @@ def _minibatch_step(
     sums, maxes = reduced(outputs, num_tokens, state if has_all else state.copies())
     if scores is not None:
         scores.hand_over()
+    learner.is_copied.wait()
     norm, stepped = optimizer.step(is_finite=math.isfinite(sums["loss"]))
     num_skipped = optimizer.num_skipped_in_a_row
     if num_skipped > optimizer.settings.max_skipped_updates:

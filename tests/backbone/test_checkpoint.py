@@ -9,6 +9,8 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from satori_fast.backbone.checkpoint import (
     save_checkpoint,
 )
 from satori_fast.backbone.optimizer import OptimizerSettings
-from satori_fast.backbone.step import Learner, build_learner, update
+from satori_fast.backbone.parallel import ParallelOptions, initialize_parallel, shutdown_parallel
+from satori_fast.backbone.step import Learner, build_learner, score, update
 from satori_fast.storage import DamagedFile, digests, read_sealed, write_sealed
 from tests.tiny_models import ImitationLoss, ones, random_batch, tiny_model
 
@@ -130,18 +133,66 @@ def test_what_is_written_in_the_background_is_of_its_step(tmp_path: Path) -> Non
     assert all(torch.equal(t, expected[n]) for n, t in _weights(learners).items())
 
 
+@pytest.fixture
+def offloading() -> Iterator[None]:
+    shutdown_parallel()
+    initialize_parallel(seed=0, options=ParallelOptions(offload=True))
+    yield
+    shutdown_parallel()
+
+
+def test_whoever_changes_a_learner_waits_until_it_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offloading: None
+) -> None:
+    """A forward pass does not; a step, a load and a learner that is parked do."""
+    learners = {"policy": _learners(seed=0)["policy"]}
+    policy = learners["policy"]
+    _train_policy(policy, 1)
+    save_checkpoint(tmp_path / "step-1", learners, {})
+    batches = [random_batch([12, 7], 2)]
+    may_go_on = threading.Event()
+    copied = checkpoint._copied
+
+    def slow(tensor: torch.Tensor) -> torch.Tensor:
+        assert may_go_on.wait(60)
+        return copied(tensor)
+
+    monkeypatch.setattr(checkpoint, "_copied", slow)
+    for change in (
+        lambda: _train_policy(policy, 2),
+        lambda: load_checkpoint(tmp_path / "step-1", learners),
+        policy.rest,
+    ):
+        expected = {name: tensor.clone() for name, tensor in _weights(learners).items()}
+        may_go_on.clear()
+        saver = Saver()
+        saver.begin(tmp_path / "step-2", learners, {}, in_background=True)
+        score(policy, batches, temperature=1.0)
+        changing = threading.Thread(target=change)
+        changing.start()
+        changing.join(0.3)
+        assert changing.is_alive()
+        may_go_on.set()
+        changing.join()
+        assert saver.finish()
+        load_checkpoint(tmp_path / "step-2", learners)
+        assert all(torch.equal(t, expected[n]) for n, t in _weights(learners).items())
+
+
+@pytest.mark.parametrize("failing", ["_copied", "write_pieces"])
 def test_writing_that_fails_in_the_background_is_said_in_the_foreground(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_pieces", full)
+    monkeypatch.setattr(checkpoint, failing, full)
     saver = Saver()
     learners = {"policy": build_learner(tiny_model("qwen2", num_hidden_layers=1).config)}
     saver.begin(tmp_path / "step-1", learners, {}, in_background=True)
     with pytest.raises(RuntimeError, match=r"step-1 was not written: rank 0: OSError.*No space"):
         saver.finish()
+    assert learners["policy"].is_copied.is_set()
     assert latest_checkpoint(tmp_path) is None
     saver.begin(tmp_path / "step-2", {}, {}, in_background=True)  # and it is not said again
     assert saver.finish()
