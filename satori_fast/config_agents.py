@@ -148,6 +148,9 @@ class SynthesizeConfig(Section):
     """share of problems that the critic works on; the others keep a right solution as it is"""
     confirm_share: float = Field(default=0.0, ge=0, le=1)
     """share of corrected trajectories that end with a confirming reflection (the paper: 0)"""
+    unchecked_share: float = Field(default=0.0, ge=0, le=1)
+    """share of problems of which a wrong solution is kept too, as if nobody had checked it, for
+    reinforcement to unlearn (the paper: 0)"""
     generator_skill: float = Field(default=0.3, gt=0, lt=1)
     """scripted generator: share of attempts that are right (chains, word_problems: of solutions
     from the question alone; each of L steps is right with the L-th root of it)"""

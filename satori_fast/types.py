@@ -92,8 +92,8 @@ class Demonstration:
     """A worked response to imitate.
 
     response:        the whole response, meta-action tokens included, end-of-text token excluded.
-    trajectory_type: one of "I", "II-I", "II-II", "III-I", "III-II" (Satori appendix D.1), or ""
-                     when unknown.
+    trajectory_type: "I", "II-I", "II-II", "III-I", "III-II" (Satori appendix D.1), "unchecked" for
+                     a wrong solution, or "" when unknown.
     """
 
     problem: Problem

@@ -43,19 +43,29 @@ class StepReader:
 
         "slips" ("eval/slips"): wrong steps; corrections are steps too. "slips_mended"
         ("eval/slips_mended"): share of them that are followed at once by a reflection and the right
-        step; absent without a slip.
+        step; absent without a slip. "mends" ("eval/mends"): explorations, whatever check they are
+        behind, that put a right step in the place of a wrong one; "breaks" ("eval/breaks"): those
+        that put a wrong step in the place of a right one.
         """
         actions = split_actions(response)
         mended: list[bool] = []
+        mends = breaks = 0
+        before: list[str] = []
         for number, steps in enumerate(self._standing(actions), start=1):
+            before, earlier = list(steps), before
             is_check = actions[number - 1].startswith(REFLECT)
             if is_check or self.is_answer(steps[-1]) or len(steps) > num_steps:
                 continue
-            if not is_right(steps):
+            is_right_now = is_right(steps)
+            if actions[number - 1].startswith(EXPLORE) and len(earlier) >= len(steps):
+                was_right = is_right(earlier[: len(steps)])
+                mends += is_right_now and not was_right
+                breaks += was_right and not is_right_now
+            if not is_right_now:
                 check, correction = (*actions[number : number + 2], "", "")[:2]
                 is_mended = check.startswith(REFLECT) and correction.startswith(EXPLORE)
                 mended.append(is_mended and is_right((*steps[:-1], content(correction))))
-        counts = {"slips": float(len(mended))}
+        counts = {"slips": float(len(mended)), "mends": float(mends), "breaks": float(breaks)}
         return counts | ({"slips_mended": sum(mended) / len(mended)} if mended else {})
 
     def _standing(self, actions: Iterable[str]) -> Iterator[list[str]]:

@@ -30,6 +30,7 @@ from satori_fast.synthesis.outcomes import DROPPED, Outcome
 from satori_fast.synthesis.page import write_page
 from satori_fast.synthesis.pipeline import (
     TRAJECTORY_TYPES,
+    UNCHECKED,
     SynthesisOptions,
     distinct_problems,
     synthesize,
@@ -85,7 +86,7 @@ async def _synthesize(context: Context, folder: Path) -> Metrics:
         problems,
         configs,
         section="synthesize",
-        types=TRAJECTORY_TYPES,
+        types=TRAJECTORY_TYPES + ((UNCHECKED,) if config.synthesize.unchecked_share else ()),
         work=work,
         records_folder="synthesis",
     )
@@ -107,5 +108,6 @@ def synthesis_options(config: SynthesizeConfig, *, seed: int) -> SynthesisOption
         max_rounds=config.max_rounds,
         critic_share=config.critic_share,
         confirm_share=config.confirm_share,
+        unchecked_share=config.unchecked_share,
         seed=seed,
     )

@@ -12,6 +12,9 @@ trajectories that end right, the reward model picks the best of each type:
     III-I   one correction
     III-II  two corrections (or more, where `max_rounds` allows them)
 
+Demonstrations that people wrote hold mistakes too: `unchecked_share` keeps wrong solutions as they
+are ("unchecked"), for reinforcement to unlearn.
+
 How many problems are worked on at once is `outcomes`.
 """
 
@@ -36,6 +39,7 @@ from satori_fast.synthesis.outcomes import (
 from satori_fast.types import Demonstration, Problem
 
 TRAJECTORY_TYPES = ("I", "II-I", "II-II", "III-I", "III-II")
+UNCHECKED = "unchecked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class SynthesisOptions:
     right solution only, so a model that imitates them reflects less often. confirm_share: corrected
     trajectories that end with a reflection that confirms the answer. The paper's five types have
     none: a model that imitates them alone sees every reflection on a second attempt say "wrong",
-    and learns to say so always.
+    and learns to say so always. unchecked_share: problems of which one wrong solution, if there is
+    any, is kept as it is beside the others (the paper: 0).
     """
 
     num_solutions: int
@@ -66,6 +71,7 @@ class SynthesisOptions:
     max_rounds: int = 2
     critic_share: float = 1.0
     confirm_share: float = 0.0
+    unchecked_share: float = 0.0
     seed: int = 0
 
 
@@ -135,6 +141,7 @@ class _ProblemWork:
         self._agents, self._options = agents, options
         self._rng = problem_stream(options.seed, problem.problem_id)
         self._outcome = Outcome(problem)
+        self._unchecked: Solution | None = None
 
     async def run(self) -> Outcome:
         options, rng = self._options, self._rng
@@ -149,8 +156,13 @@ class _ProblemWork:
             if candidates:
                 best = await self._best(candidates)
                 response = (await self._confirmed(best)).response
-                self._outcome.demonstrations.append(Demonstration(self._problem, response, kind))
+                self._add(response, kind)
+        if self._unchecked and rng.random() < options.unchecked_share:
+            self._add("".join(_join(self._unchecked)), UNCHECKED)
         return self._outcome
+
+    def _add(self, response: str, kind: str) -> None:
+        self._outcome.demonstrations.append(Demonstration(self._problem, response, kind))
 
     async def _trajectories(self, max_rounds: int) -> AsyncIterator[_Draft]:
         """Every trajectory of the problem that ends right."""
@@ -160,7 +172,9 @@ class _ProblemWork:
             yield draft
             if max_rounds and (finished := await self._finish(draft, max_rounds, verify=True)):
                 yield finished
-        for solution in self._sample(wrong):
+        kept = self._sample(wrong)
+        self._unchecked = kept[0] if kept else None
+        for solution in kept:
             draft = _Draft(_join(solution), solution)
             if max_rounds and (finished := await self._finish(draft, max_rounds)):
                 yield finished

@@ -34,6 +34,7 @@ from satori_fast.synthesis.agents import (
 from satori_fast.synthesis.outcomes import Outcome
 from satori_fast.synthesis.pipeline import (
     TRAJECTORY_TYPES,
+    UNCHECKED,
     SynthesisAgents,
     SynthesisOptions,
     distinct_problems,
@@ -212,6 +213,23 @@ def test_confirm_share_between(made: list[Demonstration]) -> None:
     some = demonstrations(confirm_share=0.5)
     corrected = [d for d in some if EXPLORE in d.response]
     share = np.mean([d.response.endswith("right") for d in corrected])
+    assert 0.2 < share < 0.8
+
+
+def test_unchecked_share_keeps_wrong_solutions_beside_the_others(
+    made: list[Demonstration],
+) -> None:
+    with_wrong = demonstrations(unchecked_share=1.0)
+    assert [d for d in with_wrong if d.trajectory_type != UNCHECKED] == made
+    wrong = [d for d in with_wrong if d.trajectory_type == UNCHECKED]
+    failed = [outcome.problem for outcome in outcomes(PROBLEMS) if outcome.counts["solutions/wrong"]]
+    assert [d.problem for d in wrong] == failed
+    for demonstration in wrong:
+        assert demonstration.problem.answer is not None
+        assert not grade(demonstration.response, demonstration.problem.answer).correct
+        assert REFLECT not in demonstration.response
+    some = demonstrations(unchecked_share=0.5)
+    share = sum(d.trajectory_type == UNCHECKED for d in some) / len(wrong)
     assert 0.2 < share < 0.8
 
 
