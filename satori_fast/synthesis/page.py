@@ -16,6 +16,7 @@ from typing import Any
 from satori_fast.data.formats.coat import CONTINUE, EXPLORE, REFLECT, split_actions
 from satori_fast.storage import write_atomically
 from satori_fast.synthesis.filters import read_template
+from satori_fast.synthesis.pipeline import UNCHECKED
 from satori_fast.synthesis.stats import SynthesisStats
 from satori_fast.types import Demonstration
 
@@ -29,6 +30,7 @@ COAT_MEANINGS = {
     "II-II": "verified, later corrected",
     "III-I": "corrected once",
     "III-II": "corrected twice or more",
+    UNCHECKED: "wrong, and nobody checked it",
 }
 
 

@@ -158,6 +158,7 @@ class _ProblemWork:
                 response = (await self._confirmed(best)).response
                 self._add(response, kind)
         if self._unchecked and rng.random() < options.unchecked_share:
+            self._outcome.counts[f"trajectories/{UNCHECKED}"] += 1
             self._add("".join(_join(self._unchecked)), UNCHECKED)
         return self._outcome
 
