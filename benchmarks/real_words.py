@@ -7,9 +7,9 @@
 Each seed is a run of `configs/real/smollm2_words.toml` as a user would start it. Then every model
 of a run answers the run's held-out problems greedily, and four times each at temperature 0.7. The
 untouched model is asked once: it is the same for all seeds. What is there already is not done
-again, so the command can be run until it is done. Accuracy, error and self-correction are in the
-record, and tokens per second of each stage, peak memory, and answers of each model to the same
-problems.
+again, so the command can be run until it is done; `--extend` keeps the seeds that the record has.
+Accuracy, error and self-correction (of answers, and of steps) are in the record, and tokens per
+second of each stage, peak memory, and answers of each model to the same problems.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from satori_fast.config import load_config
+from satori_fast.config import Config, load_config
+from satori_fast.data.domains import DOMAINS
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.profiling.statistics import Estimate, estimate, paired_estimate
 from satori_fast.storage import read_sealed
@@ -76,6 +77,18 @@ def figures(evaluation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def corrections(output: Path, config: Config) -> dict[str, int]:
+    """Wrong steps in all responses of an evaluation, and what explorations mended and broke."""
+    domain = DOMAINS[config.data.source]
+    problems = domain.problems(
+        config.evaluation.num_problems, levels=config.data.levels, split="heldout", seed=0
+    )
+    questions = {problem.problem_id: problem.question for problem in problems}
+    count = domain.counts[config.data.format]
+    found = [count(questions[row["problem_id"]], _response(row)) for row in _rows(output)]
+    return {name: int(sum(own[name] for own in found)) for name in ("slips", "mends", "breaks")}
+
+
 def cost(run: Path) -> dict[str, Any]:
     """Minutes, peak memory and tokens per second of the stages of a run."""
     summary = json.loads((run / "summary.json").read_text())
@@ -92,11 +105,18 @@ def cost(run: Path) -> dict[str, Any]:
 
 def answers(output: Path, number: int) -> dict[str, str]:
     """Greedy answers to the first problems of an evaluation, by problem."""
+    rows = sorted(_rows(output), key=lambda row: _place(row["problem_id"]))
+    return {row["problem_id"]: _response(row) for row in rows[:number]}
+
+
+def _rows(output: Path) -> list[dict[str, Any]]:
+    """Responses of an evaluation."""
     lines = (output / "responses.jsonl").read_text().splitlines()[1:]
-    rows = sorted((json.loads(line) for line in lines), key=lambda row: _place(row["problem_id"]))
-    return {
-        row["problem_id"]: "".join(text for _, text in row["segments"]) for row in rows[:number]
-    }
+    return [json.loads(line) for line in lines]
+
+
+def _response(row: dict[str, Any]) -> str:
+    return "".join(text for _, text in row["segments"])
 
 
 def _place(problem_id: str) -> int:
@@ -126,12 +146,19 @@ def _shown(found: Estimate) -> dict[str, Any]:
     return {"mean": found.mean, "standard_error": found.standard_error, "interval": found.interval}
 
 
+def _earlier(name: str) -> dict[str, Any]:
+    """Figures of the record there; empty without one."""
+    path = measure.RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["figures"] if path.exists() else {}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, ask, record."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", default=CONFIG)
     parser.add_argument("--folder", type=Path, default=Path("runs/real_words"))
+    parser.add_argument("--extend", action="store_true", help="keep the seeds of the record")
     parser.add_argument("--record", default=RECORD, help="benchmarks/results/NAME.json")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(Path(options.config), overrides)
@@ -141,11 +168,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         places = {manner: options.folder / "asked" / f"{name}-{manner}" for manner in MANNERS}
         found = {
             manner: figures(ask(options.config, model, seed, place, manner, overrides))
+            | {"steps": corrections(place, config)}
             for manner, place in places.items()
         }
         return found | {"answers": answers(places["greedy"], NUM_SHOWN)}
 
-    seeds: dict[int, dict[str, Any]] = {}
+    earlier = _earlier(options.record) if options.extend else {}
+    seeds: dict[int, dict[str, Any]] = {
+        int(seed): own for seed, own in earlier.get("seeds", {}).items()
+    }
     for seed in options.seeds:
         name = f"{config.name}-{seed}"
         run = train(options.config, name, seed, options.folder, overrides)
@@ -154,9 +185,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for model in (TUNED, TRAINED)
         } | {"cost": cost(run)}
     first = options.seeds[0]
-    untouched = asked(config.model.path, f"{config.name}-{UNTOUCHED}-{first}", first)
+    untouched = earlier.get(UNTOUCHED) or asked(
+        config.model.path, f"{config.name}-{UNTOUCHED}-{first}", first
+    )
+    seeds = dict(sorted(seeds.items()))
     table = {
-        "command": " ".join(["python -m benchmarks.real_words --seeds", *map(str, options.seeds)]),
+        "command": " ".join(["python -m benchmarks.real_words --seeds", *map(str, seeds)]),
         "config": options.config,
         "table": summarise(seeds, untouched),
         "seeds": {str(seed): own for seed, own in seeds.items()},

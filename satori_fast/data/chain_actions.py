@@ -108,7 +108,7 @@ def slip_counts(question: str, response: str) -> dict[str, float]:
     number before it.
 
     >>> slip_counts("start 1 plus 2", "1 + 2 = 4<|reflect|> 1 + 2 = 3 wrong<|explore|> 1 + 2 = 3")
-    {'slips': 1.0, 'slips_mended': 1.0}
+    {'slips': 1.0, 'mends': 1.0, 'breaks': 0.0, 'slips_mended': 1.0}
     """
     chain = parse_chain(question)
 

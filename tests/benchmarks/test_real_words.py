@@ -10,8 +10,19 @@ from typing import Any
 import pytest
 
 from benchmarks import measure, real_words
-from benchmarks.real_words import CONFIG, MANNERS, TRAINED, TUNED, UNTOUCHED, answers, summarise
-from satori_fast.data.word_problems import WordProblems
+from benchmarks.real_words import (
+    CONFIG,
+    MANNERS,
+    TRAINED,
+    TUNED,
+    UNTOUCHED,
+    answers,
+    corrections,
+    summarise,
+)
+from satori_fast.config import load_config
+from satori_fast.data.stories import parse_story
+from satori_fast.data.word_problems import WordProblems, expert_steps
 from tests.tiny_models import save_chat_model
 
 SMALL = """
@@ -92,5 +103,28 @@ def test_a_tiny_model_is_trained_and_asked_and_nothing_is_done_twice(
     assert own["cost"]["peak_gib"] > 0 and own["cost"]["tokens_per_s"][TRAINED]["rollout"] > 0
     for model_name in (TUNED, TRAINED):
         assert {own[model_name][manner]["num_problems"] for manner in MANNERS} == {4}
+        assert set(own[model_name]["sampled"]["steps"]) == {"slips", "mends", "breaks"}
         assert len(own[model_name]["answers"]) == 4
     assert first[UNTOUCHED]["sampled"]["num_problems"] == 4
+    written = {"figures": {**first, "seeds": {"7": own}}}
+    (tmp_path / "real_words.json").write_text(json.dumps(written))
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    real_words.main([*command, "--extend"])
+    extended = records["real_words"][-1]
+    assert list(extended["seeds"]) == ["0", "7"] and extended["command"].endswith("--seeds 0 7")
+    assert extended[UNTOUCHED] == first[UNTOUCHED]
+
+
+def test_corrections_are_counted_over_all_responses(tmp_path: Path) -> None:
+    config = load_config(Path(CONFIG))
+    problem = next(iter(WordProblems(300, levels=config.data.levels, split="heldout", seed=0)))
+    rights = expert_steps(parse_story(problem.question))
+    segments = [
+        ["continue", "1 + 1 = 3"],
+        ["reflect", "<|reflect|> That is wrong."],
+        ["explore", f"<|explore|> {rights[0]}"],
+    ]
+    row = {"problem_id": problem.problem_id, "segments": segments}
+    (tmp_path / "responses.jsonl").write_text("\n".join(map(json.dumps, [{}, row, row])))
+    found = corrections(tmp_path, config)
+    assert found == {"slips": 2, "mends": 2, "breaks": 0}

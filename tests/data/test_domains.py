@@ -37,7 +37,7 @@ def test_what_is_counted_in_which_format() -> None:
     counted = {(name, format) for name, domain in DOMAINS.items() for format in domain.counts}
     assert counted == {("chains", "coat"), ("word_problems", "coat")} and "coat" in FORMATS
     found = DOMAINS["chains"].counts["coat"]("start 37 plus 25", "37 + 25 = 63")
-    assert found == {"slips": 1.0, "slips_mended": 0.0}
+    assert found == {"slips": 1.0, "slips_mended": 0.0, "mends": 0.0, "breaks": 0.0}
 
 
 @pytest.mark.parametrize(("name", "levels"), [("chains", [5, 9]), ("word_problems", [1, 5])])

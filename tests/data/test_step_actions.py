@@ -57,8 +57,28 @@ def test_what_stands(actions: str, standing: str) -> None:
     ],
 )
 def test_slips(actions: str, slips: int, mended: float | None) -> None:
-    counts = {"slips": float(slips)} | ({} if mended is None else {"slips_mended": mended})
-    assert READER.slip_counts(response(actions), 3, is_right) == counts
+    counts = READER.slip_counts(response(actions), 3, is_right)
+    assert (counts["slips"], counts.get("slips_mended")) == (slips, mended)
+
+
+@pytest.mark.parametrize(
+    ("actions", "mends", "breaks"),
+    [
+        ("a b c =", 0, 0),
+        ("a x ?b !b c =", 1, 0),
+        ("a x c = ?ab !b c =", 1, 0),  # behind a check of all
+        ("a b ?b !x c", 0, 1),
+        ("a b ?b !x ?b !b c", 1, 1),
+        ("a b ?b !b c", 0, 0),  # right before and after
+        ("x ?a !y b c =", 0, 0),  # wrong before and after
+        ("a x ?b c", 0, 0),  # seen, not mended
+        ("a b !x c", 0, 1),  # nothing was checked: the first step is done again
+        ("a b c = ?abc= !=", 0, 0),  # an answer is no step
+    ],
+)
+def test_mends_and_breaks(actions: str, mends: int, breaks: int) -> None:
+    counts = READER.slip_counts(response(actions), 3, is_right)
+    assert (counts["mends"], counts["breaks"]) == (mends, breaks)
 
 
 def test_content_is_the_text_without_its_token() -> None:

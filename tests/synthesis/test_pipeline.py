@@ -222,7 +222,9 @@ def test_unchecked_share_keeps_wrong_solutions_beside_the_others(
     with_wrong = demonstrations(unchecked_share=1.0)
     assert [d for d in with_wrong if d.trajectory_type != UNCHECKED] == made
     wrong = [d for d in with_wrong if d.trajectory_type == UNCHECKED]
-    failed = [outcome.problem for outcome in outcomes(PROBLEMS) if outcome.counts["solutions/wrong"]]
+    failed = [
+        outcome.problem for outcome in outcomes(PROBLEMS) if outcome.counts["solutions/wrong"]
+    ]
     assert [d.problem for d in wrong] == failed
     for demonstration in wrong:
         assert demonstration.problem.answer is not None
