@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.peers.task import Task, task_config, task_of
 from benchmarks.real_model import CONFIG, compare
+from satori_fast.config import load_config
 from satori_fast.data.word_problems import WordProblems
 from tests.tiny_models import save_chat_model
 
@@ -33,13 +34,15 @@ samples_per_problem = 4
 num_problems = 6
 """
 
+LEVELS = load_config(Path(CONFIG)).data.levels
+
 
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[str, str]:
     """A config file and a model folder."""
     config = tmp_path / "small.toml"
     config.write_text(SMALL.format(base=Path(CONFIG).resolve()))
-    problems = WordProblems(40, levels=[1, 2, 3], split="train", seed=0)
+    problems = WordProblems(40, levels=LEVELS, split="train", seed=0)
     texts = [f"{problem.question} \\boxed{{{problem.answer}}}" for problem in problems]
     return str(config), str(save_chat_model(tmp_path / "model", texts, max_position_embeddings=512))
 
@@ -48,7 +51,7 @@ def test_questions_are_the_configs_training_problems(small: tuple[str, str]) -> 
     config, model = small
     task = task_of(config, model, steps=3, seed=1, title="t")
     assert (len(task.questions), task.num_rows, task.max_tokens) == (12, 16, 12)
-    drawn = list(WordProblems(12, levels=[1, 2, 3], split="train", seed=1))
+    drawn = list(WordProblems(12, levels=LEVELS, split="train", seed=1))
     assert [question for question, _ in task.problems(2)] == [p.question for p in drawn[8:]]
     assert task.system is not None and "\\boxed{}" in task.system
     plain = task_config(config, model)
