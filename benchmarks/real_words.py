@@ -15,6 +15,7 @@ second of each stage, peak memory, and answers of each model to the same problem
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from satori_fast.config import Config, load_config
+from satori_fast.config import Config, load_config, to_toml
 from satori_fast.data.domains import DOMAINS
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.profiling.statistics import Estimate, estimate, paired_estimate
@@ -146,10 +147,15 @@ def _shown(found: Estimate) -> dict[str, Any]:
     return {"mean": found.mean, "standard_error": found.standard_error, "interval": found.interval}
 
 
-def _earlier(name: str) -> dict[str, Any]:
-    """Figures of the record there; empty without one."""
+def _earlier(name: str, settings: str) -> dict[str, Any]:
+    """Figures of the record there; empty without one. SystemExit for one of other settings."""
     path = measure.RESULTS / f"{name}.json"
-    return json.loads(path.read_text())["figures"] if path.exists() else {}
+    found = json.loads(path.read_text())["figures"] if path.exists() else {}
+    if found and found["settings"] != settings:
+        raise SystemExit(
+            f"{path} is of other settings: leave --extend out, or name another --record"
+        )
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -173,7 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         return found | {"answers": answers(places["greedy"], NUM_SHOWN)}
 
-    earlier = _earlier(options.record) if options.extend else {}
+    # Seeds of one table went by the same settings, wherever a run lies.
+    settings = hashlib.sha256(to_toml(config).encode()).hexdigest()[:12]
+    earlier = _earlier(options.record, settings) if options.extend else {}
     seeds: dict[int, dict[str, Any]] = {
         int(seed): own for seed, own in earlier.get("seeds", {}).items()
     }
@@ -192,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = {
         "command": " ".join(["python -m benchmarks.real_words --seeds", *map(str, seeds)]),
         "config": options.config,
+        "settings": settings,
         "table": summarise(seeds, untouched),
         "seeds": {str(seed): own for seed, own in seeds.items()},
         UNTOUCHED: untouched,

@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from satori_fast.backbone.checkpoint import (
     save_checkpoint,
 )
 from satori_fast.backbone.optimizer import OptimizerSettings
-from satori_fast.backbone.parallel import ParallelOptions, initialize_parallel, shutdown_parallel
 from satori_fast.backbone.step import Learner, build_learner, score, update
 from satori_fast.storage import DamagedFile, digests, read_sealed, write_sealed
 from tests.tiny_models import ImitationLoss, ones, random_batch, tiny_model
@@ -131,14 +129,6 @@ def test_what_is_written_in_the_background_is_of_its_step(tmp_path: Path) -> Non
     assert latest_checkpoint(tmp_path) == tmp_path / "step-2"
     assert load_checkpoint(tmp_path / "step-1", learners) == {"step": 1}
     assert all(torch.equal(t, expected[n]) for n, t in _weights(learners).items())
-
-
-@pytest.fixture
-def offloading() -> Iterator[None]:
-    shutdown_parallel()
-    initialize_parallel(seed=0, options=ParallelOptions(offload=True))
-    yield
-    shutdown_parallel()
 
 
 def test_whoever_changes_a_learner_waits_until_it_is_copied(

@@ -3,27 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from satori_fast.backbone.optimizer import OptimizerSettings
-from satori_fast.backbone.parallel import ParallelOptions, initialize_parallel, shutdown_parallel
+from satori_fast.backbone.parallel import initialize_parallel
 from satori_fast.backbone.parking import Parking
 from satori_fast.backbone.step import Learner, build_learner, score, update
 from tests.tiny_models import ImitationLoss, ones, random_batch, tiny_model
 
 _SETTINGS = OptimizerSettings(learning_rate=1e-3)
-
-
-@pytest.fixture
-def offloading() -> Iterator[None]:
-    shutdown_parallel()
-    initialize_parallel(seed=0, options=ParallelOptions(offload=True))
-    yield
-    shutdown_parallel()
 
 
 def test_views_of_a_parked_storage_are_as_they_were() -> None:

@@ -113,6 +113,8 @@ def test_a_tiny_model_is_trained_and_asked_and_nothing_is_done_twice(
     extended = records["real_words"][-1]
     assert list(extended["seeds"]) == ["0", "7"] and extended["command"].endswith("--seeds 0 7")
     assert extended[UNTOUCHED] == first[UNTOUCHED]
+    with pytest.raises(SystemExit, match="is of other settings"):
+        real_words.main([*command, "--extend", "--reinforce.num_steps", "2"])
 
 
 def test_corrections_are_counted_over_all_responses(tmp_path: Path) -> None:
