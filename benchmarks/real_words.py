@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -80,14 +81,18 @@ def figures(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def corrections(output: Path, config: Config) -> dict[str, int]:
     """Wrong steps in all responses of an evaluation, and what explorations mended and broke."""
-    domain = DOMAINS[config.data.source]
-    problems = domain.problems(
-        config.evaluation.num_problems, levels=config.data.levels, split="heldout", seed=0
-    )
-    questions = {problem.problem_id: problem.question for problem in problems}
-    count = domain.counts[config.data.format]
+    questions = questions_of(config)
+    count = DOMAINS[config.data.source].counts[config.data.format]
     found = [count(questions[row["problem_id"]], _response(row)) for row in _rows(output)]
     return {name: int(sum(own[name] for own in found)) for name in ("slips", "mends", "breaks")}
+
+
+def questions_of(config: Config) -> dict[str, str]:
+    """Held-out questions, by problem."""
+    problems = DOMAINS[config.data.source].problems(
+        config.evaluation.num_problems, levels=config.data.levels, split="heldout", seed=0
+    )
+    return {problem.problem_id: problem.question for problem in problems}
 
 
 def cost(run: Path) -> dict[str, Any]:
@@ -141,6 +146,43 @@ def summarise(seeds: dict[int, dict[str, Any]], untouched: dict[str, Any]) -> di
             "added": _shown(added),
         }
     return table
+
+
+def page(table: dict[str, Any], questions: dict[str, str]) -> str:
+    """The record in Markdown, as README has it: accuracy with standard errors, what explorations did
+    to steps, cost, and answers before and after."""
+    seeds = list(table["seeds"].values())
+    lines = ["| | untouched | after format tuning | after RL | RL adds |", "|---|--:|--:|--:|--:|"]
+    for manner, row in table["table"].items():
+        means = " | ".join(f"{_points(row[model])} %" for model in (TUNED, TRAINED))
+        untouched, added = f"{100 * row[UNTOUCHED]:.1f} %", _points(row["added"])
+        lines.append(f"| {manner} | {untouched} | {means} | {added} |")
+    for manner in table["table"]:
+        steps = [_mended(seeds, model, manner) for model in (TUNED, TRAINED)]
+        lines.append(f"| steps mended / broken, {manner} | - | {' | '.join(steps)} | |")
+    costs = [own["cost"] for own in seeds]
+    rates = {
+        f"{stage} {name}": statistics.median(own["tokens_per_s"][stage][name] for own in costs)
+        for stage in (TUNED, TRAINED)
+        for name in costs[0]["tokens_per_s"][stage]
+    }
+    minutes, peak = (max(own[name] for own in costs) for name in ("minutes", "peak_gib"))
+    lines += ["", f"At most {minutes} minutes and {peak} GiB a run. Tokens per second:"]
+    lines.append(", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()) + ".")
+    for problem, before in seeds[0][TUNED]["answers"].items():
+        after = seeds[0][TRAINED]["answers"][problem]
+        lines += ["", "```", f"{questions[problem]}\n", f"before: {before}\n", f"after:  {after}"]
+        lines.append("```")
+    return "\n".join(lines)
+
+
+def _points(found: dict[str, Any]) -> str:
+    return f"{100 * found['mean']:.1f} +- {100 * found['standard_error']:.1f}"
+
+
+def _mended(seeds: Sequence[dict[str, Any]], model: str, manner: str) -> str:
+    steps = [own[model][manner]["steps"] for own in seeds]
+    return " / ".join(str(sum(each[name] for each in steps)) for name in ("mends", "breaks"))
 
 
 def _shown(found: Estimate) -> dict[str, Any]:
@@ -205,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seeds": {str(seed): own for seed, own in seeds.items()},
         UNTOUCHED: untouched,
     }
-    print(json.dumps(table["table"], indent=1))
+    print(page(table, questions_of(config)))
     print(f"wrote {measure.record(options.record, table)}")
 
 

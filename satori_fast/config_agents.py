@@ -156,8 +156,8 @@ class SynthesizeConfig(Section):
     from the question alone; each of L steps is right with the L-th root of it)"""
     slips: Literal["chance", "carries", "haste"] = "chance"
     """scripted generator: it slips anywhere, or (chains) forgets what is carried or borrowed, or
-    (word_problems) in haste subtracts for divides and adds for multiplies; generator_skill is then
-    the share of these places that it gets right"""
+    (word_problems) in haste subtracts for divides and adds for multiplies, and miscalculates now
+    and then; generator_skill is then the share of the places of haste that it gets right"""
     check: Literal["worked", "bare", "mixed"] = "worked"
     """scripted critic: reflections show their sum, give the verdict alone, or (mixed) do so three
     times of four"""

@@ -102,6 +102,7 @@ def task_config(config_file: str, model: str, *overrides: str) -> Config:
         "reinforce.recipe": "grpo",
         "reinforce.weighting": "token",
         "reinforce.num_minibatches": "1",
+        "reinforce.kl_coefficient": "0.0",
         "reinforce.truncated": "'wrong'",
         "reinforce.optimizer.schedule": "constant",
         "reinforce.optimizer.warmup_fraction": "0.0",

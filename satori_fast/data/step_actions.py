@@ -3,8 +3,8 @@
 
 A reflection checks the step before it, or after an answer all that led there, up to the first that
 is wrong. An exploration is the step done again: it takes the place of the one that the reflection
-ended with, and what stood after that falls. How steps and checks of a domain read is
-`chain_actions` and `word_actions`.
+ended with, or of the last where no reflection follows it, and what stood after that falls. How
+steps and checks of a domain read is `chain_actions` and `word_actions`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class StepReader:
     def _standing(self, actions: Iterable[str]) -> Iterator[list[str]]:
         """Yield the steps that stand after each action, in a list that changes with the next."""
         steps: list[str] = []
-        checked = 0  # where the step stands that the last reflection ended with
+        checked = 0  # where the step stands that an exploration does again
         for action in actions:
             text = content(action)
             if action.startswith(REFLECT):
@@ -81,6 +81,7 @@ class StepReader:
                 steps[checked:] = [text]
             else:
                 steps.append(text)
+                checked = len(steps) - 1
             yield steps
 
 

@@ -243,6 +243,11 @@ def hasty_slip(story: Story, place: int, value: int) -> Equation | None:
     return next((e for e in slips(story, place, value)["operation"] if e.kind == wrong), None)
 
 
+def miscalculation(story: Story, place: int, value: int, rng: np.random.Generator) -> Equation:
+    """A slip that has the right left side and another result."""
+    return _one_of(slips(story, place, value)["result"], rng)
+
+
 def _calculated(sides: Iterable[tuple[int, Kind, int]]) -> list[Equation]:
     found = [(side, calculate(*side)) for side in sides]
     return [Equation(*side, result) for side, result in found if result is not None]

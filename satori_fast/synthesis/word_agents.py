@@ -29,6 +29,7 @@ from satori_fast.data.word_problems import (
     draw_slip,
     expert_steps,
     hasty_slip,
+    miscalculation,
     right_equation,
     step_text,
 )
@@ -37,6 +38,8 @@ from satori_fast.types import Problem
 
 # Of the wrong solutions, those that are judged after their answer; the others at the slip.
 _WHOLE_SHARE = 0.5
+# Of the steps in which haste changes no operation, those that one in haste miscalculates.
+_MISCALCULATED = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,10 @@ class SlippingPupil:
     more often. A slip is one of `data.word_problems.slips`, and the pupil goes on rightly from it.
     Slips never cancel, so that an answer is right only where every step is.
 
-    One in haste slips where he has to divide or multiply and nowhere else: he subtracts or adds,
-    but for a share `skill` of these places, until he is corrected. A model that imitates him slips
-    there as well when it takes the likeliest word, not by chance alone.
+    One in haste subtracts where he has to divide and adds where he has to multiply, but for a share
+    `skill` of these places, until he is corrected. A model that imitates him slips there as well
+    when it takes the likeliest word, not by chance alone. Now and then he miscalculates elsewhere:
+    a model that never sees such a slip found repeats results in its checks instead of calculating.
     """
 
     skill: float = 0.3
@@ -99,9 +103,12 @@ class SlippingPupil:
     def _slip(
         self, story: Story, place: int, value: int, rng: np.random.Generator
     ) -> Equation | None:
-        if self.in_haste:
-            return hasty_slip(story, place, value)
-        return draw_slip(story, place, value, rng)
+        if not self.in_haste:
+            return draw_slip(story, place, value, rng)
+        hasty = hasty_slip(story, place, value)
+        if hasty is None and rng.random() < _MISCALCULATED:
+            return miscalculation(story, place, value, rng)
+        return hasty
 
 
 @dataclass(frozen=True, slots=True)

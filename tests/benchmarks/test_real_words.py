@@ -18,6 +18,7 @@ from benchmarks.real_words import (
     UNTOUCHED,
     answers,
     corrections,
+    page,
     summarise,
 )
 from satori_fast.config import load_config
@@ -69,6 +70,37 @@ def test_what_rl_adds_is_paired_by_seed() -> None:
     assert table["greedy"]["added"]["mean"] == 0.25
     assert table["greedy"]["added"]["standard_error"] == 0.0
     assert table["sampled"]["added"]["mean"] == pytest.approx((0.5 + 0.375) / 2)
+
+
+def test_the_page_has_accuracy_steps_cost_and_answers() -> None:
+    def own(greedy: float, mends: int, answer: str) -> dict[str, Any]:
+        steps = {"slips": 9, "mends": mends, "breaks": 1}
+        found = asked(greedy, greedy / 2)
+        return {name: {**of, "steps": steps} for name, of in found.items()} | {
+            "answers": {"w/1": answer}
+        }
+
+    def cost(minutes: float, rate: int) -> dict[str, Any]:
+        rates = {TUNED: {"update": 280}, TRAINED: {"rollout": rate, "update": 390}}
+        return {"minutes": minutes, "peak_gib": 5.5, "tokens_per_s": rates}
+
+    seeds = {
+        0: {TUNED: own(0.5, 3, "5"), TRAINED: own(0.75, 1, "6"), "cost": cost(30.0, 100)},
+        1: {TUNED: own(0.25, 4, "?"), TRAINED: own(0.5, 2, "?"), "cost": cost(32.5, 300)},
+    }
+    untouched = asked(0.0, 0.0)
+    text = page({"seeds": seeds, "table": summarise(seeds, untouched)}, {"w/1": "3 + 3 = ?"})
+    assert text.splitlines()[2:] == [
+        "| greedy | 0.0 % | 37.5 +- 12.5 % | 62.5 +- 12.5 % | 25.0 +- 0.0 |",
+        "| sampled | 0.0 % | 18.8 +- 6.2 % | 31.2 +- 6.2 % | 12.5 +- 0.0 |",
+        "| steps mended / broken, greedy | - | 7 / 2 | 3 / 2 | |",
+        "| steps mended / broken, sampled | - | 7 / 2 | 3 / 2 | |",
+        "",
+        "At most 32.5 minutes and 5.5 GiB a run. Tokens per second:",
+        "supervised update 280, reinforce rollout 200, reinforce update 390.",
+        "",
+        *("```", "3 + 3 = ?", "", "before: 5", "", "after:  6", "```"),
+    ]
 
 
 def test_answers_are_those_to_the_first_problems(tmp_path: Path) -> None:

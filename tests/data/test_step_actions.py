@@ -36,7 +36,9 @@ def response(actions: str) -> str:
         ("a x c = ?ab !b", "ab"),
         ("a b ?b c", "abc"),  # a check that finds nothing
         ("x ?a !y ?a !a b", "ab"),  # a correction that is wrong itself
-        ("x y !a", "a"),  # nothing was checked: a correction takes the place of all
+        ("x y !b", "xb"),  # nothing was checked: the last step is done again
+        ("a ?a x !b c", "abc"),  # nor here, since what was checked is another
+        ("a x ?b !y !b", "ab"),
         ("?", ""),
     ],
 )
@@ -72,7 +74,8 @@ def test_slips(actions: str, slips: int, mended: float | None) -> None:
         ("a b ?b !b c", 0, 0),  # right before and after
         ("x ?a !y b c =", 0, 0),  # wrong before and after
         ("a x ?b c", 0, 0),  # seen, not mended
-        ("a b !x c", 0, 1),  # nothing was checked: the first step is done again
+        ("a b !x c", 0, 1),  # nothing was checked: the last step is done again
+        ("a ?a b !b c", 0, 0),  # the first was checked, the second is done again
         ("a b c = ?abc= !=", 0, 0),  # an answer is no step
     ],
 )

@@ -212,10 +212,11 @@ def test_demonstrations_give_nothing_away(made: list[Demonstration]) -> None:
     assert not any(leaks(demonstration.response) for demonstration in made)
 
 
-def test_haste_slips_where_one_divides_or_multiplies_and_nowhere_else() -> None:
+def test_haste_takes_the_wrong_operation_or_else_miscalculates_now_and_then() -> None:
     hasty = SlippingPupil(0.2, in_haste=True)
     wrongly = {"divide": "subtract", "multiply": "add"}
     firsts: list[bool] = []
+    miscalculated: list[bool] = []
     for number, problem in enumerate(PROBLEMS):
         story = parse_story(problem.question)
         for solution in asyncio.run(hasty.solve(problem, 8, rng(number))):
@@ -223,13 +224,17 @@ def test_haste_slips_where_one_divides_or_multiplies_and_nowhere_else() -> None:
             for place, (event, step) in enumerate(zip(story.events, solution, strict=False)):
                 written, could_slip = read_step(step), hasty_slip(story, place, value) is not None
                 if written.kind == event.kind:
-                    assert written.is_true and written.number == event.number
+                    assert written.number == event.number and written.value == value
+                    assert written.is_true or not could_slip
                 else:
                     assert could_slip and written.kind == wrongly[event.kind]
+                    assert written.is_true
+                miscalculated += [] if could_slip else [not written.is_true]
                 firsts += [written.kind != event.kind] if could_slip and place == 0 else []
                 value = written.result
-    assert len(firsts) > 200
+    assert len(firsts) > 200 and len(miscalculated) > 200
     assert abs(np.mean(firsts) - 0.8) < 4 * np.sqrt(0.16 / len(firsts))
+    assert abs(np.mean(miscalculated) - 0.8 * 0.3) < 4 * np.sqrt(0.18 / len(miscalculated))
 
 
 def test_haste_is_over_with_the_first_correction() -> None:
