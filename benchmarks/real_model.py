@@ -63,7 +63,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     options.add_argument("--config", default=CONFIG)
     options.add_argument("--model", required=True, help="folder that both start from")
-    options.add_argument("--steps", type=int, default=40)
+    options.add_argument("--steps", type=int, default=30)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--core", default="1", help='processor core of both sides, or "any"')
     options.add_argument("--record", default=RECORD, help="of benchmarks/results")

@@ -149,8 +149,8 @@ def summarise(seeds: dict[int, dict[str, Any]], untouched: dict[str, Any]) -> di
 
 
 def page(table: dict[str, Any], questions: dict[str, str]) -> str:
-    """The record in Markdown, as README has it: accuracy with standard errors, what explorations did
-    to steps, cost, and answers before and after."""
+    """The record in Markdown, as README has it: accuracy with standard errors, what explorations
+    did to steps, cost, and answers before and after."""
     seeds = list(table["seeds"].values())
     lines = ["| | untouched | after format tuning | after RL | RL adds |", "|---|--:|--:|--:|--:|"]
     for manner, row in table["table"].items():
