@@ -149,8 +149,8 @@ def summarise(seeds: dict[int, dict[str, Any]], untouched: dict[str, Any]) -> di
 
 
 def page(table: dict[str, Any], questions: dict[str, str]) -> str:
-    """The record in Markdown, as README has it: accuracy with standard errors, what explorations
-    did to steps, cost, and answers before and after."""
+    """The record in Markdown: accuracy with the standard errors that its seeds give, what
+    explorations did to steps, cost, and answers before and after of the first seed."""
     seeds = list(table["seeds"].values())
     lines = ["| | untouched | after format tuning | after RL | RL adds |", "|---|--:|--:|--:|--:|"]
     for manner, row in table["table"].items():
@@ -177,7 +177,9 @@ def page(table: dict[str, Any], questions: dict[str, str]) -> str:
 
 
 def _points(found: dict[str, Any]) -> str:
-    return f"{100 * found['mean']:.1f} +- {100 * found['standard_error']:.1f}"
+    """Per cent with the standard error; without one where one seed gives none."""
+    mean, error = found["mean"], found["standard_error"]
+    return f"{100 * mean:.1f}" + ("" if error is None else f" +- {100 * error:.1f}")
 
 
 def _mended(seeds: Sequence[dict[str, Any]], model: str, manner: str) -> str:

@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from satori_fast.backbone import host_memory
 from satori_fast.backbone.parallel import parallel_state
 from satori_fast.backbone.sharded_state import (
     Piece,
@@ -153,8 +154,15 @@ class _Writing:
         for learner in learners.values():
             learner.is_copied.clear()
         # Not a daemon's: a process that ends well writes to the end.
-        self.thread = threading.Thread(target=self._write, args=(own, learners), name="checkpoint")
+        args = (own, learners)
+        self.thread = threading.Thread(target=self._write_copies, args=args, name="checkpoint")
         self.thread.start()
+
+    def _write_copies(self, own: dict[str, list[Piece]], training: Mapping[str, Learner]) -> None:
+        """`_write`, and no trace of the copies afterwards: they are as large as the learners."""
+        self._write(own, training)
+        own.clear()
+        host_memory.give_back()
 
     def _write(self, own: dict[str, list[Piece]], training: Mapping[str, Learner]) -> None:
         """Write pieces, those of learners that are `training` from copies."""

@@ -23,7 +23,7 @@ from megatron.core import parallel_state as mpu
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch import Tensor
 
-from satori_fast.backbone import cpu_shim
+from satori_fast.backbone import cpu_shim, host_memory
 from satori_fast.backbone.meeting import Limits, Meeting, caller
 
 Number = TypeVar("Number", Tensor, float)
@@ -269,6 +269,7 @@ def _join(sizes: dict[str, int], options: ParallelOptions, limits: Limits) -> Pa
     if sizes["tensor"] > 1:
         # Before CUDA begins: its queues then keep the order of sums and products that overlap.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    host_memory.keep_few_compiled()
     device = _device()
     _start_process_group(device, world_size, limits)
     mpu.initialize_model_parallel(

@@ -57,7 +57,8 @@ _KIND_OF_SIGN: Mapping[str, Kind] = MappingProxyType({sign: kind for kind, sign 
 _INVERSE: Mapping[Kind, Kind] = MappingProxyType(
     {"add": "subtract", "subtract": "add", "multiply": "divide", "divide": "multiply"}
 )
-_EQUATION = re.compile(r"([0-9]+) ([-+*/]) ([0-9]+) = ([0-9]+)")
+# Spaces as they come: models that are trained write some sides without.
+_EQUATION = re.compile(r"([0-9]+) *([-+*/]) *([0-9]+) *= *([0-9]+)")
 _LARGEST_START, _LARGEST_CHANGE, _LARGEST, _SMALL, _TINY = 60, 60, 150, 20, 10
 _LARGEST_FACTOR, _LARGEST_DIVISOR, _LARGEST_ASIDE = 6, 9, 40
 _LARGEST_START_OF_PACKS = 20
@@ -114,7 +115,7 @@ class Equation:
 def equations(text: str) -> list[Equation]:
     """Every equation of a text, in order.
 
-    >>> [str(each) for each in equations("She has 14 + 9 = 23, then 23 / 2 = 12 shells.")]
+    >>> [str(each) for each in equations("She has 14 + 9 =23, then 23 / 2 = 12 shells.")]
     ['14 + 9 = 23', '23 / 2 = 12']
     """
     return [

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from satori_fast import __version__, failures
+from satori_fast.backbone import host_memory
 from satori_fast.backbone.parallel import ParallelState
 from satori_fast.config import Config
 from satori_fast.data.prompts import PromptRenderer
@@ -101,6 +102,7 @@ class Run:
 
     def finish_stage(self, stage: str, outcome: StageOutcome) -> None:
         """Remember that a stage is done, with its entry of the summary."""
+        host_memory.give_back()  # that of its models, which are gone
         self.models |= outcome.models
         entry = stage_entry(stage, outcome, self.books.setup_times)
         records = self.books.digests()

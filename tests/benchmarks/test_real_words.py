@@ -101,6 +101,9 @@ def test_the_page_has_accuracy_steps_cost_and_answers() -> None:
         "",
         *("```", "3 + 3 = ?", "", "before: 5", "", "after:  6", "```"),
     ]
+    alone = {0: seeds[0]}  # no error of one seed
+    text = page({"seeds": alone, "table": summarise(alone, untouched)}, {"w/1": "3 + 3 = ?"})
+    assert text.splitlines()[2] == "| greedy | 0.0 % | 50.0 % | 75.0 % | 25.0 |"
 
 
 def test_answers_are_those_to_the_first_problems(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ AGAIN = "I do this step again: he spends 5 dollars on a book, so he has 23 - 5 =
 def test_steps_are_read_by_their_equation() -> None:
     assert expert_steps(STORY) == RIGHT
     assert read_step(ADDED) == Equation(23, "add", 5, 28)
+    assert read_step("so he has 23+5 =28 dollars.") == read_step(ADDED)  # spaces as they come
     assert [is_answer(step) for step in RIGHT] == [False, False, True]
 
 
