@@ -14,4 +14,5 @@ with warnings.catch_warnings():
     import megatron.core.distributed
     import megatron.core.models.common.language_module.language_module
     import megatron.core.optimizer
-    import megatron.core.pipeline_parallel  # noqa: F401
+    import megatron.core.pipeline_parallel
+    import megatron.core.transformer.multi_token_prediction  # noqa: F401  (schedules ask for it)

@@ -144,16 +144,17 @@ def evaluate(
     right: float = 0.0,
     wrong: float = -1.0,
     counts: Callable[[str, str], Mapping[str, float]] | None = None,
+    finished: Callable[[Trajectory], None] | None = None,
 ) -> EvaluationResult:
     """One greedy response per problem, graded. Raises ValueError when there is no problem.
 
     right, wrong: rule rewards of the answers. counts: of a question and a response, what is counted
-    beside what the format counts.
+    beside what the format counts. finished: see `rollout.engine.collect`.
     """
     if not problems:
         raise ValueError("evaluation has no problem: check data.eval_source")
     sampling = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)
-    rollout = collect(engine, problems, sampling)
+    rollout = collect(engine, problems, sampling, finished=finished)
     format = engine.renderer.format
     rewards: list[Reward] = [OutcomeReward(pool, reflection_bonus=0.0, right=right, wrong=wrong)]
     if format.has_verifications:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from satori_fast.config import Config, ConfigError
 from satori_fast.evaluation.evaluate import EvaluationResult
+from satori_fast.profiling.metrics import progress
 from satori_fast.profiling.spans import StepTimes
 from satori_fast.rollout.restarting import Restarting
 from satori_fast.stages.books import Books
@@ -40,7 +41,10 @@ def evaluated(context: Context, books: Books) -> tuple[StageOutcome, Restarting]
     engine = context.engine(context.model_folders.policy(context.policy_folder))
     books.start_steps(1)
     evaluator = context.evaluator(books)
-    result = evaluator.evaluate(engine)
+    console = Console(stderr=True, quiet=not context.parallel.is_main)
+    number = len(evaluator.problems)
+    with progress("evaluate", number, unit="response", console=console) as bar:
+        result = evaluator.evaluate(engine, finished=lambda _: bar.advance())
     times = StepTimes() + books.record(0, evaluator.record(0, result))
     return StageOutcome({}, result, times), engine
 

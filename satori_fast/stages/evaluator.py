@@ -14,7 +14,7 @@ from satori_fast.grading import Grader
 from satori_fast.rollout.engine import Engine
 from satori_fast.rollout.restarting import Restarting, ServedWeights
 from satori_fast.stages.books import Books
-from satori_fast.types import Problem
+from satori_fast.types import Problem, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,10 @@ class Evaluator:
     counts: Counts | None
     benchmarks: Callable[[Engine], Mapping[str, Mapping[str, Any]]]
 
-    def evaluate(self, engine: Restarting) -> EvaluationResult:
-        """Evaluate what `engine` serves; span "evaluate"."""
+    def evaluate(
+        self, engine: Restarting, finished: Callable[[Trajectory], None] | None = None
+    ) -> EvaluationResult:
+        """Evaluate what `engine` serves; span "evaluate". finished: is given each response."""
         limit = self.config.max_new_tokens or self.max_new_tokens
         with self.books.spans.span("evaluate"):
             result = evaluate(
@@ -68,6 +70,7 @@ class Evaluator:
                 right=self.reward.right,
                 wrong=self.reward.wrong,
                 counts=self.counts,
+                finished=finished,
             )
         with self.books.spans.span("benchmarks"):
             result = replace(result, benchmarks=self.benchmarks(engine))

@@ -32,7 +32,9 @@ def test_a_model_folder_is_evaluated_as_in_a_run(
     config = tiny_config(tmp_path, *options)
     result = evaluate_model(config)
     assert not (tmp_path / "tiny").exists()
-    assert f"accuracy {result.accuracy:.1%}" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert f"accuracy {result.accuracy:.1%}" in shown.out
+    assert "evaluate 20/20 (100 %)" in shown.err and "evaluate" not in shown.out
     with build_run(config) as run:
         context = run.context(plan_stages(config)[0])
         policy = context.model_folders.policy(tmp_path / "model")
