@@ -14,8 +14,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -106,9 +109,12 @@ def _listed(seeds: Sequence[int]) -> str:
 
 def _run(command: Sequence[str]) -> None:
     """One run to its end; what stops this process is passed on to it, and waited for."""
-    child = subprocess.Popen(command)
-    termination.at_sudden_end(child.kill)
+    child: subprocess.Popen[bytes] | None = None
     try:
+        # A signal that comes before the child has its name here would end this process alone.
+        with _interrupt_deferred(), termination.deferred():
+            child = subprocess.Popen(command)
+            termination.at_sudden_end(child.kill)
         code = child.wait()
     except KeyboardInterrupt:
         _wait_or_send(child, signal.SIGINT, after_s=_INTERRUPT_S)
@@ -117,14 +123,34 @@ def _run(command: Sequence[str]) -> None:
         _wait_or_send(child, signal.SIGTERM, after_s=0.0)
         raise
     finally:
-        termination.forget(child.kill)
+        if child is not None:
+            termination.forget(child.kill)
     if code:
         raise SystemExit(code if code > 0 else 128 - code)
 
 
+@contextmanager
+def _interrupt_deferred() -> Iterator[None]:
+    """Within, an interrupt of the main thread waits; at the end it does what it would have done."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda _, frame: came.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(signal.SIGINT, came[0])
+
+
 def _wait_or_send(
-    child: subprocess.Popen[bytes], number: signal.Signals, *, after_s: float
+    child: subprocess.Popen[bytes] | None, number: signal.Signals, *, after_s: float
 ) -> None:
+    if child is None:
+        return
     try:
         child.wait(timeout=after_s)
     except subprocess.TimeoutExpired:

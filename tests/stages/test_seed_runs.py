@@ -11,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from satori_fast import termination
 from satori_fast.cli import main
 from satori_fast.profiling.metrics import read_metrics
 from satori_fast.stages import seed_runs
@@ -184,6 +186,25 @@ sys.exit(main(["run", {str(config)!r}, "--output_dir", {str(tmp_path)!r}, "--see
     _, shown = runner.communicate(timeout=120)
     assert (runner.returncode, (tmp_path / "ended").read_text()) == (code, str(int(number)))
     assert shown.splitlines()[-1].startswith("satori-fast: ") and "--resume" in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "ends_with"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, termination.Terminated)],
+)
+def test_a_signal_reaches_a_run_that_is_being_started(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ends_with: type[BaseException]
+) -> None:
+    class Signalled(subprocess.Popen[bytes]):
+        def __init__(self, command: list[str]) -> None:
+            super().__init__(command, stderr=subprocess.DEVNULL)
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(subprocess, "Popen", Signalled)
+    monkeypatch.setattr(seed_runs, "_INTERRUPT_S", 0.1)
+    with termination.sigterm_handled(), pytest.raises(ends_with):
+        seed_runs._run([sys.executable, "-c", "import time; time.sleep(600)"])
+    assert psutil.Process().children() == []
 
 
 @pytest.mark.slow
