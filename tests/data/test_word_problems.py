@@ -123,8 +123,9 @@ def test_solutions_are_true_and_graded_right() -> None:
 
 
 def test_equations_are_read_wherever_they_stand() -> None:
-    assert equations("So 14 + 9 = 24, and 24*2=48 is none; 7 / 2 = 3.") == [
+    assert equations("So 14 + 9 = 24, and 24*2 =48; 5 + 1 is none; 7 / 2 = 3.") == [
         Equation(14, "add", 9, 24),
+        Equation(24, "multiply", 2, 48),
         Equation(7, "divide", 2, 3),
     ]
     assert [str(each) for each in equations(solution_text(STORY))] == [

@@ -169,8 +169,10 @@ time.sleep(600)
     stub.chmod(0o755)
     config = tmp_path / "toy.toml"
     config.write_text(CONFIG)
+    # Shells have what they start in the background ignore interrupts.
     command = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from satori_fast.cli import main
 from satori_fast.stages import seed_runs
 sys.executable = {str(stub)!r}
@@ -202,8 +204,13 @@ def test_a_signal_reaches_a_run_that_is_being_started(
 
     monkeypatch.setattr(subprocess, "Popen", Signalled)
     monkeypatch.setattr(seed_runs, "_INTERRUPT_S", 0.1)
-    with termination.sigterm_handled(), pytest.raises(ends_with):
-        seed_runs._run([sys.executable, "-c", "import time; time.sleep(600)"])
+    # Shells have what they start in the background ignore interrupts.
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with termination.sigterm_handled(), pytest.raises(ends_with):
+            seed_runs._run([sys.executable, "-c", "import time; time.sleep(600)"])
+    finally:
+        signal.signal(signal.SIGINT, earlier)
     assert psutil.Process().children() == []
 
 
