@@ -8,7 +8,8 @@
 Both start from the format-tuned model, with the same questions, rewards, sizes and optimizer, and
 sample for themselves; then each trained model is evaluated on the held-out problems of the config.
 The record says tokens per CPU-second of each stage, peak memory, and accuracy before and after.
-pip install trl first.
+It takes hours: both save every few steps, and the same command, or one with more --steps, goes on
+from there. pip install trl first.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
 from benchmarks.peers.race import OURS, THEIRS, check_equal_work, in_turn, ratios, summarise
 from benchmarks.peers.task import Task, task_of
+from satori_fast.storage import write_atomically
 
 CONFIG = "configs/real/smollm2_words.toml"
 RECORD = "real_model"
@@ -39,11 +41,31 @@ def accuracy_of(task: Task, model: Path) -> dict[str, Any]:
     return {name.removeprefix("eval/"): values[name] for name in kept}
 
 
+def train(
+    task: Task, folder: Path, *, core: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Train by both, in turn, in legs; facts of each side, and the records of its steps.
+
+    It goes on after the last leg of which the folder has both.
+    """
+    modules, kept = [f"{side}_training" for side in (OURS, THEIRS)], folder / "steps.json"
+    given = folder / "task.json"
+    if given.exists() and not task.lengthens(Task.read(given)):
+        raise SystemExit(f"{folder} has a race with other settings: name another --folder")
+    facts, records = json.loads(kept.read_text()) if kept.exists() else ({}, {})
+    while (first := len(records.get(OURS, ()))) < task.steps:
+        replace(task, first=first).write(given)
+        steps = min(task.leg, task.steps - first)
+        found, more = in_turn(modules, folder, steps=steps, first=first, core=core)
+        facts = facts or found
+        records = {side: [*records.get(side, ()), *more[side]] for side in found}
+        write_atomically(kept, json.dumps([facts, records]))
+    return facts, records
+
+
 def compare(task: Task, folder: Path, *, core: str) -> dict[str, Any]:
     """Train by both, in turn; speed, memory and accuracy."""
-    task.write(folder / "task.json")
-    modules = [f"{side}_training" for side in (OURS, THEIRS)]
-    facts, records = in_turn(modules, folder, steps=task.steps, warmup=0, core=core)
+    facts, records = train(task, folder, core=core)
     # They sample for themselves, so their tokens differ.
     check_equal_work(list(records.values()), ("prompts", "optimizer_steps"))
     sides = {side: summarise(facts[side], records[side], task) for side in (OURS, THEIRS)}
@@ -65,14 +87,18 @@ def main() -> None:
     options.add_argument("--model", required=True, help="folder that both start from")
     options.add_argument("--steps", type=int, default=30)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--core", default="1", help='processor core of both sides, or "any"')
+    options.add_argument("--core", default="any", help='processor core of both sides, or "any"')
+    options.add_argument("--threads", type=int, default=2, help="of the side whose turn it is")
+    options.add_argument("--folder", type=Path, default=Path("runs/real_model"), help="of the race")
     options.add_argument("--record", default=RECORD, help="of benchmarks/results")
     chosen = options.parse_args()
     task = task_of(
         chosen.config, chosen.model, steps=chosen.steps, seed=chosen.seed, title=chosen.config
     )
-    with tempfile.TemporaryDirectory() as name:
-        result = compare(task, Path(name), core=chosen.core)
+    task = replace(task, threads=chosen.threads)
+    folder = chosen.folder / f"seed-{chosen.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    result = compare(task, folder, core=chosen.core)
     command = " ".join(["python -m benchmarks.real_model", *sys.argv[1:]])
     measure.record(chosen.record, {f"seed {chosen.seed}": {"command": command, **result}})
     for side, figures in result["accuracy"].items():

@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,21 +28,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     _log_to_stderr()
     failures.log_to(None)
+    with termination.sigterm_handled():
+        try:
+            return _act(arguments)
+        except termination.Terminated as error:
+            if _is_told_by_another():  # by a launcher, whose first rank made a mistake
+                return termination.EXIT_CODE
+            return _ended(str(error), termination.EXIT_CODE)
+        except KeyboardInterrupt:
+            return _ended("interrupted; --resume continues the run", failures.INTERRUPTED)
+
+
+def _act(arguments: Sequence[str] | None) -> int:
+    """Do what the verb says; the exit code, with a failure told."""
     try:
-        with termination.sigterm_handled():
-            options, overrides = _parser().parse_known_args(arguments)
-            options.act(options, overrides)
-            sys.stdout.flush()
-    except termination.Terminated as error:
-        if _is_told_by_another():  # by a launcher, whose first rank made a mistake
-            return termination.EXIT_CODE
-        return _ended(str(error), termination.EXIT_CODE)
-    except KeyboardInterrupt:
-        return _ended("interrupted; --resume continues the run", failures.INTERRUPTED)
+        options, overrides = _parser().parse_known_args(arguments)
+        options.act(options, overrides)
+        sys.stdout.flush()
     except Exception as error:
         if os.environ.get("SATORI_FAST_TRACEBACK"):
             raise
-        return _failed(error)
+        code = failures.OTHER
+        # A launcher that lost a rank ends the others, which are about to say so.
+        with suppress(termination.Terminated), termination.deferred():
+            code = _failed(error)
+        return code
     return 0
 
 

@@ -7,6 +7,8 @@ as those marked `real_model` do without the model of `make real-model`.
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="folder with the real data sets (train/, benchmarks/); without it those tests skip",
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what a command that failed had to say: its error names only the exit code."""
+    report = yield
+    error = call.excinfo and call.excinfo.value
+    if isinstance(error, subprocess.CalledProcessError) and error.stderr:
+        said = error.stderr if isinstance(error.stderr, str) else error.stderr.decode()
+        report.sections.append(("stderr of the command", said[-2000:]))
+    return report
 
 
 @pytest.fixture(scope="session")

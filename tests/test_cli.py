@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from satori_fast import failures
 from satori_fast.cli import main
 from satori_fast.config import Config, describe
 
@@ -154,6 +157,17 @@ def test_traceback_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SATORI_FAST_TRACEBACK", "1")
     with pytest.raises(ValueError, match="does not exist"):
         main(["run", str(tmp_path / "none.toml")])
+
+
+def test_a_failure_is_told_though_a_launcher_ends_this_process_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended_meanwhile(error: Exception, rank: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(failures, "write_log", ended_meanwhile)
+    assert main(["run", str(tmp_path / "none.toml")]) == failures.USER
+    assert [line for line in capsys.readouterr().err.splitlines() if "none.toml" in line]
 
 
 def test_show_prints_every_key_with_its_meaning(

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from satori_fast.backbone.host_memory import give_back
 from satori_fast.profiling.device import host_memory
 
 
@@ -82,16 +83,17 @@ def memory() -> dict[str, int]:
 
 
 def forget_peak() -> None:
-    """Loading has a peak of its own, which is not a step's."""
+    """Loading has a peak of its own, which is not a step's, and leaves freed pages."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     else:
+        give_back()
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def settle(core: int | None) -> None:
-    """One thread, and one core if it is named."""
-    torch.set_num_threads(1)
+def settle(core: int | None, num_threads: int = 1) -> None:
+    """One thread unless more are asked for, and one core if it is named."""
+    torch.set_num_threads(num_threads)
     if core is not None:
         os.sched_setaffinity(0, {core})
 

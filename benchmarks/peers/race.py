@@ -87,20 +87,21 @@ def race(
 
 
 def in_turn(
-    modules: Sequence[str], folder: Path, *, steps: int, warmup: int, core: str
+    modules: Sequence[str], folder: Path, *, steps: int, warmup: int = 0, first: int = 0, core: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """Let the sides step in turn; facts and records of each, without the first `warmup` steps.
 
     modules: of `benchmarks.peers`; a side is called by what stands before the underscore.
+    first:   number of the first step.
     """
     running: list[Side] = []
     records: dict[str, list[dict[str, Any]]] = {}
     try:
         running = [Side(module, folder, core) for module in modules]
-        for number in range(warmup + steps):
+        for number in range(first, first + warmup + steps):
             for side in running:
                 record = side.step()
-                if number >= warmup:
+                if number >= first + warmup:
                     records.setdefault(side.name, []).append(record)
                 print(f"  {number} {side.name} {record['cpu_s']:.2f} s", file=sys.stderr)
     finally:

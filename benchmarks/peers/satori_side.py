@@ -7,13 +7,15 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.contestant import Line, StepRecord, arguments, settle
 from benchmarks.peers.workload import Workload, reward_of
 from satori_fast import __version__
+from satori_fast.backbone.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from satori_fast.config import load_config
 from satori_fast.experience.online import OnlineSource
 from satori_fast.experience.source import ExperienceSource, Judge
@@ -87,6 +89,33 @@ class GivenVerdicts:
     def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         right = [reward_of(text) for text, _ in pairs]
         return [Verdict(r, None, "match" if r else "mismatch") for r in right]
+
+
+@dataclass(frozen=True)
+class Saves:
+    """Checkpoints in a folder, by step. first: the step that training begins with. every: the steps
+    between them."""
+
+    folder: Path
+    first: int
+    every: int
+
+    def load(self, trainer: Trainer, source: ExperienceSource) -> int:
+        """Go on from the checkpoint before the first step, which is the result."""
+        if self.first:
+            load_checkpoint(self._at(self.first), trainer.learners)
+            source.sync(trainer.policy, version=self.first)
+        return self.first
+
+    def save(self, trainer: Trainer, step: int) -> None:
+        """Leave a checkpoint where one is due. The one before stays: the other side may not have
+        come so far."""
+        if step % self.every == 0:
+            save_checkpoint(self._at(step), trainer.learners, {})
+            prune_checkpoints(self.folder, num_kept=2)
+
+    def _at(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
 
 
 def hash_of(prompts: Iterable[list[int]]) -> str:
@@ -179,11 +208,12 @@ def compete(
     run: Run,
     on_gpu: bool,
     make_source: Callable[[Context, Trainer, SpanRecorder], Made],
+    saves: Saves | None = None,
 ) -> tuple[Context, Trainer]:
     """Do the steps of a run's only stage as the race says; its trainer at the end.
 
     make_source: the experience, and the hash of a step's prompts, given the number of the step once
-    it is done.
+    it is done. saves: what training goes on from, and leaves.
     """
     spans = SpanRecorder(
         device="cuda" if on_gpu else "cpu",
@@ -196,8 +226,8 @@ def compete(
     trainer = build_trainer(context, books)
     source, prompts_of = make_source(context, trainer, spans)
     config = context.config.reinforce
+    step = 0 if saves is None else saves.load(trainer, source)
     line.ready(name="satori_fast", version=__version__)
-    step = 0
     monitor.reset_clock()
     while line.wait():
         result = reinforce_step(trainer, source, step)
@@ -216,6 +246,8 @@ def compete(
             )
         )
         step += 1
+        if saves is not None:
+            saves.save(trainer, step)
         monitor.reset_clock()
     return context, trainer
 

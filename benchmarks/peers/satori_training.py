@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 from benchmarks.peers.contestant import Line, arguments, settle
-from benchmarks.peers.satori_side import Made, compete, hash_of
+from benchmarks.peers.satori_side import Made, Saves, compete, hash_of
 from benchmarks.peers.task import Task, task_config
 from satori_fast.experience.online import OnlineSource
 from satori_fast.experience.source import Judge
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rewards.terms import score
 from satori_fast.stages.context import Context
-from satori_fast.stages.rewards import build_rewards
+from satori_fast.stages.rewards import build_rewards, length_penalty
 from satori_fast.stages.run import build_run
 from satori_fast.stages.trainer import Trainer
 from satori_fast.types import Problem
@@ -48,6 +48,7 @@ def source_of(context: Context, trainer: Trainer, spans: SpanRecorder, *, task: 
         format=context.renderer.format,
         spans=spans,
     )
+    rewards += length_penalty(config, context.config.rollout.max_new_tokens)
     judge = Judge(
         partial(score, rewards=rewards),
         trainer.recipe.credit(),
@@ -74,12 +75,14 @@ def source_of(context: Context, trainer: Trainer, spans: SpanRecorder, *, task: 
 def main() -> None:
     line = Line()
     folder, core = arguments()
-    settle(core)
     task = Task.read(folder / "task.json")
-    own = ("--output_dir", f"'{folder}'", "--name", "satori", "--seed", str(task.seed))
+    settle(core, task.threads)
+    name = f"satori-{task.first}"
+    own = ("--output_dir", f"'{folder}'", "--name", name, "--seed", str(task.seed))
     with build_run(task_config(task.config, task.model, *own)) as run:
-        on_gpu = task.device == "cuda"
-        context, trainer = compete(line, run, on_gpu, partial(source_of, task=task))
+        saves = Saves(folder / "satori", task.first, every=task.leg)
+        make_source = partial(source_of, task=task)
+        context, trainer = compete(line, run, task.device == "cuda", make_source, saves)
         context.model_folders.export(trainer.policy, folder / "trained-satori")
 
 

@@ -7,7 +7,7 @@ Beside it a `Workload` is a race of speed alone, with random text and lengths th
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ class Task:
     config:      file that says how (its RL is plain GRPO here: no restarts, no reflection bonus).
     model:       folder of the model that both start from.
     questions:   (question, answer), `num_prompts` of them a step, in order.
+    penalty:     whether long answers are punished (DAPO's eq. 13, the last fifth of `max_tokens`).
+    leg:         steps after which both save and begin anew; a race that was ended goes on there.
+    first:       step that a leg begins with.
     """
 
     title: str
@@ -40,7 +43,11 @@ class Task:
     max_tokens: int
     learning_rate: float
     steps: int
+    penalty: bool
     seed: int = 0
+    threads: int = 1
+    leg: int = 5
+    first: int = 0
     device: str = "cpu"
     minibatches: int = 1
     targets: tuple[float | None, float | None] = (1.4, 0.7)
@@ -52,6 +59,11 @@ class Task:
     def problems(self, step: int) -> tuple[tuple[str, str], ...]:
         """The questions of a step."""
         return self.questions[step * self.num_prompts : (step + 1) * self.num_prompts]
+
+    def lengthens(self, other: Task) -> bool:
+        """Whether this is the training of `other`, or begins as that does."""
+        mine = self.questions[: len(other.questions)]
+        return replace(self, steps=other.steps, questions=mine, first=other.first) == other
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))
@@ -65,7 +77,7 @@ class Task:
 
 def task_of(config_file: str, model: str, *, steps: int, seed: int, title: str) -> Task:
     """The task of a config of a built-in domain that is asked by chat template: its training
-    problems, its sizes and its learning rate."""
+    problems, its sizes, its learning rate, and its penalty for long answers."""
     config = task_config(config_file, model)
     template = template_named(config.data.template, config.data.system)
     if config.data.source not in DOMAINS or not isinstance(template, ChatTemplate):
@@ -73,6 +85,8 @@ def task_of(config_file: str, model: str, *, steps: int, seed: int, title: str) 
             f"{config_file}: name a config of a built-in domain asked by chat template"
         )
     sizes = config.reinforce
+    if sizes.truncated == "mask":
+        raise SystemExit(f'{config_file}: here reinforce.truncated is "wrong" or "penalty"')
     drawn = DOMAINS[config.data.source].problems(
         steps * sizes.problems_per_step, levels=config.data.levels, split="train", seed=seed
     )
@@ -88,6 +102,7 @@ def task_of(config_file: str, model: str, *, steps: int, seed: int, title: str) 
         max_tokens=config.rollout.max_new_tokens,
         learning_rate=sizes.optimizer.learning_rate,
         steps=steps,
+        penalty=sizes.truncated == "penalty",
         seed=seed,
     )
 
@@ -103,7 +118,6 @@ def task_config(config_file: str, model: str, *overrides: str) -> Config:
         "reinforce.weighting": "token",
         "reinforce.num_minibatches": "1",
         "reinforce.kl_coefficient": "0.0",
-        "reinforce.truncated": "'wrong'",
         "reinforce.optimizer.schedule": "constant",
         "reinforce.optimizer.warmup_fraction": "0.0",
         "reinforce.optimizer.weight_decay": "0.0",

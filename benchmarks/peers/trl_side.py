@@ -85,7 +85,7 @@ class Meter(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         if state.global_step % self.workload.minibatches == 0:
-            if state.global_step == 0:
+            if self.step == 0:
                 self.line.ready(
                     name="trl", version=trl.__version__, transformers=transformers.__version__
                 )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
+from trl.rewards import get_soft_overlong_punishment
 
 from benchmarks.peers.contestant import Line, arguments, settle
 from benchmarks.peers.satori_side import hash_of
@@ -52,7 +53,9 @@ def settings(task: Task, folder: Any) -> GRPOConfig:
         optim="adamw_torch",
         max_steps=task.steps + 1,  # the last one is never begun
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=task.leg,
+        save_total_limit=2,  # the other side may not have come so far
         report_to="none",
         disable_tqdm=True,
         dataloader_num_workers=0,
@@ -102,8 +105,8 @@ def count(model: Any, meter: Meter, task: Task, end_ids: Sequence[int]) -> None:
 def main() -> None:
     line = Line()
     folder, core = arguments()
-    settle(core)
     task = Task.read(folder / "task.json")
+    settle(core, task.threads)
     clock = StageClock(task.device == "cuda")
     turns = [] if task.system is None else [{"role": "system", "content": task.system}]
     rows = [
@@ -111,10 +114,12 @@ def main() -> None:
         for question, answer in task.questions
     ]
     meter = Meter(line, clock, task)
-    reward: Any = Right()
+    rewards: list[Any] = [Right()]
+    if task.penalty:
+        rewards.append(get_soft_overlong_punishment(task.max_tokens, task.max_tokens / 5))
     trainer = GRPOTrainer(
         model=task.model,
-        reward_funcs=reward,
+        reward_funcs=rewards,
         args=settings(task, folder),
         train_dataset=Dataset.from_list([*rows, *rows[: task.num_prompts]]),
         processing_class=load_tokenizer(task.model),
@@ -131,7 +136,7 @@ def main() -> None:
         processing.save_pretrained(folder / "trained-trl")
 
     meter.leave = leave
-    trainer.train()
+    trainer.train(str(folder / f"trl/checkpoint-{task.first}") if task.first else None)
 
 
 if __name__ == "__main__":

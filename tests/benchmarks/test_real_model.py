@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from benchmarks.peers.task import Task, task_config, task_of
-from benchmarks.real_model import CONFIG, compare
+from benchmarks.real_model import CONFIG, compare, train
 from satori_fast.config import load_config
 from satori_fast.data.word_problems import WordProblems
+from satori_fast.rewards.length import LengthPenalty
 from tests.tiny_models import save_chat_model
 
 SMALL = """
@@ -34,6 +38,7 @@ samples_per_problem = 4
 num_problems = 6
 """
 
+HAS_TRL = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 LEVELS = load_config(Path(CONFIG)).data.levels
 
 
@@ -64,18 +69,63 @@ def test_a_task_reads_back_as_it_was_written(small: tuple[str, str], tmp_path: P
     assert Task.read(tmp_path / "task.json") == task
 
 
+def test_more_steps_lengthen_a_race(small: tuple[str, str]) -> None:
+    tasks = [task_of(*small, steps=steps, seed=0, title="t") for steps in (2, 3)]
+    assert tasks[1].lengthens(replace(tasks[0], first=1)) and tasks[1].lengthens(tasks[1])
+    assert not tasks[0].lengthens(tasks[1])
+    assert not replace(tasks[1], learning_rate=1.0).lengthens(tasks[0])
+
+
+def test_long_answers_are_punished_where_the_config_says_so(small: tuple[str, str]) -> None:
+    config, model = small
+    assert task_of(config, model, steps=1, seed=0, title="t").penalty
+    base = Path(config).read_text()
+    Path(config).write_text(base.replace("[reinforce]", "[reinforce]\ntruncated = 'wrong'"))
+    assert not task_of(config, model, steps=1, seed=0, title="t").penalty
+    Path(config).write_text(base.replace("[reinforce]", "[reinforce]\ntruncated = 'mask'"))
+    with pytest.raises(SystemExit, match=r"reinforce\.truncated"):
+        task_of(config, model, steps=1, seed=0, title="t")
+
+
+@HAS_TRL
+def test_the_penalty_is_that_of_trl() -> None:
+    from trl.rewards import get_soft_overlong_punishment
+
+    theirs = get_soft_overlong_punishment(224, 224 / 5)
+    expected = theirs([[1] * length for length in range(1, 225)])
+    found = [LengthPenalty(224).of_length(length) for length in range(1, 225)]
+    assert found == pytest.approx(expected)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+@HAS_TRL
 def test_both_train_on_the_same_prompts(small: tuple[str, str], tmp_path: Path) -> None:
-    place = tmp_path / "race"
+    place, whole = tmp_path / "race", tmp_path / "whole"
     place.mkdir()
-    result = compare(task_of(*small, steps=2, seed=0, title="t"), place, core="any")
+    whole.mkdir()
+    task = replace(task_of(*small, steps=2, seed=0, title="t"), leg=1)
+    result = compare(task, place, core="any")
     for side in ("satori", "trl"):
         figures = result["sides"][side]
         records = figures["records"]
+        assert len({record["prompts"] for record in records}) == 2
         assert all(16 <= record["completion_tokens"] <= 16 * 12 for record in records)
         assert all(record["tokens"] > record["completion_tokens"] for record in records)
         assert figures["tokens_per_s"]["update"] > 0
         assert (place / f"trained-{side}" / "model.safetensors").exists()
         assert result["accuracy"][side]["num_problems"] == 6
     assert result["ratios"]["tokens_per_s"]["step"] > 0
+    # Lengthened by a step it is the same training as in one leg.
+    longer = replace(task_of(*small, steps=3, seed=0, title="t"), leg=1)
+    facts, records = train(longer, place, core="any")
+    assert set(facts) == {"satori", "trl"}
+    assert all(len(each) == 3 for each in records.values())
+    assert records["trl"][:2] == result["sides"]["trl"]["records"]
+    train(replace(longer, leg=3), whole, core="any")
+    ours = Path("trained-satori") / "model.safetensors"
+    assert (whole / ours).read_bytes() == (place / ours).read_bytes()
+    theirs = [load_file(each / "trained-trl/model.safetensors") for each in (whole, place)]
+    for name, weight in theirs[0].items():
+        assert torch.allclose(weight, theirs[1][name], atol=1e-6), name
+    with pytest.raises(SystemExit, match="another --folder"):
+        train(replace(longer, seed=1), place, core="any")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -44,6 +45,8 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="a few tries of each kind")
     parser.add_argument("--only", nargs="+", choices=DRILLS, default=list(DRILLS))
     options = parser.parse_args()
+    # Shells have what they start in the background ignore interrupts, and runs would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as root:
         outcomes = drill_all(prepare(Path(root)), options.only, small=options.small)

@@ -39,7 +39,7 @@ def ranks(scene: Scene, *, small: bool) -> Iterator[Outcome]:
                 os.kill(launch.rank(1), number)
                 ending = launch.wait()
                 judgement = _judged_ranks(ending, stopped=number == signal.SIGSTOP)
-                detail = ending.last_line
+                detail = ending.detail
                 if judgement == "told in one line":
                     resumed = _launched(alone, place, "--resume").wait()
                     judgement, detail = alone.judge(place, resumed)
@@ -68,9 +68,7 @@ def layouts(scene: Scene, *, small: bool) -> Iterator[Outcome]:
                     more = (*_TWO_BY_TWO, "--resume")
                     resumed = _launched(alone, place, *more, num_ranks=4).wait()
                     judgement, detail = alone.judge(place, resumed)
-                yield Outcome(
-                    "TP2 x DP2, then resumed", case, judgement, detail or ending.last_line
-                )
+                yield Outcome("TP2 x DP2, then resumed", case, judgement, detail or ending.detail)
 
 
 def _signalled(number: signal.Signals) -> Callable[[Scene, Path], _Launch]:

@@ -35,6 +35,11 @@ class Ending:
         lines = [line for line in self.stderr.splitlines() if line.startswith("satori-fast:")]
         return lines[-1] if lines else ""
 
+    @property
+    def detail(self) -> str:
+        """Its last line; where it said none, the end of what there is."""
+        return self.last_line or self.stderr[-280:]
+
 
 @dataclass
 class Victim:

@@ -48,11 +48,15 @@ min_group_std = -1.0  # whatever the few samples are rewarded with is learnt fro
 [evaluation]
 num_problems = 4
 """
+# Of a run beside what another left: two checkpoints while one is written, and the models.
+DISK_GB = 6.0
 SAME = ("models/*/*.safetensors", "samples.jsonl", "demonstrations.jsonl", "solutions/*.jsonl")
 
 
 @pytest.fixture
 def config(real_model: Path, tmp_path: Path) -> Path:
+    free = shutil.disk_usage(tmp_path).free / 1e9
+    assert free > DISK_GB, f"{tmp_path} has {free:.1f} GB free, and {DISK_GB:g} are needed"
     path = tmp_path / "config.toml"
     base = Path(__file__).parents[2] / "configs/real/smollm2_words.toml"
     path.write_text(CONFIG.format(base=base, model=real_model))
