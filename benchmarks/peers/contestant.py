@@ -27,6 +27,7 @@ class StepRecord:
 
     wall_s, cpu_s:  of the whole step. stages: CPU seconds (wall on a GPU) by stage.
     tokens:         prompt and completion tokens. prompts: a hash of the prompt ids.
+    scored_tokens:  those whose log-probs a pass of their own made, before the update.
     """
 
     wall_s: float
@@ -36,6 +37,7 @@ class StepRecord:
     tokens: int
     optimizer_steps: int
     prompts: str
+    scored_tokens: int
 
 
 class Line:

@@ -129,8 +129,8 @@ def summarise(
     rates = {
         "step": [r["tokens"] / r[clock] for r in records],
         "rollout": [r["completion_tokens"] / r["stages"]["rollout"] for r in records],
-        # Where a step is one update, TRL needs none.
-        "logprob": [r["tokens"] / s for r in records if (s := r["stages"]["logprob"])],
+        # Where a step is one update, neither side needs a pass of its own for them.
+        "logprob": [n / r["stages"]["logprob"] for r in records if (n := r["scored_tokens"])],
         "update": [r["tokens"] / r["stages"]["update"] for r in records],
     }
     walls = [r["wall_s"] for r in records]

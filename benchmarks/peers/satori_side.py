@@ -243,6 +243,7 @@ def compete(
                 tokens=times.tokens["update"],
                 optimizer_steps=config.num_minibatches,
                 prompts=prompts_of(step),
+                scored_tokens=times.tokens["logprob"],
             )
         )
         step += 1

@@ -117,6 +117,7 @@ class Meter(TrainerCallback):
                 tokens=seen,
                 optimizer_steps=self.workload.minibatches,
                 prompts=self.prompts,
+                scored_tokens=seen if stages["logprob"] else 0,
             )
         )
         self.step += 1

@@ -60,8 +60,9 @@ def test_medians_are_of_steps_and_memory_is_the_highest() -> None:
         {"wall_s": s, "cpu_s": s, "stages": stages, "peak_bytes": 2**20 * (10 + s), **STEP}
         for s in (1.0, 3.0, 9.0)
     ]
+    records = [{**record, "scored_tokens": n} for record, n in zip(records, (4, 4, 0), strict=True)]
     got = summarise({"now_bytes": 5 * 2**20}, records, TINY)
-    assert got["tokens_per_s"] == {"step": 3.0, "rollout": 5.0, "logprob": 18.0, "update": 4.5}
+    assert got["tokens_per_s"] == {"step": 3.0, "rollout": 5.0, "logprob": 8.0, "update": 4.5}
     assert got["peak_mib"] == 19.0 and got["step_peak_mib"] == 14.0
 
 
