@@ -52,11 +52,12 @@ def train(
     given = folder / "task.json"
     if given.exists() and not task.lengthens(Task.read(given)):
         raise SystemExit(f"{folder} has a race with other settings: name another --folder")
+    if task.steps % task.leg:
+        raise SystemExit(f"--steps is {task.steps}: both save every {task.leg}, take a multiple")
     facts, records = json.loads(kept.read_text()) if kept.exists() else ({}, {})
     while (first := len(records.get(OURS, ()))) < task.steps:
         replace(task, first=first).write(given)
-        steps = min(task.leg, task.steps - first)
-        found, more = in_turn(modules, folder, steps=steps, first=first, core=core)
+        found, more = in_turn(modules, folder, steps=task.leg, first=first, core=core)
         facts = facts or found
         records = {side: [*records.get(side, ()), *more[side]] for side in found}
         write_atomically(kept, json.dumps([facts, records]))

@@ -97,6 +97,11 @@ def test_the_penalty_is_that_of_trl() -> None:
     assert found == pytest.approx(expected)
 
 
+def test_a_race_ends_where_both_have_saved(small: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--steps is 7"):
+        train(task_of(*small, steps=7, seed=0, title="t"), tmp_path, core="any")
+
+
 @pytest.mark.slow
 @HAS_TRL
 def test_both_train_on_the_same_prompts(small: tuple[str, str], tmp_path: Path) -> None:
