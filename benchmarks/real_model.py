@@ -9,15 +9,19 @@ Both start from the format-tuned model, with the same questions, rewards, sizes 
 sample for themselves; then each trained model is evaluated on the held-out problems of the config.
 The record says tokens per CPU-second of each stage, peak memory, and accuracy before and after.
 It takes hours: both save every few steps, and the same command, or one with more --steps, goes on
-from there. pip install trl first.
+from there. pip install trl first. How much two trainings differ by chance say several seeds:
+
+    python -m benchmarks.real_model --model runs/smollm2-words/models/supervised --seed 1 --extend
+
+`--sides satori` trains by us alone, which takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,61 +29,111 @@ from typing import Any
 from benchmarks import measure
 from benchmarks.peers.race import OURS, THEIRS, check_equal_work, in_turn, ratios, summarise
 from benchmarks.peers.task import Task, task_of
+from benchmarks.real_words import MANNERS, ask, figures
+from satori_fast.profiling.statistics import estimate
 from satori_fast.storage import write_atomically
 
 CONFIG = "configs/real/smollm2_words.toml"
 RECORD = "real_model"
+SIDES = (OURS, THEIRS)
 
 
-def accuracy_of(task: Task, model: Path) -> dict[str, Any]:
-    """Greedy accuracy of a model folder on the config's held-out problems, with its error."""
-    command = [sys.executable, "-m", "satori_fast", "eval", task.config, "--model", str(model)]
-    command += ["--json", "--tokenizer.kind", "model"]
-    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    values = json.loads(found.splitlines()[-1])
-    kept = ("eval/accuracy", "standard_error", "num_problems", "eval/mean_response_tokens")
-    return {name.removeprefix("eval/"): values[name] for name in kept}
+def accuracy_of(task: Task, model: Path, answers: Path) -> dict[str, Any]:
+    """Accuracy of a model folder on the config's held-out problems, greedy and sampled, with the
+    error that the problems give it. answers: folder; what it has is not asked again."""
+    found = {}
+    for manner in MANNERS:
+        output = answers / manner
+        result = ask(task.config, str(model), 0, output, manner, ("--tokenizer.kind", "model"))
+        error = estimate(result["scores"].values()).standard_error
+        found[manner] = figures(result) | {"standard_error": error}
+    return found
 
 
 def train(
-    task: Task, folder: Path, *, core: str
+    task: Task, folder: Path, *, sides: Sequence[str] = SIDES, core: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """Train by both, in turn, in legs; facts of each side, and the records of its steps.
+    """Train by the sides, in turn, in legs; facts of each, and the records of its steps.
 
-    It goes on after the last leg of which the folder has both.
+    It goes on after the last leg that the folder has of all.
     """
-    modules, kept = [f"{side}_training" for side in (OURS, THEIRS)], folder / "steps.json"
-    given = folder / "task.json"
+    kept, given = folder / "steps.json", folder / "task.json"
     if given.exists() and not task.lengthens(Task.read(given)):
         raise SystemExit(f"{folder} has a race with other settings: name another --folder")
     if task.steps % task.leg:
         raise SystemExit(f"--steps is {task.steps}: both save every {task.leg}, take a multiple")
     facts, records = json.loads(kept.read_text()) if kept.exists() else ({}, {})
-    while (first := len(records.get(OURS, ()))) < task.steps:
+    if facts and set(facts) != set(sides):
+        raise SystemExit(f"{folder} is a training by {' and '.join(facts)}: name another --folder")
+    while (first := len(records.get(sides[0], ()))) < task.steps:
         replace(task, first=first).write(given)
+        modules = [f"{side}_training" for side in sides]
         found, more = in_turn(modules, folder, steps=task.leg, first=first, core=core)
         facts = facts or found
-        records = {side: [*records.get(side, ()), *more[side]] for side in found}
+        records = {side: [*records.get(side, ()), *more[side]] for side in sides}
         write_atomically(kept, json.dumps([facts, records]))
     return facts, records
 
 
-def compare(task: Task, folder: Path, *, core: str) -> dict[str, Any]:
-    """Train by both, in turn; speed, memory and accuracy."""
-    facts, records = train(task, folder, core=core)
+def compare(task: Task, folder: Path, *, sides: Sequence[str] = SIDES, core: str) -> dict[str, Any]:
+    """Train by the sides, in turn; speed, memory and accuracy, of two with their ratios."""
+    facts, records = train(task, folder, sides=sides, core=core)
     # They sample for themselves, so their tokens differ.
     check_equal_work(list(records.values()), ("prompts", "optimizer_steps"))
-    sides = {side: summarise(facts[side], records[side], task) for side in (OURS, THEIRS)}
-    accuracy = {"before": accuracy_of(task, Path(task.model))}
-    accuracy |= {side: accuracy_of(task, folder / f"trained-{side}") for side in sides}
+    raced = {side: summarise(facts[side], records[side], task) for side in sides}
+    models = {"before": Path(task.model)}
+    models |= {side: folder / f"trained-{side}" for side in sides}
+    answers = folder / f"answers-{task.steps}"
     shown = {name: value for name, value in vars(task).items() if name != "questions"}
-    return {
+    result = {
         "task": shown | {"model": Path(task.model).name},
         "core": core,
-        "sides": sides,
-        "ratios": ratios(sides, task),
-        "accuracy": accuracy,
+        "sides": raced,
+        "accuracy": {name: accuracy_of(task, models[name], answers / name) for name in models},
     }
+    return result | ({"ratios": ratios(raced, task)} if len(raced) == 2 else {})
+
+
+def earlier(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Seeds that the record has. SystemExit where one is of other settings or another model."""
+    path = measure.RESULTS / f"{name}.json"
+    found = json.loads(path.read_text())["figures"] if path.exists() else {}
+    for seed, own in found.items():
+        mine, theirs = (_comparable(each) for each in (result, own))
+        if mine != theirs:
+            raise SystemExit(f"{path}: {seed} is of other settings or another model: name --record")
+    return found
+
+
+def _comparable(result: dict[str, Any]) -> Any:
+    task = {name: value for name, value in result["task"].items() if name not in ("seed", "first")}
+    greedy = result["accuracy"]["before"]["greedy"]
+    return task, greedy["accuracy"], greedy["mean_tokens"]
+
+
+def page(seeds: dict[str, Any]) -> str:
+    """Accuracy after each training, and mean and standard deviation over trainings, in Markdown."""
+    lines = ["| | " + " | ".join((*seeds, "mean", "deviation")) + " |"]
+    lines.append("|---" + "|--:" * (len(seeds) + 2) + "|")
+    for side in ("before", *SIDES):
+        for manner in MANNERS:
+            own = [each["accuracy"].get(side, {}).get(manner) for each in seeds.values()]
+            over = estimate(found and found["accuracy"] for found in own)
+            cells = [*map(_points, own), _percent(over.mean), _percent(over.standard_deviation)]
+            lines.append(f"| {side}, {manner} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _points(found: dict[str, Any] | None) -> str:
+    return (
+        ""
+        if found is None
+        else f"{_percent(found['accuracy'])} +- {_percent(found['standard_error'])}"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 def main() -> None:
@@ -88,10 +142,12 @@ def main() -> None:
     options.add_argument("--model", required=True, help="folder that both start from")
     options.add_argument("--steps", type=int, default=30)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     options.add_argument("--core", default="any", help='processor core of both sides, or "any"')
     options.add_argument("--threads", type=int, default=2, help="of the side whose turn it is")
     options.add_argument("--folder", type=Path, default=Path("runs/real_model"), help="of the race")
     options.add_argument("--record", default=RECORD, help="of benchmarks/results")
+    options.add_argument("--extend", action="store_true", help="keep the seeds of the record")
     chosen = options.parse_args()
     task = task_of(
         chosen.config, chosen.model, steps=chosen.steps, seed=chosen.seed, title=chosen.config
@@ -99,12 +155,14 @@ def main() -> None:
     task = replace(task, threads=chosen.threads)
     folder = chosen.folder / f"seed-{chosen.seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    result = compare(task, folder, core=chosen.core)
+    result = compare(task, folder, sides=chosen.sides, core=chosen.core)
+    kept = earlier(chosen.record, result) if chosen.extend else {}
     command = " ".join(["python -m benchmarks.real_model", *sys.argv[1:]])
-    measure.record(chosen.record, {f"seed {chosen.seed}": {"command": command, **result}})
-    for side, figures in result["accuracy"].items():
-        print(f"{side:8s} {figures['accuracy']:.1%} +- {figures['standard_error']:.1%}")
-    print(json.dumps(result["ratios"], indent=2))
+    made = {"command": command, "commit": measure.environment()["commit"], **result}
+    seeds = kept | {f"seed {chosen.seed}": made}
+    measure.record(chosen.record, seeds)
+    print(page(seeds))
+    print(json.dumps(result.get("ratios"), indent=2))
 
 
 if __name__ == "__main__":

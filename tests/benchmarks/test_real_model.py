@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import measure
 from benchmarks.peers.task import Task, task_config, task_of
-from benchmarks.real_model import CONFIG, compare, train
+from benchmarks.real_model import CONFIG, compare, earlier, page, train
 from satori_fast.config import load_config
 from satori_fast.data.word_problems import WordProblems
 from satori_fast.rewards.length import LengthPenalty
@@ -118,7 +121,8 @@ def test_both_train_on_the_same_prompts(small: tuple[str, str], tmp_path: Path) 
         assert all(record["tokens"] > record["completion_tokens"] for record in records)
         assert figures["tokens_per_s"]["update"] > 0
         assert (place / f"trained-{side}" / "model.safetensors").exists()
-        assert result["accuracy"][side]["num_problems"] == 6
+        asked = result["accuracy"][side]
+        assert asked["greedy"]["num_problems"] == asked["sampled"]["num_problems"] == 6
     assert result["ratios"]["tokens_per_s"]["step"] > 0
     # Lengthened by a step it is the same training as in one leg.
     longer = replace(task_of(*small, steps=3, seed=0, title="t"), leg=1)
@@ -134,3 +138,46 @@ def test_both_train_on_the_same_prompts(small: tuple[str, str], tmp_path: Path) 
         assert torch.allclose(weight, theirs[1][name], atol=1e-6), name
     with pytest.raises(SystemExit, match="another --folder"):
         train(replace(longer, seed=1), place, core="any")
+
+
+@pytest.mark.slow
+def test_one_side_trains_alone(small: tuple[str, str], tmp_path: Path) -> None:
+    task = replace(task_of(*small, steps=2, seed=0, title="t"), leg=1)
+    result = compare(task, tmp_path, sides=("satori",), core="any")
+    assert set(result["accuracy"]) == {"before", "satori"} and "ratios" not in result
+    # What is there is neither trained nor asked again.
+    (tmp_path / "trained-satori" / "model.safetensors").unlink()
+    assert compare(task, tmp_path, sides=("satori",), core="any") == result
+    with pytest.raises(SystemExit, match="a training by satori"):
+        train(task, tmp_path, core="any")
+
+
+def seed_of(number: int, **right: float) -> dict[str, Any]:
+    accuracy = {
+        name: {
+            manner: {"accuracy": share, "standard_error": 0.02, "mean_tokens": 40.0}
+            for manner in ("greedy", "sampled")
+        }
+        for name, share in {"before": 0.5, **right}.items()
+    }
+    return {"task": {"seed": number, "first": 5, "steps": 20}, "accuracy": accuracy}
+
+
+def test_the_page_says_how_much_trainings_differ() -> None:
+    seeds = {"seed 0": seed_of(0, satori=0.8, trl=0.9), "seed 1": seed_of(1, satori=0.9)}
+    lines = page(seeds).splitlines()
+    assert lines[0] == "| | seed 0 | seed 1 | mean | deviation |"
+    assert "| satori, greedy | 80.0 +- 2.0 | 90.0 +- 2.0 | 85.0 | 7.1 |" in lines
+    assert "| trl, sampled | 90.0 +- 2.0 |  | 90.0 |  |" in lines
+
+
+def test_seeds_of_one_record_begin_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    first = {"seed 0": seed_of(0, satori=0.8)}
+    assert earlier("r", seed_of(1)) == {}
+    (tmp_path / "r.json").write_text(json.dumps({"figures": first}))
+    assert earlier("r", seed_of(1, satori=0.7)) == first
+    longer = seed_of(1)
+    longer["task"]["steps"] = 25
+    with pytest.raises(SystemExit, match="seed 0 is of other settings"):
+        earlier("r", longer)
