@@ -68,7 +68,8 @@ def train(
     while (first := len(records.get(sides[0], ()))) < task.steps:
         replace(task, first=first).write(given)
         modules = [f"{side}_training" for side in sides]
-        found, more = in_turn(modules, folder, steps=task.leg, first=first, core=core)
+        leg = range(first, first + task.leg)
+        found, more = in_turn(modules, folder, steps=leg, core=core)
         facts = facts or found
         records = {side: [*records.get(side, ()), *more[side]] for side in sides}
         write_atomically(kept, json.dumps([facts, records]))

@@ -79,7 +79,8 @@ def race(
         workload.write(folder / "workload.json")
         make_model(workload, folder / "model")
         modules = [f"{side}_side" for side in sides]
-        facts, records = in_turn(modules, folder, steps=steps, warmup=warmup, core=core)
+        facts, all_records = in_turn(modules, folder, steps=range(warmup + steps), core=core)
+    records = {side: each[warmup:] for side, each in all_records.items()}
     check_equal_work(list(records.values()))
     figures = {side: summarise(facts[side], records[side], workload) for side in sides}
     result = {"workload": vars(workload), "core": core, "sides": figures}
@@ -87,22 +88,20 @@ def race(
 
 
 def in_turn(
-    modules: Sequence[str], folder: Path, *, steps: int, warmup: int = 0, first: int = 0, core: str
+    modules: Sequence[str], folder: Path, *, steps: range, core: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """Let the sides step in turn; facts and records of each, without the first `warmup` steps.
+    """Let the sides step in turn; facts of each, and records of its steps.
 
     modules: of `benchmarks.peers`; a side is called by what stands before the underscore.
-    first:   number of the first step.
     """
     running: list[Side] = []
     records: dict[str, list[dict[str, Any]]] = {}
     try:
         running = [Side(module, folder, core) for module in modules]
-        for number in range(first, first + warmup + steps):
+        for number in steps:
             for side in running:
                 record = side.step()
-                if number >= first + warmup:
-                    records.setdefault(side.name, []).append(record)
+                records.setdefault(side.name, []).append(record)
                 print(f"  {number} {side.name} {record['cpu_s']:.2f} s", file=sys.stderr)
     finally:
         for side in running:
