@@ -107,7 +107,8 @@ def earlier(name: str, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _comparable(result: dict[str, Any]) -> Any:
-    task = {name: value for name, value in result["task"].items() if name not in ("seed", "first")}
+    read = json.loads(json.dumps(result["task"]))  # tuples are lists in a record
+    task = {name: value for name, value in read.items() if name not in ("seed", "first")}
     greedy = result["accuracy"]["before"]["greedy"]
     return task, greedy["accuracy"], greedy["mean_tokens"]
 
