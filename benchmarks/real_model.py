@@ -13,13 +13,15 @@ from there. pip install trl first. How much two trainings differ by chance say s
 
     python -m benchmarks.real_model --model runs/smollm2-words/models/supervised --seed 1 --extend
 
-`--sides satori` trains by us alone, which takes minutes.
+`--sides satori` trains by us alone, which takes minutes; the other side can follow with a folder of
+its own. `--kl 0` leaves the KL of the config out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +32,7 @@ from benchmarks import measure
 from benchmarks.peers.race import OURS, THEIRS, check_equal_work, in_turn, ratios, summarise
 from benchmarks.peers.task import Task, task_of
 from benchmarks.real_words import MANNERS, ask, figures
-from satori_fast.profiling.statistics import estimate
+from satori_fast.profiling.statistics import Estimate, estimate
 from satori_fast.storage import write_atomically
 
 CONFIG = "configs/real/smollm2_words.toml"
@@ -109,21 +111,44 @@ def earlier(name: str, result: dict[str, Any]) -> dict[str, Any]:
 def _comparable(result: dict[str, Any]) -> Any:
     read = json.loads(json.dumps(result["task"]))  # tuples are lists in a record
     task = {name: value for name, value in read.items() if name not in ("seed", "first")}
+    task.setdefault("kl", 0.0)  # records from before it was said
     greedy = result["accuracy"]["before"]["greedy"]
     return task, greedy["accuracy"], greedy["mean_tokens"]
 
 
+def joined(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """A seed's figures, with the other side's where that was trained before. They did not take
+    turns, so there are no ratios."""
+    if old is None or set(old["sides"]) & set(new["sides"]):
+        return new
+    said = {name: f"{old[name]}; {new[name]}" for name in ("command", "commit")}
+    return new | said | {name: old[name] | new[name] for name in ("sides", "accuracy")}
+
+
 def page(seeds: dict[str, Any]) -> str:
-    """Accuracy after each training, and mean and standard deviation over trainings, in Markdown."""
+    """Accuracy after each training, mean and standard deviation over trainings, and the difference
+    of the sides with its standard error, in Markdown."""
     lines = ["| | " + " | ".join((*seeds, "mean", "deviation")) + " |"]
     lines.append("|---" + "|--:" * (len(seeds) + 2) + "|")
-    for side in ("before", *SIDES):
-        for manner in MANNERS:
+    ends = [""]
+    for manner in MANNERS:
+        over: dict[str, Estimate] = {}
+        for side in ("before", *SIDES):
             own = [each["accuracy"].get(side, {}).get(manner) for each in seeds.values()]
-            over = estimate(found and found["accuracy"] for found in own)
-            cells = [*map(_points, own), _percent(over.mean), _percent(over.standard_deviation)]
+            over[side] = mean = estimate(found and found["accuracy"] for found in own)
+            cells = [*map(_points, own), _percent(mean.mean), _percent(mean.standard_deviation)]
             lines.append(f"| {side}, {manner} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        ends += _difference(manner, over[OURS], over[THEIRS])
+    return "\n".join(lines + ends)
+
+
+def _difference(manner: str, ours: Estimate, theirs: Estimate) -> list[str]:
+    if ours.standard_error is None or theirs.standard_error is None:
+        return []
+    assert ours.mean is not None and theirs.mean is not None
+    error = math.hypot(ours.standard_error, theirs.standard_error)
+    found = f"{_percent(theirs.mean - ours.mean)} +- {_percent(error)} (standard error)"
+    return [f"{THEIRS} less {OURS}, {manner}: {found}"]
 
 
 def _points(found: dict[str, Any] | None) -> str:
@@ -144,6 +169,7 @@ def main() -> None:
     options.add_argument("--model", required=True, help="folder that both start from")
     options.add_argument("--steps", type=int, default=30)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--kl", type=float, help="to the model before; else as in the config")
     options.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     options.add_argument("--core", default="any", help='processor core of both sides, or "any"')
     options.add_argument("--threads", type=int, default=2, help="of the side whose turn it is")
@@ -151,8 +177,9 @@ def main() -> None:
     options.add_argument("--record", default=RECORD, help="of benchmarks/results")
     options.add_argument("--extend", action="store_true", help="keep the seeds of the record")
     chosen = options.parse_args()
+    kl = () if chosen.kl is None else ("--reinforce.kl_coefficient", str(chosen.kl))
     task = task_of(
-        chosen.config, chosen.model, steps=chosen.steps, seed=chosen.seed, title=chosen.config
+        chosen.config, chosen.model, *kl, steps=chosen.steps, seed=chosen.seed, title=chosen.config
     )
     task = replace(task, threads=chosen.threads)
     folder = chosen.folder / f"seed-{chosen.seed}"
@@ -161,7 +188,8 @@ def main() -> None:
     kept = earlier(chosen.record, result) if chosen.extend else {}
     command = " ".join(["python -m benchmarks.real_model", *sys.argv[1:]])
     made = {"command": command, "commit": measure.environment()["commit"], **result}
-    seeds = kept | {f"seed {chosen.seed}": made}
+    seed = f"seed {chosen.seed}"
+    seeds = kept | {seed: joined(kept.get(seed), made)}
     measure.record(chosen.record, seeds)
     print(page(seeds))
     print(json.dumps(result.get("ratios"), indent=2))

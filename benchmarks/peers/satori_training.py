@@ -79,6 +79,7 @@ def main() -> None:
     settle(core, task.threads)
     name = f"satori-{task.first}"
     own = ("--output_dir", f"'{folder}'", "--name", name, "--seed", str(task.seed))
+    own += ("--reinforce.kl_coefficient", str(task.kl))
     with build_run(task_config(task.config, task.model, *own)) as run:
         saves = Saves(folder / "satori", task.first, every=task.leg)
         make_source = partial(source_of, task=task)

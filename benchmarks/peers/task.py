@@ -29,6 +29,7 @@ class Task:
     model:       folder of the model that both start from.
     questions:   (question, answer), `num_prompts` of them a step, in order.
     penalty:     whether long answers are punished (DAPO's eq. 13, the last fifth of `max_tokens`).
+    kl:          coefficient of the k3 estimate of the KL to `model`; 0 for none.
     leg:         steps after which both save and begin anew; a race that was ended goes on there.
     first:       step that a leg begins with.
     """
@@ -44,6 +45,7 @@ class Task:
     learning_rate: float
     steps: int
     penalty: bool
+    kl: float = 0.0
     seed: int = 0
     threads: int = 1
     leg: int = 5
@@ -75,10 +77,12 @@ class Task:
         return cls(**{**values, "questions": questions, "targets": tuple(values["targets"])})
 
 
-def task_of(config_file: str, model: str, *, steps: int, seed: int, title: str) -> Task:
+def task_of(
+    config_file: str, model: str, *overrides: str, steps: int, seed: int, title: str
+) -> Task:
     """The task of a config of a built-in domain that is asked by chat template: its training
-    problems, its sizes, its learning rate, and its penalty for long answers."""
-    config = task_config(config_file, model)
+    problems, its sizes, its learning rate, its KL, and its penalty for long answers."""
+    config = task_config(config_file, model, *overrides)
     template = template_named(config.data.template, config.data.system)
     if config.data.source not in DOMAINS or not isinstance(template, ChatTemplate):
         raise SystemExit(
@@ -103,6 +107,7 @@ def task_of(config_file: str, model: str, *, steps: int, seed: int, title: str) 
         learning_rate=sizes.optimizer.learning_rate,
         steps=steps,
         penalty=sizes.truncated == "penalty",
+        kl=sizes.kl_coefficient or 0.0,
         seed=seed,
     )
 
@@ -117,7 +122,7 @@ def task_config(config_file: str, model: str, *overrides: str) -> Config:
         "reinforce.recipe": "grpo",
         "reinforce.weighting": "token",
         "reinforce.num_minibatches": "1",
-        "reinforce.kl_coefficient": "0.0",
+        "reinforce.kl_estimator": "'k3'",
         "reinforce.optimizer.schedule": "constant",
         "reinforce.optimizer.warmup_fraction": "0.0",
         "reinforce.optimizer.weight_decay": "0.0",

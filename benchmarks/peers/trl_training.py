@@ -40,7 +40,7 @@ def settings(task: Task, folder: Any) -> GRPOConfig:
         temperature=config.rollout.temperature,
         top_p=1.0,
         top_k=0,
-        beta=0.0,
+        beta=task.kl,
         epsilon=0.2,
         loss_type="dapo",
         scale_rewards="group",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from benchmarks import measure
 from benchmarks.peers.task import Task, task_config, task_of
-from benchmarks.real_model import CONFIG, compare, earlier, page, train
+from benchmarks.real_model import CONFIG, compare, earlier, joined, page, train
 from satori_fast.config import load_config
 from satori_fast.data.word_problems import WordProblems
 from satori_fast.rewards.length import LengthPenalty
@@ -62,6 +62,9 @@ def test_questions_are_the_configs_training_problems(small: tuple[str, str]) -> 
     drawn = list(WordProblems(12, levels=LEVELS, split="train", seed=1))
     assert [question for question, _ in task.problems(2)] == [p.question for p in drawn[8:]]
     assert task.system is not None and "\\boxed{}" in task.system
+    assert task.kl == load_config(Path(CONFIG)).reinforce.kl_coefficient == 0.01
+    without = task_of(config, model, "--reinforce.kl_coefficient", "0", steps=3, seed=1, title="t")
+    assert without == replace(task, kl=0.0)
     plain = task_config(config, model)
     assert not plain.restarts_enabled and plain.reinforce.weighting == "token"
 
@@ -170,6 +173,23 @@ def test_the_page_says_how_much_trainings_differ() -> None:
     assert lines[0] == "| | seed 0 | seed 1 | mean | deviation |"
     assert "| satori, greedy | 80.0 +- 2.0 | 90.0 +- 2.0 | 85.0 | 7.1 |" in lines
     assert "| trl, sampled | 90.0 +- 2.0 |  | 90.0 |  |" in lines
+    assert not any("less" in line for line in lines)
+    # Deviations of 7.07 points over two trainings: errors of 5 each, and of the difference 7.07.
+    seeds["seed 1"] = seed_of(1, satori=0.9, trl=1.0)
+    assert "trl less satori, greedy: 10.0 +- 7.1 (standard error)" in page(seeds).splitlines()
+
+
+def test_sides_of_a_seed_may_be_trained_one_after_the_other() -> None:
+    def of(side: str, commit: str) -> dict[str, Any]:
+        said = {"command": f"c --sides {side}", "commit": commit}
+        return seed_of(0, **{side: 0.8}) | said | {"sides": {side: {"commit": commit}}}
+
+    ours, theirs = of("satori", "1"), of("trl", "2")
+    assert joined(None, ours) == ours and joined(theirs, of("trl", "3")) == of("trl", "3")
+    both = joined(ours, theirs)
+    assert set(both["sides"]) == {"satori", "trl"} and "ratios" not in both
+    assert set(both["accuracy"]) == {"before", "satori", "trl"}
+    assert (both["command"], both["commit"]) == ("c --sides satori; c --sides trl", "1; 2")
 
 
 def test_seeds_of_one_record_begin_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +198,10 @@ def test_seeds_of_one_record_begin_alike(tmp_path: Path, monkeypatch: pytest.Mon
     assert earlier("r", seed_of(1)) == {}
     (tmp_path / "r.json").write_text(json.dumps({"figures": first}))
     assert list(earlier("r", seed_of(1, satori=0.7))) == ["seed 0"]
-    longer = seed_of(1)
-    longer["task"]["steps"] = 25
-    with pytest.raises(SystemExit, match="seed 0 is of other settings"):
-        earlier("r", longer)
+    # Records from before the KL was said had none.
+    alike, longer, held = seed_of(1), seed_of(1), seed_of(1)
+    alike["task"]["kl"], longer["task"]["steps"], held["task"]["kl"] = 0.0, 25, 0.01
+    assert list(earlier("r", alike)) == ["seed 0"]
+    for other in (longer, held):
+        with pytest.raises(SystemExit, match="seed 0 is of other settings"):
+            earlier("r", other)
