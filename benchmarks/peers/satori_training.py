@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -78,6 +79,7 @@ def main() -> None:
     task = Task.read(folder / "task.json")
     settle(core, task.threads)
     name = f"satori-{task.first}"
+    shutil.rmtree(folder / name, ignore_errors=True)  # of a leg that was cut off
     own = ("--output_dir", f"'{folder}'", "--name", name, "--seed", str(task.seed))
     own += ("--reinforce.kl_coefficient", str(task.kl))
     with build_run(task_config(task.config, task.model, *own)) as run:

@@ -148,8 +148,16 @@ def test_one_side_trains_alone(small: tuple[str, str], tmp_path: Path) -> None:
     task = replace(task_of(*small, steps=2, seed=0, title="t"), leg=1)
     result = compare(task, tmp_path, sides=("satori",), core="any")
     assert set(result["accuracy"]) == {"before", "satori"} and "ratios" not in result
+    # A leg that was cut off is done again, to the same bits.
+    trained, steps = tmp_path / "trained-satori" / "model.safetensors", tmp_path / "steps.json"
+    expected, (facts, records) = trained.read_bytes(), json.loads(steps.read_text())
+    steps.write_text(json.dumps([facts, {"satori": records["satori"][:1]}]))
+    trained.unlink()
+    train(task, tmp_path, sides=("satori",), core="any")
+    assert trained.read_bytes() == expected
+    steps.write_text(json.dumps([facts, records]))
     # What is there is neither trained nor asked again.
-    (tmp_path / "trained-satori" / "model.safetensors").unlink()
+    trained.unlink()
     assert compare(task, tmp_path, sides=("satori",), core="any") == result
     with pytest.raises(SystemExit, match="a training by satori"):
         train(task, tmp_path, core="any")
