@@ -119,7 +119,7 @@ def _comparable(result: dict[str, Any]) -> Any:
 def joined(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     """A seed's figures, with the other side's where that was trained before. They did not take
     turns, so there are no ratios."""
-    if old is None or set(old["sides"]) & set(new["sides"]):
+    if old is None or not set(old["sides"]) - set(new["sides"]):
         return new
     said = {name: f"{old[name]}; {new[name]}" for name in ("command", "commit")}
     return new | said | {name: old[name] | new[name] for name in ("sides", "accuracy")}

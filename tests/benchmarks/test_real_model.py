@@ -197,6 +197,8 @@ def test_sides_of_a_seed_may_be_trained_one_after_the_other() -> None:
     both = joined(ours, theirs)
     assert set(both["sides"]) == {"satori", "trl"} and "ratios" not in both
     assert set(both["accuracy"]) == {"before", "satori", "trl"}
+    again = joined(both, of("satori", "4"))
+    assert (again["sides"]["satori"], again["sides"]["trl"]) == ({"commit": "4"}, {"commit": "2"})
     assert (both["command"], both["commit"]) == ("c --sides satori; c --sides trl", "1; 2")
 
 
