@@ -14,7 +14,8 @@ from there. pip install trl first. How much two trainings differ by chance say s
     python -m benchmarks.real_model --model runs/smollm2-words/models/supervised --seed 1 --extend
 
 `--sides satori` trains by us alone, which takes minutes; the other side can follow with a folder of
-its own. `--kl 0` leaves the KL of the config out.
+its own. `--sides replayed` trains by us on what TRL sampled in the folder, without the chance of
+sampling. `--kl 0` leaves the KL of the config out.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.peers.race import OURS, THEIRS, check_equal_work, in_turn, ratios, summarise
+from benchmarks.peers.samples import FOLDER
 from benchmarks.peers.task import Task, task_of
 from benchmarks.real_words import MANNERS, ask, figures
 from satori_fast.profiling.statistics import Estimate, estimate
@@ -37,6 +39,7 @@ from satori_fast.storage import write_atomically
 
 CONFIG = "configs/real/smollm2_words.toml"
 RECORD = "real_model"
+REPLAYED = "replayed"  # ours on the samples of TRL's
 SIDES = (OURS, THEIRS)
 
 
@@ -80,12 +83,18 @@ def train(
 
 def compare(task: Task, folder: Path, *, sides: Sequence[str] = SIDES, core: str) -> dict[str, Any]:
     """Train by the sides, in turn; speed, memory and accuracy, of two with their ratios."""
-    facts, records = train(task, folder, sides=sides, core=core)
+    race = folder
+    if REPLAYED in sides:
+        race = _folder_of_replay(folder, sides, steps=task.steps)
+    facts, records = train(task, race, sides=sides, core=core)
     # They sample for themselves, so their tokens differ.
     check_equal_work(list(records.values()), ("prompts", "optimizer_steps"))
     raced = {side: summarise(facts[side], records[side], task) for side in sides}
+    if REPLAYED in raced:  # it samples nothing, so no other rate means anything
+        rates = raced[REPLAYED]["tokens_per_s"]
+        raced[REPLAYED]["tokens_per_s"] = {"update": rates["update"]}
     models = {"before": Path(task.model)}
-    models |= {side: folder / f"trained-{side}" for side in sides}
+    models |= {side: race / f"trained-{side}" for side in sides}
     answers = folder / f"answers-{task.steps}"
     shown = {name: value for name, value in vars(task).items() if name != "questions"}
     result = {
@@ -95,6 +104,19 @@ def compare(task: Task, folder: Path, *, sides: Sequence[str] = SIDES, core: str
         "accuracy": {name: accuracy_of(task, models[name], answers / name) for name in models},
     }
     return result | ({"ratios": ratios(raced, task)} if len(raced) == 2 else {})
+
+
+def _folder_of_replay(folder: Path, sides: Sequence[str], *, steps: int) -> Path:
+    """Folder inside that of a race for our training on the samples there."""
+    if len(sides) > 1:
+        raise SystemExit("--sides replayed stands alone: it follows a training by TRL")
+    if not (folder / FOLDER / f"{steps - 1}.json").exists():
+        raise SystemExit(
+            f"{folder} has no samples of {steps} steps: train there with --sides trl first"
+        )
+    place = folder / REPLAYED
+    place.mkdir(exist_ok=True)
+    return place
 
 
 def earlier(name: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +155,9 @@ def page(seeds: dict[str, Any]) -> str:
     ends = [""]
     for manner in MANNERS:
         over: dict[str, Estimate] = {}
-        for side in ("before", *SIDES):
+        for side in ("before", *SIDES, REPLAYED):
+            if side == REPLAYED and not any(side in each["accuracy"] for each in seeds.values()):
+                continue
             own = [each["accuracy"].get(side, {}).get(manner) for each in seeds.values()]
             over[side] = mean = estimate(found and found["accuracy"] for found in own)
             cells = [*map(_points, own), _percent(mean.mean), _percent(mean.standard_deviation)]
@@ -170,7 +194,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=30)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--kl", type=float, help="to the model before; else as in the config")
-    options.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    options.add_argument("--sides", nargs="+", choices=(*SIDES, REPLAYED), default=SIDES)
     options.add_argument("--core", default="any", help='processor core of both sides, or "any"')
     options.add_argument("--threads", type=int, default=2, help="of the side whose turn it is")
     options.add_argument("--folder", type=Path, default=Path("runs/real_model"), help="of the race")

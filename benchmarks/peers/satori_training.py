@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.contestant import Line, arguments, settle
@@ -15,6 +16,7 @@ from satori_fast.experience.online import OnlineSource
 from satori_fast.experience.source import Judge
 from satori_fast.profiling.spans import SpanRecorder
 from satori_fast.rewards.terms import score
+from satori_fast.rollout.engine import Engine
 from satori_fast.stages.context import Context
 from satori_fast.stages.rewards import build_rewards, length_penalty
 from satori_fast.stages.run import build_run
@@ -39,8 +41,18 @@ class TaskProblems:
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-def source_of(context: Context, trainer: Trainer, spans: SpanRecorder, *, task: Task) -> Made:
-    """Experience of the task, every group kept, as TRL does; and the hash of a step's prompts."""
+def source_of(
+    context: Context,
+    trainer: Trainer,
+    spans: SpanRecorder,
+    *,
+    task: Task,
+    wrap: Callable[[Engine], Engine],
+) -> Made:
+    """Experience of the task, every group kept, as TRL does; and the hash of a step's prompts.
+
+    wrap: puts another engine around the run's, or none.
+    """
     config, problems = context.config.reinforce, TaskProblems(task)
     rewards = build_rewards(
         context.config.reward,
@@ -56,8 +68,10 @@ def source_of(context: Context, trainer: Trainer, spans: SpanRecorder, *, task: 
         min_group_std=None,
         span=spans.span,
     )
+    engine = context.engine(trainer.policy)
+    engine.inner = wrap(engine.inner)
     source = OnlineSource(
-        context.engine(trainer.policy),
+        engine,
         problems,
         judge,
         sampling=lambda step: context.sampling(
@@ -73,20 +87,33 @@ def source_of(context: Context, trainer: Trainer, spans: SpanRecorder, *, task: 
     return source, prompts_of
 
 
-def main() -> None:
+def train(side: str, wrap: Callable[[Engine, Path, Task], Engine], *settings: str) -> None:
+    """Do the race's steps, save, and leave the trained model.
+
+    side: what the race calls it. wrap: given the run's engine, the race's folder and the task, the
+    engine to sample from. settings: of the config, beside the task's.
+    """
     line = Line()
     folder, core = arguments()
     task = Task.read(folder / "task.json")
     settle(core, task.threads)
-    name = f"satori-{task.first}"
+    name = f"{side}-{task.first}"
     shutil.rmtree(folder / name, ignore_errors=True)  # of a leg that was cut off
-    own = ("--output_dir", f"'{folder}'", "--name", name, "--seed", str(task.seed))
+    own = ("--output_dir", f"'{folder}'", "--name", name, "--seed", str(task.seed), *settings)
     own += ("--reinforce.kl_coefficient", str(task.kl))
     with build_run(task_config(task.config, task.model, *own)) as run:
-        saves = Saves(folder / "satori", task.first, every=task.leg)
-        make_source = partial(source_of, task=task)
+        saves = Saves(folder / side, task.first, every=task.leg)
+
+        def wrapped(engine: Engine) -> Engine:
+            return wrap(engine, folder, task)
+
+        make_source = partial(source_of, task=task, wrap=wrapped)
         context, trainer = compete(line, run, task.device == "cuda", make_source, saves)
-        context.model_folders.export(trainer.policy, folder / "trained-satori")
+        context.model_folders.export(trainer.policy, folder / f"trained-{side}")
+
+
+def main() -> None:
+    train("satori", lambda engine, folder, task: engine)
 
 
 if __name__ == "__main__":

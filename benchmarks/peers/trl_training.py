@@ -8,6 +8,7 @@ the logits of one fit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
 from benchmarks.peers.contestant import Line, arguments, settle
+from benchmarks.peers.samples import FOLDER, keep
 from benchmarks.peers.satori_side import hash_of
 from benchmarks.peers.task import ADAM_BETAS, ROWS_A_PASS, Task, task_config
 from benchmarks.peers.trl_side import Meter, StageClock
@@ -83,8 +85,9 @@ class Right:
         return [float(verdict.correct) for verdict in self._pool.grade_many(pairs)]
 
 
-def count(model: Any, meter: Meter, task: Task, end_ids: Sequence[int]) -> None:
-    """Tell the meter which prompts `model.generate` had, and how many tokens came of them."""
+def count(model: Any, meter: Meter, task: Task, end_ids: Sequence[int], samples: Path) -> None:
+    """Tell the meter which prompts `model.generate` had, and how many tokens came of them; keep
+    them in the folder `samples`."""
     generate = model.generate
     ends = torch.tensor(list(end_ids))
 
@@ -95,8 +98,10 @@ def count(model: Any, meter: Meter, task: Task, end_ids: Sequence[int]) -> None:
         output = generate(*inputs, **options)
         completions = output[:, ids.shape[1] :]
         before_end = torch.isin(completions, ends.to(completions.device)).int().cumsum(1) == 0
-        cut = before_end.all(1)
-        meter.completion_tokens = int((before_end.sum(1) + (~cut).int()).sum())
+        lengths = before_end.sum(1) + (~before_end.all(1)).int()
+        meter.completion_tokens = int(lengths.sum())
+        pairs = zip(completions.tolist(), lengths.tolist(), strict=True)
+        keep(samples, task.first + meter.step, rows, [ids[:length] for ids, length in pairs])
         return output
 
     model.generate = counted
@@ -127,7 +132,8 @@ def main() -> None:
     trainer.add_callback(meter)
     model: Any = trainer.model
     ends = model.generation_config.eos_token_id
-    count(model, meter, task, ends if isinstance(ends, list) else [ends])
+    ends = ends if isinstance(ends, list) else [ends]
+    count(model, meter, task, ends, folder / FOLDER)
 
     def leave() -> None:
         model.generate = type(model).generate.__get__(model)

@@ -7,18 +7,20 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from benchmarks import measure
+from benchmarks.peers.samples import FOLDER, Replay, keep
 from benchmarks.peers.task import Task, task_config, task_of
 from benchmarks.real_model import CONFIG, compare, earlier, joined, page, train
 from satori_fast.config import load_config
 from satori_fast.data.word_problems import WordProblems
 from satori_fast.rewards.length import LengthPenalty
+from satori_fast.rollout.engine import Engine, Request, SamplingParams
 from tests.tiny_models import save_chat_model
 
 SMALL = """
@@ -26,8 +28,8 @@ schema_version = 1
 base = "{base}"
 name = "small"
 [rollout]
-max_seqlen = 420
-max_new_tokens = 12
+max_seqlen = 460
+max_new_tokens = 60
 [data]
 num_train = 20
 max_prompt_tokens = 400
@@ -58,7 +60,7 @@ def small(tmp_path: Path) -> tuple[str, str]:
 def test_questions_are_the_configs_training_problems(small: tuple[str, str]) -> None:
     config, model = small
     task = task_of(config, model, steps=3, seed=1, title="t")
-    assert (len(task.questions), task.num_rows, task.max_tokens) == (12, 16, 12)
+    assert (len(task.questions), task.num_rows, task.max_tokens) == (12, 16, 60)
     drawn = list(WordProblems(12, levels=LEVELS, split="train", seed=1))
     assert [question for question, _ in task.problems(2)] == [p.question for p in drawn[8:]]
     assert task.system is not None and "\\boxed{}" in task.system
@@ -120,7 +122,7 @@ def test_both_train_on_the_same_prompts(small: tuple[str, str], tmp_path: Path) 
         figures = result["sides"][side]
         records = figures["records"]
         assert len({record["prompts"] for record in records}) == 2
-        assert all(16 <= record["completion_tokens"] <= 16 * 12 for record in records)
+        assert all(16 <= record["completion_tokens"] <= 16 * 60 for record in records)
         assert all(record["tokens"] > record["completion_tokens"] for record in records)
         assert figures["tokens_per_s"]["update"] > 0
         assert (place / f"trained-{side}" / "model.safetensors").exists()
@@ -141,6 +143,46 @@ def test_both_train_on_the_same_prompts(small: tuple[str, str], tmp_path: Path) 
         assert torch.allclose(weight, theirs[1][name], atol=1e-6), name
     with pytest.raises(SystemExit, match="another --folder"):
         train(replace(longer, seed=1), place, core="any")
+    # On the samples of the other side the updates are its own.
+    replayed = compare(longer, place, sides=("replayed",), core="any")
+    theirs, again = records["trl"], replayed["sides"]["replayed"]["records"]
+    for field in ("prompts", "completion_tokens", "tokens", "optimizer_steps"):
+        assert [each[field] for each in again] == [each[field] for each in theirs], field
+    files = [Path(task.model), place / "trained-trl", place / "replayed/trained-replayed"]
+    before, *after = (load_file(each / "model.safetensors") for each in files)
+    moved = [
+        torch.cat([(each[name][: len(x)] - x).flatten() for name, x in before.items()])
+        for each in after
+    ]
+    assert moved[0].abs().max() > 1e-5  # some answers end, the others are too long
+    # Ours has three more words for actions, which take some of the probability.
+    assert torch.cosine_similarity(*moved, dim=0) > 0.95
+    assert set(replayed["accuracy"]) == {"before", "replayed"} and "ratios" not in replayed
+    assert set(replayed["sides"]["replayed"]["tokens_per_s"]) == {"update"}
+
+
+def test_a_replay_follows_a_training_of_as_many_steps(
+    small: tuple[str, str], tmp_path: Path
+) -> None:
+    task = task_of(*small, steps=5, seed=0, title="t")
+    keep(tmp_path / FOLDER, 3, [[1]], [[2]])
+    with pytest.raises(SystemExit, match="no samples of 5 steps: train there with --sides trl"):
+        compare(task, tmp_path, sides=("replayed",), core="any")
+    with pytest.raises(SystemExit, match="stands alone"):
+        compare(task, tmp_path, sides=("trl", "replayed"), core="any")
+
+
+def test_a_replay_gives_the_samples_of_its_step(tmp_path: Path) -> None:
+    keep(tmp_path / FOLDER, 1, [[1, 2]], [[5, 6, 7]])
+    keep(tmp_path / FOLDER, 2, [[1, 2], [3]], [[5, 0], [6]])
+    requests = [Request(prompt, 2, stop_ids=(0,), seed=0) for prompt in ((1, 2), (3,))]
+    sampling = SamplingParams(max_new_tokens=2)
+    engine = Replay(cast(Engine, None), tmp_path / FOLDER, 1)
+    with pytest.raises(SystemExit, match=r"1\.json: other prompts"):
+        list(engine.generate(requests, sampling))
+    found = [completion for _, completion in engine.generate(requests, sampling)]
+    assert [each.tokens.tolist() for each in found] == [[5, 0], [6]]
+    assert [each.finish for each in found] == ["stop", "length"]
 
 
 @pytest.mark.slow
@@ -181,7 +223,7 @@ def test_the_page_says_how_much_trainings_differ() -> None:
     assert lines[0] == "| | seed 0 | seed 1 | mean | deviation |"
     assert "| satori, greedy | 80.0 +- 2.0 | 90.0 +- 2.0 | 85.0 | 7.1 |" in lines
     assert "| trl, sampled | 90.0 +- 2.0 |  | 90.0 |  |" in lines
-    assert not any("less" in line for line in lines)
+    assert not any("less" in line or "replayed" in line for line in lines)
     # Deviations of 7.07 points over two trainings: errors of 5 each, and of the difference 7.07.
     seeds["seed 1"] = seed_of(1, satori=0.9, trl=1.0)
     assert "trl less satori, greedy: 10.0 +- 7.1 (standard error)" in page(seeds).splitlines()
