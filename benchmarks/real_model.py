@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +33,7 @@ from benchmarks.peers.race import OURS, THEIRS, check_equal_work, in_turn, ratio
 from benchmarks.peers.samples import FOLDER
 from benchmarks.peers.task import Task, task_of
 from benchmarks.real_words import MANNERS, ask, figures
-from satori_fast.profiling.statistics import Estimate, estimate
+from satori_fast.profiling.statistics import difference, estimate
 from satori_fast.storage import write_atomically
 
 CONFIG = "configs/real/smollm2_words.toml"
@@ -149,30 +148,33 @@ def joined(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
 
 def page(seeds: dict[str, Any]) -> str:
     """Accuracy after each training, mean and standard deviation over trainings, and the difference
-    of the sides with its standard error, in Markdown."""
+    of the sides with its standard error and 95 % interval over trainings, in Markdown."""
     lines = ["| | " + " | ".join((*seeds, "mean", "deviation")) + " |"]
     lines.append("|---" + "|--:" * (len(seeds) + 2) + "|")
     ends = [""]
     for manner in MANNERS:
-        over: dict[str, Estimate] = {}
+        over: dict[str, list[float | None]] = {}
         for side in ("before", *SIDES, REPLAYED):
             if side == REPLAYED and not any(side in each["accuracy"] for each in seeds.values()):
                 continue
             own = [each["accuracy"].get(side, {}).get(manner) for each in seeds.values()]
-            over[side] = mean = estimate(found and found["accuracy"] for found in own)
+            over[side] = [found and found["accuracy"] for found in own]
+            mean = estimate(over[side])
             cells = [*map(_points, own), _percent(mean.mean), _percent(mean.standard_deviation)]
             lines.append(f"| {side}, {manner} | " + " | ".join(cells) + " |")
-        ends += _difference(manner, over[OURS], over[THEIRS])
-    return "\n".join(lines + ends)
+        ends.append(_difference(manner, over[OURS], over[THEIRS]))
+    return "\n".join(lines + ends).rstrip()
 
 
-def _difference(manner: str, ours: Estimate, theirs: Estimate) -> list[str]:
-    if ours.standard_error is None or theirs.standard_error is None:
-        return []
-    assert ours.mean is not None and theirs.mean is not None
-    error = math.hypot(ours.standard_error, theirs.standard_error)
-    found = f"{_percent(theirs.mean - ours.mean)} +- {_percent(error)} (standard error)"
-    return [f"{THEIRS} less {OURS}, {manner}: {found}"]
+def _difference(manner: str, ours: Sequence[float | None], theirs: Sequence[float | None]) -> str:
+    found = difference(theirs, ours)
+    if found is None:
+        return ""
+    low, high = map(_percent, found.interval)
+    return (
+        f"{THEIRS} less {OURS}, {manner}: {_percent(found.value)} +- "
+        f"{_percent(found.standard_error)} (standard error), 95 % {low} to {high}"
+    )
 
 
 def _points(found: dict[str, Any] | None) -> str:

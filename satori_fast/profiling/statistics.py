@@ -27,6 +27,15 @@ _T_975 = {
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """A mean less another of independent values, its standard error and 95 % interval."""
+
+    value: float
+    standard_error: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """A mean of independent values.
 
@@ -56,8 +65,34 @@ def estimate(values: Iterable[Value]) -> Estimate:
         return Estimate(n, mean, None, None, None)
     deviation = float(np.std(there, ddof=1))
     error = deviation / math.sqrt(n)
-    half = _T_975[max(freedom for freedom in _T_975 if freedom < n)] * error
+    half = _quantile(n - 1) * error
     return Estimate(n, mean, deviation, error, (mean - half, mean + half))
+
+
+def _quantile(freedom: float) -> float:
+    return _T_975[max((known for known in _T_975 if known <= freedom + 1e-9), default=1)]
+
+
+def difference(values: Iterable[Value], others: Iterable[Value]) -> Difference | None:
+    """Estimate how far the mean of `values` lies above that of others, unpaired.
+
+    The interval is Welch's (1947): deviations may differ, degrees of freedom are rounded down.
+    None where one of the two has fewer than two values, or none of the values differ.
+
+    >>> difference([0.6, 0.8], [0.5, 0.5, 0.5]).interval  # 0.2 +- 12.706 * 0.1
+    (-1.0706, 1.4706)
+    """
+    one, other = estimate(values), estimate(others)
+    if one.standard_error is None or other.standard_error is None:
+        return None
+    assert one.mean is not None and other.mean is not None
+    error = math.hypot(one.standard_error, other.standard_error)
+    if error == 0:
+        return None
+    shares = ((one.standard_error / error) ** 4, (other.standard_error / error) ** 4)
+    freedom = 1 / (shares[0] / (one.n - 1) + shares[1] / (other.n - 1))
+    apart, half = one.mean - other.mean, _quantile(freedom) * error
+    return Difference(apart, error, (apart - half, apart + half))
 
 
 def group_means(groups: Sequence[Sequence[Value]]) -> list[Value]:

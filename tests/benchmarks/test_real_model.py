@@ -226,7 +226,9 @@ def test_the_page_says_how_much_trainings_differ() -> None:
     assert not any("less" in line or "replayed" in line for line in lines)
     # Deviations of 7.07 points over two trainings: errors of 5 each, and of the difference 7.07.
     seeds["seed 1"] = seed_of(1, satori=0.9, trl=1.0)
-    assert "trl less satori, greedy: 10.0 +- 7.1 (standard error)" in page(seeds).splitlines()
+    # Two degrees of freedom.
+    difference = "trl less satori, greedy: 10.0 +- 7.1 (standard error), 95 % -20.4 to 40.4"
+    assert difference in page(seeds).splitlines()
 
 
 def test_sides_of_a_seed_may_be_trained_one_after_the_other() -> None:

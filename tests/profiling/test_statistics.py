@@ -9,6 +9,7 @@ import pytest
 from satori_fast.profiling.statistics import (
     _T_975,
     Estimate,
+    difference,
     estimate,
     group_means,
     late_mean,
@@ -50,6 +51,27 @@ def test_between_two_quantiles_the_wider_interval_counts():
     found = estimate(values)
     assert found.interval is not None and found.standard_error is not None
     assert found.interval[1] - 7 == pytest.approx(2.179 * found.standard_error)
+
+
+def test_the_difference_of_unequal_deviations_has_few_degrees_of_freedom():
+    # Variances of the means 4 / 4 = 1 and 0.04 / 4 = 0.01, so 1.01^2 / (1 / 3 + 0.0001 / 3) = 3.06
+    # degrees of freedom, not the six of equal deviations.
+    steps = math.sqrt(3) * np.array([-1, -1, 1, 1])
+    wide, narrow = [*(10 + steps)], [*(9 + 0.1 * steps)]
+    found = difference([*wide, None], narrow)
+    assert found is not None and found.value == pytest.approx(1.0)
+    assert found.standard_error == pytest.approx(math.sqrt(1.01))
+    half = 3.182 * math.sqrt(1.01)
+    assert found.interval == pytest.approx((1 - half, 1 + half))
+    assert difference(wide, narrow[:1]) is None
+    assert difference([1.0, 1.0], [2.0, 2.0]) is None
+
+
+def test_equal_deviations_have_the_degrees_of_both():
+    # 2 (n - 1) = 4 degrees of freedom, errors of 1 / sqrt(3) each.
+    found = difference([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+    half = 2.776 * math.sqrt(2 / 3)
+    assert found is not None and found.interval == pytest.approx((-3 - half, -3 + half))
 
 
 def test_runs_of_a_group_are_averaged_before_groups_are():
